@@ -1,0 +1,189 @@
+"""What a model family must say of itself to be trained by SWIRL."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from swirl_lightning.prompts import TokenIds
+from swirl_lightning.transition import State
+
+BUILTIN_PREFIX = "builtin/"
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Which token sequences are a state, or an action: the support of the constrained policy.
+
+    Attributes:
+        allowed: sorted token ids that may be sampled, including ``eos`` where there is one.
+        max_length: number of tokens at most; exactly this many where ``eos`` is None.
+        eos: the id that ends a completion and belongs to it, or None for a fixed length.
+    """
+
+    allowed: tuple[int, ...]
+    max_length: int
+    eos: int | None = None
+
+    def __post_init__(self) -> None:
+        if list(self.allowed) != sorted(set(self.allowed)) or not self.allowed:
+            raise ValueError("Grammar.allowed must be sorted, without repeats and not empty")
+        if self.eos is not None and self.eos not in self.allowed:
+            raise ValueError(f"Grammar.eos {self.eos} is not among the allowed ids")
+
+    def complete(self, content: TokenIds) -> TokenIds:
+        """The completion that stands for ``content``: with its EOS, cut to ``max_length``."""
+        if self.eos is None:
+            if len(content) != self.max_length:
+                raise ValueError(f"a state of {self.max_length} tokens is needed, got {len(content)}")
+            return list(content)
+        return list(content)[: self.max_length - 1] + [self.eos]
+
+    def content(self, completion: TokenIds) -> TokenIds:
+        """The inverse of :meth:`complete`: the tokens before the EOS."""
+        if self.eos is not None and self.eos in completion:
+            return completion[: completion.index(self.eos)]
+        return list(completion)
+
+
+class Backbone(ABC):
+    """A model family: loading, tokens of states and actions, and where the LoRA goes.
+
+    Args:
+        model_name_or_path: folder, hub name, or ``builtin/<name>`` for a base shipped with the package.
+        revision: hub revision.
+        quantization: ``nf4`` (4-bit NormalFloat, double quantisation) or None for plain weights.
+        dtype: dtype of computation and of the weights that are not quantised.
+        attn_implementation: as in transformers.
+        gradient_checkpointing: recompute activations in the policy update.
+        trust_remote_code: as in transformers; off unless you set it.
+    """
+
+    lora_targets: str | Sequence[str] = "all-linear"
+    """Module names (PEFT ``target_modules``) where the adapters go by default."""
+    keep_unquantized: Sequence[str] = ("lm_head",)
+    """Module names that stay out of 4-bit. Replaces bitsandbytes' own list."""
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        revision: str | None = None,
+        quantization: str | None = "nf4",
+        dtype: str = "bfloat16",
+        attn_implementation: str = "sdpa",
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if quantization not in ("nf4", None):
+            raise ValueError(f"quantization must be 'nf4' or null, got {quantization!r}")
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
+        self.name = model_name_or_path
+        self.path = resolve_model_path(model_name_or_path)
+        self.revision = revision
+        self.quantization = quantization
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.attn_implementation = attn_implementation
+        self.gradient_checkpointing = gradient_checkpointing
+        self.trust_remote_code = trust_remote_code
+
+    # ---- the model -------------------------------------------------------------------------------
+    @abstractmethod
+    def load_model(self) -> PreTrainedModel:
+        """The base, quantised as configured, on the CPU or where bitsandbytes wants it, all frozen."""
+
+    def trunk(self, model: nn.Module) -> nn.Module:
+        """The part of ``model`` that turns ids into ``last_hidden_state`` (its head left out)."""
+        return model.get_decoder()  # type: ignore[operator,no-any-return]
+
+    def head(self, model: nn.Module) -> nn.Linear:
+        """The output layer, (vocabulary, hidden)."""
+        return model.get_output_embeddings()  # type: ignore[operator,no-any-return]
+
+    def quantization_config(self) -> BitsAndBytesConfig | None:
+        """The BitsAndBytesConfig that `load_model` hands to transformers."""
+        if self.quantization is None:
+            return None
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=self.dtype,
+            bnb_4bit_quant_storage=self.dtype if self.dtype != torch.float16 else torch.uint8,
+            llm_int8_skip_modules=list(self.keep_unquantized),
+        )
+
+    # ---- tokens ----------------------------------------------------------------------------------
+    @abstractmethod
+    def encode_text(self, text: str) -> TokenIds:
+        """Ids of a piece of text, no special tokens added."""
+
+    @abstractmethod
+    def decode_text(self, ids: TokenIds) -> str:
+        """Text of ids, special tokens dropped."""
+
+    @abstractmethod
+    def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
+        """Content ids of each state (no marks around it, no EOS)."""
+
+    @abstractmethod
+    def decode_states(self, contents: Sequence[TokenIds], device: torch.device) -> list[State]:
+        """The states that content ids stand for."""
+
+    def encode_action(self, action: str) -> TokenIds:
+        """Content ids of an action."""
+        return self.encode_text(action)
+
+    def decode_action(self, content: TokenIds) -> str:
+        """The action in words."""
+        return self.decode_text(content).strip()
+
+    # ---- prompts ---------------------------------------------------------------------------------
+    def frame_prompt(self, template: str) -> list[str | TokenIds]:
+        """The template with what the family puts around a prompt (BOS, chat turns)."""
+        return [template]
+
+    def wrap_state(self, content: TokenIds) -> TokenIds:
+        """A state inside a prompt: its content with the family's marks around it."""
+        return content
+
+    def state_opening(self) -> TokenIds:
+        """What ends a prompt that a state completion follows (for example ``<boi>``)."""
+        return []
+
+    # ---- what may be generated -------------------------------------------------------------------
+    @property
+    @abstractmethod
+    def state_grammar(self) -> Grammar:
+        """What the FWM may generate."""
+
+    @property
+    @abstractmethod
+    def action_grammar(self) -> Grammar:
+        """What the IDM may generate."""
+
+    # ---- identity --------------------------------------------------------------------------------
+    def fingerprint(self) -> str:
+        """Names the tokeniser of states, for caches: same fingerprint, same ids."""
+        return f"{type(self).__name__}:{self.name}:{self.revision}"
+
+
+def resolve_model_path(name: str) -> str:
+    """``builtin/<name>`` -> its folder in the package; anything else is returned as it is.
+
+    Raises:
+        FileNotFoundError: the package ships no such base.
+    """
+    if not name.startswith(BUILTIN_PREFIX):
+        return name
+    folder = Path(__file__).parents[1] / "assets" / name.removeprefix(BUILTIN_PREFIX)
+    if not folder.is_dir():
+        known = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
+        raise FileNotFoundError(f"no base {name!r} is shipped with the package; there are: {known}")
+    return str(folder)

@@ -1,0 +1,35 @@
+"""The one record that every part of the framework speaks about: a transition (x, z, y)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+State = str | Image.Image
+"""A state of the world: a text or an RGB picture."""
+
+
+@dataclass(frozen=True, eq=False)
+class Transition:
+    """One step of the world, x -> y, with its action z where a label exists.
+
+    Attributes:
+        before: x, the state before.
+        after: y, the state after.
+        action: z in words, or None for a state-only pair.
+        id: names the record in messages, in files of predictions and in the seed of its rollouts;
+            unique within its split.
+        meta: whatever else the benchmark needs to score the record (task, split, ...).
+    """
+
+    before: State
+    after: State
+    action: str | None = None
+    id: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def without_action(self) -> Transition:
+        """The same pair with its label taken away (what Phase I and Phase II may see)."""
+        return Transition(self.before, self.after, None, self.id, self.meta)
