@@ -1,0 +1,128 @@
+"""GRPO as pure functions: advantages, clipped surrogate, KL and how tokens are weighed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STD_EPSILON = 1e-4
+ADVANTAGE_SCALES = ("group", "none")
+NORMALIZATIONS = ("token", "sequence", "constant")
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """Hyperparameters of the policy update.
+
+    Attributes:
+        group_size: G, rollouts per prompt in Phase I, and in Phase II unless ``idm_group_size`` is set.
+        idm_group_size: G in Phase II.
+        beta: β, weight of the KL to the reference; 1 makes Phase II the ELBO exactly.
+        epsilon: ε of the clipped surrogate.
+        epsilon_high: upper ε if it differs (DAPO); None means ``epsilon``.
+        advantage_scale: ``group`` divides by the group's standard deviation, ``none`` does not (Dr. GRPO).
+        loss_normalization: ``token`` (over the global batch), ``sequence`` (mean of each sequence's mean)
+            or ``constant`` (Dr. GRPO: by the longest possible length).
+        num_iterations: policy updates per batch of rollouts.
+    """
+
+    group_size: int = 8
+    idm_group_size: int | None = None
+    beta: float = 0.1
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    advantage_scale: str = "group"
+    loss_normalization: str = "token"
+    num_iterations: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = [self.group_size] + ([] if self.idm_group_size is None else [self.idm_group_size])
+        if min(sizes) < 2:
+            raise ValueError(f"a group needs at least 2 rollouts to compare, got {min(sizes)}")
+        if self.beta < 0:
+            raise ValueError(f"beta must be >= 0, got {self.beta}")
+        if self.num_iterations < 1:
+            raise ValueError(f"num_iterations must be >= 1, got {self.num_iterations}")
+        _choose("advantage_scale", self.advantage_scale, ADVANTAGE_SCALES)
+        _choose("loss_normalization", self.loss_normalization, NORMALIZATIONS)
+
+
+def group_advantages(rewards: Tensor, group_size: int, scale: str = "group") -> Tensor:
+    """A = (r - mean(r)) / (std(r) + 1e-4) within each group (GRPO; unbiased std, as the paper and TRL).
+
+    Args:
+        rewards: (B * G,) float32, members of a group are neighbours.
+        group_size: G.
+        scale: ``group`` or ``none`` (no division).
+
+    Returns:
+        (B * G,) float32.
+    """
+    groups = rewards.view(-1, group_size)  # (B, G)
+    advantages = groups - groups.mean(1, keepdim=True)
+    if scale == "group":
+        advantages = advantages / (groups.std(1, keepdim=True) + STD_EPSILON)
+    return advantages.flatten()
+
+
+def zero_variance_share(rewards: Tensor, group_size: int) -> Tensor:
+    """Share of groups whose members all have the same reward: they teach nothing."""
+    groups = rewards.view(-1, group_size)
+    return ((groups.amax(1) - groups.amin(1)) < 1e-6).float().mean()
+
+
+def clipped_surrogate(
+    policy: Tensor, old: Tensor, advantages: Tensor, epsilon: float, epsilon_high: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """-min(ρA, clip(ρ, 1-ε, 1+ε_high)A) per token, ρ = π / π_old (PPO; GRPO eq. 3).
+
+    Args:
+        policy: (N, L) log-probabilities with gradient.
+        old: (N, L) log-probabilities of the policy that sampled.
+        advantages: (N,).
+        epsilon: ε.
+        epsilon_high: upper ε; None means ``epsilon``.
+
+    Returns:
+        loss (N, L), and (N, L) bool: where the clip holds the gradient back.
+    """
+    high = epsilon if epsilon_high is None else epsilon_high
+    ratio = (policy - old).exp()
+    advantages = advantages[:, None]
+    clipped = ratio.clamp(1 - epsilon, 1 + high)
+    held = ((ratio < 1 - epsilon) & (advantages < 0)) | ((ratio > 1 + high) & (advantages > 0))
+    return -torch.minimum(ratio * advantages, clipped * advantages), held
+
+
+def kl_k3(policy: Tensor, reference: Tensor) -> Tensor:
+    """exp(ref - π) - (ref - π) - 1 per token: the k3 estimator of KL(π, ref). (N, L) -> (N, L)."""
+    difference = reference - policy
+    return difference.exp() - difference - 1
+
+
+def token_weights(mask: Tensor, normalization: str, max_length: int) -> tuple[Tensor, Tensor]:
+    """What each token's loss counts, and what the sum over the global batch is to be divided by.
+
+    Args:
+        mask: (N, L) bool.
+        normalization: ``token``, ``sequence`` or ``constant``.
+        max_length: longest completion the grammar allows (for ``constant``).
+
+    Returns:
+        weights (N, L) float32, 0 where masked out, and this batch's share of the denominator, a scalar:
+        loss = sum(weights * token loss) / sum of denominators over micro-batches and ranks.
+    """
+    weights = mask.float()
+    if normalization == "token":
+        return weights, weights.sum()
+    rows = weights.new_tensor(float(len(mask)))
+    if normalization == "sequence":
+        return weights / weights.sum(1, keepdim=True).clamp(min=1), rows
+    return weights, rows * max_length
+
+
+def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")

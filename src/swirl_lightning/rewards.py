@@ -1,0 +1,50 @@
+"""What a rollout is paid: the log-probability that the frozen other model gives."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from swirl_lightning.scoring import LogProbs
+
+
+class Reward(Protocol):
+    """Turns the frozen model's log-probabilities into rewards: pluggable by class path."""
+
+    def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
+        """Rewards (N,) float32 from the log-probabilities of N scored completions.
+
+        Phase I scores the group's z after (x, ŷ_k): log Q(z | x, ŷ_k). Phase II scores the pair's y
+        after (x, ẑ_k): log P(y | x, ẑ_k).
+        """
+
+
+class MeanLogProb:
+    """Mean log-probability per token, the reward of the paper in both phases (section 3).
+
+    Args:
+        floor: rewards are clamped from below to this, in nats per token (-10 in the authors' code).
+    """
+
+    def __init__(self, floor: float = -10.0) -> None:
+        self.floor = floor
+
+    def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
+        """(N,) float32, nats per token."""
+        return log_probs.mean_per_token().clamp(min=self.floor)
+
+
+class ShuffledWithinGroup(MeanLogProb):
+    """The mirror check: the same rewards, dealt to the wrong members of the group. Nothing may improve."""
+
+    def __init__(self, floor: float = -10.0, seed: int = 0) -> None:
+        super().__init__(floor)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
+        """(N,) float32, permuted at random within each group."""
+        rewards = super().__call__(log_probs, group_size).view(-1, group_size)
+        order = torch.rand(rewards.shape, generator=self._generator).argsort(1).to(rewards.device)
+        return rewards.gather(1, order).flatten()

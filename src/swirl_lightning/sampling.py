@@ -1,0 +1,161 @@
+"""Rollouts: G completions per prompt, the prompt prefilled once, from the constrained vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from swirl_lightning.backbones.base import Grammar
+from swirl_lightning.prompts import TokenIds
+from swirl_lightning.rollouts import Completions
+from swirl_lightning.vocabulary import VocabularySlice
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How completions are drawn.
+
+    Top-p and top-k only trim the tail of what is *sampled*. Policy, old and reference
+    log-probabilities are those of the untrimmed constrained distribution at ``temperature``, as in TRL.
+
+    Attributes:
+        temperature: divides the logits; 0 means greedy.
+        top_p: smallest set of tokens whose probability reaches this is kept.
+        top_k: number of tokens kept at most; None keeps all.
+    """
+
+    temperature: float = 0.75
+    top_p: float = 0.96
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be >= 1 or null, got {self.top_k}")
+
+
+GREEDY = SamplingConfig(temperature=0.0, top_p=1.0)
+
+
+def uniforms(keys: Sequence[str], group_size: int, length: int) -> Tensor:
+    """One uniform number in [0, 1) per token of every rollout: (B * G, length) float32, on the CPU.
+
+    Each group draws from a generator of its own, seeded by its key. So a rollout depends on its key
+    and its place in the group alone: not on the batch it is in, on the rank, or on what ran before.
+    """
+    rows = []
+    for key in keys:
+        seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
+        rows.append(torch.rand(group_size, length, generator=torch.Generator().manual_seed(seed)))
+    return torch.cat(rows) if rows else torch.zeros(0, length)
+
+
+def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
+    """Inverse-CDF sampling, one uniform a row: (N, V) float32, (N,) -> (N,) indices.
+
+    Tokens are walked in order of falling probability, so a trimmed tail never moves the rest.
+    """
+    if config.temperature == 0:
+        return logits.argmax(-1)
+    probs = (logits / config.temperature).softmax(-1)  # (N, V)
+    if config.top_k is not None and config.top_k < probs.shape[-1]:
+        probs, order = probs.topk(config.top_k, dim=-1)  # (N, K), falling
+        probs = probs / probs.sum(-1, keepdim=True)
+    else:
+        probs, order = probs.sort(dim=-1, descending=True, stable=True)
+    cumulative = probs.cumsum(-1)
+    # the first token that reaches top_p still belongs to the nucleus
+    kept = (cumulative - probs < config.top_p).sum(-1, keepdim=True)  # (N, 1)
+    total = cumulative.gather(-1, kept - 1)
+    place = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
+    return order.gather(-1, torch.minimum(place, kept - 1))[:, 0]
+
+
+@torch.no_grad()
+def sample(
+    trunk: nn.Module,
+    vocabulary: VocabularySlice,
+    grammar: Grammar,
+    prompts: Sequence[TokenIds],
+    noise: Tensor,
+    config: SamplingConfig,
+) -> Completions:
+    """Draw completions after prompts.
+
+    Args:
+        trunk: maps ids to ``last_hidden_state``; the adapter in use is the caller's choice.
+        vocabulary: the head cut to ``grammar.allowed``.
+        grammar: what a completion is.
+        prompts: B prompts as ids, of any length.
+        noise: (B * G, >= grammar.max_length) from :func:`uniforms`; G follows from its shape.
+        config: temperature and truncation.
+
+    Returns:
+        Completions (B * G, L); rows of one prompt are neighbours. One that reaches ``max_length`` before
+        its EOS is left without: only what was sampled is scored.
+    """
+    device = vocabulary.weight.device
+    noise = noise.to(device)
+    total, group_size = noise.shape[0], noise.shape[0] // len(prompts)
+    ids, mask = pad_left(prompts, device)  # (B, P)
+    cache = DynamicCache()
+    hidden = trunk(
+        input_ids=ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache, use_cache=True
+    ).last_hidden_state[:, -1]  # (B, H)
+    cache.batch_repeat_interleave(group_size)
+    hidden = hidden.repeat_interleave(group_size, 0)  # (N, H)
+    mask = mask.repeat_interleave(group_size, 0)
+    position = mask.sum(1, keepdim=True)  # (N, 1)
+
+    tokens = torch.zeros(total, grammar.max_length, dtype=torch.long, device=device)
+    alive = torch.zeros(total, grammar.max_length, dtype=torch.bool, device=device)
+    running = torch.ones(total, dtype=torch.bool, device=device)
+    for step in range(grammar.max_length):
+        token = vocabulary.ids[draw(vocabulary.logits(hidden), noise[:, step], config)]
+        tokens[:, step] = token.where(running, token.new_zeros(()))
+        alive[:, step] = running
+        if grammar.eos is not None:
+            running = running & (token != grammar.eos)
+            if not running.any():
+                break
+        if step == grammar.max_length - 1:
+            break
+        mask = torch.cat([mask, mask.new_ones(total, 1)], 1)
+        hidden = trunk(
+            input_ids=token[:, None],
+            attention_mask=mask,
+            position_ids=position + step,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+    used = step + 1
+    return Completions(tokens[:, :used], alive[:, :used])
+
+
+def pad_left(rows: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids (B, P) padded with 0 on the left, and their mask (B, P) of 0 and 1."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids.long().view(len(rows), width), mask.long().view(len(rows), width)
+
+
+def pad_right(rows: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids (B, P) padded with 0 on the right, and their mask (B, P) of 0 and 1."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    return ids.long().view(len(rows), width), mask.long().view(len(rows), width)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position of each token among the unmasked ones: (B, P) -> (B, P); 0 on padding."""
+    return (mask.cumsum(1) - 1).clamp_(min=0)

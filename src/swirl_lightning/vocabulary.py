@@ -1,0 +1,117 @@
+"""The rows of the output layer that a grammar allows, and log-probabilities over them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LOGITS_PER_CHUNK = 1 << 24
+"""Logits that exist at one time (64 MiB in float32), whatever the number of tokens and the vocabulary."""
+
+
+class VocabularySlice:
+    """The constrained vocabulary of one grammar: the frozen head cut to the allowed rows.
+
+    Sampling, policy, old, reference and reward log-probabilities all go through this one mask.
+    A nearly contiguous set of ids (all text ids) is a view of the head with the few holes masked;
+    a small set (8,192 image ids of 264,192) is a copy of its rows.
+
+    Args:
+        head: output layer (vocabulary, hidden), frozen.
+        allowed: sorted token ids that may be generated.
+    """
+
+    def __init__(self, head: nn.Linear, allowed: Sequence[int]) -> None:
+        ids = torch.as_tensor(allowed, dtype=torch.long, device=head.weight.device)
+        low, high = int(ids[0]), int(ids[-1]) + 1
+        if high > head.weight.shape[0]:
+            raise ValueError(f"token id {high - 1} lies outside the head's {head.weight.shape[0]} rows")
+        weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+        self.excluded: Tensor | None = None
+        if high - low <= 2 * len(ids):
+            self.ids = torch.arange(low, high, device=ids.device)  # (V,)
+            self.weight = weight[low:high]  # (V, H), a view
+            self.bias = None if bias is None else bias[low:high]
+            if len(ids) < high - low:
+                self.excluded = torch.ones(high - low, dtype=torch.bool, device=ids.device)
+                self.excluded[ids - low] = False
+        else:
+            self.ids, self.weight = ids, weight[ids]
+            self.bias = None if bias is None else bias[ids]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits over the allowed ids: (T, H) -> (T, V); -inf on the holes."""
+        logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        return logits if self.excluded is None else logits.masked_fill_(self.excluded, -torch.inf)
+
+    def index_of(self, ids: Tensor) -> Tensor:
+        """Positions of token ids within the slice; every id must be allowed."""
+        index = torch.searchsorted(self.ids, ids).clamp_(max=len(self.ids) - 1)
+        wrong = self.ids[index] != ids
+        if self.excluded is not None:
+            wrong |= self.excluded[index]
+        if wrong.any():
+            raise ValueError(f"token ids outside the grammar: {ids[wrong].unique().tolist()[:10]}")
+        return index
+
+    def log_probs(self, hidden: Tensor, ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probability of each id under the constrained distribution, and its entropy.
+
+        Args:
+            hidden: (T, H) last hidden states that predict ``ids``.
+            ids: (T,) allowed token ids.
+            temperature: divides the logits.
+
+        Returns:
+            log-probabilities (T,) and entropies (T,) in nats, float32; only the first carries gradient.
+        """
+        out: tuple[Tensor, Tensor] = _SlicedLogProb.apply(hidden, self.index_of(ids), self, temperature)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _SlicedLogProb(torch.autograd.Function):
+    """Chunked log-softmax through a frozen head; the backward recomputes logits instead of keeping them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, index: Tensor, vocabulary: VocabularySlice, temperature: float) -> Any:
+        log_probs, entropies, normalizers = [], [], []
+        rows = max(1, LOGITS_PER_CHUNK // len(vocabulary))
+        with torch.autocast(hidden.device.type, enabled=False):
+            for h, i in zip(hidden.split(rows), index.split(rows), strict=True):
+                logits = vocabulary.logits(h) / temperature  # (t, V)
+                lse = logits.logsumexp(-1)  # (t,)
+                log_probs.append(logits.gather(1, i[:, None])[:, 0] - lse)
+                # entropy = lse - E[logit]; a hole has probability 0, and 0 * -inf must not count
+                expected = (logits - lse[:, None]).exp_().mul_(logits.nan_to_num(neginf=0.0)).sum(-1)
+                entropies.append(lse - expected)
+                normalizers.append(lse)
+        ctx.save_for_backward(hidden, index, _cat(normalizers, hidden))
+        ctx.vocabulary, ctx.temperature, ctx.rows = vocabulary, temperature, rows
+        entropy = _cat(entropies, hidden)
+        ctx.mark_non_differentiable(entropy)
+        return _cat(log_probs, hidden), entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        hidden, index, lse = ctx.saved_tensors
+        weight = ctx.vocabulary.weight
+        grad_hidden = torch.empty_like(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(hidden), ctx.rows):
+                part = slice(start, start + ctx.rows)
+                logits = ctx.vocabulary.logits(hidden[part]) / ctx.temperature
+                grad = (logits - lse[part, None]).exp_().neg_()  # d logp / d logits = onehot - p
+                grad.scatter_add_(1, index[part, None], torch.ones_like(grad[:, :1]))
+                grad.mul_((grads[0][part] / ctx.temperature)[:, None])
+                grad_hidden[part] = (grad.to(weight.dtype) @ weight).to(hidden.dtype)
+        return grad_hidden, None, None, None
+
+
+def _cat(parts: list[Tensor], like: Tensor) -> Tensor:
+    return torch.cat(parts) if parts else like.new_zeros(0, dtype=torch.float32)
