@@ -1,0 +1,183 @@
+"""The adapters on the one frozen base: two models, their references, and the switch between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+ROLES = ("fwm", "idm")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Size and place of every adapter.
+
+    Attributes:
+        r: rank.
+        alpha: LoRA's α; the update is scaled by α / r.
+        dropout: on the input of each adapter, in the policy update only.
+        target_modules: PEFT's ``target_modules``; None takes the backbone's own choice.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: list[str] | str | None = None
+
+
+class Adapters:
+    """Named LoRA adapters on one frozen base, and which of them plays which role.
+
+    With separate weights there are ``fwm``, ``idm`` and their frozen references ``fwm_ref``, ``idm_ref``.
+    With shared weights one adapter ``world`` is both models, ``world_ref`` its reference, and
+    ``world_reward`` the copy that gives the reward: frozen at the start of each phase, as the other
+    model is when weights are separate.
+
+    Gradients are never switched on and off: which parameters train is fixed here once, so that DDP may
+    wrap the model at any time. A switch changes the active name alone.
+
+    Args:
+        model: the frozen base.
+        settings: size and place.
+        default_targets: the backbone's choice of target modules.
+        shared: one adapter for both models.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: LoraSettings,
+        default_targets: str | Sequence[str],
+        shared: bool = False,
+    ) -> None:
+        targets = settings.target_modules or default_targets
+        config = LoraConfig(
+            r=settings.r,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            task_type="CAUSAL_LM",
+        )
+        self.shared = shared
+        self._policy = {role: "world" if shared else role for role in ROLES}
+        self._reward = {role: "world_reward" if shared else role for role in ROLES}
+        self._reference = {role: f"{self._policy[role]}_ref" for role in ROLES}
+        self.trainable = tuple(dict.fromkeys(self._policy.values()))
+        frozen = [*self._reference.values(), *self._reward.values()]
+        self.names = tuple(dict.fromkeys([*self.trainable, *frozen]))
+
+        self.model: PeftModel = get_peft_model(model, config, adapter_name=self.names[0])
+        for name in self.names[1:]:
+            self.model.add_adapter(name, config)
+        self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        self._params = {name: dict(self._collect(name)) for name in self.names}
+        for name in self.names:
+            for parameter in self._params[name].values():
+                parameter.requires_grad_(name in self.trainable)
+        for name in self.names[len(self.trainable) :]:
+            self.copy(self._policy_of(name), name)
+
+    # ---- roles -----------------------------------------------------------------------------------
+    def policy(self, role: str) -> str:
+        """Name of the adapter that trains as ``fwm`` or ``idm``."""
+        return self._policy[role]
+
+    def reference(self, role: str) -> str:
+        """Name of the frozen copy that the KL of that role is taken to."""
+        return self._reference[role]
+
+    def frozen(self, role: str) -> str:
+        """Name of the adapter that plays ``role`` while the other role is the policy."""
+        return self._reward[role]
+
+    @contextmanager
+    def use(self, name: str, training: bool = False) -> Iterator[None]:
+        """Run the model as adapter ``name``, in train or eval mode, and restore both afterwards."""
+        before = [layer._active_adapter for layer in self._layers]
+        was_training = self.model.training
+        for layer in self._layers:
+            layer._active_adapter = [name]
+        if was_training != training:
+            self.model.train(training)
+        try:
+            yield
+        finally:
+            for layer, active in zip(self._layers, before, strict=True):
+                layer._active_adapter = active
+            if was_training != training:
+                self.model.train(was_training)
+
+    # ---- weights ---------------------------------------------------------------------------------
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """Parameters of one adapter, by name and not by requires_grad."""
+        return list(self._params[name].values())
+
+    @torch.no_grad()
+    def copy(self, source: str, target: str) -> None:
+        """Overwrite adapter ``target`` with ``source``."""
+        for key, parameter in self._params[target].items():
+            parameter.copy_(self._params[source][key])
+
+    def refresh_references(self) -> None:
+        """References become the policies of now (start of an iteration)."""
+        for role in ROLES:
+            self.copy(self._policy[role], self._reference[role])
+
+    def refresh_rewards(self) -> None:
+        """With shared weights, freeze the reward's copy (start of a phase); else there is nothing to do."""
+        if self.shared:
+            self.copy("world", "world_reward")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All adapters, nothing of the base: ``<adapter>.<module>.<lora_A|lora_B>`` -> tensor."""
+        return {f"{n}.{k}": p.detach() for n, params in self._params.items() for k, p in params.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: keys or shapes differ: the checkpoint belongs to another base or other LoRA settings.
+        """
+        own = {f"{n}.{k}": p for n, params in self._params.items() for k, p in params.items()}
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        wrong = [
+            f"{k}: {tuple(state[k].shape)} in the checkpoint, {tuple(p.shape)} here"
+            for k, p in own.items()
+            if k in state and state[k].shape != p.shape
+        ]
+        if missing or extra or wrong:
+            raise ValueError(
+                "the checkpoint's adapters do not fit this base: "
+                f"{len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}, "
+                f"{len(wrong)} of another shape {wrong[:3]}. "
+                "Use the same model_name_or_path, shared_weights and lora settings as the run that wrote it."
+            )
+        for key, parameter in own.items():
+            parameter.copy_(state[key])
+
+    def export(self, folder: str | Path) -> None:
+        """Write the trained adapters in plain PEFT format, ``folder/<adapter>/``, as safetensors."""
+        self.model.save_pretrained(str(folder), selected_adapters=list(self.trainable), save_embedding_layers=False)
+
+    def _policy_of(self, name: str) -> str:
+        return name.removesuffix("_ref").removesuffix("_reward")
+
+    def _collect(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+        for path, module in self.model.named_modules():
+            if isinstance(module, BaseTunerLayer):
+                for part in module.adapter_layer_names:
+                    holder = getattr(module, part, {})
+                    if name in holder:
+                        entry = holder[name]
+                        parameter = entry if isinstance(entry, nn.Parameter) else getattr(entry, "weight", None)
+                        if parameter is not None:
+                            yield f"{path.removeprefix('base_model.model.')}.{part}", parameter

@@ -1,0 +1,170 @@
+"""Which phase an epoch is, and the learning rate within a phase."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+WARMUP = "warmup"
+RL_PHASES = ("fwm", "idm")
+PHASES = (WARMUP, "fwm", "idm", "bootstrap")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One epoch's role.
+
+    Attributes:
+        name: ``warmup`` (SFT of both models), ``fwm`` (Phase I), ``idm`` (Phase II) or ``bootstrap``
+            (the baseline: SFT of the FWM on pairs that the IDM has labelled).
+        iteration: 0-based; 0 during warm-up.
+        starts_iteration: the first phase of its iteration: references are refreshed.
+        ends: the label of the result that stands when this epoch ends, or None if nothing is complete.
+    """
+
+    name: str
+    iteration: int = 0
+    starts_iteration: bool = False
+    ends: str | None = None
+
+
+@dataclass(frozen=True)
+class PhaseSchedule:
+    """Epoch -> phase: warm-up epochs, then the phases of an iteration in turn, again and again.
+
+    Attributes:
+        warmup_epochs: epochs of SFT; 0 starts with RL (from adapters of an earlier run).
+        phases: the phases of one iteration: ``[fwm, idm]`` is the paper's iterative variant,
+            ``[idm, fwm]`` its one-shot variant with ``iterations: 1``.
+        iterations: how often; None goes on until ``max_epochs``.
+    """
+
+    warmup_epochs: int = 1
+    phases: tuple[str, ...] = RL_PHASES
+    iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [p for p in self.phases if p not in PHASES or p == WARMUP]
+        if unknown or not self.phases:
+            raise ValueError(f"phases must be a non-empty list of {list(PHASES[1:])}, got {list(self.phases)}")
+        if self.warmup_epochs < 0 or (self.iterations is not None and self.iterations < 0):
+            raise ValueError("warmup_epochs and iterations must be >= 0")
+        if self.epochs == 0:
+            raise ValueError("the schedule is empty: set warmup_epochs or iterations above 0")
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs until the schedule ends, or None if it does not."""
+        return None if self.iterations is None else self.warmup_epochs + self.iterations * len(self.phases)
+
+    def at(self, epoch: int) -> Phase:
+        """The phase of an epoch (0-based); past the end, the phases go on in turn."""
+        if epoch < self.warmup_epochs:
+            return Phase(WARMUP, ends="SFT" if epoch == self.warmup_epochs - 1 else None)
+        iteration, place = divmod(epoch - self.warmup_epochs, len(self.phases))
+        method = "Bootstrap" if set(self.phases) == {"bootstrap"} else "SWIRL"
+        last = place == len(self.phases) - 1
+        return Phase(
+            self.phases[place], iteration, place == 0, f"{method} iteration {iteration + 1}" if last else None
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Learning rate of one phase.
+
+    Attributes:
+        lr: peak learning rate.
+        warmup: optimiser steps of linear warm-up; below 1, a share of the phase's steps.
+        schedule: ``cosine`` (to 0 at the end of the phase) or ``constant``.
+    """
+
+    lr: float = 1e-5
+    warmup: float = 0.05
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule must be cosine or constant, got {self.schedule!r}")
+        if self.lr <= 0 or self.warmup < 0:
+            raise ValueError(f"lr must be > 0 and warmup >= 0, got {self.lr} and {self.warmup}")
+
+    def factor(self, step: int, total: int) -> float:
+        """Share of ``lr`` at the 0-based optimiser step of a phase of ``total`` steps."""
+        warmup = self.warmup * total if self.warmup < 1 else self.warmup
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total - warmup))))
+
+
+@dataclass(frozen=True)
+class PhaseOptimConfigs:
+    """Learning rates by phase.
+
+    Attributes:
+        warmup: both adapters during SFT, per epoch-spanning warm-up stage.
+        fwm: Phase I (and bootstrap).
+        idm: Phase II.
+    """
+
+    warmup: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-5))
+    fwm: OptimConfig = field(default_factory=OptimConfig)
+    idm: OptimConfig = field(default_factory=OptimConfig)
+
+    def of(self, phase: str) -> OptimConfig:
+        """The one of a phase."""
+        found: OptimConfig = getattr(self, "fwm" if phase == "bootstrap" else phase)
+        return found
+
+
+class PhaseLR(LRScheduler):
+    """Warm-up and cosine that begin anew with each phase; the warm-up stage is one curve over its epochs.
+
+    Args:
+        optimizer: its parameter groups all follow the same curve.
+        configs: learning rates by phase.
+    """
+
+    def __init__(self, optimizer: Optimizer, configs: PhaseOptimConfigs) -> None:
+        self.configs = configs
+        self.phase = WARMUP
+        self.phase_step = 0
+        self.phase_total = 1
+        super().__init__(optimizer)
+
+    def begin(self, phase: str, total_steps: int) -> None:
+        """Start the curve of a phase of ``total_steps`` optimiser steps."""
+        self.phase, self.phase_step, self.phase_total = phase, 0, max(1, total_steps)
+        self._apply()
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """Learning rate of each parameter group now."""
+        config = self.configs.of(self.phase)
+        return [config.lr * config.factor(self.phase_step, self.phase_total)] * len(self.optimizer.param_groups)
+
+    def step(self, epoch: int | None = None) -> None:
+        """After an optimiser step."""
+        if self._step_count > 0:  # torch steps a scheduler once while constructing it
+            self.phase_step += 1
+        self._step_count += 1
+        self._apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives only, so that checkpoints load with weights_only."""
+        return {"phase": self.phase, "phase_step": self.phase_step, "phase_total": self.phase_total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.__dict__.update(state_dict)
+        self._apply()
+
+    def _apply(self) -> None:
+        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = lr
+        self._last_lr = self.get_lr()
