@@ -1,0 +1,169 @@
+"""What a MiniGrid frame shows: 6 x 6 cells of 8 x 8 pixels, each one of a closed set of kinds.
+
+A *scene* is a (6, 6) uint8 array of indices into `CELLS`, row by row from the top. `render` and
+`read` are inverse to each other on scenes; `read` also takes imperfect frames, a world model's for
+instance, and names the nearest tile of each cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from swirl_lightning.transition import State
+
+GRID = 6
+TILE = 8
+FRAME = GRID * TILE
+COLOURS = ("blue", "green", "grey", "purple", "red", "yellow")
+OBJECTS = ("key", "ball", "box")
+FACINGS = ("right", "down", "left", "up")
+"""Headings in the simulator's order of `agent_dir`."""
+
+Scene = NDArray[np.uint8]
+
+
+class Cell(NamedTuple):
+    """One kind of cell.
+
+    Attributes:
+        kind: floor, wall, goal, lava, key, ball, box or door.
+        colour: of a key, ball, box or door.
+        door: open, closed or locked, for a door.
+        facing: where the agent looks, if it stands on the cell.
+    """
+
+    kind: str
+    colour: str = ""
+    door: str = ""
+    facing: str = ""
+
+    @property
+    def name(self) -> str:
+        """The cell in words: ``red key``, ``open blue door``, ``agent facing left on goal``."""
+        thing = " ".join(word for word in (self.door, self.colour, self.kind) if word)
+        if not self.facing:
+            return thing
+        return f"agent facing {self.facing}" + ("" if self.kind == "floor" else f" on {thing}")
+
+    @property
+    def bare(self) -> Cell:
+        """What stays of the cell in a layout: no agent, every door closed."""
+        return Cell(self.kind, self.colour, "closed" if self.door else "")
+
+
+# A cell that the agent can stand on.
+_GROUNDS = (Cell("floor"), Cell("goal"), *(Cell("door", colour, "open") for colour in COLOURS))
+CELLS: tuple[Cell, ...] = (
+    *(Cell(kind) for kind in ("floor", "wall", "goal", "lava")),
+    *(Cell(kind, colour) for kind in OBJECTS for colour in COLOURS),
+    *(Cell("door", colour, door) for door in ("open", "closed", "locked") for colour in COLOURS),
+    *(ground._replace(facing=facing) for ground in _GROUNDS for facing in FACINGS),
+)
+INDEX: dict[Cell, int] = {cell: index for index, cell in enumerate(CELLS)}
+_BARE: Scene = np.array([INDEX[cell.bare] for cell in CELLS], dtype=np.uint8)
+
+
+def layout(scene: Scene) -> Scene:
+    """The scene without its agent and with every door closed: what no movement and no toggle changes."""
+    return _BARE[scene]
+
+
+def require_minigrid() -> None:
+    """Raises an ImportError that says what to install, if the simulator is missing."""
+    try:
+        import minigrid  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "the MiniGrid benchmark needs the simulator: pip install swirl-lightning[minigrid]"
+        ) from error
+
+
+@cache
+def atlas() -> NDArray[np.uint8]:
+    """The simulator's own picture of every cell, (len(CELLS), 8, 8, 3)."""
+    require_minigrid()
+    from minigrid.core import world_object
+    from minigrid.core.grid import Grid
+
+    tiles = []
+    for cell in CELLS:
+        thing = None
+        if cell.kind == "door":
+            thing = world_object.Door(cell.colour, cell.door == "open", cell.door == "locked")
+        elif cell.kind in OBJECTS:
+            thing = getattr(world_object, cell.kind.title())(cell.colour)
+        elif cell.kind != "floor":
+            thing = getattr(world_object, cell.kind.title())()
+        heading = FACINGS.index(cell.facing) if cell.facing else None
+        tiles.append(Grid.render_tile(thing, agent_dir=heading, tile_size=TILE))
+    return np.stack(tiles).astype(np.uint8)
+
+
+def render(scene: Scene) -> Image.Image:
+    """The frame of a scene, 48 x 48 RGB, equal to the simulator's full view without highlighting."""
+    tiles = atlas()[scene]  # (row, column, y, x, rgb)
+    return Image.fromarray(np.ascontiguousarray(tiles.swapaxes(1, 2)).reshape(FRAME, FRAME, 3))
+
+
+def read(frames: Sequence[Image.Image]) -> Scene:
+    """The nearest tile (least squares over RGB) of every cell.
+
+    Args:
+        frames: N pictures of 48 x 48 pixels.
+
+    Returns:
+        (N, 6, 6) scenes; exact on frames of the simulator.
+
+    Raises:
+        ValueError: a picture has another size.
+    """
+    if not frames:
+        return np.zeros((0, GRID, GRID), dtype=np.uint8)
+    for frame in frames:
+        if frame.size != (FRAME, FRAME):
+            raise ValueError(f"a MiniGrid frame has {FRAME} x {FRAME} pixels, got {frame.size}")
+    pixels = np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
+    cells = pixels.reshape(-1, GRID, TILE, GRID, TILE, 3).swapaxes(2, 3)
+    flat = cells.reshape(-1, TILE * TILE * 3).astype(np.float64)
+    tiles = atlas().reshape(len(CELLS), -1).astype(np.float64)
+    # |cell|² is the same for every tile and left out of the distance.
+    distance = (tiles**2).sum(1) - 2 * flat @ tiles.T  # (N * 36, len(CELLS))
+    return distance.argmin(1).astype(np.uint8).reshape(-1, GRID, GRID)
+
+
+def describe(state: State | Scene) -> list[str]:
+    """The 36 cells of a frame or a scene in words, row by row from the top."""
+    if isinstance(state, Image.Image):
+        state = read([state])[0]
+    elif isinstance(state, str):
+        raise TypeError(f"a MiniGrid state is a picture, got text: {state[:40]!r}")
+    return [CELLS[index].name for index in state.reshape(-1)]
+
+
+def random_scene(rng: np.random.Generator) -> Scene:
+    """A grid put together at random: no family's layout, no dynamics, one agent somewhere.
+
+    For material that teaches what frames look like and nothing of how the world moves.
+    """
+    scene = np.full((GRID, GRID), INDEX[Cell("floor")], dtype=np.uint8)
+    walls, things = rng.uniform(0, 0.4), rng.uniform(0.05, 0.5)
+    # Each kind of thing, not each colour of it, gets an equal share.
+    kinds = [[i for i, c in enumerate(CELLS) if c.kind == k and not c.facing] for k in (*OBJECTS, "goal", "lava")]
+    kinds += [[INDEX[Cell("door", c, d)] for c in COLOURS] for d in ("open", "closed", "locked")]
+    for place in np.ndindex(GRID, GRID):
+        if rng.random() < walls:
+            scene[place] = INDEX[Cell("wall")]
+        elif rng.random() < things:
+            scene[place] = rng.choice(kinds[rng.integers(len(kinds))])
+    if rng.random() < 0.5:
+        scene[[0, -1], :] = scene[:, [0, -1]] = INDEX[Cell("wall")]
+    ground = Cell("floor") if rng.random() < 0.7 else _GROUNDS[rng.integers(len(_GROUNDS))]
+    agent = ground._replace(facing=FACINGS[rng.integers(4)])
+    scene[tuple(rng.integers(1, GRID - 1, size=2))] = INDEX[agent]
+    return scene
