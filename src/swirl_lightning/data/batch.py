@@ -1,0 +1,35 @@
+"""What a loader gives to a step: some transitions and their place in the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from swirl_lightning.transition import Transition
+
+
+class TransitionBatch:
+    """A batch of transitions.
+
+    Deliberately neither a dataclass nor a collection: Lightning walks through those to move or to convert
+    tensors, and copies or rejects frozen records on the way. This one it hands on untouched. It cannot
+    read a batch size from it either, so pass ``batch_size=len(batch)`` to ``self.log``.
+
+    Args:
+        transitions: the rows of this rank.
+        index: number of the batch within the epoch, the same whenever the batch is given again.
+        replay: how often the batch was given before in this epoch.
+    """
+
+    __slots__ = ("index", "replay", "transitions")
+
+    def __init__(self, transitions: Sequence[Transition], index: int = 0, replay: int = 0) -> None:
+        self.transitions = list(transitions)
+        self.index = index
+        self.replay = replay
+
+    def __len__(self) -> int:
+        return len(self.transitions)
+
+    def __repr__(self) -> str:
+        names = [row.id for row in self.transitions]
+        return f"TransitionBatch({names}, index={self.index}, replay={self.replay})"

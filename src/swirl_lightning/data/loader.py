@@ -1,0 +1,243 @@
+"""A loader with a known order, a resumable position and replay, which Lightning leaves alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from swirl_lightning.data.batch import TransitionBatch
+from swirl_lightning.transition import Transition
+
+
+class TransitionLoader:
+    """Gives one epoch of transitions, batch by batch.
+
+    It wraps a ``DataLoader`` but is none, so that Lightning injects no sampler: the order is a function of
+    ``seed`` and ``epoch`` alone, and draws nothing from the global random state.
+
+    Training (``train=True``): a global batch is ``batch_size * world_size`` rows, of which this rank takes
+    its ``batch_size``; one process with that global batch size sees the same global batches. The last,
+    incomplete global batch is dropped, so all ranks have the same batches of the same size.
+
+    Evaluation (``train=False``): no row is dropped and none is given twice. Rows go round-robin to the
+    ranks, in order. All ranks have equally many batches, except where some rank has too few rows for that
+    (fewer rows than ranks, or a batch size of one).
+
+    Replay: every window of ``window`` consecutive batches is given ``replays`` times in a row, for example
+    ``b0 b1 b0 b1 b2 b3 b2 b3``. An incomplete last window is given once.
+
+    ``state_dict`` holds the number of batches already handed over; batches that workers have fetched ahead
+    do not count. After ``load_state_dict`` that epoch goes on with the next one, inside a window as well.
+
+    Args:
+        rows: the transitions; only those of this rank are ever accessed.
+        batch_size: rows per batch and rank.
+        train: see above.
+        shuffle: new order in every epoch.
+        seed: of the order.
+        epoch: the epoch to give; Lightning updates it through ``batch_sampler``.
+        rank: of this process.
+        world_size: number of processes.
+        num_workers: of the wrapped ``DataLoader``.
+        replays: how often each window is given.
+        window: number of batches in a window.
+
+    Raises:
+        ValueError: a size is not positive, or training would have no batch.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Transition],
+        *,
+        batch_size: int,
+        train: bool = True,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        replays: int = 1,
+        window: int = 1,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("replays", replays), ("window", window)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
+        if train and len(rows) < batch_size * world_size:
+            raise ValueError(
+                f"no training batch: {len(rows)} transitions do not fill one global batch of {batch_size} "
+                f"(batch_size) x {world_size} (devices) = {batch_size * world_size}; "
+                "lower batch_size or use fewer devices"
+            )
+        self.rows = rows
+        self.batch_size = batch_size
+        self.train = train
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = epoch
+        self.rank = rank
+        self.world_size = world_size
+        self.num_workers = num_workers
+        self.replays = replays
+        self.window = window
+        self._given = 0
+        self._resume: dict[str, int] | None = None
+        self.batch_sampler = _EpochSwitch(self)
+
+    def __len__(self) -> int:
+        """Number of batches that this rank gives in an epoch, replays included, resumed or not."""
+        return len(self._schedule(self._num_batches()))
+
+    def __iter__(self) -> Iterator[TransitionBatch]:
+        # A generator: nothing happens before the first `next`. Lightning calls `iter` up to three times an
+        # epoch and uses the last one, and sets the epoch only after the first.
+        given = self._take_resume()
+        self._given = given
+        batches = self._batches()
+        schedule = self._schedule(len(batches))[given:]
+        order = list(dict.fromkeys(index for index, _ in schedule))
+        fetched = iter(self._fetch([batches[index] for index in order]))
+        left = Counter(index for index, _ in schedule)
+        held: dict[int, list[Transition]] = {}
+        for index, replay in schedule:
+            if index not in held:
+                held[index] = next(fetched)
+            rows = held[index]
+            left[index] -= 1
+            if not left[index]:
+                del held[index]
+            self._given += 1
+            yield TransitionBatch(rows, index, replay)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch that the next ``iter`` gives; Lightning calls it at the start of each."""
+        if epoch != self.epoch:
+            self.epoch, self._given = epoch, 0
+
+    # ---- position --------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, the batches given in it, and what these numbers depend on."""
+        if self._resume is not None and self._resume["epoch"] == self.epoch:
+            return dict(self._resume)
+        return {"epoch": self.epoch, "given": self._given, **self._shape()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on after the batches of ``state`` when its epoch is given; other epochs start afresh."""
+        self._resume = dict(state)
+
+    def _take_resume(self) -> int:
+        state, self._resume = self._resume, None
+        if state is None or state["epoch"] != self.epoch:
+            return 0
+        shape = self._shape()
+        changed = {key: (state.get(key), value) for key, value in shape.items() if state.get(key) != value}
+        if changed:
+            told = ", ".join(f"{key} was {was} and is {now}" for key, (was, now) in changed.items())
+            raise ValueError(
+                f"cannot go on in the middle of epoch {self.epoch}, after {state['given']} batches: {told}. "
+                "Resume with the settings of the first run, or from a checkpoint of an epoch's end."
+            )
+        return int(state["given"])
+
+    def _shape(self) -> dict[str, int]:
+        return {
+            "rows": len(self.rows),
+            "global_batch_size": self.batch_size * self.world_size,
+            "replays": self.replays,
+            "window": self.window,
+            "seed": self.seed,
+        }
+
+    # ---- order -----------------------------------------------------------------------------------
+    def _num_batches(self) -> int:
+        if self.train:
+            return len(self.rows) // (self.batch_size * self.world_size)
+        return len(_split_evenly(range(self.rank, len(self.rows), self.world_size), *self._eval_split()))
+
+    def _batches(self) -> list[list[int]]:
+        """Row numbers of each of this rank's batches."""
+        order = np.arange(len(self.rows))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        if not self.train:
+            return _split_evenly(order[self.rank :: self.world_size].tolist(), *self._eval_split())
+        kept = order[: self._num_batches() * self.batch_size * self.world_size]
+        table = kept.reshape(-1, self.world_size, self.batch_size)  # (batches, ranks, rows)
+        return table[:, self.rank].tolist()
+
+    def _eval_split(self) -> tuple[int, int]:
+        """Batch size, and the number of batches of the rank with the most rows."""
+        most = -(-len(self.rows) // self.world_size)
+        return self.batch_size, -(-most // self.batch_size)
+
+    def _schedule(self, batches: int) -> list[tuple[int, int]]:
+        """(index, replay) of everything that is given in an epoch."""
+        schedule: list[tuple[int, int]] = []
+        for start in range(0, batches, self.window):
+            window = range(start, min(start + self.window, batches))
+            # A short window makes one optimiser step however often it is given.
+            for replay in range(self.replays if len(window) == self.window else 1):
+                schedule.extend((index, replay) for index in window)
+        return schedule
+
+    def _fetch(self, batches: list[list[int]]) -> DataLoader[Transition]:
+        return DataLoader(
+            _Rows(self.rows),
+            batch_sampler=batches,
+            collate_fn=list,
+            num_workers=self.num_workers,
+            # Its own generator: DataLoader draws a seed for its workers, by default from the global state,
+            # and a resumed run starts its DataLoader at another moment than an uninterrupted one.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+
+class _Rows(Dataset[Transition]):
+    """Any sequence as a Dataset."""
+
+    def __init__(self, rows: Sequence[Transition]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Transition:
+        return self._rows[index]
+
+
+class _EpochSwitch:
+    """Where Lightning looks for ``set_epoch``: on ``loader.batch_sampler.sampler``.
+
+    Not on ``loader.sampler``: with ``overfit_batches`` Lightning would try to exchange that one.
+    """
+
+    def __init__(self, loader: TransitionLoader) -> None:
+        self._loader = loader
+
+    @property
+    def sampler(self) -> _EpochSwitch:
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self._loader.set_epoch(epoch)
+
+
+def _split_evenly(rows: Sequence[int], batch_size: int, batches: int) -> list[list[int]]:
+    """``rows`` cut into batches; into ``batches`` of them where that is possible without empty ones.
+
+    Ranks differ by one row at most, hence by one batch at most. Equally many batches everywhere keep
+    collective operations inside an evaluation step (DDP's buffer broadcast is one) in step.
+    """
+    cut = [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+    if cut and len(cut) < batches and len(cut[-1]) > 1:
+        last = cut.pop()
+        cut += [last[:-1], last[-1:]]
+    return cut

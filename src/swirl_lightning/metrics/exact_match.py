@@ -1,0 +1,70 @@
+"""Share of predicted states or actions that equal the recorded ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from swirl_lightning.transition import State, Transition
+
+
+class ExactMatch(Metric):
+    """Exact match with a field of the transition; pictures pixel by pixel, texts up to white space.
+
+    A missing prediction (None) counts as wrong. A row without the field, such as the action of a
+    state-only pair, is left out. NaN before the first row.
+
+    Args:
+        field: ``after`` (a predicted state) or ``action``.
+        kwargs: as for `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: ``field`` is something else.
+
+    Example:
+        >>> metric = ExactMatch("action")
+        >>> rows = [Transition("a", "b", "turn left"), Transition("a", "c", "go")]
+        >>> metric.update(["turn left", None], rows)
+        >>> float(metric.compute())
+        0.5
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    correct: Tensor
+    total: Tensor
+
+    def __init__(self, field: str = "after", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if field not in ("after", "action"):
+            raise ValueError(f"field must be 'after' or 'action', got {field!r}")
+        self.field = field
+        self.add_state("correct", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
+        """Counts one prediction per transition."""
+        for guess, transition in zip(predicted, transitions, strict=True):
+            truth: State | None = getattr(transition, self.field)
+            if truth is not None:
+                self.correct += int(guess is not None and same_state(guess, truth))
+                self.total += 1
+
+    def compute(self) -> Tensor:
+        """Share of matches, in [0, 1]."""
+        return self.correct.float() / self.total
+
+
+def same_state(one: State, other: State) -> bool:
+    """Whether two states are equal: same pixels, or same words."""
+    if isinstance(one, str) or isinstance(other, str):
+        return isinstance(one, str) and isinstance(other, str) and one.split() == other.split()
+    return one.size == other.size and np.array_equal(
+        np.asarray(one.convert("RGB")), np.asarray(other.convert("RGB"))
+    )

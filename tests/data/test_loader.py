@@ -1,0 +1,182 @@
+"""Order, sharding, replay and position of the loader, without a Trainer."""
+
+from itertools import chain
+
+import pytest
+import torch
+from PIL import Image
+
+from swirl_lightning.data import TransitionBatch, TransitionLoader
+from swirl_lightning.transition import Transition
+
+
+def rows(count):
+    return [Transition(f"before {i}", f"after {i}", "go", id=str(i)) for i in range(count)]
+
+
+def ids(batch):
+    return [int(row.id) for row in batch.transitions]
+
+
+def places(loader):
+    return [(batch.index, batch.replay) for batch in loader]
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    def order(**options):
+        return [ids(batch) for batch in TransitionLoader(rows(20), batch_size=3, shuffle=True, **options)]
+
+    first = order(seed=1, epoch=2)
+    torch.rand(5)
+    assert order(seed=1, epoch=2) == first
+    assert order(seed=1, epoch=3) != first
+    assert order(seed=2, epoch=2) != first
+    assert len(first) == 6
+    assert len({i for batch in first for i in batch}) == 18
+
+
+def test_no_shuffle_keeps_the_order():
+    assert [ids(batch) for batch in TransitionLoader(rows(5), batch_size=2)] == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_the_global_batches_of_one_process(world_size):
+    options = {"shuffle": True, "seed": 3, "epoch": 1}
+    whole = [ids(batch) for batch in TransitionLoader(rows(43), batch_size=8, **options)]
+    ranks = [
+        [
+            ids(batch)
+            for batch in TransitionLoader(
+                rows(43), batch_size=8 // world_size, rank=rank, world_size=world_size, **options
+            )
+        ]
+        for rank in range(world_size)
+    ]
+    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == whole
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_evaluation_gives_every_row_once(world_size, batch_size):
+    for count in range(1, 30):
+        loaders = [
+            TransitionLoader(
+                rows(count), batch_size=batch_size, train=False, rank=rank, world_size=world_size
+            )
+            for rank in range(world_size)
+        ]
+        given = [[ids(batch) for batch in loader] for loader in loaders]
+        assert sorted(i for rank in given for batch in rank for i in batch) == list(range(count))
+        assert [len(rank) for rank in given] == [len(loader) for loader in loaders]
+        assert all(0 < len(batch) <= batch_size for rank in given for batch in rank)
+        if count >= world_size and batch_size > 1:
+            assert len({len(rank) for rank in given}) == 1
+
+
+def test_replay_gives_windows_again():
+    loader = TransitionLoader(rows(10), batch_size=2, replays=2, window=2)
+    expected = [(0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (3, 0), (2, 1), (3, 1), (4, 0)]
+    assert places(loader) == expected
+    assert len(loader) == len(expected)
+    by_index = {}
+    for batch in loader:
+        assert by_index.setdefault(batch.index, ids(batch)) == ids(batch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("given", [0, 1, 3, 6, 8, 9])
+def test_position_is_what_was_handed_over(given, workers):
+    options = {
+        "batch_size": 2,
+        "shuffle": True,
+        "replays": 2,
+        "window": 2,
+        "epoch": 4,
+        "num_workers": workers,
+    }
+    everything = [(ids(batch), batch.index, batch.replay) for batch in TransitionLoader(rows(10), **options)]
+    loader = TransitionLoader(rows(10), **options)
+    iterator = iter(loader)
+    for _ in range(given):
+        next(iterator)
+    state = loader.state_dict()
+
+    resumed = TransitionLoader(rows(10), **options)
+    resumed.load_state_dict(state)
+    iter(resumed)  # Lightning does, and drops it
+    assert resumed.state_dict() == state
+    assert len(resumed) == len(everything)
+    rest = [(ids(batch), batch.index, batch.replay) for batch in resumed]
+    assert rest == everything[given:]
+    assert resumed.state_dict()["given"] == len(everything)
+
+
+def test_position_belongs_to_its_epoch():
+    loader = TransitionLoader(rows(6), batch_size=2)
+    list(loader)
+    full = loader.state_dict()
+    assert (full["epoch"], full["given"]) == (0, 3)
+    loader.batch_sampler.sampler.set_epoch(1)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["given"]) == (1, 0)
+    loader.load_state_dict(full)
+    assert len(list(loader)) == 3
+
+
+def test_changed_sizes_cannot_resume_inside_an_epoch():
+    loader = TransitionLoader(rows(6), batch_size=2)
+    next(iter(loader))
+    other = TransitionLoader(rows(6), batch_size=3)
+    other.load_state_dict(loader.state_dict())
+    with pytest.raises(ValueError, match="global_batch_size was 2 and is 3"):
+        next(iter(other))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_global_random_state_is_left_alone(workers):
+    state = torch.get_rng_state()
+    list(TransitionLoader(rows(6), batch_size=2, shuffle=True, num_workers=workers))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_workers_give_the_same_batches():
+    pictures = [
+        Transition(Image.new("RGB", (4, 4), (i, 0, 0)), Image.new("RGB", (4, 4)), id=str(i)) for i in range(7)
+    ]
+    plain, forked = (
+        list(TransitionLoader(pictures, batch_size=2, shuffle=True, num_workers=workers))
+        for workers in (0, 2)
+    )
+    assert [ids(batch) for batch in plain] == [ids(batch) for batch in forked]
+    assert forked[0].transitions[0].before.getpixel((0, 0))[0] == ids(forked[0])[0]
+
+
+def test_only_this_ranks_rows_are_read():
+    class Counting(list):
+        read = ()
+
+        def __getitem__(self, index):
+            self.read = (*self.read, index)
+            return super().__getitem__(index)
+
+    data = Counting(rows(8))
+    list(TransitionLoader(data, batch_size=2, rank=1, world_size=2))
+    assert data.read == (2, 3, 6, 7)
+
+
+def test_too_few_rows_to_train_names_the_sizes():
+    with pytest.raises(ValueError, match=r"7 transitions .* 4 \(batch_size\) x 2 \(devices\) = 8"):
+        TransitionLoader(rows(7), batch_size=4, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"batch_size": 0}, "batch_size"), ({"replays": 0}, "replays"), ({"rank": 2}, "rank")],
+)
+def test_bad_sizes(options, message):
+    with pytest.raises(ValueError, match=message):
+        TransitionLoader(rows(4), **{"batch_size": 2, "world_size": 2, **options})
+
+
+def test_batch_says_what_it_holds():
+    assert repr(TransitionBatch(rows(2), 3, 1)) == "TransitionBatch(['0', '1'], index=3, replay=1)"
+    assert len(TransitionBatch(rows(2))) == 2
