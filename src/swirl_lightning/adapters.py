@@ -166,7 +166,9 @@ class Adapters:
 
     def export(self, folder: str | Path) -> None:
         """Write the trained adapters in plain PEFT format, ``folder/<adapter>/``, as safetensors."""
-        self.model.save_pretrained(str(folder), selected_adapters=list(self.trainable), save_embedding_layers=False)
+        self.model.save_pretrained(
+            str(folder), selected_adapters=list(self.trainable), save_embedding_layers=False
+        )
 
     def _policy_of(self, name: str) -> str:
         return name.removesuffix("_ref").removesuffix("_reward")
@@ -178,6 +180,8 @@ class Adapters:
                     holder = getattr(module, part, {})
                     if name in holder:
                         entry = holder[name]
-                        parameter = entry if isinstance(entry, nn.Parameter) else getattr(entry, "weight", None)
+                        parameter = (
+                            entry if isinstance(entry, nn.Parameter) else getattr(entry, "weight", None)
+                        )
                         if parameter is not None:
                             yield f"{path.removeprefix('base_model.model.')}.{part}", parameter

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -51,3 +51,40 @@ class Rollouts:
     rewards: Tensor
     advantages: Tensor
     group_size: int
+
+
+@dataclass
+class Update:
+    """What the policy update needs of a batch of rollouts, kept for the replays of ``num_iterations``.
+
+    Attributes:
+        prompts: N prompts, each repeated for its group.
+        completions: N completions as sampled.
+        advantages: (N,) float32.
+        group_prompts: the B prompts, once each.
+        observed: B observed next states as completions (Phase I, for the anchor), or empty.
+        reference: (N, L) log-probabilities under the reference, or None where β is 0.
+        old: (N, L) log-probabilities under the policy that sampled; set by the first update.
+    """
+
+    prompts: list[TokenIds]
+    completions: list[TokenIds]
+    advantages: Tensor
+    group_prompts: list[TokenIds]
+    observed: list[TokenIds]
+    reference: Tensor | None = None
+    old: Tensor | None = None
+
+    @property
+    def group_size(self) -> int:
+        """G."""
+        return len(self.prompts) // len(self.group_prompts)
+
+    def state(self) -> dict[str, Any]:
+        """Lists and tensors only, for a checkpoint."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def of(cls, state: dict[str, Any], device: Any = None) -> Update:
+        """The inverse of :meth:`state`, on a device."""
+        return cls(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()})

@@ -108,7 +108,11 @@ def sample(
     ids, mask = pad_left(prompts, device)  # (B, P)
     cache = DynamicCache()
     hidden = trunk(
-        input_ids=ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache, use_cache=True
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions(mask),
+        past_key_values=cache,
+        use_cache=True,
     ).last_hidden_state[:, -1]  # (B, H)
     cache.batch_repeat_interleave(group_size)
     hidden = hidden.repeat_interleave(group_size, 0)  # (N, H)

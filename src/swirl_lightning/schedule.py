@@ -50,7 +50,9 @@ class PhaseSchedule:
     def __post_init__(self) -> None:
         unknown = [p for p in self.phases if p not in PHASES or p == WARMUP]
         if unknown or not self.phases:
-            raise ValueError(f"phases must be a non-empty list of {list(PHASES[1:])}, got {list(self.phases)}")
+            raise ValueError(
+                f"phases must be a non-empty list of {list(PHASES[1:])}, got {list(self.phases)}"
+            )
         if self.warmup_epochs < 0 or (self.iterations is not None and self.iterations < 0):
             raise ValueError("warmup_epochs and iterations must be >= 0")
         if self.epochs == 0:
@@ -108,7 +110,7 @@ class PhaseOptimConfigs:
     """Learning rates by phase.
 
     Attributes:
-        warmup: both adapters during SFT, per epoch-spanning warm-up stage.
+        warmup: both adapters during SFT: one curve over all warm-up epochs.
         fwm: Phase I (and bootstrap).
         idm: Phase II.
     """
@@ -146,13 +148,14 @@ class PhaseLR(LRScheduler):
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Learning rate of each parameter group now."""
         config = self.configs.of(self.phase)
-        return [config.lr * config.factor(self.phase_step, self.phase_total)] * len(self.optimizer.param_groups)
+        return [config.lr * config.factor(self.phase_step, self.phase_total)] * len(
+            self.optimizer.param_groups
+        )
 
     def step(self, epoch: int | None = None) -> None:
         """After an optimiser step."""
-        if self._step_count > 0:  # torch steps a scheduler once while constructing it
-            self.phase_step += 1
         self._step_count += 1
+        self.phase_step += 1
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
@@ -162,6 +165,11 @@ class PhaseLR(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self.__dict__.update(state_dict)
+        self._apply()
+
+    def _initial_step(self) -> None:
+        """Torch would take a step here, and a phase would begin at its second learning rate."""
+        self._step_count = 1
         self._apply()
 
     def _apply(self) -> None:

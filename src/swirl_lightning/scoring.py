@@ -69,7 +69,9 @@ def score(
     length = max(len(row) for row in completions)
     index = torch.tensor(row_of, device=vocabulary.weight.device)
     values, entropy, mask = (
-        torch.cat([nn.functional.pad(part[field], (0, length - part[field].shape[1])) for part in flat])[index]
+        torch.cat([nn.functional.pad(part[field], (0, length - part[field].shape[1])) for part in flat])[
+            index
+        ]
         for field in range(3)
     )
     return LogProbs(values, entropy, mask)

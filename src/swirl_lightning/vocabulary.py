@@ -79,7 +79,9 @@ class _SlicedLogProb(torch.autograd.Function):
     """Chunked log-softmax through a frozen head; the backward recomputes logits instead of keeping them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, index: Tensor, vocabulary: VocabularySlice, temperature: float) -> Any:
+    def forward(
+        ctx: Any, hidden: Tensor, index: Tensor, vocabulary: VocabularySlice, temperature: float
+    ) -> Any:
         log_probs, entropies, normalizers = [], [], []
         rows = max(1, LOGITS_PER_CHUNK // len(vocabulary))
         with torch.autocast(hidden.device.type, enabled=False):

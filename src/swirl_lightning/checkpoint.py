@@ -1,0 +1,102 @@
+"""What a checkpoint says beyond Lightning's own: which base, where the random states stood."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+_NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "quantization_config")
+
+
+def base_identity(model: PreTrainedModel) -> dict[str, str]:
+    """Hashes that tell one base from another: its architecture, and a sample of its embedding.
+
+    The embedding is never quantised, so the same base gives the same hash at any quantisation; it is
+    hashed in bfloat16, so that the dtype of computation does not matter either.
+    """
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_IDENTITY}
+    weight = model.get_input_embeddings().weight.detach()  # type: ignore[union-attr]
+    rows = weight[:: max(1, len(weight) // 64)].to(torch.bfloat16).float().cpu().contiguous()
+    return {
+        "architecture": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
+        "weights": _digest(rows.numpy().tobytes()),
+    }
+
+
+def check_base(saved: dict[str, Any], here: dict[str, str], name: str) -> None:
+    """Raise ValueError if the adapters of a checkpoint were trained on another base."""
+    different = [part for part in ("architecture", "weights") if saved[part] != here[part]]
+    if different:
+        raise ValueError(
+            f"the checkpoint's adapters were trained on base {saved['name']!r} (revision {saved['revision']}), "
+            f"and {name!r} has other {' and '.join(different)}. Set model.backbone.model_name_or_path to that base."
+        )
+
+
+def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The ``swirl`` entry of a checkpoint; ValueError if it is none of ours."""
+    if "swirl" not in checkpoint:
+        raise ValueError("this checkpoint was not written by SWIRL: it has no 'swirl' entry")
+    state: dict[str, Any] = checkpoint["swirl"]
+    return state
+
+
+def check_file(path: str | Path) -> None:
+    """Raise if a checkpoint is missing or unreadable, before any model is loaded.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists the checkpoints beside it.
+        ValueError: the file is corrupt, or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"checkpoint {path} does not exist; in its folder there are: {beside}")
+    try:
+        state = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}: {error}); is it complete?"
+        ) from None
+    own_state(state)
+
+
+def rng_states() -> list[dict[str, Any]]:
+    """Random states of every rank: python, numpy, torch and CUDA. Collective."""
+    kind, keys, place, has_gauss, gauss = np.random.get_state()
+    own: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), int(place), int(has_gauss), float(gauss)],  # type: ignore[union-attr]
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(states, own)
+    return states
+
+
+def restore_rng(states: list[dict[str, Any]]) -> None:
+    """Go on from :func:`rng_states`; with another number of ranks, from the first one's."""
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    own = states[rank] if rank < len(states) else states[0]
+    version, internal, gauss = own["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, place, has_gauss, cached = own["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), place, has_gauss, cached))
+    torch.set_rng_state(own["torch"].cpu())
+    if own["cuda"] and len(own["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in own["cuda"]])
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

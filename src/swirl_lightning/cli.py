@@ -1,0 +1,57 @@
+"""The ``swirl`` command: LightningCLI with fit, validate, test and predict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+
+from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.checkpoint import check_file
+from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.module import SWIRL
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` for fit and ``config_<command>.yaml`` for the others, over an older one."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """As in Lightning, with the file named by the command."""
+        if stage != "fit":
+            self.config_filename = f"config_{stage}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+class SwirlCLI(LightningCLI):
+    """LightningCLI with the phases as a top-level key: ``phase_switch: {warmup_epochs: 2, iterations: 1}``."""
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """Every run has a PhaseSwitch."""
+        parser.add_lightning_class_args(PhaseSwitch, "phase_switch")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a missing or broken checkpoint before a model is loaded."""
+        config = self.config.get(self.subcommand, self.config)
+        path = config.get("ckpt_path")
+        if path and path not in ("last", "best", "hpc", "registry"):
+            check_file(path)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of the console script."""
+    SwirlCLI(
+        SWIRL,
+        TransitionDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        args=args,
+    )
+
+
+if __name__ == "__main__":
+    main()

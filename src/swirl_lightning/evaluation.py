@@ -1,0 +1,198 @@
+"""Validation and test: predict states and actions, as the paper samples and greedily, and score them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torchmetrics import MeanMetric, MetricCollection
+
+from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.data.token_cache import StateTokens
+from swirl_lightning.policy import WorldModels
+from swirl_lightning.prompts import PromptBuilder, TokenIds
+from swirl_lightning.sampling import GREEDY, SamplingConfig, uniforms
+from swirl_lightning.transition import State, Transition
+
+MODES = ("sampled", "greedy")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What validation and test do.
+
+    Attributes:
+        modes: ``sampled`` (temperature and top-p of the rollouts, seeded) and / or ``greedy``.
+        best_of: test-time verification: of this many sampled futures the one with the highest
+            log Q(z | x, ŷ) is taken (in mode ``sampled``).
+        seed: of everything sampled.
+    """
+
+    modes: tuple[str, ...] = MODES
+    best_of: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [mode for mode in self.modes if mode not in MODES]
+        if unknown or not self.modes:
+            raise ValueError(f"evaluation.modes must be among {list(MODES)}, got {list(self.modes)}")
+        if self.best_of < 1:
+            raise ValueError(f"evaluation.best_of must be >= 1, got {self.best_of}")
+
+
+class Evaluator:
+    """Runs both models on transitions and keeps the metrics of one evaluation.
+
+    Args:
+        models: sampling and scoring.
+        prompts: the prompts of training.
+        backbone: decodes states and actions.
+        states: tokens of states.
+        config: what to do.
+        sampling: how rollouts are drawn in training.
+    """
+
+    def __init__(
+        self,
+        models: WorldModels,
+        prompts: PromptBuilder,
+        backbone: Backbone,
+        states: StateTokens,
+        config: EvaluationConfig,
+        sampling: SamplingConfig,
+    ) -> None:
+        self._models, self._prompts, self._backbone = models, prompts, backbone
+        self._states, self._config = states, config
+        self._sampling = {"sampled": sampling, "greedy": GREEDY}
+        self._metrics: dict[str, MetricCollection] = {}
+        self._means: dict[str, MeanMetric] = {}
+
+    def start(self, benchmark: Any, device: torch.device) -> None:
+        """Fresh metrics from a benchmark's ``state_metrics()`` and ``action_metrics()``."""
+        self._means = {}
+        self._metrics = {}
+        for mode in self._config.modes:
+            self._metrics[f"fwm/{mode}"] = benchmark.state_metrics().to(device)
+            self._metrics[f"idm/{mode}"] = benchmark.action_metrics().to(device)
+        names = ["identifiability", "likelihood", "fwm/log_prob", "idm/log_prob"]
+        self._means = {name: MeanMetric().to(device) for name in names}
+
+    def step(self, transitions: Sequence[Transition], device: torch.device) -> None:
+        """Predict and update the metrics. Transitions without a label count for nothing here."""
+        rows = [t for t in transitions if t.action]
+        if not rows:
+            return
+        before, after, actions = self._encode(rows, device)
+        self._teacher_forced(before, after, actions)
+        for mode in self._config.modes:
+            futures = self._futures(rows, before, actions, mode)
+            predicted_states = self._backbone.decode_states(futures, device)
+            self._metrics[f"fwm/{mode}"].update(predicted_states, rows)
+            guesses = self._actions(rows, before, after, mode)
+            words = [self._backbone.decode_action(z) for z in guesses]
+            self._metrics[f"idm/{mode}"].update(words, rows)
+            if mode == self._config.modes[0]:
+                self._means["identifiability"].update(self._identifiability(before, futures, actions))
+                self._means["likelihood"].update(self._likelihood(before, guesses, after))
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """All metrics, reduced over ranks: ``fwm/<mode>/<metric>``, ``idm/<mode>/<metric>`` and means.
+
+        ``identifiability`` is E[log Q(z | x, ŷ)], ``likelihood`` E[log P(y | x, ẑ)], in nats per token.
+        """
+        values = {f"{name}/{key}": v for name, m in self._metrics.items() for key, v in m.compute().items()}
+        return values | {name: mean.compute() for name, mean in self._means.items()}
+
+    def predict(self, transitions: Sequence[Transition], device: torch.device) -> list[dict[str, Any]]:
+        """One row per transition: its id, the IDM's action and the FWM's next state.
+
+        The FWM follows the record's own action where there is one, else the IDM's.
+        """
+        mode = self._config.modes[0]
+        before, after = self._encode_states(transitions, device)
+        guesses = self._actions(transitions, before, after, mode)
+        actions = [
+            self._backbone.encode_action(t.action) if t.action else guess
+            for t, guess in zip(transitions, guesses, strict=True)
+        ]
+        futures = self._backbone.decode_states(self._futures(transitions, before, actions, mode), device)
+        return [
+            {
+                "id": t.id,
+                "action": t.action,
+                "predicted_action": self._backbone.decode_action(g),
+                "predicted_state": y,
+            }
+            for t, g, y in zip(transitions, guesses, futures, strict=True)
+        ]
+
+    # ---- parts -----------------------------------------------------------------------------------
+    def _encode_states(
+        self, rows: Sequence[Transition], device: torch.device
+    ) -> tuple[list[TokenIds], list[TokenIds]]:
+        states: list[State] = [t.before for t in rows] + [t.after for t in rows]
+        ids = self._states.encode(states, device)
+        return ids[: len(rows)], ids[len(rows) :]
+
+    def _encode(
+        self, rows: Sequence[Transition], device: torch.device
+    ) -> tuple[list[TokenIds], list[TokenIds], list[TokenIds]]:
+        before, after = self._encode_states(rows, device)
+        return before, after, [self._backbone.encode_action(t.action or "") for t in rows]
+
+    def _sample(
+        self, role: str, rows: Sequence[Transition], prompts: list[TokenIds], mode: str, count: int
+    ) -> list[TokenIds]:
+        keys = [f"eval|{self._config.seed}|{role}|{t.id}" for t in rows]
+        noise = uniforms(keys, count, self._models.grammars[role].max_length)
+        adapter = self._models.adapters.policy(role)
+        sampled = self._models.sample(role, adapter, prompts, noise, self._sampling[mode])
+        return self._models.contents(role, sampled)
+
+    def _futures(
+        self, rows: Sequence[Transition], before: list[TokenIds], actions: list[TokenIds], mode: str
+    ) -> list[TokenIds]:
+        count = self._config.best_of if mode == "sampled" else 1
+        prompts = [self._prompts.fwm(x, z) for x, z in zip(before, actions, strict=True)]
+        futures = self._sample("fwm", rows, prompts, mode, count)
+        if count == 1:
+            return futures
+        repeat = [n for n in range(len(rows)) for _ in range(count)]
+        value = self._identifiability(
+            [before[n] for n in repeat], futures, [actions[n] for n in repeat], count
+        )
+        best = value.view(-1, count).argmax(1).tolist()
+        return [futures[n * count + k] for n, k in enumerate(best)]
+
+    def _actions(
+        self, rows: Sequence[Transition], before: list[TokenIds], after: list[TokenIds], mode: str
+    ) -> list[TokenIds]:
+        prompts = [self._prompts.idm(x, y) for x, y in zip(before, after, strict=True)]
+        return self._sample("idm", rows, prompts, mode, 1)
+
+    def _identifiability(
+        self, before: list[TokenIds], futures: list[TokenIds], actions: list[TokenIds], group_size: int = 1
+    ) -> torch.Tensor:
+        """(N,) mean log Q(z | x, ŷ) per token."""
+        prompts = [self._prompts.idm(x, y) for x, y in zip(before, futures, strict=True)]
+        return self._mean_log_prob("idm", prompts, actions, group_size)
+
+    def _likelihood(
+        self, before: list[TokenIds], actions: list[TokenIds], after: list[TokenIds]
+    ) -> torch.Tensor:
+        """(N,) mean log P(y | x, ẑ) per token."""
+        prompts = [self._prompts.fwm(x, z) for x, z in zip(before, actions, strict=True)]
+        return self._mean_log_prob("fwm", prompts, after)
+
+    def _teacher_forced(self, before: list[TokenIds], after: list[TokenIds], actions: list[TokenIds]) -> None:
+        self._means["fwm/log_prob"].update(self._likelihood(before, actions, after))
+        self._means["idm/log_prob"].update(self._identifiability(before, after, actions))
+
+    def _mean_log_prob(
+        self, role: str, prompts: list[TokenIds], contents: list[TokenIds], group_size: int = 1
+    ) -> torch.Tensor:
+        completions = [self._models.grammars[role].complete(content) for content in contents]
+        adapter = self._models.adapters.policy(role)
+        return self._models.score(role, adapter, prompts, completions, group_size=group_size).mean_per_token()

@@ -1,0 +1,1 @@
+"""Recipes that build the bases shipped with the package."""

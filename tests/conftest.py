@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import gemma_folder
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Gemma on disk, shared by the session."""
+    return gemma_folder(tmp_path_factory.mktemp("gemma"))

@@ -1,0 +1,98 @@
+import math
+
+import pytest
+import torch
+
+from swirl_lightning.grpo import (
+    GRPOConfig,
+    clipped_surrogate,
+    group_advantages,
+    kl_k3,
+    token_weights,
+    zero_variance_share,
+)
+from swirl_lightning.rewards import MeanLogProb, ShuffledWithinGroup
+from swirl_lightning.scoring import LogProbs
+
+
+def test_advantages_by_hand():
+    rewards = torch.tensor([1.0, 2.0, 3.0, -1.0, -1.0, -1.0])
+    got = group_advantages(rewards, 3)
+    expected = torch.tensor([-1 / 1.0001, 0.0, 1 / 1.0001, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(group_advantages(rewards, 3, "none")[:3], torch.tensor([-1.0, 0.0, 1.0]))
+    assert zero_variance_share(rewards, 3) == 0.5
+
+
+def test_surrogate_by_hand():
+    old = torch.zeros(4, 1)
+    policy = torch.tensor([[1.5], [0.5], [1.5], [0.5]]).log()
+    advantages = torch.tensor([2.0, 2.0, -1.0, -1.0])
+    loss, held = clipped_surrogate(policy, old, advantages, 0.2)
+    # min(1.5*2, 1.2*2), min(.5*2, .8*2), min(-1.5, -1.2), min(-.5, -.8)
+    torch.testing.assert_close(loss[:, 0], torch.tensor([-2.4, -1.0, 1.5, 0.8]))
+    assert held[:, 0].tolist() == [True, False, False, True]
+    wide, _ = clipped_surrogate(policy, old, advantages, 0.2, epsilon_high=0.4)
+    torch.testing.assert_close(wide[0, 0], torch.tensor(-2.8))
+
+
+def test_on_policy_surrogate_has_the_policy_gradient():
+    policy = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    loss, _ = clipped_surrogate(policy, policy.detach(), torch.tensor([3.0]), 0.2)
+    loss.sum().backward()
+    assert policy.grad.tolist() == [[-3.0, -3.0]]
+
+
+def test_kl_by_hand_and_against_its_expectation():
+    policy, reference = torch.tensor([[-1.0]]), torch.tensor([[-1.5]])
+    assert kl_k3(policy, reference).item() == pytest.approx(math.exp(-0.5) + 0.5 - 1)
+    torch.manual_seed(0)
+    p, q = torch.randn(6).log_softmax(0), torch.randn(6).log_softmax(0)
+    expected = (p.exp() * (p - q)).sum()
+    torch.testing.assert_close((p.exp() * kl_k3(p, q)).sum(), expected)
+
+
+def test_token_weights_by_hand():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    weights, total = token_weights(mask, "token", 5)
+    assert weights.tolist() == [[1, 1, 0], [1, 0, 0]]
+    assert total == 3
+    weights, total = token_weights(mask, "sequence", 5)
+    assert weights.tolist() == [[0.5, 0.5, 0], [1, 0, 0]]
+    assert total == 2
+    weights, total = token_weights(mask, "constant", 5)
+    assert weights.sum() == 3
+    assert total == 10
+
+
+def log_probs(rows):
+    values = torch.tensor(rows)
+    return LogProbs(values, torch.zeros_like(values), values != 0)
+
+
+def test_reward_is_the_mean_log_prob_with_a_floor():
+    scored = log_probs([[-1.0, -2.0, -3.0], [-4.0, 0.0, 0.0], [-30.0, -20.0, 0.0]])
+    assert MeanLogProb()(scored, 3).tolist() == [-2.0, -4.0, -10.0]
+    assert MeanLogProb(floor=-50.0)(scored, 3).tolist() == [-2.0, -4.0, -25.0]
+
+
+def test_shuffled_rewards_stay_within_their_group():
+    scored = log_probs([[-float(i + 1)] for i in range(16)])
+    shuffled = ShuffledWithinGroup(floor=-100.0)(scored, 8)
+    assert sorted(shuffled[:8].tolist()) == sorted(-float(i + 1) for i in range(8))
+    assert shuffled.tolist() != scored.values[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "word"),
+    [
+        ({"group_size": 1}, "group"),
+        ({"beta": -0.1}, "beta"),
+        ({"advantage_scale": "batch"}, "advantage_scale"),
+        ({"loss_normalization": "mean"}, "loss_normalization"),
+        ({"num_iterations": 0}, "num_iterations"),
+    ],
+)
+def test_bad_settings_are_named(kwargs, word):
+    with pytest.raises(ValueError, match=word):
+        GRPOConfig(**kwargs)

@@ -1,0 +1,147 @@
+import pytest
+import torch
+from tiny import text_backbone
+
+from swirl_lightning.backbones.base import Grammar
+from swirl_lightning.sampling import GREEDY, SamplingConfig, draw, sample, uniforms
+from swirl_lightning.scoring import score
+from swirl_lightning.vocabulary import VocabularySlice
+
+
+def truncated(logits, config):
+    """The distribution that ``draw`` must follow, by definition, token by token."""
+    p = (logits.double() / config.temperature).softmax(-1)
+    order = p.argsort(descending=True)
+    kept, mass = [], 0.0
+    for i in order.tolist()[: config.top_k]:
+        kept.append(i)
+        mass += p[i].item() / (p[order[: config.top_k]].sum().item() if config.top_k else 1.0)
+        if mass >= config.top_p:
+            break
+    out = torch.zeros_like(p)
+    out[kept] = p[kept]
+    return out / out.sum()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplingConfig(temperature=1.0, top_p=1.0),
+        SamplingConfig(temperature=0.75, top_p=0.9),
+        SamplingConfig(temperature=1.3, top_p=1.0, top_k=4),
+        SamplingConfig(temperature=0.9, top_p=0.8, top_k=5),
+    ],
+)
+def test_frequencies_follow_the_truncated_distribution(config):
+    torch.manual_seed(0)
+    logits = torch.randn(12) * 1.5
+    n = 200_000
+    # an even grid of uniforms integrates the inverse CDF: the frequencies are exact to 1/n
+    u = (torch.arange(n) + 0.5) / n
+    index = draw(logits.expand(n, -1), u, config)
+    frequencies = torch.bincount(index, minlength=12).double() / n
+    torch.testing.assert_close(frequencies, truncated(logits, config), atol=2e-4, rtol=0)
+
+
+def test_extreme_uniforms_stay_inside_the_nucleus():
+    logits = torch.tensor([[5.0, 4.0, -torch.inf, -3.0]]).expand(2, -1)
+    config = SamplingConfig(temperature=1.0, top_p=0.9)
+    assert draw(logits, torch.tensor([0.0, 1.0 - 2**-24]), config).tolist() == [0, 1]
+    assert draw(logits, torch.tensor([0.3, 0.99]), GREEDY).tolist() == [0, 0]
+
+
+def test_uniforms_depend_on_the_key_alone():
+    both = uniforms(["a", "b"], 3, 5)
+    torch.testing.assert_close(uniforms(["b"], 3, 5), both[3:])
+    assert not torch.equal(both[:3], both[3:])
+    assert both.min() >= 0
+    assert both.max() < 1
+
+
+@pytest.fixture(scope="module")
+def engine(gemma_path):
+    backbone = text_backbone(gemma_path, quantization=None)
+    model = backbone.load_model().eval()
+    allowed = backbone.action_grammar.allowed
+    return backbone, model, VocabularySlice(backbone.head(model), allowed), allowed
+
+
+def plain_rollouts(model, allowed, grammar, prompts, noise, config):
+    """No cache, no padding, one row at a time, the whole vocabulary masked at every step."""
+    rows, group = [], len(noise) // len(prompts)
+    mask = torch.full((model.config.vocab_size,), -torch.inf)
+    mask[list(allowed)] = 0
+    for n, u in enumerate(noise):
+        ids = list(prompts[n // group])
+        out = []
+        for step in range(grammar.max_length):
+            logits = model(torch.tensor([ids])).logits[0, -1] + mask
+            token = int(draw(logits[None], u[step : step + 1], config))
+            ids.append(token)
+            out.append(token)
+            if token == grammar.eos:
+                break
+        rows.append(out)
+    return rows
+
+
+@pytest.mark.parametrize("config", [SamplingConfig(), GREEDY, SamplingConfig(1.5, 1.0)])
+@torch.no_grad()
+def test_rollouts_equal_the_plain_path_whatever_the_padding(engine, config):
+    _, model, vocabulary, allowed = engine
+    grammar = Grammar(allowed, 7, eos=1)
+    prompts = [[2, 40, 41], [2, 50, 51, 52, 53, 54, 55, 56], [2, 99]]
+    noise = uniforms(["p", "q", "r"], 4, 7)
+    got = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, config)
+    assert got.rows() == plain_rollouts(model, allowed, grammar, prompts, noise, config)
+    alone = sample(model.get_decoder(), vocabulary, grammar, prompts[:1], noise[:4], config)
+    assert alone.rows() == got.rows()[:4]
+
+
+@torch.no_grad()
+def test_completions_stay_inside_the_grammar_and_end_with_eos_once(engine):
+    _, model, vocabulary, _ = engine
+    grammar = Grammar(tuple(range(1, 20)), 9, eos=1)
+    vocabulary = VocabularySlice(model.get_output_embeddings(), grammar.allowed)
+    noise = uniforms([str(i) for i in range(8)], 8, 9)
+    prompts = [[2, 30 + i] for i in range(8)]
+    got = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig(3.0, 1.0))
+    rows = got.rows()
+    assert all(set(row) <= set(grammar.allowed) for row in rows)
+    assert all(row.index(1) == len(row) - 1 for row in rows if 1 in row)
+    assert any(1 in row for row in rows)
+    assert all(1 in row or len(row) == 9 for row in rows)
+    assert not got.ids[~got.mask].any()
+
+
+@torch.no_grad()
+def test_truncation_trims_what_is_sampled_and_not_the_log_probs(engine):
+    """The policy is the untrimmed constrained distribution at the sampling temperature (TRL's convention)."""
+    _, model, vocabulary, _ = engine
+    grammar = Grammar(tuple(range(3, 60)), 4)
+    vocabulary = VocabularySlice(model.get_output_embeddings(), grammar.allowed)
+    config = SamplingConfig(temperature=0.75, top_p=0.5)
+    got = sample(model.get_decoder(), vocabulary, grammar, [[2, 9]], uniforms(["k"], 64, 4), config)
+    logits = model(torch.tensor([[2, 9]])).logits[0, -1, 3:60] / 0.75
+    p = logits.softmax(-1)
+    nucleus = set(
+        (
+            p.argsort(descending=True)[: int((p.sort(descending=True)[0].cumsum(0) < 0.5).sum()) + 1] + 3
+        ).tolist()
+    )
+    assert set(got.ids[:, 0].tolist()) <= nucleus
+    scored = score(
+        model.get_decoder(), vocabulary, [[2, 9]] * 64, got.rows(), group_size=64, temperature=0.75
+    )
+    expected = logits.log_softmax(-1)[got.ids[:, 0] - 3]
+    torch.testing.assert_close(scored.values[:, 0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bad_settings_are_named():
+    for kwargs, word in (
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": 0}, "top_k"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            SamplingConfig(**kwargs)

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import text_backbone
+
+from swirl_lightning.scoring import score
+from swirl_lightning.vocabulary import VocabularySlice
+
+TEMPERATURE = 0.8
+
+
+@pytest.fixture(scope="module", params=[None, "nf4"])
+def engine(gemma_path, request):
+    backbone = text_backbone(gemma_path, quantization=request.param)
+    torch.manual_seed(1)
+    model = get_peft_model(backbone.load_model(), LoraConfig(r=4, target_modules="all-linear"))
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    base = model.get_base_model()
+    return (
+        base,
+        backbone.trunk(base),
+        VocabularySlice(backbone.head(base), backbone.action_grammar.allowed),
+        model,
+    )
+
+
+def groups():
+    torch.manual_seed(3)
+    draw = lambda n: torch.randint(3, 250, (n,)).tolist()  # noqa: E731
+    prompts, completions = [], []
+    for shared, tails in ((5, (2, 4, 2, 2)), (1, (3, 1, 2, 6)), (9, (0, 0, 0, 0))):
+        prefix = [2, *draw(shared)]
+        for tail in tails:
+            prompts.append(prefix + draw(tail))
+            completions.append([*draw(int(torch.randint(1, 5, (1,)))), 1])
+    prompts[2], completions[2] = prompts[0], completions[0]  # a repeated rollout
+    return prompts, completions
+
+
+def brute_force(model, vocabulary, prompts, completions):
+    """Whole rows one by one, full-vocabulary logits, then the mask."""
+    mask = torch.full((model.config.vocab_size,), -torch.inf)
+    mask[vocabulary.ids if vocabulary.excluded is None else vocabulary.ids[~vocabulary.excluded]] = 0
+    rows = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        logits = model(torch.tensor([prompt + completion])).logits[0].float() + mask
+        log_probs = (logits / TEMPERATURE).log_softmax(-1)
+        at = torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1)
+        rows.append(log_probs[at, torch.tensor(completion)])
+    return rows
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"share_prefix": False}, {"max_tokens": 30}])
+def test_values_and_gradients_equal_brute_force(engine, kwargs):
+    base, trunk, vocabulary, model = engine
+    prompts, completions = groups()
+    params = [p for p in model.parameters() if p.requires_grad]
+    torch.manual_seed(0)
+    weights = [torch.randn(len(c)) for c in completions]
+
+    got = score(trunk, vocabulary, prompts, completions, group_size=4, temperature=TEMPERATURE, **kwargs)
+    sum((got.values[n, : len(w)] * w).sum() for n, w in enumerate(weights)).backward()
+    grads = [p.grad.clone() for p in params]
+    model.zero_grad()
+    rows = brute_force(base, vocabulary, prompts, completions)
+    sum((r * w).sum() for r, w in zip(rows, weights, strict=True)).backward()
+
+    for n, row in enumerate(rows):
+        torch.testing.assert_close(got.values[n, : len(row)], row, atol=1e-5, rtol=1e-5)
+        assert not got.values[n, len(row) :].any()
+        assert got.mask[n].sum() == len(row)
+    for mine, p in zip(grads, params, strict=True):
+        torch.testing.assert_close(mine, p.grad, atol=1e-4 * float(p.grad.abs().max()), rtol=1e-4)
+    model.zero_grad()
+
+
+@torch.no_grad()
+def test_batch_composition_changes_nothing(engine):
+    _, trunk, vocabulary, _ = engine
+    prompts, completions = groups()
+    whole = score(trunk, vocabulary, prompts, completions, group_size=4)
+    part = score(trunk, vocabulary, prompts[4:8], completions[4:8], group_size=4)
+    width = part.values.shape[1]
+    torch.testing.assert_close(part.values, whole.values[4:8, :width], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_equal_rows_run_once(engine):
+    _, trunk, vocabulary, _ = engine
+    prompts, completions = groups()
+    seen = []
+    handle = trunk.register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["input_ids"].shape[0]), with_kwargs=True
+    )
+    score(trunk, vocabulary, [prompts[0]] * 8, [completions[0]] * 8, group_size=8)
+    handle.remove()
+    assert sum(seen) == 1
+
+
+def test_mean_per_token_counts_only_real_tokens(engine):
+    _, trunk, vocabulary, _ = engine
+    prompts, completions = groups()
+    with torch.no_grad():
+        got = score(trunk, vocabulary, prompts, completions, group_size=4)
+    by_hand = torch.stack([got.values[n, : len(c)].mean() for n, c in enumerate(completions)])
+    torch.testing.assert_close(got.mean_per_token(), by_hand)
+
+
+def test_empty_rows_are_refused(engine):
+    _, trunk, vocabulary, _ = engine
+    with pytest.raises(ValueError, match="empty"):
+        score(trunk, vocabulary, [[2]], [[]])
