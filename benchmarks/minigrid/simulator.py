@@ -7,31 +7,29 @@ the first object that is picked up). What the agent carries is not in the frame;
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.progress import Progress
 
 from swirl_lightning.benchmarks.minigrid.tiles import (
+    CELLS,
     COLOURS,
     FACINGS,
     GRID,
+    HELD_OUT,
     INDEX,
     OBJECTS,
+    SPLITS,
     Cell,
     Scene,
-    layout,
     render,
     require_minigrid,
+    split_of,
 )
 from swirl_lightning.transition import Transition
-
-SPLITS = {"base": 30, "warmup": 15, "state_only": 25, "validation": 15, "test": 15}
-"""Percent of all layouts that belong to each split."""
-HELD_OUT = ("validation", "test")
 
 SHARES = {
     "turn left": 0.13,
@@ -76,27 +74,17 @@ FAMILIES = {
     "lavagap": Family("LavaGapEnv", {"size": GRID}, 2, _MOVES),
 }
 
+_INDEX = {(cell.kind, cell.colour, cell.door): index for cell, index in INDEX.items() if not cell.facing}
+_FLOOR = INDEX[Cell("floor")]
+
 _EPISODE_STEPS = 60
 _PER_EPISODE = 2  # of one kind of action, so that no single episode fills a split
 _STALLED = 5000  # episodes in a row that gave nothing new
 
 
-def split_of(scene: Scene) -> str:
-    """The one split in which this scene's layout may be the state before; the same for every seed.
-
-    The layout leaves out the agent and whether doors are open, so a held-out layout is unseen at
-    every position of the agent.
-    """
-    digest = hashlib.blake2b(layout(scene).tobytes(), digest_size=8).digest()
-    percent = int.from_bytes(digest, "big") % 100
-    for split, share in SPLITS.items():
-        percent -= share
-        if percent < 0:
-            return split
-    raise AssertionError("the shares of SPLITS add up to 100")
-
-
-def generate(split: str, n: int, *, seed: int = 0, families: Sequence[str] = tuple(FAMILIES)) -> list[Transition]:
+def generate(
+    split: str, n: int, *, seed: int = 0, families: Sequence[str] = tuple(FAMILIES)
+) -> list[Transition]:
     """Labelled transitions of one split, in random order; the same arguments give the same bytes.
 
     Every frame changes, no (before, action) comes twice, kinds of action come in the proportions of
@@ -127,10 +115,12 @@ def generate(split: str, n: int, *, seed: int = 0, families: Sequence[str] = tup
             useful = [name for name in families if any(missing[kind] for kind in FAMILIES[name].kinds)]
             name = useful[episode % len(useful)]
             taken: Counter[str] = Counter()
-            for before, action, after in _episode(envs[name], name, rng):
+
+            def wanted(kind: str, taken: Counter[str] = taken) -> bool:
+                return missing[kind] > 0 and taken[kind] < _PER_EPISODE
+
+            for before, action, after in _episode(envs[name], name, rng, wanted):
                 kind = kind_of(action)
-                if not missing[kind] or taken[kind] == _PER_EPISODE:
-                    continue
                 key = (before.tobytes(), action)
                 if key in seen or split_of(before) != split or split_of(after) in others:
                     continue
@@ -204,46 +194,46 @@ def _vary(env: Any, name: str) -> None:
     for _ in range(rng.integers(FAMILIES[name].extras + 1)):
         make = getattr(world_object, OBJECTS[rng.integers(len(OBJECTS))].title())
         env.place_obj(make(COLOURS[rng.integers(len(COLOURS))]))
-    if rng.random() < 0.3:  # start with something in hand, or doors are seldom unlocked
-        places = [i for i, thing in enumerate(env.grid.grid) if thing is not None and thing.can_pickup()]
+    if rng.random() < 0.4:  # start with something in hand, or doors are seldom unlocked
+        held = ("key",) if name == "doorkey" else OBJECTS
+        places = [i for i, thing in enumerate(env.grid.grid) if thing is not None and thing.type in held]
         if places:
             place = places[rng.integers(len(places))]
             env.carrying, env.grid.grid[place] = env.grid.grid[place], None
 
 
-def _episode(env: Any, name: str, rng: np.random.Generator) -> Iterator[tuple[Scene, str, Scene]]:
-    """One episode of the behaviour policy; yields its steps."""
+def _episode(
+    env: Any, name: str, rng: np.random.Generator, wanted: Callable[[str], bool]
+) -> Iterator[tuple[Scene, str, Scene]]:
+    """One episode of the behaviour policy; yields its steps of the wanted kinds."""
     from minigrid.minigrid_env import MiniGridEnv
 
     env.reset(seed=int(rng.integers(2**31)))
     _vary(env, name)
     env.max_steps = _EPISODE_STEPS
-    before = scene_of(env)
     ended = False
     while not ended:
         step, action = _choose(env, rng)
+        before = scene_of(env) if wanted(kind_of(action)) else None
         _, _, terminated, truncated, _ = MiniGridEnv.step(env, step)
-        after = scene_of(env)
-        if not np.array_equal(before, after):
+        ended = terminated or truncated
+        if before is not None and not np.array_equal(before, after := scene_of(env)):
             yield before, action, after
-        before, ended = after, terminated or truncated
 
 
 def scene_of(env: Any) -> Scene:
     """The scene that the simulator is in."""
-    cells = []
-    for thing in env.grid.grid:
-        if thing is None:
-            cells.append(Cell("floor"))
-        elif thing.type == "door":
-            state = "open" if thing.is_open else "locked" if thing.is_locked else "closed"
-            cells.append(Cell("door", thing.color, state))
-        else:
-            cells.append(Cell(thing.type, thing.color if thing.type in OBJECTS else ""))
+    cells = [_FLOOR if thing is None else _INDEX[_key(thing)] for thing in env.grid.grid]
     column, row = env.agent_pos
     place = int(row) * GRID + int(column)
-    cells[place] = cells[place]._replace(facing=FACINGS[env.agent_dir])
-    return np.array([INDEX[cell] for cell in cells], dtype=np.uint8).reshape(GRID, GRID)
+    cells[place] = INDEX[CELLS[cells[place]]._replace(facing=FACINGS[env.agent_dir])]
+    return np.array(cells, dtype=np.uint8).reshape(GRID, GRID)
+
+
+def _key(thing: Any) -> tuple[str, str, str]:
+    if thing.type == "door":
+        return "door", thing.color, "open" if thing.is_open else "locked" if thing.is_locked else "closed"
+    return thing.type, thing.color if thing.type in OBJECTS else "", ""
 
 
 def _choose(env: Any, rng: np.random.Generator) -> tuple[int, str]:
@@ -252,22 +242,36 @@ def _choose(env: Any, rng: np.random.Generator) -> tuple[int, str]:
     It does not step into lava, which ends an episode, nor on the rim of the grid, beyond which the
     simulator cannot look; and it opens no box, which a frame cannot tell from picking it up.
     """
-    actions, draw = env.actions, rng.random()
-    column, row = (int(value) for value in env.front_pos)
-    front = env.grid.get(column, row)
-    if front is not None and front.type in OBJECTS and env.carrying is None and draw < 0.5:
-        return actions.pickup, f"pick up the {front.color} {front.type}"
-    if front is None and env.carrying is not None and draw < 0.15:
+    actions, (ahead, aside) = env.actions, rng.random(2)
+    dx, dy = env.dir_vec.tolist()
+    column, row = (int(value) for value in env.agent_pos)
+    x, y = column + dx, row + dy
+    front = env.grid.get(x, y)
+    if front is None and env.carrying is not None and ahead < 0.06:
         return actions.drop, f"drop the {env.carrying.color} {env.carrying.type}"
-    if front is not None and front.type == "door" and draw < 0.6:
-        held = env.carrying
-        fits = held is not None and (held.type, held.color) == ("key", front.color)
-        if front.is_locked and fits:
-            return actions.toggle, f"unlock the {front.color} door"
-        if not front.is_locked:
-            return actions.toggle, f"{'close' if front.is_open else 'open'} the {front.color} door"
-    free = front is None or (front.can_overlap() and front.type != "lava")
-    inside = 0 < column < GRID - 1 and 0 < row < GRID - 1
-    if free and inside and rng.random() < 0.6:
-        return actions.forward, "move forward"
-    return (actions.left, "turn left") if rng.random() < 0.5 else (actions.right, "turn right")
+    if ahead < 0.6 and (verb := _use(front, env.carrying)):
+        action = actions.pickup if verb == "pick up" else actions.toggle
+        return action, f"{verb} the {front.color} {front.type}"
+    left, right = (env.grid.get(column + sign * dy, row - sign * dx) for sign in (1, -1))
+    if aside < 0.4 and bool(_use(left, env.carrying)) != bool(_use(right, env.carrying)):
+        turn_left = bool(_use(left, env.carrying))
+    else:
+        free = front is None or (front.can_overlap() and front.type != "lava")
+        inside = 0 < x < GRID - 1 and 0 < y < GRID - 1
+        if free and inside and aside < 0.8:
+            return actions.forward, "move forward"
+        turn_left = rng.random() < 0.5
+    return (actions.left, "turn left") if turn_left else (actions.right, "turn right")
+
+
+def _use(thing: Any, carrying: Any) -> str:
+    """What an agent that faces the thing can do with it; empty for nothing."""
+    if thing is None:
+        return ""
+    if thing.type in OBJECTS:
+        return "" if carrying else "pick up"
+    if thing.type != "door":
+        return ""
+    if thing.is_locked:
+        return "unlock" if carrying and (carrying.type, carrying.color) == ("key", thing.color) else ""
+    return "close" if thing.is_open else "open"

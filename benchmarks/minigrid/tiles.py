@@ -2,11 +2,13 @@
 
 A *scene* is a (6, 6) uint8 array of indices into `CELLS`, row by row from the top. `render` and
 `read` are inverse to each other on scenes; `read` also takes imperfect frames, a world model's for
-instance, and names the nearest tile of each cell.
+instance, and names the nearest tile of each cell. A scene's *layout* is what stays of it, and decides
+which split may show it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -57,21 +59,21 @@ class Cell(NamedTuple):
         return Cell(self.kind, self.colour, "closed" if self.door else "")
 
 
-# A cell that the agent can stand on.
-_GROUNDS = (Cell("floor"), Cell("goal"), *(Cell("door", colour, "open") for colour in COLOURS))
+GROUNDS = (Cell("floor"), Cell("goal"), *(Cell("door", colour, "open") for colour in COLOURS))
+"""Cells that the agent can stand on."""
 CELLS: tuple[Cell, ...] = (
     *(Cell(kind) for kind in ("floor", "wall", "goal", "lava")),
     *(Cell(kind, colour) for kind in OBJECTS for colour in COLOURS),
     *(Cell("door", colour, door) for door in ("open", "closed", "locked") for colour in COLOURS),
-    *(ground._replace(facing=facing) for ground in _GROUNDS for facing in FACINGS),
+    *(ground._replace(facing=facing) for ground in GROUNDS for facing in FACINGS),
 )
 INDEX: dict[Cell, int] = {cell: index for index, cell in enumerate(CELLS)}
+
+SPLITS = {"base": 30, "warmup": 15, "state_only": 25, "validation": 15, "test": 15}
+"""Percent of all layouts that belong to each split."""
+HELD_OUT = ("validation", "test")
+
 _BARE: Scene = np.array([INDEX[cell.bare] for cell in CELLS], dtype=np.uint8)
-
-
-def layout(scene: Scene) -> Scene:
-    """The scene without its agent and with every door closed: what no movement and no toggle changes."""
-    return _BARE[scene]
 
 
 def require_minigrid() -> None:
@@ -139,22 +141,49 @@ def read(frames: Sequence[Image.Image]) -> Scene:
 
 def describe(state: State | Scene) -> list[str]:
     """The 36 cells of a frame or a scene in words, row by row from the top."""
-    if isinstance(state, Image.Image):
-        state = read([state])[0]
-    elif isinstance(state, str):
+    if isinstance(state, str):
         raise TypeError(f"a MiniGrid state is a picture, got text: {state[:40]!r}")
-    return [CELLS[index].name for index in state.reshape(-1)]
+    scene = read([state])[0] if isinstance(state, Image.Image) else state
+    return [CELLS[index].name for index in scene.reshape(-1)]
+
+
+def layout(scene: Scene) -> Scene:
+    """The scene without its agent and with every door closed: what no movement and no toggle changes."""
+    return _BARE[scene]
+
+
+def split_of(scene: Scene) -> str:
+    """The one split in which this scene's layout may be the state before; the same for every seed.
+
+    A held-out layout is so unseen elsewhere with the agent anywhere and its doors in any state.
+    """
+    digest = hashlib.blake2b(layout(scene).tobytes(), digest_size=8).digest()
+    percent = int.from_bytes(digest, "big") % 100
+    for split, share in SPLITS.items():
+        percent -= share
+        if percent < 0:
+            return split
+    raise AssertionError("the shares of SPLITS add up to 100")
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
     """A grid put together at random: no family's layout, no dynamics, one agent somewhere.
 
-    For material that teaches what frames look like and nothing of how the world moves.
+    For material that teaches what frames look like and nothing of how the world moves. Layouts of the
+    held-out splits do not come up.
     """
+    while split_of(scene := _compose(rng)) in HELD_OUT:
+        pass
+    return scene
+
+
+def _compose(rng: np.random.Generator) -> Scene:
     scene = np.full((GRID, GRID), INDEX[Cell("floor")], dtype=np.uint8)
     walls, things = rng.uniform(0, 0.4), rng.uniform(0.05, 0.5)
     # Each kind of thing, not each colour of it, gets an equal share.
-    kinds = [[i for i, c in enumerate(CELLS) if c.kind == k and not c.facing] for k in (*OBJECTS, "goal", "lava")]
+    kinds = [
+        [i for i, c in enumerate(CELLS) if c.kind == k and not c.facing] for k in (*OBJECTS, "goal", "lava")
+    ]
     kinds += [[INDEX[Cell("door", c, d)] for c in COLOURS] for d in ("open", "closed", "locked")]
     for place in np.ndindex(GRID, GRID):
         if rng.random() < walls:
@@ -163,7 +192,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
             scene[place] = rng.choice(kinds[rng.integers(len(kinds))])
     if rng.random() < 0.5:
         scene[[0, -1], :] = scene[:, [0, -1]] = INDEX[Cell("wall")]
-    ground = Cell("floor") if rng.random() < 0.7 else _GROUNDS[rng.integers(len(_GROUNDS))]
+    ground = Cell("floor") if rng.random() < 0.7 else GROUNDS[rng.integers(len(GROUNDS))]
     agent = ground._replace(facing=FACINGS[rng.integers(4)])
     scene[tuple(rng.integers(1, GRID - 1, size=2))] = INDEX[agent]
     return scene

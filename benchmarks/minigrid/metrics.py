@@ -1,0 +1,124 @@
+"""Metrics of predicted frames, cell by cell: what changed, what stayed, and the whole frame.
+
+Cells are compared by the kind that they show (the nearest tile), so a slightly blurred key is a key.
+All three pool their counts over transitions and sum over devices; each is NaN before the first row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchmetrics import Metric
+
+from swirl_lightning.benchmarks.minigrid.tiles import FRAME, GRID, Scene, read
+from swirl_lightning.transition import State, Transition
+
+_UNREADABLE = 255  # no kind of cell: equal to nothing
+
+
+class CellMetric(Metric, ABC):
+    """A share of hits, pooled over transitions; subclasses say what counts.
+
+    A prediction that is missing, a text, or a picture of another size has every cell wrong.
+
+    Args:
+        kwargs: as for `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    moments: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # rows, and the sums over rows of: hits, trials, hits², hits * trials, trials²
+        self.add_state("moments", torch.zeros(6, dtype=torch.int64), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def count(
+        self, before: Scene, after: Scene, predicted: Scene
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Hits and trials of each of N transitions, from (N, 6, 6) scenes."""
+
+    def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
+        """Counts one predicted frame per transition."""
+        if len(predicted) != len(transitions):
+            raise ValueError(f"{len(predicted)} predictions for {len(transitions)} transitions")
+        hits, trials = self.count(
+            _scenes([row.before for row in transitions]),
+            _scenes([row.after for row in transitions]),
+            _scenes(predicted),
+        )
+        sums = [len(hits), hits.sum(), trials.sum(), hits @ hits, hits @ trials, trials @ trials]
+        self.moments += torch.tensor([int(value) for value in sums], device=self.moments.device)
+
+    def compute(self) -> Tensor:
+        """Hits over trials, in [0, 1]."""
+        return self.moments[1].float() / self.moments[2]
+
+    def standard_error(self) -> float:
+        """Standard error of `compute` with transitions as the independent units (a ratio's linearisation)."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            rows, hits, trials, hits2, cross, trials2 = self.moments.tolist()
+        if rows < 2 or not trials:
+            return float("nan")
+        ratio = hits / trials
+        residual = hits2 - 2 * ratio * cross + ratio**2 * trials2
+        return float((max(residual, 0.0) * rows / (rows - 1)) ** 0.5 / trials)
+
+
+class EffectAccuracy(CellMetric):
+    """Share of the cells that the action changed which are predicted as they became."""
+
+    def count(
+        self, before: Scene, after: Scene, predicted: Scene
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Changed cells."""
+        changed = before != after
+        return _per_row(changed & (predicted == after)), _per_row(changed)
+
+
+class Preservation(CellMetric):
+    """Share of the cells that the action left alone which are predicted unchanged."""
+
+    def count(
+        self, before: Scene, after: Scene, predicted: Scene
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Unchanged cells."""
+        unchanged = before == after
+        return _per_row(unchanged & (predicted == after)), _per_row(unchanged)
+
+
+class ExactFrameMatch(CellMetric):
+    """Share of the frames with all 36 cells right."""
+
+    def count(
+        self, before: Scene, after: Scene, predicted: Scene
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Whole frames."""
+        exact = (predicted == after).all(axis=(1, 2)).astype(np.int64)
+        return exact, np.ones_like(exact)
+
+
+def _per_row(cells: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return cells.sum(axis=(1, 2), dtype=np.int64)
+
+
+def _scenes(states: Sequence[State | None]) -> Scene:
+    """(N, 6, 6), with no kind of cell at all where a state is no frame of this world."""
+    scenes = np.full((len(states), GRID, GRID), _UNREADABLE, dtype=np.uint8)
+    frames = {
+        row: state
+        for row, state in enumerate(states)
+        if isinstance(state, Image.Image) and state.size == (FRAME, FRAME)
+    }
+    scenes[list(frames)] = read(list(frames.values()))
+    return scenes

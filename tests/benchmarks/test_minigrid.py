@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("minigrid")
+
+from swirl_lightning.benchmarks.minigrid import (
+    CELLS,
+    FAMILIES,
+    SPLITS,
+    EffectAccuracy,
+    ExactFrameMatch,
+    MiniGrid,
+    Preservation,
+    describe,
+    generate,
+    random_scene,
+    read,
+    render,
+    simulator,
+    split_of,
+)
+from swirl_lightning.benchmarks.minigrid.tiles import HELD_OUT, INDEX, Cell, atlas, layout
+from swirl_lightning.transition import Transition
+
+FLOOR, WALL, KEY, AGENT = (
+    INDEX[cell] for cell in (Cell("floor"), Cell("wall"), Cell("key", "red"), Cell("floor", facing="left"))
+)
+SIZES = {"base": 1500, "warmup": 600, "state_only": 600, "validation": 300, "test": 300}
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, list[Transition]]:
+    return {split: generate(split, n) for split, n in SIZES.items()}
+
+
+@pytest.fixture(scope="module")
+def everything(splits) -> list[Transition]:
+    return [row for rows in splits.values() for row in rows]
+
+
+def fingerprint(rows: list[Transition]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.before.tobytes() + row.after.tobytes() + f"{row.action}{row.id}{row.meta}".encode())
+    return digest.hexdigest()
+
+
+# ---- tiles ---------------------------------------------------------------------------------------
+def test_all_tiles_differ_and_are_read_exactly():
+    assert len(np.unique(atlas().reshape(len(CELLS), -1), axis=0)) == len(CELLS)
+    scenes = np.arange(2 * 36, dtype=np.uint8).reshape(2, 6, 6) % len(CELLS)
+    assert np.array_equal(read([render(scene) for scene in scenes]), scenes)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frames_equal_those_of_the_simulator(family):
+    env = simulator._build(family)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        for _ in simulator._episode(env, family, rng, lambda kind: True):
+            theirs = env.get_frame(highlight=False, tile_size=8)
+            scene = simulator.scene_of(env)
+            assert np.array_equal(np.asarray(render(scene)), theirs)
+            assert np.array_equal(read([Image.fromarray(theirs)])[0], scene)
+
+
+def test_reading_forgives_noise():
+    rng = np.random.default_rng(1)
+    scene = random_scene(rng)
+    pixels = np.asarray(render(scene)) + rng.normal(0, 10, (48, 48, 3))
+    assert np.array_equal(read([Image.fromarray(pixels.clip(0, 255).astype(np.uint8))])[0], scene)
+
+
+def test_cells_in_words():
+    scene = np.full((6, 6), WALL, dtype=np.uint8)
+    scene[0, :5] = [
+        INDEX[c] for c in (Cell("key", "red"), Cell("door", "blue", "open"), *CELLS[-2:], CELLS[0])
+    ]
+    words = describe(scene)
+    assert words[:6] == [
+        "red key",
+        "open blue door",
+        "agent facing left on open yellow door",
+        "agent facing up on open yellow door",
+        "floor",
+        "wall",
+    ]
+    assert describe(render(scene)) == words
+    assert len({cell.name for cell in CELLS}) == len(CELLS)
+    with pytest.raises(TypeError, match="is a picture"):
+        describe("a text")
+    with pytest.raises(ValueError, match=r"48 x 48 pixels, got \(8, 8\)"):
+        read([Image.new("RGB", (8, 8))])
+
+
+# ---- splits --------------------------------------------------------------------------------------
+def test_same_bytes_in_another_process():
+    rows = generate("test", 60, seed=3)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_minigrid import fingerprint, generate;"
+        "print(fingerprint(generate('test', 60, seed=3)))"
+    )
+    folder = str(Path(__file__).parent)
+    out = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == fingerprint(rows)
+    assert fingerprint(generate("test", 60, seed=4)) != fingerprint(rows)
+
+
+def test_splits_share_no_state_before(splits):
+    frames = {split: {row.before.tobytes() for row in rows} for split, rows in splits.items()}
+    names = list(splits)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            assert not frames[one] & frames[other], (one, other)
+
+
+def test_held_out_layouts_are_nowhere_else(splits):
+    for held_out in HELD_OUT:
+        hidden = {layout(scene).tobytes() for scene in read([row.before for row in splits[held_out]])}
+        assert len(hidden) > 50
+        for split in set(splits) - {held_out}:
+            frames = [frame for row in splits[split] for frame in (row.before, row.after)]
+            assert not hidden & {layout(scene).tobytes() for scene in read(frames)}, (held_out, split)
+
+
+def test_layout_ignores_agent_and_open_doors():
+    scene = np.full((6, 6), FLOOR, dtype=np.uint8)
+    scene[0, 0] = INDEX[Cell("door", "red", "locked")]
+    scene[1, 1] = AGENT
+    other = np.full((6, 6), FLOOR, dtype=np.uint8)
+    other[0, 0] = INDEX[Cell("door", "red", "open", facing="up")]
+    assert split_of(scene) == split_of(other)
+    assert np.array_equal(layout(scene), layout(other))
+
+
+def test_random_scenes_are_none_of_the_held_out():
+    rng = np.random.default_rng(0)
+    scenes = [random_scene(rng) for _ in range(200)]
+    assert not {split_of(scene) for scene in scenes} & set(HELD_OUT)
+    assert all(sum("agent" in word for word in describe(scene)) == 1 for scene in scenes)
+
+
+# ---- transitions ---------------------------------------------------------------------------------
+def test_every_frame_changes(everything):
+    assert all(row.before.tobytes() != row.after.tobytes() for row in everything)
+    assert all(row.before.size == (48, 48) and row.before.mode == "RGB" for row in everything)
+
+
+def test_action_follows_from_frames_and_next_frame_from_action(everything):
+    actions, nexts = {}, {}
+    for row in everything:
+        x, y = row.before.tobytes(), row.after.tobytes()
+        assert actions.setdefault((x, y), row.action) == row.action
+        assert nexts.setdefault((x, row.action), y) == y
+    assert len(nexts) == len(everything), "no (before, action) comes twice"
+
+
+def inverse(before: np.ndarray, after: np.ndarray) -> str:
+    """The action, from the two frames' cells alone."""
+    old, new = ([CELLS[i] for i in scene.reshape(-1)] for scene in (before, after))
+    here, there = (next(i for i, cell in enumerate(cells) if cell.facing) for cells in (old, new))
+    if here != there:
+        return "move forward"
+    order = ("right", "down", "left", "up")
+    turn = (order.index(new[here].facing) - order.index(old[here].facing)) % 4
+    if turn:
+        return {1: "turn right", 3: "turn left"}[turn]
+    (changed,) = (i for i in range(36) if old[i] != new[i])
+    was, now = old[changed], new[changed]
+    if was.kind == "door":
+        verb = {"locked": "unlock", "closed": "open", "open": "close"}[was.door]
+        return f"{verb} the {was.colour} door"
+    return f"drop the {now.name}" if was.kind == "floor" else f"pick up the {was.name}"
+
+
+def test_action_is_what_the_frames_show(everything):
+    befores, afters = read([row.before for row in everything]), read([row.after for row in everything])
+    for row, before, after in zip(everything, befores, afters, strict=True):
+        assert inverse(before, after) == row.action
+
+
+def test_proportions_and_names(splits):
+    for split, rows in splits.items():
+        kinds = [row.meta["kind"] for row in rows]
+        assert set(kinds) == set(simulator.SHARES)
+        for kind, share in simulator.SHARES.items():
+            assert abs(kinds.count(kind) / len(rows) - share) <= 1 / len(rows)
+        assert {row.meta["family"] for row in rows} == set(FAMILIES)
+        assert len({row.id for row in rows}) == SIZES[split]
+
+
+def test_quotas_are_exact_and_leave_out_the_impossible():
+    quotas = simulator._quotas(7, frozenset(("turn left", "turn right")))
+    assert sorted(quotas.values()) == [3, 4]
+    assert all(simulator._quotas(n, frozenset(simulator.SHARES)).total() == n for n in range(30))
+
+
+def test_families_can_be_chosen(monkeypatch):
+    rows = generate("warmup", 40, families=["fetch"])
+    assert {row.meta["family"] for row in rows} == {"fetch"}
+    assert not any("door" in row.action for row in rows)
+    monkeypatch.setattr(simulator, "_STALLED", 20)
+    monkeypatch.setattr(simulator, "_PER_EPISODE", 0)
+    with pytest.raises(ValueError, match=r"gave 0 distinct .* 40 were asked for \(short of"):
+        generate("warmup", 40, families=["fetch"])
+
+
+# ---- metrics -------------------------------------------------------------------------------------
+@pytest.fixture
+def row() -> Transition:
+    before = np.full((6, 6), FLOOR, dtype=np.uint8)
+    before[2, 3], before[4, 4] = AGENT, KEY
+    after = before.copy()
+    after[2, 3], after[2, 2] = FLOOR, AGENT
+    return Transition(render(before), render(after), "move forward")
+
+
+def values(metric, predicted, rows) -> float:
+    metric.update(predicted, rows)
+    return float(metric.compute())
+
+
+def test_hand_computed_values(row):
+    half = read([row.after])[0]
+    half[2, 2], half[0, 0] = FLOOR, WALL  # one of 2 changed cells wrong, one of 34 others too
+    predicted, rows = [row.after, row.before, render(half)], [row] * 3
+    effect, kept, exact = EffectAccuracy(), Preservation(), ExactFrameMatch()
+    assert values(effect, predicted, rows) == pytest.approx(3 / 6)
+    assert values(kept, predicted, rows) == pytest.approx(101 / 102)
+    assert values(exact, predicted, rows) == pytest.approx(1 / 3)
+    # three independent rows with the shares 1, 0, 1/2 and 1, 1, 33/34 and 1, 0, 0
+    for metric, shares in ((effect, [1, 0, 0.5]), (kept, [1, 1, 33 / 34]), (exact, [1, 0, 0])):
+        assert metric.standard_error() == pytest.approx(np.std(shares, ddof=1) / 3**0.5)
+
+
+def test_what_is_no_frame_is_all_wrong(row):
+    garbage = [None, "text", Image.new("RGB", (8, 8)), Image.new("L", (48, 48), 7)]
+    assert values(EffectAccuracy(), garbage[:3], [row] * 3) == 0
+    assert values(Preservation(), garbage[:3], [row] * 3) == 0
+    assert values(ExactFrameMatch(), garbage, [row] * 4) == 0
+    with pytest.raises(ValueError, match="1 predictions for 2"):
+        EffectAccuracy().update([None], [row] * 2)
+
+
+def test_nothing_seen_is_nan():
+    metric = EffectAccuracy()
+    metric.update([], [])
+    assert torch.isnan(metric.compute())
+    assert np.isnan(metric.standard_error())
+
+
+def test_collection_keeps_metrics_apart(row):
+    metrics = MiniGrid().state_metrics()
+    metrics.update([None], [row])  # all three count nothing at first
+    metrics.update([row.before], [row])
+    assert {key: float(value) for key, value in metrics.compute().items()} == pytest.approx(
+        {"effect_accuracy": 0.0, "preservation": 0.5, "exact_match": 0.0}
+    )
+
+
+# ---- data module ---------------------------------------------------------------------------------
+def test_data_module():
+    data = MiniGrid(warmup_size=16, state_only_size=24, validation_size=8, test_size=8, seed=5)
+    data.setup("fit")
+    assert [len(data.split(name)) for name in ("warmup", "state_only", "validation", "test")] == [
+        16,
+        24,
+        8,
+        8,
+    ]
+    assert fingerprint(data.split("warmup")) == fingerprint(generate("warmup", 16)), "seed is not the world's"
+    assert all(pair.action is None for pair in data.pairs(0))
+    assert set(SPLITS) == {"base", *data.sizes}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"families": ["maze"]}, r"unknown MiniGrid families \['maze'\]; choose"),
+        ({"families": []}, "choose one or more of"),
+        ({"test_size": -1}, "'test' must not be negative, got -1"),
+    ],
+)
+def test_bad_options_are_named_at_setup(options, message):
+    with pytest.raises(ValueError, match=message):
+        MiniGrid(**options).setup("fit")
+    with pytest.raises(ValueError, match="unknown MiniGrid split 'train'"):
+        generate("train", 1)
+
+
+def test_missing_simulator_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "minigrid", None)
+    with pytest.raises(ImportError, match=r"pip install swirl-lightning\[minigrid\]"):
+        MiniGrid().setup("fit")
