@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ class TransitionLoader:
         train: see above.
         shuffle: new order in every epoch.
         seed: of the order.
-        epoch: the epoch to give; Lightning updates it through ``batch_sampler``.
+        epoch: the epoch to give, or a function that tells it when an iteration starts. (Not ``set_epoch``:
+            resuming an epoch-end checkpoint under ``max_steps``, Lightning calls that with a wrong number.)
         rank: of this process.
         world_size: number of processes.
         num_workers: of the wrapped ``DataLoader``.
@@ -59,7 +60,7 @@ class TransitionLoader:
         train: bool = True,
         shuffle: bool = False,
         seed: int = 0,
-        epoch: int = 0,
+        epoch: int | Callable[[], int] = 0,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
@@ -82,15 +83,14 @@ class TransitionLoader:
         self.train = train
         self.shuffle = shuffle
         self.seed = seed
-        self.epoch = epoch
+        self._epoch = epoch
         self.rank = rank
         self.world_size = world_size
         self.num_workers = num_workers
         self.replays = replays
         self.window = window
-        self._given = 0
+        self._given = (self.epoch, 0)
         self._resume: dict[str, int] | None = None
-        self.batch_sampler = _EpochSwitch(self)
 
     def __len__(self) -> int:
         """Number of batches that this rank gives in an epoch, replays included, resumed or not."""
@@ -98,51 +98,54 @@ class TransitionLoader:
 
     def __iter__(self) -> Iterator[TransitionBatch]:
         # A generator: nothing happens before the first `next`. Lightning calls `iter` up to three times an
-        # epoch and uses the last one, and sets the epoch only after the first.
-        given = self._take_resume()
-        self._given = given
-        batches = self._batches()
+        # epoch, partly before the epoch's number is right, and uses the last one.
+        epoch = self.epoch
+        given = self._take_resume(epoch)
+        self._given = (epoch, given)
+        batches = self._batches(epoch)
         schedule = self._schedule(len(batches))[given:]
         order = list(dict.fromkeys(index for index, _ in schedule))
         fetched = iter(self._fetch([batches[index] for index in order]))
         left = Counter(index for index, _ in schedule)
         held: dict[int, list[Transition]] = {}
-        for index, replay in schedule:
+        for place, (index, replay) in enumerate(schedule, start=given + 1):
             if index not in held:
                 held[index] = next(fetched)
             rows = held[index]
             left[index] -= 1
             if not left[index]:
                 del held[index]
-            self._given += 1
+            self._given = (epoch, place)
             yield TransitionBatch(rows, index, replay)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next ``iter`` gives; Lightning calls it at the start of each."""
-        if epoch != self.epoch:
-            self.epoch, self._given = epoch, 0
+    @property
+    def epoch(self) -> int:
+        """The epoch that an iteration gives if it starts now."""
+        return self._epoch() if callable(self._epoch) else self._epoch
 
     # ---- position --------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, int]:
         """The epoch, the batches given in it, and what these numbers depend on."""
-        if self._resume is not None and self._resume["epoch"] == self.epoch:
+        epoch = self.epoch
+        if self._resume is not None and self._resume["epoch"] == epoch:
             return dict(self._resume)
-        return {"epoch": self.epoch, "given": self._given, **self._shape()}
+        given = self._given[1] if self._given[0] == epoch else 0
+        return {"epoch": epoch, "given": given, **self._shape()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on after the batches of ``state`` when its epoch is given; other epochs start afresh."""
         self._resume = dict(state)
 
-    def _take_resume(self) -> int:
+    def _take_resume(self, epoch: int) -> int:
         state, self._resume = self._resume, None
-        if state is None or state["epoch"] != self.epoch:
+        if state is None or state["epoch"] != epoch:
             return 0
         shape = self._shape()
         changed = {key: (state.get(key), value) for key, value in shape.items() if state.get(key) != value}
         if changed:
             told = ", ".join(f"{key} was {was} and is {now}" for key, (was, now) in changed.items())
             raise ValueError(
-                f"cannot go on in the middle of epoch {self.epoch}, after {state['given']} batches: {told}. "
+                f"cannot go on in the middle of epoch {epoch}, after {state['given']} batches: {told}. "
                 "Resume with the settings of the first run, or from a checkpoint of an epoch's end."
             )
         return int(state["given"])
@@ -162,11 +165,11 @@ class TransitionLoader:
             return len(self.rows) // (self.batch_size * self.world_size)
         return len(_split_evenly(range(self.rank, len(self.rows), self.world_size), *self._eval_split()))
 
-    def _batches(self) -> list[list[int]]:
+    def _batches(self, epoch: int) -> list[list[int]]:
         """Row numbers of each of this rank's batches."""
         order = np.arange(len(self.rows))
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
         if not self.train:
             return _split_evenly(order[self.rank :: self.world_size].tolist(), *self._eval_split())
         kept = order[: self._num_batches() * self.batch_size * self.world_size]
@@ -211,23 +214,6 @@ class _Rows(Dataset[Transition]):
 
     def __getitem__(self, index: int) -> Transition:
         return self._rows[index]
-
-
-class _EpochSwitch:
-    """Where Lightning looks for ``set_epoch``: on ``loader.batch_sampler.sampler``.
-
-    Not on ``loader.sampler``: with ``overfit_batches`` Lightning would try to exchange that one.
-    """
-
-    def __init__(self, loader: TransitionLoader) -> None:
-        self._loader = loader
-
-    @property
-    def sampler(self) -> _EpochSwitch:
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        self._loader.set_epoch(epoch)
 
 
 def _split_evenly(rows: Sequence[int], batch_size: int, batches: int) -> list[list[int]]:

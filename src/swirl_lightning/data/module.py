@@ -145,7 +145,7 @@ class TransitionDataModule(LightningDataModule, ABC):
             batch_size=self.batch_size,
             shuffle=not getattr(self.trainer, "overfit_batches", 0),
             seed=self.seed,
-            epoch=self.trainer.current_epoch if self.trainer else 0,
+            epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
             rank=rank,
             world_size=world_size,
             num_workers=self.num_workers,

@@ -1,0 +1,139 @@
+"""Token ids of states, encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.prompts import TokenIds
+from swirl_lightning.transition import State
+
+_KEY_BYTES = 16
+
+
+class StateTokens:
+    """A cache in front of ``backbone.encode_states``, keyed by what a state contains.
+
+    Memory holds the most recently used states. With ``cache_dir``, new ones are also written to small
+    files, in a folder of their own per ``backbone.fingerprint()``; several processes may share it.
+
+    Args:
+        backbone: encodes what is missing.
+        max_entries: states kept in memory.
+        cache_dir: folder that outlives the run; None keeps nothing on disk.
+        shard_size: new states per file. Call :meth:`flush` at the end of a run to write the rest.
+
+    Raises:
+        ValueError: a size is below one.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        max_entries: int = 100_000,
+        cache_dir: str | os.PathLike[str] | None = None,
+        shard_size: int = 256,
+    ) -> None:
+        for name, value in (("max_entries", max_entries), ("shard_size", shard_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self._backbone = backbone
+        self._max_entries = max_entries
+        self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._shard_size = shard_size
+        self._folder: Path | None = None  # known when the backbone is first used
+        self._memory: OrderedDict[bytes, TokenIds] = OrderedDict()
+        self._stored: set[bytes] = set()
+        self._new: dict[bytes, TokenIds] = {}
+
+    def __len__(self) -> int:
+        return len(self._memory)
+
+    def encode(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
+        """Content ids of each state; those not seen before are encoded together, each once."""
+        if self._cache_dir is not None and self._folder is None:
+            self._folder = self._cache_dir / _digest(self._backbone.fingerprint().encode()).hex()
+            self._load(self._folder)
+        keys = [state_key(state) for state in states]
+        found = {key: self._memory[key] for key in keys if key in self._memory}
+        missing: dict[bytes, State] = {}
+        for key, state in zip(keys, states, strict=True):
+            if key not in found:
+                missing.setdefault(key, state)
+        if missing:
+            encoded = self._backbone.encode_states(list(missing.values()), device)
+            found.update(zip(missing, encoded, strict=True))
+            if self._folder is not None:
+                self._new.update((key, found[key]) for key in missing if key not in self._stored)
+        for key in keys:
+            self._memory[key] = found[key]
+            self._memory.move_to_end(key)
+        while len(self._memory) > self._max_entries:
+            self._memory.popitem(last=False)
+        if len(self._new) >= self._shard_size:
+            self.flush()
+        return [list(found[key]) for key in keys]
+
+    def flush(self) -> None:
+        """Writes the states encoded since the last file; nothing without a ``cache_dir``."""
+        if self._folder is None or not self._new:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = uuid.uuid4().hex  # never an existing file: processes and runs only ever add
+        partial = self._folder / f"{name}.partial"
+        save_file(
+            {
+                "keys": np.frombuffer(b"".join(self._new), np.uint8).reshape(-1, _KEY_BYTES).copy(),
+                "lengths": np.array([len(ids) for ids in self._new.values()], np.int64),
+                "ids": np.array([i for ids in self._new.values() for i in ids], np.int32),
+            },
+            partial,
+        )
+        os.replace(partial, self._folder / f"{name}.safetensors")
+        self._stored.update(self._new)
+        self._new = {}
+
+    def _load(self, folder: Path) -> None:
+        """Reads files, the newest last, so that the oldest states are the first to go."""
+        for path in sorted(folder.glob("*.safetensors"), key=lambda p: (p.stat().st_mtime, p.name)):
+            try:
+                shard = load_file(path)
+                lengths = shard["lengths"].tolist()
+                keys = [row.tobytes() for row in shard["keys"]]
+                if sum(lengths) != len(shard["ids"]) or any(len(key) != _KEY_BYTES for key in keys):
+                    raise ValueError("its parts do not agree")
+                pieces = np.split(shard["ids"], np.cumsum(lengths)[:-1])
+                entries = dict(zip(keys, (piece.tolist() for piece in pieces), strict=True))
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                rank_zero_warn(f"ignoring the damaged token cache file {path}: {error}")
+                continue
+            self._memory.update(entries)
+            self._stored.update(entries)
+        while len(self._memory) > self._max_entries:
+            self._memory.popitem(last=False)
+
+
+def state_key(state: State) -> bytes:
+    """16 bytes that name a state's content: its words, or its size and RGB pixels."""
+    if isinstance(state, str):
+        return _digest(b"text", state.encode())
+    return _digest(b"image", repr(state.size).encode(), state.convert("RGB").tobytes())
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=_KEY_BYTES)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()

@@ -1,0 +1,103 @@
+import pytest
+import torch
+from PIL import Image
+
+from swirl_lightning.data import StateTokens
+
+CPU = torch.device("cpu")
+
+
+class Backbone:
+    """Encodes a text by its characters and a picture by its first pixel; counts its calls."""
+
+    def __init__(self, name="a"):
+        self.name, self.calls = name, []
+
+    def fingerprint(self):
+        return self.name
+
+    def encode_states(self, states, device):
+        self.calls.append(list(states))
+        return [[ord(c) for c in s] if isinstance(s, str) else list(s.getpixel((0, 0))) for s in states]
+
+
+def test_only_missing_states_are_encoded_in_one_batch():
+    backbone = Backbone()
+    cache = StateTokens(backbone)
+    assert cache.encode(["a", "b", "a"], CPU) == [[97], [98], [97]]
+    assert cache.encode(["c", "b", "d"], CPU) == [[99], [98], [100]]
+    assert cache.encode(["a"], CPU) == [[97]]
+    assert cache.encode([], CPU) == []
+    assert backbone.calls == [["a", "b"], ["c", "d"]]
+
+
+def test_the_key_is_the_content():
+    backbone = Backbone()
+    cache = StateTokens(backbone)
+    red = Image.new("RGB", (2, 3), (9, 0, 0))
+    assert cache.encode([red, red.copy(), red.convert("RGBA")], CPU) == [[9, 0, 0]] * 3
+    assert len(cache) == 1
+    cache.encode([red.resize((3, 2)), Image.new("RGB", (2, 3)), "", "x"], CPU)
+    assert len(cache) == 5
+
+
+def test_callers_cannot_spoil_the_cache():
+    cache = StateTokens(Backbone())
+    cache.encode(["a"], CPU)[0].append(1)
+    assert cache.encode(["a"], CPU) == [[97]]
+
+
+def test_the_least_recently_used_goes_first():
+    backbone = Backbone()
+    cache = StateTokens(backbone, max_entries=2)
+    for state in ("a", "b", "a", "c", "a", "b"):
+        cache.encode([state], CPU)
+    assert backbone.calls == [["a"], ["b"], ["c"], ["b"]]
+    assert cache.encode(["p", "q", "r"], CPU) == [[112], [113], [114]]  # more than it can hold
+    assert len(cache) == 2
+
+
+def test_another_run_reads_what_was_written(tmp_path):
+    first = StateTokens(Backbone(), cache_dir=tmp_path, shard_size=2)
+    first.encode(["a"], CPU)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    first.encode(["bb", ""], CPU)
+    first.encode(["d"], CPU)
+    first.flush()
+    first.flush()
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    assert not list(tmp_path.rglob("*.partial"))
+
+    backbone = Backbone()
+    second = StateTokens(backbone, cache_dir=tmp_path)
+    assert second.encode(["a", "bb", "", "d", "e"], CPU) == [[97], [98, 98], [], [100], [101]]
+    assert backbone.calls == [["e"]]
+
+    other = Backbone("another tokeniser")
+    StateTokens(other, cache_dir=tmp_path).encode(["a"], CPU)
+    assert other.calls == [["a"]]
+
+
+def test_evicted_states_are_not_written_twice(tmp_path):
+    cache = StateTokens(Backbone(), max_entries=1, cache_dir=tmp_path, shard_size=1)
+    for state in "abab":
+        cache.encode([state], CPU)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
+def test_a_damaged_file_is_ignored(tmp_path):
+    for state in "ab":
+        StateTokens(Backbone(), cache_dir=tmp_path, shard_size=1).encode([state], CPU)
+    shards = sorted(tmp_path.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    shards[0].write_bytes(shards[0].read_bytes()[:-1])
+    (shards[0].parent / "zero.safetensors").touch()
+    backbone = Backbone()
+    with pytest.warns(UserWarning, match="damaged token cache file"):
+        assert StateTokens(backbone, cache_dir=tmp_path).encode(["a", "b"], CPU) == [[97], [98]]
+    assert backbone.calls == [["a"]]
+
+
+@pytest.mark.parametrize("name", ["max_entries", "shard_size"])
+def test_bad_sizes(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        StateTokens(Backbone(), **{name: 0})
