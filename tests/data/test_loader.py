@@ -60,9 +60,7 @@ def test_ranks_share_the_global_batches_of_one_process(world_size):
 def test_evaluation_gives_every_row_once(world_size, batch_size):
     for count in range(1, 30):
         loaders = [
-            TransitionLoader(
-                rows(count), batch_size=batch_size, train=False, rank=rank, world_size=world_size
-            )
+            TransitionLoader(rows(count), batch_size=batch_size, train=False, rank=rank, world_size=world_size)
             for rank in range(world_size)
         ]
         given = [[ids(batch) for batch in loader] for loader in loaders]
@@ -146,8 +144,7 @@ def test_workers_give_the_same_batches():
         Transition(Image.new("RGB", (4, 4), (i, 0, 0)), Image.new("RGB", (4, 4)), id=str(i)) for i in range(7)
     ]
     plain, forked = (
-        list(TransitionLoader(pictures, batch_size=2, shuffle=True, num_workers=workers))
-        for workers in (0, 2)
+        list(TransitionLoader(pictures, batch_size=2, shuffle=True, num_workers=workers)) for workers in (0, 2)
     )
     assert [ids(batch) for batch in plain] == [ids(batch) for batch in forked]
     assert forked[0].transitions[0].before.getpixel((0, 0))[0] == ids(forked[0])[0]

@@ -128,15 +128,14 @@ RUNS = {
 }
 
 
-def run(
-    tmp_path, callbacks=(), ckpt_path=None, policy_iterations=1, num_workers=0, warmup_only=False, **options
-):
+def run(tmp_path, callbacks=(), ckpt_path=None, policy_iterations=1, num_workers=0, warmup_only=False, **options):
     module = Recorder(policy_iterations)
     if warmup_only:
         module.schedule = ("warmup",)
     fit = trainer(tmp_path, callbacks=list(callbacks), **options)
     with suppress(Stop):
         fit.fit(module, data(num_workers=num_workers), ckpt_path=ckpt_path)
+    fit.fit_loop.teardown()  # dying in validation, Lightning tears down that loop alone: workers would linger
     return module.seen
 
 

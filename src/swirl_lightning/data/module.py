@@ -118,9 +118,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         if name not in self._splits:
             rows = self.load_split(name)
             if len(rows) == 0:
-                cure = (
-                    "; to train without it set trainer.limit_val_batches to 0" if name == "validation" else ""
-                )
+                cure = "; to train without it set trainer.limit_val_batches to 0" if name == "validation" else ""
                 raise ValueError(f"{type(self).__name__}: the split {name!r} is empty{cure}")
             self._splits[name] = rows
         return self._splits[name]
@@ -136,9 +134,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         return _StateOnly(rows, chosen.tolist())
 
     # ---- loaders ---------------------------------------------------------------------------------
-    def _train_loader(
-        self, rows: Sequence[Transition], replays: int = 1, window: int = 1
-    ) -> TransitionLoader:
+    def _train_loader(self, rows: Sequence[Transition], replays: int = 1, window: int = 1) -> TransitionLoader:
         rank, world_size = self._place()
         return TransitionLoader(
             rows,

@@ -1,0 +1,96 @@
+import json
+
+import pytest
+from PIL import Image
+
+from swirl_lightning.data import JSONLTransitions
+
+
+def write(path, *records):
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+GOOD = {"before": "a door", "after": "an open door", "action": "open"}
+
+
+def test_texts_and_pictures(tmp_path):
+    (tmp_path / "frames").mkdir()
+    Image.new("RGBA", (2, 2), (1, 2, 3, 255)).save(tmp_path / "frames" / "0.png")
+    picture = {"before_image": "frames/0.png", "after_image": "frames/0.png", "action": "wait", "id": 7}
+    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", GOOD, "", {**picture, "task": "t"}))
+    first, second = data.split("warmup")
+    assert (first.before, first.after, first.action) == ("a door", "an open door", "open")
+    assert first.id == f"{tmp_path / 'w.jsonl'}:1"
+    assert second.before.mode == "RGB"
+    assert second.before.getpixel((0, 0)) == (1, 2, 3)
+    assert (second.id, second.meta) == ("7", {"task": "t"})
+    assert data.skipped == {"warmup": 0}
+
+
+BROKEN = {
+    "{": "not JSON",
+    "[1]": "an object is needed, got list",
+    '{"after": "b", "action": "c"}': "needs one of before and before_image",
+    '{"before": "a", "before_image": "b", "after": "b"}': "needs one of before and before_image",
+    '{"before": "a", "after": 3, "action": "c"}': "after must be a text",
+    '{"before": "a", "after": "b", "action": " "}': "action must be a text",
+    '{"before": "a", "after": "b"}': "no action, and this split is labelled",
+    '{"before": "a", "after_image": "none.png", "action": "c"}': "cannot read after_image",
+    '{"before": "a", "after_image": "w.jsonl", "action": "c"}': "cannot read after_image",
+}
+
+
+def test_broken_records_are_skipped_counted_and_reported(tmp_path):
+    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", *BROKEN, GOOD, *["{"] * 3))
+    with pytest.warns(UserWarning, match="skipped 12 broken of 13 records") as caught:
+        assert [row.action for row in data.split("warmup")] == ["open"]
+    message = str(next(w.message for w in caught if "broken" in str(w.message)))
+    for number, reason in enumerate(BROKEN.values(), start=1):
+        assert f"w.jsonl:{number}: {reason}" in message
+    assert "and 2 more" in message
+    assert data.skipped == {"warmup": 12}
+
+
+def test_strict_raises_with_the_line_number(tmp_path):
+    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", GOOD, "{"), strict=True)
+    with pytest.raises(ValueError, match=r"w\.jsonl:2: not JSON"):
+        data.split("warmup")
+
+
+def test_bytes_that_are_no_text_break_one_record_only(tmp_path):
+    path = tmp_path / "w.jsonl"
+    path.write_bytes(
+        json.dumps(GOOD).encode()
+        + b'\n{"before": "\xff", "after": "b", "action": "c"}\n'
+        + json.dumps(GOOD).encode()
+    )
+    with pytest.warns(UserWarning, match="skipped 1 broken of 3"):
+        assert len(JSONLTransitions(warmup=str(path)).split("warmup")) == 2
+
+
+def test_a_picture_cut_short_is_named_when_it_is_opened(tmp_path):
+    Image.effect_noise((64, 64), 9).save(tmp_path / "p.jpg")
+    (tmp_path / "p.jpg").write_bytes((tmp_path / "p.jpg").read_bytes()[:900])
+    record = {"before": "a", "after_image": "p.jpg", "action": "go"}
+    rows = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", record)).split("warmup")
+    with pytest.raises(OSError, match=r"cannot read the picture .*p\.jpg"):
+        rows[0]
+
+
+def test_state_only_needs_no_action_and_shows_none(tmp_path):
+    path = write(tmp_path / "s.jsonl", {"before": "a", "after": "b"}, GOOD)
+    data = JSONLTransitions(state_only=path)
+    assert [row.action for row in data.pairs(0)] == [None, None]
+
+
+def test_missing_files_and_splits(tmp_path):
+    data = JSONLTransitions(warmup=str(tmp_path / "none.jsonl"))
+    with pytest.raises(FileNotFoundError, match=r"warmup: .*none\.jsonl"):
+        data.setup("fit")
+    with pytest.raises(ValueError, match="no file is given for the split 'test'"):
+        data.test_dataloader()
+    empty = JSONLTransitions(test=write(tmp_path / "t.jsonl"))
+    with pytest.raises(ValueError, match="JSONLTransitions: the split 'test' is empty"):
+        empty.test_dataloader()
