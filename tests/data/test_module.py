@@ -40,7 +40,7 @@ class Recorder(LightningModule):
         return SimpleNamespace(name=name, iteration=max(epoch - 1, 0) // 2)
 
     def num_policy_iterations(self, phase):
-        assert phase.name != "warmup"
+        assert phase in ("fwm", "idm")
         return self.policy_iterations
 
     def training_step(self, batch, batch_idx):

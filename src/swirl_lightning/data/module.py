@@ -92,7 +92,7 @@ class TransitionDataModule(LightningDataModule, ABC):
             return self._train_loader(self.split("warmup"))
         return self._train_loader(
             self.pairs(phase.iteration),
-            replays=module.num_policy_iterations(phase),
+            replays=module.num_policy_iterations(phase.name),
             window=self.trainer.accumulate_grad_batches if self.trainer else 1,
         )
 
