@@ -1,0 +1,19 @@
+"""Lightning callbacks of SWIRL."""
+
+from swirl_lightning.callbacks.action_table import ActionTable
+from swirl_lightning.callbacks.adapter_export import AdapterExport
+from swirl_lightning.callbacks.collapse_watch import CollapseWatch
+from swirl_lightning.callbacks.hyperparameters import HyperparameterText
+from swirl_lightning.callbacks.phase_switch import PhaseSwitch
+from swirl_lightning.callbacks.pictures import TransitionPictures
+from swirl_lightning.callbacks.throughput import Throughput
+
+__all__ = [
+    "ActionTable",
+    "AdapterExport",
+    "CollapseWatch",
+    "HyperparameterText",
+    "PhaseSwitch",
+    "Throughput",
+    "TransitionPictures",
+]

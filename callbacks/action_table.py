@@ -1,0 +1,70 @@
+"""Tables of sampled actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from swirl_lightning.callbacks._shared import EveryNSteps, rollouts_of, table, table_cell, tensorboard
+from swirl_lightning.rollouts import Rollouts
+
+
+class ActionTable(Callback):
+    """Writes sampled actions to TensorBoard's text page.
+
+    Phase II: the group of each transition, best reward first, with rewards and advantages. Phase I: the
+    latent action z of each transition with the rewards of the futures it led to. Without a
+    `TensorBoardLogger` nothing happens.
+
+    Args:
+        every_n_steps: optimiser steps between two tables; each phase starts with one.
+        max_rows: transitions in a table.
+
+    Raises:
+        ValueError: a number is not positive.
+
+    Example::
+
+        >>> from swirl_lightning.callbacks import ActionTable
+        >>> callback = ActionTable(every_n_steps=20)
+    """
+
+    def __init__(self, every_n_steps: int = 50, max_rows: int = 4) -> None:
+        if max_rows < 1:
+            raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+        self.max_rows = max_rows
+        self._timer = EveryNSteps(every_n_steps)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a table if one is due."""
+        rollouts, writer = rollouts_of(outputs), tensorboard(trainer)
+        if rollouts is None or writer is None or not self._timer.due(trainer):
+            return
+        build = _sampled_actions if rollouts.phase == "idm" else _latent_actions
+        writer.add_text(f"{rollouts.phase}/actions", build(rollouts, self.max_rows), trainer.global_step)
+
+
+def _sampled_actions(rollouts: Rollouts, max_rows: int) -> str:
+    size = rollouts.group_size
+    rewards, advantages = rollouts.rewards.tolist(), rollouts.advantages.tolist()
+    rows = []
+    for n, pair in enumerate(rollouts.transitions[:max_rows]):
+        group = sorted(range(n * size, (n + 1) * size), key=rewards.__getitem__, reverse=True)
+        for place, k in enumerate(group):
+            name = table_cell(pair.id) if place == 0 else ""
+            action = table_cell(rollouts.actions[k]) or "(empty)"
+            rows.append([name, action, f"{rewards[k]:.3f}", f"{advantages[k]:+.2f}"])
+    return table(["transition", "action", "reward", "advantage"], rows)
+
+
+def _latent_actions(rollouts: Rollouts, max_rows: int) -> str:
+    groups = rollouts.rewards.float().view(-1, rollouts.group_size)  # (B, G)
+    rows = []
+    for pair, action, group in zip(rollouts.transitions, rollouts.actions, groups, strict=True):
+        figures = (group.mean(), group.max(), group.min())
+        name, words = table_cell(pair.id), table_cell(action) or "(empty)"
+        rows.append([name, words, *(f"{float(figure):.3f}" for figure in figures)])
+    return table(["transition", "latent action z", "mean reward", "best", "worst"], rows[:max_rows])

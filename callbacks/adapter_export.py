@@ -1,0 +1,56 @@
+"""Adapters in plain PEFT format, as the training goes on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from swirl_lightning.callbacks._shared import log_dir
+
+
+class AdapterExport(Callback):
+    """Saves both adapters at the end of warm-up, of each iteration and of the run.
+
+    They land in ``<log_dir>/<dirname>/<label>/<adapter>/`` (labels ``sft``, ``swirl-iteration-1``, ...,
+    ``last``), where ``PeftModel.from_pretrained`` finds them without this package. An earlier export of
+    that label is replaced. Does nothing in a ``fast_dev_run``.
+
+    Args:
+        dirname: folder under the run's folder.
+
+    Example::
+
+        >>> from swirl_lightning.callbacks import AdapterExport
+        >>> callback = AdapterExport(dirname="adapters")
+    """
+
+    def __init__(self, dirname: str = "adapters") -> None:
+        self.dirname = dirname
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Save if something is complete."""
+        label = pl_module.phase.ends
+        if label is not None:
+            self._export(trainer, pl_module, label)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Save what the run ends with."""
+        self._export(trainer, pl_module, "last")
+
+    def _export(self, trainer: Trainer, pl_module: Any, label: str) -> None:
+        root = log_dir(trainer)
+        if root is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        folder = Path(root) / self.dirname / re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        pl_module.adapters.export(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        rank_zero_info(f"adapters saved in {folder}")

@@ -1,0 +1,96 @@
+"""Watches whether latent actions stay varied."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from swirl_lightning.callbacks._shared import phase_name, rollouts_of
+
+
+class CollapseWatch(Callback):
+    """Logs, for each phase of each iteration, how varied and how long the sampled actions are.
+
+    The paper's collapse checks on latent actions (z in Phase I, ẑ in Phase II), over all ranks:
+
+    - ``<phase>/unique_actions``: number of different actions / number of actions (above 0.94 there).
+    - ``<phase>/action_length``: their mean length in tokens (16.8 there, 7.2 for human labels).
+    - ``<phase>/effective_actions``: exp of the entropy of the actions' frequencies, for worlds with few
+      actions, where the share is small by nature.
+
+    After a resume inside a phase, the phase's figures cover the rest of it.
+
+    Args:
+        threshold: warn when a share falls below this part of what it was in the first iteration.
+
+    Raises:
+        ValueError: ``threshold`` is not in [0, 1].
+
+    Example::
+
+        >>> from swirl_lightning.callbacks import CollapseWatch
+        >>> callback = CollapseWatch(threshold=0.8)
+    """
+
+    def __init__(self, threshold: float = 0.8) -> None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        self.threshold = threshold
+        self._first: dict[str, float] = {}
+        self._seen: list[tuple[int, int]] = []  # (hash, length) of each action of this phase and rank
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting."""
+        self._seen = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the step's actions."""
+        rollouts = rollouts_of(outputs)
+        if rollouts is not None:
+            encode = pl_module.backbone.encode_action  # type: ignore[union-attr]
+            self._seen += [(_hash(a), len(encode(a))) for a in rollouts.actions]  # type: ignore[operator]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the phase's figures, and warn."""
+        if not self._seen:  # a phase without rollouts: on every rank
+            return
+        # training gives every rank the same number of rows, so the shapes agree
+        seen = pl_module.all_gather(torch.tensor(self._seen, device=pl_module.device))  # (ranks,) N 2
+        hashes, lengths = seen.reshape(-1, 2).unbind(1)  # type: ignore[union-attr]
+        counts = hashes.unique(return_counts=True)[1]
+        share = len(counts) / len(hashes)
+        frequencies = counts.float() / len(hashes)
+        figures = {
+            "unique_actions": share,
+            "action_length": float(lengths.float().mean()),
+            "effective_actions": float(torch.exp(-(frequencies * frequencies.log()).sum())),
+        }
+        phase = phase_name(pl_module)
+        # already the same everywhere
+        pl_module.log_dict({f"{phase}/{k}": v for k, v in figures.items()}, batch_size=1, sync_dist=False)
+        first = self._first.setdefault(phase, share)
+        if share < self.threshold * first:
+            rank_zero_warn(
+                f"latent actions may be collapsing: in phase {phase!r} of epoch {trainer.current_epoch} "
+                f"{share:.1%} of the sampled actions are unique, {first:.1%} in the first iteration"
+            )
+        self._seen = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The shares of the first iteration."""
+        return {"first": dict(self._first)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore them."""
+        self._first = dict(state_dict["first"])
+
+
+def _hash(action: str) -> int:
+    """63 bits of an action's words."""
+    return int.from_bytes(hashlib.blake2b(action.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,182 @@
+"""Pictures of transitions and of what the world model makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image, ImageDraw, ImageFont
+
+from swirl_lightning.callbacks._shared import EveryNSteps, rollouts_of, table, table_cell, tensorboard
+from swirl_lightning.rollouts import Rollouts
+from swirl_lightning.transition import State
+
+_GAP, _FONT_SIZE, _INK, _PAPER = 8, 13, (20, 20, 20), (255, 255, 255)
+_AUTO_SMALL, _AUTO_LARGE = 128, 256
+
+
+class TransitionPictures(Callback):
+    """Writes transitions to TensorBoard: x, y, and the best and the worst predicted ŷ of the group.
+
+    Each row is one transition with the action and the rewards under it. In Phase II, which predicts
+    actions, a row is x and y over its best and its worst action. Transitions between texts become a table.
+    Without a `TensorBoardLogger` nothing happens.
+
+    Args:
+        every_n_steps: optimiser steps between two grids; each phase starts with one.
+        max_rows: transitions in a grid.
+        scale: enlarge frames by this whole factor, without smoothing. None chooses one that makes small
+            frames about 128 pixels wide, and shrinks frames wider than 256.
+
+    Raises:
+        ValueError: a number is not positive.
+
+    Example::
+
+        >>> from swirl_lightning.callbacks import TransitionPictures
+        >>> callback = TransitionPictures(every_n_steps=20, max_rows=2)
+    """
+
+    def __init__(self, every_n_steps: int = 50, max_rows: int = 4, scale: int | None = None) -> None:
+        if max_rows < 1 or (scale is not None and scale < 1):
+            raise ValueError(f"max_rows and scale must be at least 1, got {max_rows} and {scale}")
+        self.max_rows = max_rows
+        self.scale = scale
+        self._timer = EveryNSteps(every_n_steps)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a grid if one is due."""
+        rollouts, writer = rollouts_of(outputs), tensorboard(trainer)
+        if rollouts is None or writer is None or not self._timer.due(trainer):
+            return
+        rows = _rows(rollouts, pl_module, self.max_rows)
+        tag, step = f"{rollouts.phase}/transitions", trainer.global_step
+        if all(isinstance(state, str) for row in rows for state in row.states):
+            writer.add_text(tag, _text_table(rows), step)
+        else:
+            grid = picture_grid([(row.states, row.captions) for row in rows], rows[0].titles, self.scale)
+            writer.add_image(tag, np.asarray(grid), step, dataformats="HWC")
+
+
+class _Row:
+    """States of a row, a title over and a caption under each."""
+
+    def __init__(self, titles: list[str], states: list[State], captions: list[str]) -> None:
+        self.titles, self.states, self.captions = titles, states, captions
+
+
+def _rows(rollouts: Rollouts, pl_module: LightningModule, max_rows: int) -> list[_Row]:
+    size = rollouts.group_size
+    shown = rollouts.transitions[:max_rows]
+    rewards = rollouts.rewards.detach().float().cpu().view(-1, size)[: len(shown)]  # (rows, G)
+    best, worst = rewards.argmax(1).tolist(), rewards.argmin(1).tolist()
+    if rollouts.phase == "idm":
+        return [
+            _Row(
+                ["before", "after"],
+                [pair.before, pair.after],
+                [
+                    f"{name}: {rollouts.actions[n * size + k]} ({rewards[n, k]:.2f})"
+                    for name, k in (("best", best[n]), ("worst", worst[n]))
+                ],
+            )
+            for n, pair in enumerate(shown)
+        ]
+    ends = [(n * size + best[n], n * size + worst[n]) for n in range(len(shown))]
+    with torch.no_grad():
+        predicted: Sequence[State] = pl_module.backbone.decode_states(  # type: ignore[union-attr,operator]
+            [rollouts.contents[k] for pair in ends for k in pair], pl_module.device
+        )
+    return [
+        _Row(
+            ["before", "after", "predicted, best", "predicted, worst"],
+            [pair.before, pair.after, predicted[2 * n], predicted[2 * n + 1]],
+            [rollouts.actions[n], "", *(f"reward {rewards[n, k]:.2f}" for k in (best[n], worst[n]))],
+        )
+        for n, pair in enumerate(shown)
+    ]
+
+
+def _text_table(rows: list[_Row]) -> str:
+    lines = []
+    for row in rows:
+        cells = zip(row.states, row.captions, strict=True)
+        lines.append([table_cell(s) + (f" ({table_cell(c)})" if c else "") for s, c in cells])
+    return table(rows[0].titles, lines)
+
+
+def picture_grid(
+    rows: Sequence[tuple[Sequence[State], Sequence[str]]], titles: Sequence[str], scale: int | None = None
+) -> Image.Image:
+    """One picture of rows of (states, captions), with a title over each column.
+
+    Args:
+        rows: for each row its states, and a caption for each; a caption may run on under empty ones.
+        titles: one for each column.
+        scale: see `TransitionPictures`.
+    """
+    tiles = [[_tile(state, scale) for state in states] for states, _ in rows]
+    wide = max(tile.width for line in tiles for tile in line)
+    font = ImageFont.load_default(_FONT_SIZE)
+    line_height = _FONT_SIZE + 4
+    texts = [_wrap_captions(captions, wide, font) for _, captions in rows]
+    heights = [
+        max(tile.height for tile in line) + line_height * max(len(t) for t in text) + 2 * _GAP
+        for line, text in zip(tiles, texts, strict=True)
+    ]
+    columns = len(titles)
+    size = (columns * (wide + _GAP) + _GAP, line_height + _GAP + sum(heights))
+    grid = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(grid)
+    for column, title in enumerate(titles):
+        draw.text((_GAP + column * (wide + _GAP), _GAP // 2), title, fill=_INK, font=font)
+    top = line_height + _GAP
+    for line, text, height in zip(tiles, texts, heights, strict=True):
+        under = top + max(tile.height for tile in line) + _GAP // 2
+        for column, (tile, lines) in enumerate(zip(line, text, strict=True)):
+            left = _GAP + column * (wide + _GAP)
+            grid.paste(tile, (left, top))
+            for number, words in enumerate(lines):
+                draw.text((left, under + number * line_height), words, fill=_INK, font=font)
+        top += height
+    return grid
+
+
+def _tile(state: State, scale: int | None) -> Image.Image:
+    if isinstance(state, str):  # a mixed row; rare
+        return Image.new("RGB", (_AUTO_SMALL, _AUTO_SMALL), (230, 230, 230))
+    picture = state.convert("RGB")
+    factor = scale or max(1, round(_AUTO_SMALL / picture.width))
+    if factor > 1:
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    if scale is None and picture.width > _AUTO_LARGE:
+        height = max(1, round(picture.height * _AUTO_LARGE / picture.width))
+        return picture.resize((_AUTO_LARGE, height), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _wrap_captions(captions: Sequence[str], wide: int, font: Any) -> list[list[str]]:
+    """Lines of each caption; a caption may use the width of the columns after it that have none."""
+    wrapped = []
+    for column, caption in enumerate(captions):
+        free = 1
+        while column + free < len(captions) and not captions[column + free]:
+            free += 1
+        wrapped.append(_wrap(caption, free * (wide + _GAP) - _GAP, font))
+    return wrapped
+
+
+def _wrap(text: str, width: int, font: Any, most: int = 4) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " …"]

@@ -1,0 +1,64 @@
+import io
+
+import pytest
+from PIL import Image
+from runs import Data, Model, fit, frame, texts, trainer
+
+from swirl_lightning.callbacks import TransitionPictures
+from swirl_lightning.callbacks.pictures import picture_grid
+
+
+def open_image(event):
+    return Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")
+
+
+def test_a_grid_at_the_start_of_each_phase_and_every_n_steps(tmp_path):
+    found = fit(tmp_path, [TransitionPictures(every_n_steps=3, max_rows=2)], data=Data(rows=20))
+    assert found.Tags()["images"] == ["fwm/transitions", "idm/transitions"]
+    assert [event.step for event in found.Images("fwm/transitions")] == [6, 9]
+    wide = open_image(found.Images("fwm/transitions")[0]).size
+    assert wide[0] == 4 * (128 + 8) + 8
+    assert open_image(found.Images("idm/transitions")[0]).size[0] == 2 * (128 + 8) + 8
+
+
+def test_frames_are_enlarged_without_smoothing():
+    grid = picture_grid([([frame(0), frame(1)], ["a", "b"])], ["before", "after"], scale=3)
+    colours = grid.crop((8, 25, 8 + 48, 25 + 48)).getcolors()
+    assert sorted(count for count, _ in colours) == [144, 48 * 48 - 144]
+
+
+def test_large_frames_are_shrunk_unless_a_scale_is_given():
+    large = [([Image.new("RGB", (1024, 512))], ["a"])]
+    assert picture_grid(large, ["x"]).width == 256 + 16
+    assert picture_grid(large, ["x"], scale=1).width == 1024 + 16
+
+
+def test_captions_wrap_under_their_columns():
+    words = "pick up the yellow key that lies behind the grey door"
+    rows = [([frame(0)] * 2, [words, ""])]
+    assert picture_grid(rows, ["x", "y"]).height > picture_grid([([frame(0)] * 2, ["a", ""])], ["x", "y"]).height
+    beside = [([frame(0)] * 2, [words, "r"])]
+    assert picture_grid(beside, ["x", "y"]).height > picture_grid(rows, ["x", "y"]).height
+
+
+def test_texts_become_a_table(tmp_path):
+    found = fit(tmp_path, [TransitionPictures(max_rows=2)], model=Model(text=True))
+    assert not found.Tags()["images"]
+    (table,) = texts(found, "fwm/transitions").values()
+    head, _, *rows = table.splitlines()
+    assert head == "| before | after | predicted, best | predicted, worst |"
+    assert len(rows) == 2
+    assert "(turn left)" in rows[0]
+    assert "state &#60;2&#62; (reward -1.73)" in rows[0]
+    assert all(row.count("|") == 5 for row in rows)
+
+
+def test_nothing_without_tensorboard(tmp_path):
+    trainer(tmp_path, [TransitionPictures()], logger=False).fit(Model(), Data())
+    assert not list(tmp_path.rglob("events*"))
+
+
+@pytest.mark.parametrize("options", [{"every_n_steps": 0}, {"max_rows": 0}, {"scale": 0}])
+def test_bad_numbers(options):
+    with pytest.raises(ValueError, match="at least 1"):
+        TransitionPictures(**options)
