@@ -125,14 +125,10 @@ def test_truncation_trims_what_is_sampled_and_not_the_log_probs(engine):
     logits = model(torch.tensor([[2, 9]])).logits[0, -1, 3:60] / 0.75
     p = logits.softmax(-1)
     nucleus = set(
-        (
-            p.argsort(descending=True)[: int((p.sort(descending=True)[0].cumsum(0) < 0.5).sum()) + 1] + 3
-        ).tolist()
+        (p.argsort(descending=True)[: int((p.sort(descending=True)[0].cumsum(0) < 0.5).sum()) + 1] + 3).tolist()
     )
     assert set(got.ids[:, 0].tolist()) <= nucleus
-    scored = score(
-        model.get_decoder(), vocabulary, [[2, 9]] * 64, got.rows(), group_size=64, temperature=0.75
-    )
+    scored = score(model.get_decoder(), vocabulary, [[2, 9]] * 64, got.rows(), group_size=64, temperature=0.75)
     expected = logits.log_softmax(-1)[got.ids[:, 0] - 3]
     torch.testing.assert_close(scored.values[:, 0], expected, atol=1e-5, rtol=1e-5)
 

@@ -49,8 +49,5 @@ def test_an_id_outside_the_grammar_is_named():
 
 def test_a_contiguous_slice_is_a_view_and_a_sparse_one_a_copy():
     head = nn.Linear(4, 48, bias=False)
-    assert (
-        VocabularySlice(head, SETS["contiguous"]).weight.untyped_storage().data_ptr()
-        == head.weight.data_ptr()
-    )
+    assert VocabularySlice(head, SETS["contiguous"]).weight.untyped_storage().data_ptr() == head.weight.data_ptr()
     assert VocabularySlice(head, SETS["sparse"]).weight.shape == (5, 4)

@@ -180,8 +180,6 @@ class Adapters:
                     holder = getattr(module, part, {})
                     if name in holder:
                         entry = holder[name]
-                        parameter = (
-                            entry if isinstance(entry, nn.Parameter) else getattr(entry, "weight", None)
-                        )
+                        parameter = entry if isinstance(entry, nn.Parameter) else getattr(entry, "weight", None)
                         if parameter is not None:
                             yield f"{path.removeprefix('base_model.model.')}.{part}", parameter

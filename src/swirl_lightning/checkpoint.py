@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from transformers import PreTrainedModel
 
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "quantization_config")
@@ -23,7 +24,7 @@ def base_identity(model: PreTrainedModel) -> dict[str, str]:
     hashed in bfloat16, so that the dtype of computation does not matter either.
     """
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_IDENTITY}
-    weight = model.get_input_embeddings().weight.detach()  # type: ignore[union-attr]
+    weight: Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
     rows = weight[:: max(1, len(weight) // 64)].to(torch.bfloat16).float().cpu().contiguous()
     return {
         "architecture": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
@@ -71,10 +72,10 @@ def check_file(path: str | Path) -> None:
 
 def rng_states() -> list[dict[str, Any]]:
     """Random states of every rank: python, numpy, torch and CUDA. Collective."""
-    kind, keys, place, has_gauss, gauss = np.random.get_state()
+    kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
     own: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), int(place), int(has_gauss), float(gauss)],  # type: ignore[union-attr]
+        "numpy": [kind, np.asarray(keys).tolist(), int(place), int(has_gauss), float(gauss)],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

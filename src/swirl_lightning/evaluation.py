@@ -160,9 +160,7 @@ class Evaluator:
         if count == 1:
             return futures
         repeat = [n for n in range(len(rows)) for _ in range(count)]
-        value = self._identifiability(
-            [before[n] for n in repeat], futures, [actions[n] for n in repeat], count
-        )
+        value = self._identifiability([before[n] for n in repeat], futures, [actions[n] for n in repeat], count)
         best = value.view(-1, count).argmax(1).tolist()
         return [futures[n * count + k] for n, k in enumerate(best)]
 
@@ -179,9 +177,7 @@ class Evaluator:
         prompts = [self._prompts.idm(x, y) for x, y in zip(before, futures, strict=True)]
         return self._mean_log_prob("idm", prompts, actions, group_size)
 
-    def _likelihood(
-        self, before: list[TokenIds], actions: list[TokenIds], after: list[TokenIds]
-    ) -> torch.Tensor:
+    def _likelihood(self, before: list[TokenIds], actions: list[TokenIds], after: list[TokenIds]) -> torch.Tensor:
         """(N,) mean log P(y | x, ẑ) per token."""
         prompts = [self._prompts.fwm(x, z) for x, z in zip(before, actions, strict=True)]
         return self._mean_log_prob("fwm", prompts, after)

@@ -73,9 +73,7 @@ class SWIRL(LightningModule):
     ) -> None:
         super().__init__()
         if sampling.temperature == 0:
-            raise ValueError(
-                "sampling.temperature must be above 0: a group of equal rollouts teaches nothing"
-            )
+            raise ValueError("sampling.temperature must be above 0: a group of equal rollouts teaches nothing")
         if anchor_weight < 0 or not 0 <= idm_state_noise < 1:
             raise ValueError("anchor_weight must be >= 0 and idm_state_noise in [0, 1)")
         self.backbone, self.lora, self.shared_weights = backbone, lora, shared_weights
@@ -213,9 +211,7 @@ class SWIRL(LightningModule):
         size = self.group_size(phase)
         rewards = self.reward(judged, size)
         advantages = group_advantages(rewards, size, self.grpo.advantage_scale)
-        update = Update(
-            [p for p in prompts for _ in range(size)], sampled.rows(), advantages, prompts, observed
-        )
+        update = Update([p for p in prompts for _ in range(size)], sampled.rows(), advantages, prompts, observed)
         if self.grpo.beta > 0:
             update.reference = self._policy_log_probs(phase, self.adapters.reference(phase), update).values
         self.tokens_seen += int(sampled.mask.sum()) + int(judged.mask.sum())
@@ -318,9 +314,7 @@ class SWIRL(LightningModule):
     # ---- parts -----------------------------------------------------------------------------------
     def _tokens(self, transitions: list[Transition]) -> tuple[list[TokenIds], list[TokenIds]]:
         """Content ids of every x and every y."""
-        ids = self.states.encode(
-            [t.before for t in transitions] + [t.after for t in transitions], self.device
-        )
+        ids = self.states.encode([t.before for t in transitions] + [t.after for t in transitions], self.device)
         return ids[: len(transitions)], ids[len(transitions) :]
 
     def _latent_actions(
@@ -375,9 +369,7 @@ class SWIRL(LightningModule):
     def setup(self, stage: str) -> None:
         """Metrics come from the benchmark; a benchmark without its own gets exact match."""
         if stage == "fit" and not any(type(c).__name__ == "PhaseSwitch" for c in self.trainer.callbacks):  # type: ignore[attr-defined]
-            raise ValueError(
-                "SWIRL trains in phases: add swirl_lightning.callbacks.PhaseSwitch to the callbacks"
-            )
+            raise ValueError("SWIRL trains in phases: add swirl_lightning.callbacks.PhaseSwitch to the callbacks")
 
     def on_validation_epoch_start(self) -> None:
         """Fresh metrics."""
@@ -427,7 +419,7 @@ class SWIRL(LightningModule):
             self.log(prefix + name, value, prog_bar=name in shown, batch_size=batch_size)
 
     # ---- checkpoints: adapters, never the base ---------------------------------------------------
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The adapters' tensors alone."""
         return self.adapters.state_dict()
 

@@ -87,4 +87,5 @@ class Update:
     @classmethod
     def of(cls, state: dict[str, Any], device: Any = None) -> Update:
         """The inverse of :meth:`state`, on a device."""
-        return cls(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()})
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
+        return cls(**moved)

@@ -50,9 +50,7 @@ class PhaseSchedule:
     def __post_init__(self) -> None:
         unknown = [p for p in self.phases if p not in PHASES or p == WARMUP]
         if unknown or not self.phases:
-            raise ValueError(
-                f"phases must be a non-empty list of {list(PHASES[1:])}, got {list(self.phases)}"
-            )
+            raise ValueError(f"phases must be a non-empty list of {list(PHASES[1:])}, got {list(self.phases)}")
         if self.warmup_epochs < 0 or (self.iterations is not None and self.iterations < 0):
             raise ValueError("warmup_epochs and iterations must be >= 0")
         if self.epochs == 0:
@@ -148,9 +146,7 @@ class PhaseLR(LRScheduler):
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Learning rate of each parameter group now."""
         config = self.configs.of(self.phase)
-        return [config.lr * config.factor(self.phase_step, self.phase_total)] * len(
-            self.optimizer.param_groups
-        )
+        return [config.lr * config.factor(self.phase_step, self.phase_total)] * len(self.optimizer.param_groups)
 
     def step(self, epoch: int | None = None) -> None:
         """After an optimiser step."""
@@ -175,4 +171,4 @@ class PhaseLR(LRScheduler):
     def _apply(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = lr
-        self._last_lr = self.get_lr()
+        self._last_lr = list(self.get_lr())

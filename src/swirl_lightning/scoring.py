@@ -69,9 +69,7 @@ def score(
     length = max(len(row) for row in completions)
     index = torch.tensor(row_of, device=vocabulary.weight.device)
     values, entropy, mask = (
-        torch.cat([nn.functional.pad(part[field], (0, length - part[field].shape[1])) for part in flat])[
-            index
-        ]
+        torch.cat([nn.functional.pad(part[field], (0, length - part[field].shape[1])) for part in flat])[index]
         for field in range(3)
     )
     return LogProbs(values, entropy, mask)
@@ -184,6 +182,4 @@ def _score_groups(
         hidden[row, column[row, place]], targets[row, place], temperature
     )  # (T,)
     blank = values.new_zeros(targets.shape)
-    return LogProbs(
-        blank.index_put((row, place), values), blank.index_put((row, place), entropy), completion_mask
-    )
+    return LogProbs(blank.index_put((row, place), values), blank.index_put((row, place), entropy), completion_mask)

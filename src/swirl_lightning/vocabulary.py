@@ -71,7 +71,7 @@ class VocabularySlice:
         Returns:
             log-probabilities (T,) and entropies (T,) in nats, float32; only the first carries gradient.
         """
-        out: tuple[Tensor, Tensor] = _SlicedLogProb.apply(hidden, self.index_of(ids), self, temperature)  # type: ignore[no-untyped-call]
+        out: tuple[Tensor, Tensor] = _SlicedLogProb.apply(hidden, self.index_of(ids), self, temperature)
         return out
 
 
@@ -79,9 +79,7 @@ class _SlicedLogProb(torch.autograd.Function):
     """Chunked log-softmax through a frozen head; the backward recomputes logits instead of keeping them."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, index: Tensor, vocabulary: VocabularySlice, temperature: float
-    ) -> Any:
+    def forward(ctx: Any, hidden: Tensor, index: Tensor, vocabulary: VocabularySlice, temperature: float) -> Any:
         log_probs, entropies, normalizers = [], [], []
         rows = max(1, LOGITS_PER_CHUNK // len(vocabulary))
         with torch.autocast(hidden.device.type, enabled=False):

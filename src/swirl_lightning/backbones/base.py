@@ -43,7 +43,7 @@ class Grammar:
             if len(content) != self.max_length:
                 raise ValueError(f"a state of {self.max_length} tokens is needed, got {len(content)}")
             return list(content)
-        return list(content)[: self.max_length - 1] + [self.eos]
+        return [*list(content)[: self.max_length - 1], self.eos]
 
     def content(self, completion: TokenIds) -> TokenIds:
         """The inverse of :meth:`complete`: the tokens before the EOS."""
@@ -100,11 +100,11 @@ class Backbone(ABC):
 
     def trunk(self, model: nn.Module) -> nn.Module:
         """The part of ``model`` that turns ids into ``last_hidden_state`` (its head left out)."""
-        return model.get_decoder()  # type: ignore[operator,no-any-return]
+        return model.get_decoder()  # type: ignore[operator]
 
     def head(self, model: nn.Module) -> nn.Linear:
         """The output layer, (vocabulary, hidden)."""
-        return model.get_output_embeddings()  # type: ignore[operator,no-any-return]
+        return model.get_output_embeddings()  # type: ignore[operator]
 
     def quantization_config(self) -> BitsAndBytesConfig | None:
         """The BitsAndBytesConfig that `load_model` hands to transformers."""

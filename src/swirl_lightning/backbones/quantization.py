@@ -14,5 +14,5 @@ def prepare_quantized(model: PreTrainedModel) -> PreTrainedModel:
     model.requires_grad_(False)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a bitsandbytes attribute
     return model

@@ -52,7 +52,7 @@ class TextLLM(Backbone):
             raise ValueError(
                 f"the tokenizer of {self.name!r} has no EOS token; set eos_token in tokenizer_config.json"
             )
-        return tokenizer  # type: ignore[no-any-return]
+        return tokenizer
 
     def load_model(self) -> PreTrainedModel:
         """The base, quantised as configured, all frozen."""
@@ -73,8 +73,7 @@ class TextLLM(Backbone):
 
     def decode_text(self, ids: TokenIds) -> str:
         """Text of ids, special tokens dropped."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
         """Ids of each text, its middle cut out where it is too long."""
@@ -100,13 +99,13 @@ class TextLLM(Backbone):
         if tokenizer.chat_template is None:
             return [[tokenizer.bos_token_id], template] if tokenizer.bos_token_id is not None else [template]
         mark = "\u0001"  # no template contains it
-        framed = tokenizer.apply_chat_template(
-            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
+        framed = str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
+            )
         )
         if framed.count(mark) != 1:
-            raise ValueError(
-                f"the chat template of {self.name!r} does not show the user's message exactly once"
-            )
+            raise ValueError(f"the chat template of {self.name!r} does not show the user's message exactly once")
         head, tail = framed.split(mark)
         return [self.encode_text(head), template.rstrip(), self.encode_text(tail)]
 
@@ -122,7 +121,7 @@ class TextLLM(Backbone):
 
     @property
     def _eos(self) -> int:
-        return int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
+        return int(self.tokenizer.eos_token_id)
 
     @property
     def _text_ids(self) -> tuple[int, ...]:

@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test install lint types clean
+
+quickstart: install  ## set up, train the embedded default, print the table
+	$(BIN)/swirl fit -c configs/minigrid_quickstart.yaml
+	$(BIN)/python -m swirl_lightning.report runs/quickstart
+
+test: install lint types  ## set up, then ruff, mypy and pytest with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy follows files, not the import hook of an editable install: lay the package out as it is installed
+types:
+	rm -rf build/types && mkdir -p build/types
+	cp -rs $(CURDIR)/src/swirl_lightning build/types/
+	cp -rs $(CURDIR)/callbacks $(CURDIR)/benchmarks build/types/swirl_lightning/
+	MYPYPATH=build/types $(BIN)/mypy -p swirl_lightning
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,minigrid]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,277 @@
+"""The LightningModule under a real Trainer, on a real NF4 base with real adapters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import gemma_folder, text_backbone
+from world import Digits
+
+from swirl_lightning import SWIRL, GRPOConfig, OptimConfig, PhaseOptimConfigs, SamplingConfig
+from swirl_lightning.callbacks import PhaseSwitch
+
+OPTIM = PhaseOptimConfigs(OptimConfig(3e-3), OptimConfig(1e-3), OptimConfig(1e-3))
+
+# Adam turns rounding errors of vanishing gradients into whole steps; SGD keeps them small
+CONSTANT = PhaseOptimConfigs(*[OptimConfig(0.1, warmup=0, schedule="constant")] * 3)
+
+
+def SGD(params):  # noqa: N802
+    return torch.optim.SGD(params, lr=1.0)
+
+
+def build(path, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    settings = {
+        "grpo": GRPOConfig(group_size=4),
+        "optim": OPTIM,
+        "sampling": SamplingConfig(1.0, 1.0),
+        "anchor_weight": 0.0,
+    }
+    bits = {k: kwargs.pop(k) for k in ("quantization", "gradient_checkpointing") if k in kwargs}
+    return SWIRL(text_backbone(path, max_state_tokens=4, max_action_tokens=5, **bits), **(settings | kwargs))
+
+
+def trainer(tmp_path, switch=None, callbacks=(), **kwargs):
+    settings = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": tmp_path,
+        "limit_val_batches": 0,
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+    }
+    switch = switch or PhaseSwitch(warmup_epochs=1, iterations=1)
+    return Trainer(callbacks=[switch, *callbacks], **(settings | kwargs))
+
+
+def snapshot(module):
+    return {k: v.clone() for k, v in module.adapters.state_dict().items()}
+
+
+def of(state, name):
+    return {k: v for k, v in state.items() if k.startswith(f"{name}.")}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Watch(Callback):
+    """Adapters at the start and the end of every epoch, and gradients before every step."""
+
+    def __init__(self):
+        self.starts, self.ends, self.gradients = [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:
+            self.starts.append(snapshot(pl_module))
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.gradients.append(
+            (
+                pl_module.phase.name,
+                {
+                    n: [p.grad is not None and bool(p.grad.any()) for p in pl_module.adapters.parameters(n)]
+                    for n in pl_module.adapters.names
+                },
+                [n for n, p in pl_module.named_parameters() if p.grad is not None and "lora_" not in n],
+            )
+        )
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.ends.append(snapshot(pl_module))
+
+
+def base_state(module):
+    return {n: p.detach().clone() for n, p in module.named_parameters() if "lora_" not in n}
+
+
+@pytest.fixture(scope="module")
+def watched(gemma_path, tmp_path_factory):
+    """Warm-up, Phase I, Phase II, Phase I, Phase II."""
+    module, watch = build(gemma_path, anchor_weight=0.5), Watch()
+    module.configure_model()
+    before = base_state(module)
+    fit = trainer(tmp_path_factory.mktemp("fit"), PhaseSwitch(1, iterations=2), [watch])
+    fit.fit(module, Digits(batch_size=8))
+    return module, watch, before, fit
+
+
+def test_gradients_are_on_every_parameter_of_the_policy_and_nowhere_else(watched):
+    _, watch, _, _ = watched
+    seen = set()
+    for phase, gradients, base in watch.gradients[1:]:  # at the very first step every lora_B is 0, and so lora_A's gradient
+        policies = {"warmup": {"fwm", "idm"}}.get(phase, {phase})
+        seen.add(phase)
+        for name, flags in gradients.items():
+            assert (all(flags) if name in policies else not any(flags)), (phase, name)
+        assert not base
+    assert seen == {"warmup", "fwm", "idm"}
+
+
+def test_only_the_policy_moves_in_a_phase(watched):
+    _, watch, _, _ = watched
+    for epoch, moving in enumerate([{"fwm", "idm"}, {"fwm"}, {"idm"}, {"fwm"}, {"idm"}]):
+        for name in ("fwm", "idm", "fwm_ref", "idm_ref"):
+            still = equal(of(watch.starts[epoch], name), of(watch.ends[epoch], name))
+            assert still == (name not in moving), (epoch, name)
+
+
+def test_references_are_the_policies_at_the_start_of_the_iteration(watched):
+    _, watch, _, _ = watched
+    for first in (1, 3):
+        for role in ("fwm", "idm"):
+            for epoch in (first, first + 1):
+                reference = of(watch.starts[epoch], f"{role}_ref")
+                policy = of(watch.starts[first], role)
+                assert all(torch.equal(reference[k.replace(role, f"{role}_ref", 1)], v) for k, v in policy.items())
+
+
+def test_the_base_is_bit_identical_after_training(watched):
+    module, _, before, _ = watched
+    after = base_state(module)
+    assert before.keys() == after.keys()
+    # packed 4-bit weights are bytes in floating-point clothes, some of them NaN: compare the bytes
+    assert all(torch.equal(before[k].view(torch.uint8), after[k].view(torch.uint8)) for k in before)
+
+
+def test_the_base_is_really_4_bit(watched):
+    import bitsandbytes as bnb
+
+    module, *_ = watched
+    layers = [m for m in module.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert layers
+    assert all(m.weight.quant_state.quant_type == "nf4" and m.weight.quant_state.nested for m in layers)
+    assert not any(m.support_avx512bf16_for_cpu for m in layers)
+
+
+def test_training_ends_with_the_schedule(watched):
+    *_, fit = watched
+    assert fit.current_epoch == 5
+
+
+@pytest.mark.parametrize("phase", ["warmup", "fwm", "idm", "bootstrap"])
+@pytest.mark.parametrize("normalization", ["token", "sequence", "constant"])
+def test_accumulation_equals_one_large_batch(gemma_path, tmp_path, phase, normalization):
+    if phase in ("warmup", "bootstrap") and normalization != "token":
+        pytest.skip("GRPO's normalisation does not concern SFT")
+    ends = []
+    for batch_size, k in ((8, 1), (2, 4)):
+        module = build(
+            gemma_path,
+            grpo=GRPOConfig(group_size=4, loss_normalization=normalization),
+            anchor_weight=0.3,
+            quantization=None,
+            optimizer=SGD,
+            optim=CONSTANT,
+        )
+        switch = PhaseSwitch(1, iterations=0) if phase == "warmup" else PhaseSwitch(0, [phase], iterations=1)
+        randomize(module)
+        trainer(tmp_path, switch, accumulate_grad_batches=k, gradient_clip_val=0.5).fit(
+            module, Digits(size=16, batch_size=batch_size)
+        )
+        ends.append(snapshot(module))
+    for key in ends[0]:
+        torch.testing.assert_close(ends[0][key], ends[1][key], atol=1e-5, rtol=1e-5)
+
+
+def randomize(module, seed=5):
+    """Adapters that differ from the base and from one another."""
+    module.configure_model()
+    generator = torch.Generator().manual_seed(seed)
+    for name in module.adapters.trainable:
+        for parameter in module.adapters.parameters(name):
+            parameter.data.normal_(0, 0.1, generator=generator)
+
+
+def test_gradient_checkpointing_changes_nothing(gemma_path, tmp_path):
+    ends = []
+    for on in (False, True):
+        module = build(gemma_path, gradient_checkpointing=on, quantization=None, optimizer=SGD, optim=CONSTANT)
+        randomize(module)
+        trainer(tmp_path, PhaseSwitch(0, iterations=1)).fit(module, Digits(size=8, batch_size=8))
+        ends.append(snapshot(module))
+    for key in ends[0]:
+        torch.testing.assert_close(ends[0][key], ends[1][key], atol=2e-5, rtol=1e-4)
+
+
+def test_policy_reuse_clips_and_is_exact_on_its_first_pass(gemma_path, tmp_path):
+    """num_iterations 2: each window is given twice; on the second pass the ratio has left 1."""
+    module = build(gemma_path, grpo=GRPOConfig(group_size=4, num_iterations=2, epsilon=0.01))
+    randomize(module)
+    seen = []
+
+    class Log(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append((batch.index, batch.replay, float(trainer.callback_metrics["fwm/clip_share"])))
+
+    trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1), [Log()]).fit(module, Digits(size=16, batch_size=8))
+    assert [(i, r) for i, r, _ in seen] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [share > 0 for *_, share in seen] == [False, True, False, True]
+    assert not module._updates
+
+
+def test_shared_weights_train_one_adapter_and_freeze_its_copy_for_the_reward(gemma_path, tmp_path):
+    module, watch = build(gemma_path, shared_weights=True), Watch()
+    trainer(tmp_path, callbacks=[watch]).fit(module, Digits(size=16, batch_size=8))
+    assert module.adapters.trainable == ("world",)
+    for epoch in (1, 2):
+        assert not equal(of(watch.starts[epoch], "world"), of(watch.ends[epoch], "world"))
+        assert equal(of(watch.starts[epoch], "world_reward"), of(watch.ends[epoch], "world_reward"))
+        assert equal(of(watch.starts[epoch], "world_ref"), of(watch.ends[epoch], "world_ref"))
+    rename = lambda s: {k.replace("world_reward", "world", 1): v for k, v in s.items()}  # noqa: E731
+    for epoch in (1, 2):  # frozen at the start of each phase
+        assert equal(rename(of(watch.starts[epoch], "world_reward")), of(watch.starts[epoch], "world"))
+
+
+def test_fast_dev_run_validation_test_and_predict(gemma_path, tmp_path):
+    module, data = build(gemma_path), Digits(size=16, batch_size=8)
+    trainer(tmp_path, fast_dev_run=True, limit_val_batches=1.0).fit(module, data)
+    run = trainer(tmp_path)
+    (metrics,) = run.test(module, data, verbose=False)
+    assert {"test/fwm/greedy/exact_match", "test/idm/sampled/exact_match", "test/identifiability"} <= metrics.keys()
+    rows = [row for batch in run.predict(module, data) for row in batch]
+    assert sorted(row["id"] for row in rows) == sorted(f"test-{n}" for n in range(16))
+
+
+def test_a_checkpoint_holds_the_adapters_and_never_the_base(gemma_path, tmp_path):
+    module = build(gemma_path)
+    fit = trainer(tmp_path, callbacks=[ModelCheckpoint(tmp_path / "c", save_last=True)])
+    fit.fit(module, Digits(size=16, batch_size=8))
+    state = torch.load(tmp_path / "c" / "last.ckpt", weights_only=True)
+    assert set(state["state_dict"]) == set(snapshot(module))
+    assert state["swirl"]["label"] == "SWIRL iteration 1"
+    fresh = build(gemma_path, seed=1)
+    trainer(tmp_path).validate(fresh, Digits(size=16), ckpt_path=tmp_path / "c" / "last.ckpt", verbose=False)
+    assert equal(snapshot(fresh), snapshot(module))
+
+    other = build(gemma_folder(tmp_path / "other", seed=9))
+    with pytest.raises(ValueError, match="trained on base"):
+        trainer(tmp_path).validate(other, Digits(), ckpt_path=tmp_path / "c" / "last.ckpt")
+    deeper = build(gemma_folder(tmp_path / "deeper", layers=3))
+    with pytest.raises(ValueError, match="trained on base"):
+        trainer(tmp_path).validate(deeper, Digits(), ckpt_path=tmp_path / "c" / "last.ckpt")
+
+
+def test_without_phase_switch_the_error_names_it(gemma_path, tmp_path):
+    with pytest.raises(ValueError, match="PhaseSwitch"):
+        Trainer(logger=False, enable_checkpointing=False, accelerator="cpu").fit(build(gemma_path), Digits())
+
+
+def test_unlabelled_warmup_is_named(gemma_path, tmp_path):
+    class Unlabelled(Digits):
+        def load_split(self, split):
+            return [t.without_action() for t in super().load_split(split)]
+
+    with pytest.raises(ValueError, match=r"warmup-\d+"):
+        trainer(tmp_path).fit(build(gemma_path), Unlabelled())
+
+
+def test_bf16_precision_trains(gemma_path, tmp_path):
+    module = build(gemma_path)
+    trainer(tmp_path, precision="bf16-mixed").fit(module, Digits(size=8, batch_size=8))
+    assert all(torch.isfinite(v).all() for v in snapshot(module).values())
