@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,8 @@ class Adapters:
         for name in self.names:
             for parameter in self._params[name].values():
                 parameter.requires_grad_(name in self.trainable)
+        for layer in self._layers:
+            layer._active_adapter = [self.names[0]]
         for name in self.names[len(self.trainable) :]:
             self.copy(self._policy_of(name), name)
 
@@ -114,6 +116,15 @@ class Adapters:
                 layer._active_adapter = active
             if was_training != training:
                 self.model.train(was_training)
+
+    def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """``context_fn`` of gradient checkpointing: recompute with the adapter of the forward.
+
+        The backward runs after :meth:`use` has ended; without this, a layer would silently be recomputed
+        with whichever adapter is active then.
+        """
+        active, training = self._layers[0]._active_adapter[0], self.model.training
+        return nullcontext(), self.use(active, training)
 
     # ---- weights ---------------------------------------------------------------------------------
     def parameters(self, name: str) -> list[nn.Parameter]:

@@ -96,10 +96,12 @@ class SWIRL(LightningModule):
             return
         base = self.backbone.load_model()
         self.base_identity = ckpt.base_identity(base)
-        if self.backbone.gradient_checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
         self.adapters = Adapters(base, self.lora, self.backbone.lora_targets, self.shared_weights)
-        self.model = self.adapters.model
+        self.model = self.adapters.model.train()  # Hugging Face loads in eval mode, and Lightning keeps it
+        if self.backbone.gradient_checkpointing:
+            base.gradient_checkpointing_enable(
+                {"use_reentrant": False, "context_fn": self.adapters.recompute_contexts}
+            )
         trainable = {id(p) for name in self.adapters.names for p in self.adapters.parameters(name)}
         # the base is the same on every rank by construction: DDP need not broadcast 4-bit weights
         self._ddp_params_and_buffers_to_ignore = [
