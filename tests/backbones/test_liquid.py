@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tiny import byte_tokenizer
 from transformers import GemmaConfig, GemmaForCausalLM
 
 from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.backbones.vqgan import VQGAN, VQGANConfig, VQGANError
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
-from tiny import byte_tokenizer
 
 CODES = 16
 CPU = torch.device("cpu")
-SMALL = dict(z_channels=8, embed_dim=8, resolution=16, ch=12, ch_mult=(1, 2, 2), num_res_blocks=1)
+SIZES = ("z_channels", "embed_dim", "resolution", "ch", "ch_mult", "num_res_blocks")
+SMALL: dict[str, Any] = dict(zip(SIZES, (8, 8, 16, 12, (1, 2, 2), 1), strict=True))
 
 
 def write_vqgan(folder: Path, codes: int = CODES) -> None:
@@ -76,8 +78,9 @@ def test_states_are_codes_at_the_end_of_the_vocabulary(folder: Path) -> None:
     ids = backbone.encode_states(pictures(5), CPU)
     assert [len(i) for i in ids] == [16] * 5
     assert backbone.state_grammar.allowed == tuple(range(261, 277))
-    assert set(sum(ids, [])) <= set(backbone.state_grammar.allowed)
-    assert len(set(sum(ids, []))) > 3
+    used = {i for row in ids for i in row}
+    assert used <= set(backbone.state_grammar.allowed)
+    assert len(used) > 3
     assert backbone.state_grammar.max_length == 16
     assert backbone.state_grammar.eos is None
     assert ids[3] == liquid(folder).encode_states(pictures(4)[3:], CPU)[0]  # the batch changes nothing
@@ -86,7 +89,7 @@ def test_states_are_codes_at_the_end_of_the_vocabulary(folder: Path) -> None:
 def test_codes_are_those_of_the_vqgan(folder: Path) -> None:
     backbone = liquid(folder)
     vqgan = VQGAN.from_folder(folder / "vqgan")
-    pixels = torch.from_numpy(np.asarray(pictures(1)[0])).permute(2, 0, 1)[None] / 127.5 - 1
+    pixels = torch.from_numpy(np.array(pictures(1)[0])).permute(2, 0, 1)[None] / 127.5 - 1
     expected = (vqgan.encode(pixels)[0] + 261).tolist()
     ids = backbone.encode_states(pictures(1), CPU)
     assert ids == [expected]

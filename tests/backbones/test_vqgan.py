@@ -135,7 +135,13 @@ def test_conversion_to_safetensors(tmp_path: Path) -> None:
 
 def test_the_yaml_of_taming_is_understood(tmp_path: Path) -> None:
     ddconfig = {"double_z": False, "z_channels": 256, "resolution": 512, "in_channels": 3, "out_ch": 3}
-    ddconfig |= {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+    ddconfig |= {
+        "ch": 128,
+        "ch_mult": [1, 1, 2, 2, 4],
+        "num_res_blocks": 2,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
     params = {"embed_dim": 256, "n_embed": 8192, "ddconfig": ddconfig, "lossconfig": {"target": "x.Y"}}
     path = tmp_path / "vqgan.yaml"
     path.write_text(yaml.safe_dump({"model": {"target": "taming.VQModel", "params": params}}))

@@ -115,9 +115,7 @@ class VQGAN(nn.Module):
             name: getattr(c, name)
             for name in ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "dropout")
         }
-        self.encoder = Encoder(
-            in_channels=c.in_channels, z_channels=c.z_channels, double_z=c.double_z, **shared
-        )
+        self.encoder = Encoder(in_channels=c.in_channels, z_channels=c.z_channels, double_z=c.double_z, **shared)
         self.decoder = Decoder(out_ch=c.out_ch, z_channels=c.z_channels, **shared)
         self.quantize = Codebook(c.n_embed, c.embed_dim)
         self.quant_conv = nn.Conv2d(c.z_channels * (2 if c.double_z else 1), c.embed_dim, 1)

@@ -6,6 +6,7 @@ The module tree is the contract: published checkpoints (Chameleon, Liquid) are r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,9 @@ NORM_GROUPS = 32
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(NORM_GROUPS, channels), channels, eps=1e-6)
+    """32 groups as in taming; groups of four where 32 does not divide the channels (small models)."""
+    groups = NORM_GROUPS if channels % NORM_GROUPS == 0 else max(1, channels // 4)
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
@@ -92,7 +95,7 @@ def _middle(channels: int, dropout: float) -> nn.Module:
 def _level(channels: list[int], attention: bool, dropout: float) -> nn.Module:
     """Residual blocks through ``channels``, each followed by attention where wanted."""
     level = nn.Module()
-    pairs = list(zip(channels, channels[1:], strict=False))
+    pairs = list(pairwise(channels))
     level.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in pairs)
     level.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs if attention)
     return level

@@ -1,0 +1,78 @@
+"""Pictures <-> the pixel tensors of an image tokenizer."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+PAD_COLOUR = (122, 116, 104)
+"""RGB that fills a picture up to a square, as Liquid and Chameleon do."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB; transparent pixels over white.
+
+    Raises:
+        ValueError: the picture cannot be decoded (truncated, damaged) or has no pixels.
+    """
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"{_name(image)} cannot be decoded ({error}); it is truncated or damaged: "
+            "replace it or leave it out of the data"
+        ) from error
+    if not image.width or not image.height:
+        raise ValueError(f"{_name(image)} has no pixels (size {image.size}); leave it out of the data")
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        opaque = image.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, opaque).convert("RGB")
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_bytes(np.asarray(image))).convert("RGB")
+    return image.convert("RGB")
+
+
+def _name(image: Image.Image) -> str:
+    filename = getattr(image, "filename", "")
+    return f"image {filename!r}" if filename else "an image"
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """16-bit or float grey -> 8 bit; PIL's own conversion clips instead of scaling."""
+    values = values.astype(np.float64)
+    if values.size and values.max() > 255:
+        values = values / 257
+    return np.clip(np.nan_to_num(values), 0, 255).round().astype(np.uint8)
+
+
+def square(image: Image.Image, resolution: int) -> Image.Image:
+    """RGB of resolution x resolution: padded to a square with `PAD_COLOUR`, resized with LANCZOS.
+
+    A picture that already has this size comes back as it is.
+    """
+    image = to_rgb(image)
+    if image.size == (resolution, resolution):
+        return image
+    side = max(image.size)
+    if image.width != image.height:
+        padded = Image.new("RGB", (side, side), PAD_COLOUR)
+        padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = padded
+    return image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+
+
+def to_pixels(images: list[Image.Image], resolution: int) -> Tensor:
+    """Pictures -> (B, 3, resolution, resolution) float32 in [-1, 1]."""
+    arrays = np.stack([np.asarray(square(image, resolution)) for image in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) about [-1, 1] -> RGB pictures; values outside are clipped."""
+    arrays = (pixels.float().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
+    return [Image.fromarray(a) for a in arrays.permute(0, 2, 3, 1).cpu().numpy()]
