@@ -81,6 +81,7 @@ class WorldModels:
                 temperature=temperature,
                 share_prefix=self._can_cache_in_training or not training,
                 max_tokens=None if training else self._max_tokens,
+                forced=[place for place, _ in self.grammars[role].forced],
             )
 
     def contents(self, role: str, completions: Completions) -> list[TokenIds]:

@@ -122,16 +122,21 @@ def sample(
     tokens = torch.zeros(total, grammar.max_length, dtype=torch.long, device=device)
     alive = torch.zeros(total, grammar.max_length, dtype=torch.bool, device=device)
     running = torch.ones(total, dtype=torch.bool, device=device)
+    forced = dict(grammar.forced)
+    last_drawn = max(step for step in range(grammar.max_length) if step not in forced)
     for step in range(grammar.max_length):
-        token = vocabulary.ids[draw(vocabulary.logits(hidden), noise[:, step], config)]
+        if step in forced:
+            token = torch.full_like(tokens[:, step], forced[step])
+        else:
+            token = vocabulary.ids[draw(vocabulary.logits(hidden), noise[:, step], config)]
         tokens[:, step] = token.where(running, token.new_zeros(()))
         alive[:, step] = running
         if grammar.eos is not None:
             running = running & (token != grammar.eos)
             if not running.any():
                 break
-        if step == grammar.max_length - 1:
-            break
+        if step >= last_drawn:
+            continue  # nothing is drawn any more: the forced tokens that are left need no hidden state
         mask = torch.cat([mask, mask.new_ones(total, 1)], 1)
         hidden = trunk(
             input_ids=token[:, None],

@@ -20,7 +20,7 @@ class LogProbs(NamedTuple):
     Attributes:
         values: (N, L) float32, nats; 0 where masked out. Carries gradient if it was enabled.
         entropy: (N, L) float32, nats, of the distribution each token was judged by; no gradient.
-        mask: (N, L) bool.
+        mask: (N, L) bool; False on padding and on tokens that the grammar forces.
     """
 
     values: Tensor
@@ -42,6 +42,7 @@ def score(
     temperature: float = 1.0,
     share_prefix: bool = True,
     max_tokens: int | None = None,
+    forced: Sequence[int] = (),
 ) -> LogProbs:
     """Log-probability of each completion after its prompt, under the constrained distribution.
 
@@ -58,6 +59,7 @@ def score(
         share_prefix: False runs every row whole: the plain path, and the one that gradient
             checkpointing needs, since it cannot keep a cache.
         max_tokens: groups are taken in chunks of at most this many tokens (at least one group).
+        forced: positions within a completion that the grammar forces: they count for nothing.
 
     Returns:
         LogProbs with L = the longest completion.
@@ -65,7 +67,7 @@ def score(
     groups, row_of = _unique_rows(prompts, completions, group_size if share_prefix else 1)
     flat: list[LogProbs] = []
     for chunk in _chunks(groups, max_tokens):
-        flat.append(_score_groups(trunk, vocabulary, chunk, temperature, share_prefix))
+        flat.append(_score_groups(trunk, vocabulary, chunk, temperature, share_prefix, forced))
     length = max(len(row) for row in completions)
     index = torch.tensor(row_of, device=vocabulary.weight.device)
     values, entropy, mask = (
@@ -135,6 +137,7 @@ def _score_groups(
     groups: list[list[_Row]],
     temperature: float,
     share_prefix: bool,
+    forced: Sequence[int],
 ) -> LogProbs:
     device = vocabulary.weight.device
     share_prefix = share_prefix and any(len(rows) > 1 for rows in groups)
@@ -175,6 +178,7 @@ def _score_groups(
 
     targets, completion_mask = pad_right(completions, device)  # (N, L)
     completion_mask = completion_mask.bool()
+    completion_mask[:, [place for place in forced if place < targets.shape[1]]] = False
     first = torch.tensor([len(r) - len(c) for r, c in zip(rests, completions, strict=True)], device=device)
     column = first[:, None] + torch.arange(targets.shape[1], device=device)  # (N, L)
     row, place = completion_mask.nonzero(as_tuple=True)  # (T,) twice: only completion positions meet the head
