@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,12 +11,16 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.token_cache import StateTokens
+from swirl_lightning.generation_memory import GenerationMemory
 from swirl_lightning.policy import WorldModels
 from swirl_lightning.prompts import PromptBuilder, TokenIds
 from swirl_lightning.sampling import GREEDY, SamplingConfig, uniforms
 from swirl_lightning.transition import State, Transition
 
 MODES = ("sampled", "greedy")
+
+Listener = Callable[[str, Sequence[Transition], Sequence[State], Sequence[str | None]], None]
+"""Called with the mode, transitions, predicted states, and predicted actions (None where not asked for)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,16 @@ class EvaluationConfig:
 class Evaluator:
     """Runs both models on transitions and keeps the metrics of one evaluation.
 
+    Three keys of ``Transition.meta`` change what is done with a row:
+
+    - ``has_after: False``: y is not known; the FWM predicts it, and nothing that needs y is asked.
+    - ``turns``: later steps of a rollout, each a transition. Step k starts from the model's own state of
+      step k - 1, which takes the place of that transition's ``before``.
+    - ``choices``: a dictionary with ``actions`` (candidates in words), ``answer`` (index of the right one)
+      and ``after`` (the state that it leads to). The answer of a model is the candidate of the highest mean
+      log-probability: log Q(z | x, y) for ``choice/idm_accuracy``, log P(y | x, z) for
+      ``choice/fwm_accuracy``.
+
     Args:
         models: sampling and scoring.
         prompts: the prompts of training.
@@ -52,7 +66,14 @@ class Evaluator:
         states: tokens of states.
         config: what to do.
         sampling: how rollouts are drawn in training.
+
+    Attributes:
+        memory: generations to reuse and to add to; None generates everything.
+        listener: told of every batch of predictions.
     """
+
+    memory: GenerationMemory | None = None
+    listener: Listener | None = None
 
     def __init__(
         self,
@@ -77,6 +98,8 @@ class Evaluator:
             self._metrics[f"fwm/{mode}"] = benchmark.state_metrics().to(device)
             self._metrics[f"idm/{mode}"] = benchmark.action_metrics().to(device)
         names = ["identifiability", "likelihood", "fwm/log_prob", "idm/log_prob"]
+        if getattr(benchmark, "multiple_choice", False):
+            names += ["choice/idm_accuracy", "choice/fwm_accuracy"]
         self._means = {name: MeanMetric().to(device) for name in names}
 
     def step(self, transitions: Sequence[Transition], device: torch.device) -> None:
@@ -85,17 +108,64 @@ class Evaluator:
         if not rows:
             return
         before, after, actions = self._encode(rows, device)
-        self._teacher_forced(before, after, actions)
+        known = [n for n, row in enumerate(rows) if row.has_after]
+        seen, x, y = [rows[n] for n in known], [before[n] for n in known], [after[n] for n in known]
+        if seen:
+            self._teacher_forced(x, y, [actions[n] for n in known])
         for mode in self._config.modes:
             futures = self._futures(rows, before, actions, mode)
-            predicted_states = self._backbone.decode_states(futures, device)
-            self._metrics[f"fwm/{mode}"].update(predicted_states, rows)
-            guesses = self._actions(rows, before, after, mode)
-            words = [self._backbone.decode_action(z) for z in guesses]
-            self._metrics[f"idm/{mode}"].update(words, rows)
+            states = self._backbone.decode_states(futures, device)
+            self._metrics[f"fwm/{mode}"].update(states, rows)
+            words: list[str | None] = [None] * len(rows)
+            guesses = self._actions(seen, x, y, mode) if seen else []
+            for n, guess in zip(known, guesses, strict=True):
+                words[n] = self._backbone.decode_action(guess)
+            if seen:
+                self._metrics[f"idm/{mode}"].update([words[n] for n in known], seen)
             if mode == self._config.modes[0]:
                 self._means["identifiability"].update(self._identifiability(before, futures, actions))
-                self._means["likelihood"].update(self._likelihood(before, guesses, after))
+                if seen:
+                    self._means["likelihood"].update(self._likelihood(x, guesses, y))
+            if self.listener is not None:
+                self.listener(mode, rows, states, words)
+            self._roll_on(rows, futures, states, mode, device)
+        self._choose([row for row in rows if "choices" in row.meta], device)
+
+    def _roll_on(
+        self,
+        rows: Sequence[Transition],
+        futures: list[TokenIds],
+        states: Sequence[State],
+        mode: str,
+        device: torch.device,
+    ) -> None:
+        """Later turns of rollouts, each on the model's own previous state, as the ids that it sampled."""
+        live = [(row, x, state) for row, x, state in zip(rows, futures, states, strict=True)]
+        turn = 0
+        while live := [entry for entry in live if len(entry[0].meta.get("turns", ())) > turn]:
+            steps = [replace(row.meta["turns"][turn], before=state) for row, _, state in live]
+            actions = [self._backbone.encode_action(step.action or "") for step in steps]
+            ids = self._futures(steps, [x for _, x, _ in live], actions, mode)
+            predicted = self._backbone.decode_states(ids, device)
+            self._metrics[f"fwm/{mode}"].update(predicted, steps)
+            if self.listener is not None:
+                self.listener(mode, steps, predicted, [None] * len(steps))
+            live = [(row, x, state) for (row, _, _), x, state in zip(live, ids, predicted, strict=True)]
+            turn += 1
+
+    def _choose(self, rows: Sequence[Transition], device: torch.device) -> None:
+        """Multiple choice: is the right candidate the likeliest?"""
+        for row in rows:
+            choices = row.meta["choices"]
+            x, y = self._states.encode([row.before, choices["after"]], device)
+            actions = [self._backbone.encode_action(words) for words in choices["actions"]]
+            count = len(actions)
+            for role, value in (
+                ("idm", self._identifiability([x] * count, [y] * count, actions)),
+                ("fwm", self._likelihood([x] * count, actions, [y] * count)),
+            ):
+                right = int(value.argmax()) == choices["answer"]
+                self._means[f"choice/{role}_accuracy"].update(float(right))
 
     def compute(self) -> dict[str, torch.Tensor]:
         """All metrics, reduced over ranks: ``fwm/<mode>/<metric>``, ``idm/<mode>/<metric>`` and means.
@@ -145,11 +215,25 @@ class Evaluator:
     def _sample(
         self, role: str, rows: Sequence[Transition], prompts: list[TokenIds], mode: str, count: int
     ) -> list[TokenIds]:
-        keys = [f"eval|{self._config.seed}|{role}|{t.id}" for t in rows]
-        noise = uniforms(keys, count, self._models.grammars[role].max_length)
-        adapter = self._models.adapters.policy(role)
-        sampled = self._models.sample(role, adapter, prompts, noise, self._sampling[mode])
-        return self._models.contents(role, sampled)
+        memory = self.memory
+        names = [""] * len(rows)
+        found: list[list[TokenIds] | None] = [None] * len(rows)
+        if memory is not None:
+            names = [memory.key(role, mode, t.id, count, prompt) for t, prompt in zip(rows, prompts, strict=True)]
+            found = [memory.get(name) for name in names]
+        fresh = [n for n, samples in enumerate(found) if samples is None]
+        if fresh:
+            keys = [f"eval|{self._config.seed}|{role}|{rows[n].id}" for n in fresh]
+            noise = uniforms(keys, count, self._models.grammars[role].max_length)
+            adapter = self._models.adapters.policy(role)
+            sampled = self._models.sample(role, adapter, [prompts[n] for n in fresh], noise, self._sampling[mode])
+            contents = self._models.contents(role, sampled)
+            groups = [contents[k * count : (k + 1) * count] for k in range(len(fresh))]
+            if memory is not None:
+                memory.put([names[n] for n in fresh], groups)
+            for n, group in zip(fresh, groups, strict=True):
+                found[n] = group
+        return [ids for group in found if group is not None for ids in group]
 
     def _futures(
         self, rows: Sequence[Transition], before: list[TokenIds], actions: list[TokenIds], mode: str

@@ -21,7 +21,9 @@ class Transition:
         action: z in words, or None for a state-only pair.
         id: names the record in messages, in files of predictions and in the seed of its rollouts;
             unique within its split.
-        meta: whatever else the benchmark needs to score the record (task, split, ...).
+        meta: whatever else the benchmark needs to score the record (task, split, ...). Three keys mean
+            something to the evaluation: ``has_after``, ``turns`` (later steps of a rollout) and
+            ``choices``; see :class:`swirl_lightning.evaluation.Evaluator`.
     """
 
     before: State
@@ -33,3 +35,8 @@ class Transition:
     def without_action(self) -> Transition:
         """The same pair with its label taken away (what Phase I and Phase II may see)."""
         return Transition(self.before, self.after, None, self.id, self.meta)
+
+    @property
+    def has_after(self) -> bool:
+        """Whether y is known. Some benchmarks have no picture of the result; ``after`` is then x again."""
+        return bool(self.meta.get("has_after", True))

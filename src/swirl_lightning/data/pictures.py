@@ -1,0 +1,125 @@
+"""Transitions between pictures on disk: checked once, opened when they are asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from swirl_lightning.data.images import PictureSource, open_rgb, picture_problem
+from swirl_lightning.transition import Transition
+
+SHOWN = 10
+_THREADS = 8  # Pillow decodes without the interpreter lock
+
+
+@dataclass(frozen=True)
+class PictureRecord:
+    """A transition whose pictures are not open yet.
+
+    Attributes:
+        before: x.
+        after: y, or None where a benchmark has an instruction but no picture of its result.
+        action: z in words.
+        id: unique within its split.
+        meta: as in `Transition`.
+    """
+
+    before: PictureSource
+    after: PictureSource | None
+    action: str | None
+    id: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class PictureTransitions(Sequence[Transition]):
+    """Opens a record's pictures when it is asked for."""
+
+    def __init__(self, records: Sequence[PictureRecord]) -> None:
+        self.records = list(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
+        record = self.records[index]
+        before = open_rgb(record.before)
+        if record.after is None:
+            return Transition(before, before, record.action, record.id, {**record.meta, "has_after": False})
+        return Transition(before, open_rgb(record.after), record.action, record.id, record.meta)
+
+
+@dataclass
+class Findings:
+    """What is wrong with a split: every problem counted, the first ten named.
+
+    Attributes:
+        name: of the split, for messages.
+        total: records looked at.
+        problems: one line for each record that is left out.
+        kinds: how many of each kind (``missing``, ``empty``, ...).
+    """
+
+    name: str
+    total: int = 0
+    problems: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: str, problem: str) -> None:
+        """One record that cannot be used."""
+        self.problems.append(f"{record}: {problem}")
+        self.kinds[problem.split(" (")[0].split(": ")[-1]] += 1
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """For results: records, used, skipped, and skipped by kind."""
+        found = {"records": self.total, "used": self.total - len(self.problems), "skipped": len(self.problems)}
+        return found | {f"skipped: {kind}": n for kind, n in sorted(self.kinds.items())}
+
+    def report(self, strict: bool) -> None:
+        """Warns of what is left out.
+
+        Raises:
+            ValueError: ``strict`` and anything is wrong, or nothing is left.
+        """
+        if not self.problems:
+            return
+        more = f"\n  and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
+        kinds = ", ".join(f"{n} {kind}" for kind, n in self.kinds.most_common())
+        listed = "".join(f"\n  {line}" for line in self.problems[:SHOWN]) + more
+        message = f"{self.name}: {len(self.problems)} of {self.total} records cannot be used ({kinds}):{listed}"
+        if strict or len(self.problems) == self.total:
+            raise ValueError(message)
+        rank_zero_warn(message)
+
+
+def usable(records: Sequence[PictureRecord], findings: Findings, decode: bool = True) -> list[PictureRecord]:
+    """The records whose pictures are all there and whole; the others go to ``findings``.
+
+    Args:
+        records: of one split.
+        findings: where problems are told.
+        decode: see `swirl_lightning.data.images.picture_problem`.
+    """
+    sources = {s: None for r in records for s in (r.before, r.after) if s is not None}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        problems = dict(zip(sources, pool.map(lambda s: picture_problem(s, decode), sources), strict=True))
+    kept = []
+    for record in records:
+        wrong = [
+            (name, source, problems[source])
+            for name, source in (("before", record.before), ("after", record.after))
+            if source is not None and problems[source]
+        ]
+        if wrong:
+            name, source, problem = wrong[0]
+            where = f" {source}" if not isinstance(source, bytes) else ""
+            findings.add(f"{record.id} ({name}{where})", str(problem))
+        else:
+            kept.append(record)
+    findings.total += len(records)
+    return kept

@@ -1,0 +1,67 @@
+"""What an evaluation has generated so far, on disk: started again, it generates none of it twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from swirl_lightning.prompts import TokenIds
+
+
+class GenerationMemory:
+    """Token ids of everything sampled, keyed by all that they depend on.
+
+    A key covers the settings (weights, sampling, seed, ...), the role, the mode, the record's id and the
+    prompt's ids; so a changed record, adapter or option is generated anew, and nothing else is. Each
+    process appends to a file of its own and reads those of all; a line cut short by a kill is ignored.
+
+    Args:
+        folder: where the files are; made when there is something to write.
+        settings: what every generation depends on besides its own prompt; JSON values.
+        rank: of this process.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict[str, Any], rank: int = 0) -> None:
+        self.folder = Path(folder)
+        self.fingerprint = _digest(json.dumps(settings, sort_keys=True, default=str))
+        self.hits = self.misses = 0
+        self._path = self.folder / f"generated-rank{rank}.jsonl"
+        self._known: dict[str, list[TokenIds]] = {}
+        for path in sorted(self.folder.glob("generated-rank*.jsonl")):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    try:
+                        entry = json.loads(line)
+                        self._known[entry["key"]] = entry["ids"]
+                    except (ValueError, KeyError, TypeError):
+                        continue  # cut short
+
+    def key(self, role: str, mode: str, record: str, count: int, prompt: TokenIds) -> str:
+        """Names one generation: ``count`` samples for one prompt."""
+        prompt_digest = _digest(",".join(map(str, prompt)))
+        return _digest("|".join((self.fingerprint, role, mode, record, str(count), prompt_digest)))
+
+    def get(self, key: str) -> list[TokenIds] | None:
+        """The samples of a key, or None."""
+        found = self._known.get(key)
+        self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
+        return found
+
+    def put(self, keys: Sequence[str], samples: Sequence[list[TokenIds]]) -> None:
+        """Adds samples and writes them at once."""
+        if not keys:
+            return
+        self._known.update(zip(keys, samples, strict=True))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        whole = not self._path.exists() or self._path.read_bytes()[-1:] in (b"", b"\n")
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write("" if whole else "\n")
+            for key, ids in zip(keys, samples, strict=True):
+                file.write(json.dumps({"key": key, "ids": ids}) + "\n")
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
