@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 
 from swirl_lightning.data.module import Split, TransitionDataModule
+from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, lines, parse_object
 from swirl_lightning.transition import State, Transition
-
-_SHOWN = 10
 
 
 class JSONLTransitions(TransitionDataModule):
@@ -73,27 +70,15 @@ class JSONLTransitions(TransitionDataModule):
                 f"(given: {sorted(self.paths)} of {list(get_args(Split))})"
             )
         records: list[_Record] = []
-        broken: list[str] = []
-        for place, line in _lines(self.paths[split]):
+        broken = BrokenRecords(self.paths[split], self.strict)
+        for place, line in lines(self.paths[split]):
             try:
                 records.append(_parse(line, place, labelled=split != "state_only"))
-            except _BrokenRecord as error:
-                if self.strict:
-                    raise ValueError(f"{place}: {error}") from error
-                broken.append(f"{place}: {error}")
+            except BrokenRecord as error:
+                broken.add(place, error)
         self.skipped[split] = len(broken)
-        if broken:
-            more = f"\n  and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-            rank_zero_warn(
-                f"skipped {len(broken)} broken of {len(broken) + len(records)} records in {self.paths[split]}:"
-                + "".join(f"\n  {message}" for message in broken[:_SHOWN])
-                + more
-            )
+        broken.report(len(records))
         return _Records(records)
-
-
-class _BrokenRecord(Exception):
-    """A line that is no transition."""
 
 
 class _Record:
@@ -119,39 +104,25 @@ class _Records(Sequence[Transition]):
         return Transition(_open(record.before), _open(record.after), record.action, record.id, record.meta)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(file:number, line) of every line with something on it."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"{path}:{number}", line
-
-
 def _parse(line: str, place: str, labelled: bool) -> _Record:
-    try:
-        line.encode()  # fails on bytes that were no UTF-8
-        fields = json.loads(line)
-    except ValueError as error:
-        raise _BrokenRecord(f"not JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise _BrokenRecord(f"an object is needed, got {type(fields).__name__}")
+    fields = parse_object(line)
     folder = Path(place.rpartition(":")[0]).parent
     before, after = (_state(fields, name, folder) for name in ("before", "after"))
     action = fields.pop("action", None)
     if action is not None and not (isinstance(action, str) and action.strip()):
-        raise _BrokenRecord(f"action must be a text that is not empty, got {action!r}")
+        raise BrokenRecord(f"action must be a text that is not empty, got {action!r}")
     if labelled and action is None:
-        raise _BrokenRecord("no action, and this split is labelled")
+        raise BrokenRecord("no action, and this split is labelled")
     return _Record(before, after, action, str(fields.pop("id", place)), fields)
 
 
 def _state(fields: dict[str, Any], name: str, folder: Path) -> str | Path:
     text, image = fields.pop(name, None), fields.pop(f"{name}_image", None)
     if (text is None) == (image is None):
-        raise _BrokenRecord(f"needs one of {name} and {name}_image")
+        raise BrokenRecord(f"needs one of {name} and {name}_image")
     value = text if image is None else image
     if not isinstance(value, str) or not value:
-        raise _BrokenRecord(f"{name} must be a text that is not empty, got {value!r}")
+        raise BrokenRecord(f"{name} must be a text that is not empty, got {value!r}")
     if image is None:
         return value
     path = folder / image
@@ -159,7 +130,7 @@ def _state(fields: dict[str, Any], name: str, folder: Path) -> str | Path:
         with Image.open(path) as picture:
             picture.verify()  # reads the headers, decodes nothing
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _BrokenRecord(f"cannot read {name}_image {path} ({error})") from None
+        raise BrokenRecord(f"cannot read {name}_image {path} ({error})") from None
     return path
 
 

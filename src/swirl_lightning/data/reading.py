@@ -1,0 +1,173 @@
+"""Reading data files record by record: one broken record costs that record, and is named and counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+SHOWN = 10
+
+
+class BrokenRecord(Exception):
+    """A record that is no transition; its text says why."""
+
+
+class BrokenRecords:
+    """The broken records of one source.
+
+    Args:
+        source: what is being read, for the message.
+        strict: raise on the first one.
+    """
+
+    def __init__(self, source: str | Path, strict: bool = False) -> None:
+        self.source = source
+        self.strict = strict
+        self.messages: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def add(self, place: str, reason: object) -> None:
+        """Note one.
+
+        Raises:
+            ValueError: in strict mode.
+        """
+        if self.strict:
+            raise ValueError(f"{place}: {reason}")
+        self.messages.append(f"{place}: {reason}")
+
+    def report(self, good: int) -> None:
+        """One warning with the count and the first ten; nothing if none was broken."""
+        if self.messages:
+            rank_zero_warn(
+                f"skipped {len(self)} broken of {len(self) + good} records in {self.source}:{first(self.messages)}"
+            )
+
+
+def first(messages: list[str]) -> str:
+    """The first ten of many, one a line, and how many more there are."""
+    more = [f"and {len(messages) - SHOWN} more"] if len(messages) > SHOWN else []
+    return "".join(f"\n  {message}" for message in messages[:SHOWN] + more)
+
+
+def require_files(paths: Iterable[Path], cure: str) -> None:
+    """All files exist.
+
+    Args:
+        paths: what is needed.
+        cure: where to get it, for the message.
+
+    Raises:
+        FileNotFoundError: with the number of those missing and the first ten.
+    """
+    wanted = list(paths)
+    missing = [str(path) for path in wanted if not path.exists()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} of {len(wanted)} files are missing:{first(missing)}\n{cure}")
+
+
+def lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(file:number, line) of every line with something on it; bytes that are no UTF-8 become surrogates."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path}:{number}", line
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        BrokenRecord: it is none, or held bytes that are no UTF-8.
+    """
+    try:
+        text.encode()  # fails on surrogates
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BrokenRecord(f"not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise BrokenRecord(f"an object is needed, got {type(fields).__name__}")
+    return fields
+
+
+def records(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of every readable record of a ``.jsonl`` file, or of a ``.json`` file with a list.
+
+    Where a list is cut short, what comes before the cut is read, and the cut is one broken record.
+    """
+    for place, text in lines(path) if path.suffix == ".jsonl" else _items(path, broken):
+        try:
+            yield place, parse_object(text)
+        except BrokenRecord as error:
+            broken.add(place, error)
+
+
+def _items(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, str]]:
+    """(file[number], text) of the items of a JSON list."""
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    decoder = json.JSONDecoder()
+    place = _skip(text, 0)
+    if text[place : place + 1] != "[":
+        broken.add(str(path), "a JSON list is needed")
+        return
+    place, number = _skip(text, place + 1), 0
+    while text[place : place + 1] != "]":
+        try:
+            _, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            broken.add(f"{path}[{number}]", f"not JSON, nothing is read from here on ({error})")
+            return
+        yield f"{path}[{number}]", text[place:end]
+        number += 1
+        place = _skip(text, end)
+        if text[place : place + 1] == ",":
+            place = _skip(text, place + 1)
+        elif text[place : place + 1] != "]":
+            broken.add(f"{path}[{number}]", "the list is cut short, nothing is read from here on")
+            return
+
+
+def _skip(text: str, place: int) -> int:
+    """The next place that holds no white space."""
+    while text[place : place + 1].isspace():
+        place += 1
+    return place
+
+
+def text_field(fields: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
+    """A text of a record.
+
+    Raises:
+        BrokenRecord: it is missing, no text, blank (unless ``empty``), or half of a surrogate pair.
+    """
+    value = fields.get(name)
+    if not isinstance(value, str) or not (empty or value.strip()):
+        raise BrokenRecord(f"{name} must be a text that is not empty, got {str(value)[:60]!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BrokenRecord(f"{name} holds half of a surrogate pair") from None
+    return value
+
+
+def halves(episodes: Mapping[str, str], seed: int) -> tuple[set[str], set[str]]:
+    """Episodes in two halves at random, the same for the same seed: labelled ones, state-only ones.
+
+    Args:
+        episodes: name of each and its stratum (a task, say); each stratum is halved, up to one episode.
+        seed: of the choice.
+    """
+    order = sorted(episodes, key=lambda name: (episodes[name], rank_of(name, seed)))
+    return set(order[::2]), set(order[1::2])
+
+
+def rank_of(name: str, seed: int) -> bytes:
+    """A place in a random order, which depends on the name and the seed alone."""
+    return hashlib.blake2b(f"{seed}|{name}".encode(), digest_size=8).digest()
