@@ -1,0 +1,116 @@
+"""BERTScore of predicted texts.
+
+torchmetrics 1.9 has one too, but puts the embeddings of a batch back in the wrong order: it sorts texts by
+length and then applies the sorting permutation once more instead of its inverse, which pairs predictions
+with other rows' references. For single pairs both agree (see the tests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swirl_lightning.metrics.row_mean import RowMean
+
+LAYERS = {
+    "roberta-large": 17,
+    "roberta-base": 10,
+    "bert-base-uncased": 9,
+    "distilbert-base-uncased": 5,
+    "deberta-xlarge-mnli": 40,
+}
+"""The layer that the bert-score package takes, by the model's name; the last one for other models."""
+
+
+class BERTScore(RowMean):
+    """BERTScore F1 (Zhang et al. 2020), without IDF weights and without rescaling, mean over rows.
+
+    A text is cut at the length that the model can read (512 tokens for most).
+
+    Args:
+        model: hub name or folder of an encoder; loaded when the first row is scored.
+        name: as for `RowMean`.
+        layer: hidden layer to compare; None as in `LAYERS`.
+        batch_size: pairs in one forward pass.
+        kwargs: as for `RowMean`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        name: str = "bert_score",
+        layer: int | None = None,
+        batch_size: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name, **kwargs)
+        self.model_name, self.layer, self.batch_size = model, layer, batch_size
+
+    def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:
+        """F1 of each pair, in [-1, 1]."""
+        layer = LAYERS.get(Path(self.model_name).name, -1) if self.layer is None else self.layer
+        values: list[float] = []
+        for start in range(0, len(predicted), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            one, other = (
+                _embed(self.model_name, str(self.scores.device), layer, list(texts[part]))
+                for texts in (predicted, wanted)
+            )
+            values += f1(*one, *other).tolist()
+        return values
+
+
+def missing_model(model: str | None) -> str | None:
+    """Why BERTScore cannot be computed with this model, without loading it; None if it can."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    if model is None:
+        return "no bert_model is configured"
+    try:
+        AutoConfig.from_pretrained(model)
+        AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        return f"bert_model {model!r} cannot be loaded ({str(error).splitlines()[0]})"
+    return None
+
+
+def f1(predicted: Tensor, predicted_mask: Tensor, wanted: Tensor, wanted_mask: Tensor) -> Tensor:
+    """Greedy matching of unit vectors: (B, P, H), (B, P), (B, R, H), (B, R) -> (B,).
+
+    Masked vectors are zero and take part in the maximum, as in the bert-score package.
+    """
+    cosine = torch.einsum("bph,brh->bpr", predicted, wanted)
+    precision = (cosine.amax(2) * predicted_mask).sum(1) / predicted_mask.sum(1)
+    recall = (cosine.amax(1) * wanted_mask).sum(1) / wanted_mask.sum(1)
+    return (2 * precision * recall / (precision + recall)).nan_to_num(0.0)
+
+
+@torch.no_grad()
+def _embed(name: str, device: str, layer: int, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Unit vectors (B, L, H), zero at special tokens and padding, and their mask (B, L)."""
+    tokenizer, model = _load(name, device)
+    longest = min(tokenizer.model_max_length, model.config.max_position_embeddings, 512)
+    batch = tokenizer(
+        texts,
+        padding=True,
+        truncation=True,
+        max_length=longest,
+        return_special_tokens_mask=True,
+        return_tensors="pt",
+    ).to(device)
+    mask = batch["attention_mask"] * (1 - batch["special_tokens_mask"])
+    hidden = model(batch["input_ids"], batch["attention_mask"], output_hidden_states=True).hidden_states[layer]
+    return torch.nn.functional.normalize(hidden.float(), dim=-1) * mask[..., None], mask
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, device: str) -> tuple[Any, Any]:
+    """Outside the metric, so that copies and checkpoints of metrics hold no model."""
+    from transformers import AutoModel, AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name).to(device).eval()

@@ -1,0 +1,65 @@
+"""Means over transitions, of all and by category, summed over devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from swirl_lightning.transition import Transition
+
+
+class CategoryMeans(Metric):
+    """Base of metrics that give each transition some values; subclasses implement ``update``.
+
+    ``compute`` returns a dictionary: ``<name>`` is the mean over all rows that have the value, and
+    ``<name>/<category>`` the mean within a category. A category without rows is left out.
+
+    Args:
+        names: of the values.
+        categories: known in advance, so that all devices agree on them; rows of others count for the
+            overall mean only.
+        by: key of ``Transition.meta`` that holds a row's category.
+        kwargs: as for `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(
+        self, names: Sequence[str], categories: Sequence[str] = (), by: str = "task", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.names, self.categories, self.by = tuple(names), tuple(categories), by
+        shape = (len(self.categories) + 1, len(self.names))  # the last row: any other category
+        self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def add(self, values: Sequence[Sequence[float | None]], transitions: Sequence[Transition]) -> None:
+        """Counts N rows of values; None where a row does not have the value."""
+        for row, transition in zip(values, transitions, strict=True):
+            category = str(transition.meta.get(self.by, ""))
+            place = self.categories.index(category) if category in self.categories else len(self.categories)
+            for column, value in enumerate(row):
+                if value is not None:
+                    self.sums[place, column] += value
+                    self.counts[place, column] += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means; see the class."""
+        found = {}
+        for column, name in enumerate(self.names):
+            total = self.counts[:, column].sum()
+            if total > 0:
+                found[name] = (self.sums[:, column].sum() / total).float()
+            for place, category in enumerate(self.categories):
+                count = self.counts[place, column]
+                if count > 0:
+                    found[f"{name}/{category}"] = (self.sums[place, column] / count).float()
+        return found

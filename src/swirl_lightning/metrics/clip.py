@@ -1,0 +1,127 @@
+"""CLIP similarity of predicted pictures to the target and to the source (AURORA-Bench, arXiv 2407.03471)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from swirl_lightning.metrics.category_means import CategoryMeans
+from swirl_lightning.transition import State, Transition
+
+
+class CLIPEncoder:
+    """Unit features of pictures and texts; the model is loaded at first use and shared by all metrics.
+
+    Pictures are squashed to the model's square with bicubic interpolation, as ByteMorph-Bench does.
+
+    Args:
+        name_or_path: CLIP checkpoint, a hub name (``openai/clip-vit-base-patch32``) or a folder.
+        device: where it runs; None for the GPU if there is one.
+        batch_size: pictures or texts at a time.
+    """
+
+    def __init__(self, name_or_path: str, device: str | None = None, batch_size: int = 32) -> None:
+        self.name_or_path = name_or_path
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """(N, D) float32 on the CPU, each row of length 1."""
+        model, _ = _load(self.name_or_path, self.device)
+        side = model.config.vision_config.image_size
+        found = []
+        for start in range(0, len(pictures), self.batch_size):
+            pixels = torch.stack([_pixels(p, side) for p in pictures[start : start + self.batch_size]])
+            found.append(_features(model.get_image_features(pixel_values=pixels.to(self.device))))
+        return _unit(found)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(N, D) float32 on the CPU, each row of length 1; long texts are cut as CLIP needs."""
+        model, tokenizer = _load(self.name_or_path, self.device)
+        longest = model.config.text_config.max_position_embeddings
+        found = []
+        for start in range(0, len(texts), self.batch_size):
+            batch = list(texts[start : start + self.batch_size])
+            ids = tokenizer(batch, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            features = model.get_text_features(
+                input_ids=ids["input_ids"].to(self.device),
+                attention_mask=ids["attention_mask"].to(self.device),
+            )
+            found.append(_features(features))
+        return _unit(found)
+
+
+@lru_cache(maxsize=2)
+def _load(name_or_path: str, device: torch.device) -> tuple[Any, PreTrainedTokenizerBase]:
+    try:
+        model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"cannot load CLIP from {name_or_path!r}: {error}. Set clip to a hub name, to the folder of a "
+            "CLIP checkpoint, or to null to go without."
+        ) from error
+    return model.eval().requires_grad_(False).to(device), tokenizer
+
+
+def _pixels(picture: Image.Image, side: int) -> Tensor:
+    squashed = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    values = (np.asarray(squashed, dtype=np.float32) / 255 - OPENAI_CLIP_MEAN) / OPENAI_CLIP_STD
+    return torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)  # (3, side, side)
+
+
+def _features(output: Any) -> Tensor:
+    """Transformers 5 may wrap the projected features."""
+    return (output if isinstance(output, Tensor) else output.pooler_output).float().cpu()
+
+
+def _unit(parts: list[Tensor]) -> Tensor:
+    return torch.nn.functional.normalize(torch.cat(parts), dim=-1) if parts else torch.zeros(0, 1)
+
+
+class CLIPSimilarity(CategoryMeans):
+    """Cosine similarity of what was generated to the target and to the source.
+
+    - ``clip_target``: generated / target, where there is one.
+    - ``clip_source``: generated / source.
+    - ``clip_nearer_target``: share of rows nearer the target than the source. A copy of the source is not.
+
+    A prediction that is missing or no picture has 0 everywhere.
+
+    Args:
+        encoder: the CLIP model.
+        categories: see `CategoryMeans`.
+        by: see `CategoryMeans`.
+        kwargs: as for `torchmetrics.Metric`.
+    """
+
+    def __init__(
+        self, encoder: CLIPEncoder, categories: Sequence[str] = (), by: str = "task", **kwargs: Any
+    ) -> None:
+        super().__init__(("clip_target", "clip_source", "clip_nearer_target"), categories, by, **kwargs)
+        self.encoder = encoder
+
+    def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
+        """Counts one predicted picture per transition."""
+        rows = list(zip(predicted, transitions, strict=True))
+        usable = [(p, t) for p, t in rows if isinstance(p, Image.Image)]
+        pictures = [s for p, t in usable for s in (p, t.before, t.after) if isinstance(s, Image.Image)]
+        features = iter(self.encoder.images(pictures).view(len(usable), 3, -1) if usable else ())
+        for picture, transition in rows:
+            target, source = 0.0, 0.0
+            if isinstance(picture, Image.Image):
+                made, before, after = next(features)
+                target, source = float(made @ after), float(made @ before)
+            known = transition.has_after
+            values = (target if known else None, source, float(target > source) if known else None)
+            self.add([values], [transition])

@@ -1,0 +1,102 @@
+"""Means of a score that each row has for itself, overall and by category, exact over several devices."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from swirl_lightning.transition import State, Transition
+
+
+class RowMean(Metric, ABC):
+    """The mean of a score over rows; subclasses say what the score of a row is.
+
+    A missing or empty prediction scores 0 and stays in the denominator. A row without a label in
+    ``field``, such as the action of a state-only pair, is left out. Sums are float64 and are added over
+    devices, so that several processes report what one does.
+
+    Args:
+        name: key of the result.
+        field: ``after`` (a predicted state) or ``action``: what a prediction is compared with.
+        group_by: key of ``Transition.meta`` that holds a row's group; None for no groups.
+        categories: the category of each group that may occur. Each category with a row gets a result of
+            its own, ``<name>/<category>``.
+        macro: means are over groups, each group having the mean of its rows; otherwise over rows.
+        kwargs: as for `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: unknown ``field``, or groups without ``group_by``.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    scores: Tensor
+    rows: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        field: str = "after",
+        group_by: str | None = None,
+        categories: Mapping[str, str] | None = None,
+        macro: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if field not in ("after", "action"):
+            raise ValueError(f"field must be 'after' or 'action', got {field!r}")
+        if (group_by is None) != (categories is None):
+            raise ValueError("group_by and categories go together")
+        self.name, self.field, self.group_by, self.macro = name, field, group_by, macro
+        self.categories = dict(categories or {"": ""})
+        self.groups = list(self.categories)
+        self.add_state("scores", torch.zeros(len(self.groups), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("rows", torch.zeros(len(self.groups), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> Sequence[float]:
+        """Scores of N pairs of texts, none of the predictions empty."""
+
+    def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
+        """Counts one prediction per transition."""
+        if len(predicted) != len(transitions):
+            raise ValueError(f"{len(predicted)} predictions for {len(transitions)} transitions")
+        places, guesses, truths = [], [], []
+        for guess, row in zip(predicted, transitions, strict=True):
+            truth = getattr(row, self.field)
+            if truth is None:
+                continue
+            place = 0 if self.group_by is None else self.groups.index(str(row.meta[self.group_by]))
+            self.rows[place] += 1
+            if isinstance(guess, str) and guess.strip():
+                places.append(place)
+                guesses.append(guess)
+                truths.append(str(truth))
+        if guesses:
+            for place, value in zip(places, self.score(guesses, truths), strict=True):
+                self.scores[place] += float(value)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``name`` over everything (NaN without a row), ``name/category`` for each category with a row."""
+        result = {self.name: self._mean(range(len(self.groups)))}
+        if self.group_by is not None:
+            for category in sorted(set(self.categories.values())):
+                members = [n for n, group in enumerate(self.groups) if self.categories[group] == category]
+                if any(int(self.rows[n]) for n in members):
+                    result[f"{self.name}/{category}"] = self._mean(members)
+        return result
+
+    def _mean(self, members: Sequence[int]) -> Tensor:
+        chosen = list(members)
+        scores, rows = self.scores[chosen], self.rows[chosen]
+        if not self.macro:
+            return (scores.sum() / rows.sum()).float()
+        seen = rows > 0
+        return (scores[seen] / rows[seen]).mean().float()

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import byte_tokenizer
+from transformers import BertConfig, BertModel
+
+from swirl_lightning.metrics.bert_score import BERTScore, f1, missing_model
+from swirl_lightning.transition import Transition
+
+TEXTS = ["a cat", "the dog sat on a mat", "b", "an owl and a pussycat", "you, I"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("bert")
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer()
+    core = tokenizer.backend_tokenizer
+    core.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)])
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+            initializer_range=0.5,
+        )
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def test_greedy_matching_by_hand():
+    a, b, nothing = [1.0, 0.0], [0.6, 0.8], [0.0, 0.0]
+    predicted, wanted = torch.tensor([[nothing, a, b]]), torch.tensor([[nothing, a]])
+    # precision (1 + 0.6) / 2, recall 1
+    value = f1(predicted, torch.tensor([[0, 1, 1]]), wanted, torch.tensor([[0, 1]]))
+    assert float(value) == pytest.approx(2 * 0.8 / 1.8)
+    orthogonal = torch.tensor([[[0.0, 1.0]]])
+    assert float(f1(torch.tensor([[a]]), torch.ones(1, 1), orthogonal, torch.ones(1, 1))) == 0
+
+
+def test_rows_equal_torchmetrics_one_at_a_time(encoder):
+    from torchmetrics.functional.text import bert_score
+    from transformers import AutoModel, AutoTokenizer
+
+    wanted = TEXTS[2:] + TEXTS[:2]
+    ours = BERTScore(encoder, batch_size=2).score(TEXTS, wanted)
+    model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
+    for value, guess, truth in zip(ours, TEXTS, wanted, strict=True):
+        theirs = bert_score([guess], [truth], model=model, user_tokenizer=tokenizer, num_layers=2, max_length=64)
+        assert value == pytest.approx(float(theirs["f1"]), abs=1e-5)
+
+
+def test_equal_texts_score_one_and_missing_ones_zero(encoder):
+    metric = BERTScore(encoder)
+    metric.update([*TEXTS, "", None], [Transition("x", text) for text in [*TEXTS, "a", "b"]])
+    assert float(metric.compute()["bert_score"]) == pytest.approx(5 / 7)
+    assert "model" not in str(metric.state_dict())
+
+
+def test_long_texts_are_cut(encoder):
+    metric = BERTScore(encoder)
+    metric.update(["a " * 500], [Transition("x", "a " * 400)])
+    assert float(metric.compute()["bert_score"]) == pytest.approx(1)
+
+
+def test_missing_model(encoder, tmp_path):
+    assert missing_model(encoder) is None
+    assert missing_model(None) == "no bert_model is configured"
+    assert "cannot be loaded" in missing_model(str(tmp_path))
