@@ -1,0 +1,162 @@
+"""What the visual suites share: checks before the model loads, CLIP and judge where they are configured."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torchmetrics import Metric, MetricCollection
+
+from swirl_lightning.data.module import Split, TransitionDataModule
+from swirl_lightning.data.pictures import Findings, PictureRecord, PictureTransitions, usable
+from swirl_lightning.judge import Judge
+from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
+from swirl_lightning.metrics.judge import JudgeScore
+from swirl_lightning.transition import Transition
+
+DEFAULT_CLIP = "openai/clip-vit-base-patch32"
+EVAL_SPLITS = ("validation", "test")
+
+
+class VisualSuite(TransitionDataModule):
+    """Base of suites whose states are pictures on disk in the official layout.
+
+    :meth:`check` reads every record of the splits in use and looks at every picture before the model
+    loads. Records that cannot be used are left out, counted in :attr:`counts` and reported, ten by name.
+
+    Args:
+        data_dir: folder in the official layout.
+        strict: stop on the first check that finds anything wrong.
+        clip: CLIP checkpoint for CLIP scores, a hub name or a folder; null goes without, and
+            :attr:`missing_metrics` says so.
+        judge: LLM judge of ``swirl test``; null goes without.
+        limit: only the first so many records of the test split; null for all.
+        kwargs: as for `TransitionDataModule`.
+
+    Attributes:
+        suite: name in reports.
+        counts: ``{split: {records, used, skipped, skipped: <kind>}}``.
+        missing_metrics: what is not computed, and why.
+    """
+
+    suite = ""
+    source = ""  # where to get the data, for messages
+    judge_template = ""
+
+    def __init__(
+        self,
+        *,
+        data_dir: str,
+        strict: bool = False,
+        clip: str | None = None,
+        judge: Judge | None = None,
+        limit: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1 or null, got {limit}")
+        self.data_dir = Path(data_dir)
+        self.strict, self.clip, self.judge, self.limit = strict, clip, judge, limit
+        self.counts: dict[str, dict[str, int]] = {}
+        self._checked: dict[str, list[PictureRecord]] = {}
+        self._stage: str | None = None
+
+    # ---- what a suite says -----------------------------------------------------------------------
+    @abstractmethod
+    def read_records(self, split: Split, findings: Findings) -> list[PictureRecord]:
+        """The records of a split, without opening pictures; what is wrong goes to ``findings``."""
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Values of ``meta[self.category_key]`` that get means of their own."""
+        return ()
+
+    category_key = "task"
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that this stage uses (and that :meth:`check` therefore reads)."""
+        return ("warmup", "validation") if self._stage == "fit" else ("test",)
+
+    # ---- Lightning's hooks -----------------------------------------------------------------------
+    def setup(self, stage: str) -> None:
+        """Remembers the stage and runs :meth:`check`."""
+        self._stage = stage
+        super().setup(stage)
+
+    def check(self) -> None:
+        """Reads and looks at everything that this stage uses, once.
+
+        Raises:
+            FileNotFoundError: the folder or an index file is not there.
+            ValueError: an index file cannot be read; or ``strict`` and something is wrong.
+        """
+        if not self.data_dir.is_dir():
+            raise FileNotFoundError(f"{self.suite}: no folder {self.data_dir}. {self.source}")
+        if self.judge is not None and self._judging:
+            self.judge.check()
+        for split in self.splits:
+            self.checked(split)
+
+    def load_split(self, split: Split) -> Sequence[Transition]:
+        """The usable records, opened one by one."""
+        return PictureTransitions(self.checked(split))
+
+    def checked(self, split: Split) -> list[PictureRecord]:
+        """The usable records of a split; reads and checks them at the first call."""
+        if split not in self._checked:
+            findings = Findings(f"{self.suite} {split}")
+            records = self.read_records(split, findings)
+            if split == "test" and self.limit is not None:
+                records = records[: self.limit]
+            kept = usable(records, findings, decode=split in EVAL_SPLITS)
+            findings.report(self.strict)
+            self.counts[split] = findings.counts
+            self._checked[split] = kept
+        return self._checked[split]
+
+    # ---- metrics ---------------------------------------------------------------------------------
+    @property
+    def missing_metrics(self) -> list[str]:
+        """What is not computed, and what to set for it."""
+        missing = [] if self.clip else [f"CLIP scores (set clip, for example to {DEFAULT_CLIP})"]
+        if self.judge is None:
+            missing.append("judge (set judge)")
+        return missing
+
+    @property
+    def _judging(self) -> bool:
+        """A judge costs money: only ``swirl test`` asks it."""
+        return self._stage in ("test", None)
+
+    def state_metrics(self) -> MetricCollection:
+        """CLIP scores and judge, as configured."""
+        metrics: dict[str, Metric] = {}
+        if self.clip:
+            metrics |= self.clip_metrics(CLIPEncoder(self.clip))
+        if self.judge is not None and self._judging:
+            metrics["judge"] = JudgeScore(self.judge, self.judge_template, self.categories, self.category_key)
+        return MetricCollection(metrics, compute_groups=False)
+
+    def clip_metrics(self, encoder: CLIPEncoder) -> dict[str, Metric]:
+        """Similarity to target and source; a suite with scores of its own overrides this."""
+        return {"clip": CLIPSimilarity(encoder, self.categories, self.category_key)}
+
+    # ---- files -----------------------------------------------------------------------------------
+    def read_json(self, path: Path) -> Any:
+        """The content of an index file.
+
+        Raises:
+            FileNotFoundError: it is not there; the message says where to get it.
+            ValueError: it is not JSON; the message names file and place.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.suite}: no file {path}. {self.source}")
+        try:
+            return json.loads(path.read_bytes())
+        except ValueError as error:  # also bytes that are no UTF-8
+            raise ValueError(f"{self.suite}: {path} is not valid JSON: {error}") from None

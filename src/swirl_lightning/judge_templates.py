@@ -1,0 +1,76 @@
+"""What the judge is asked in each suite, and on which scale it answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class JudgeTemplate:
+    """A question to the judge.
+
+    Attributes:
+        text: with ``{action}`` in braces; doubled braces stand for themselves.
+        states: which states are shown, in this order: ``before``, ``after``, ``predicted``.
+        low: the worst score.
+        high: the best score.
+    """
+
+    text: str
+    states: tuple[str, ...]
+    low: float
+    high: float
+
+    def parse(self, answer: str) -> tuple[float | None, str | None]:
+        """(score, None), or (None, ``unparsable``): no number, or one outside the scale.
+
+        The score is read from a JSON object with the key ``score`` anywhere in the answer. Never clamped:
+        a number outside the scale means that the question was not understood.
+        """
+        for match in re.finditer(r"\{[^{}]*\}", answer):
+            try:
+                fields = json.loads(match.group())
+            except ValueError:
+                continue
+            value = {str(k).lower(): v for k, v in fields.items()}.get("score")
+            if isinstance(value, str):
+                try:
+                    value = float(value)
+                except ValueError:
+                    continue
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high:
+                return float(value), None
+        return None, "unparsable"
+
+
+_EDIT = """You grade the prediction of a world model. Picture 1 is the state before an action. Picture 2 is \
+the model's prediction of the state after it.{reference}
+
+Action: {{action}}
+
+First work out what the action must change in picture 1, and what it must leave as it is. Then compare:
+- Is the change there, complete and in the right place?
+- Is everything else kept: other objects, background, viewpoint, style?
+- A prediction that is nearly a copy of picture 1 gets a low score, if the action implies a visible change.
+- Artefacts and distortions lower the score.
+
+{low} is a prediction that has nothing to do with the action, {high} one that is exactly right.
+Answer with JSON only: {{{{"score": <number from {low} to {high}>}}}}"""
+
+_REFERENCE = " Picture 3 is what really happened; other ways to carry out the action are right, too."
+
+
+def _edit(high: int, with_reference: bool) -> JudgeTemplate:
+    text = _EDIT.format(reference=_REFERENCE if with_reference else "", low=0, high=high)
+    states = ("before", "predicted", "after") if with_reference else ("before", "predicted")
+    return JudgeTemplate(text, states, 0, high)
+
+
+TEMPLATES = {
+    "aurora": _edit(10, False),
+    "bytemorph": _edit(100, True),
+    "worldprediction": _edit(10, False),
+}
+"""By suite. AURORA and WorldPrediction are judged without the reference, 0 to 10; ByteMorph 0 to 100."""
