@@ -1,0 +1,157 @@
+"""Predictions of a test run as files: pictures, JSON lines, a contact sheet; resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from PIL import Image
+
+from swirl_lightning.callbacks.pictures import picture_grid
+from swirl_lightning.generation_memory import GenerationMemory
+from swirl_lightning.transition import State, Transition
+
+CONTACT_SHEET = "contact_sheet.png"
+
+
+class Predictions(Callback):
+    """Writes what ``swirl test`` predicts into ``predictions/`` of the run's folder, as it is generated.
+
+    - ``<mode>-rank<r>.jsonl``: a line per prediction: id, action, the IDM's action, and the predicted state
+      (words, or the name of a picture beside it).
+    - ``<mode>/<id>.png``: predicted pictures.
+    - ``contact_sheet.png``: before, after, predicted and the action, for visual suites.
+    - ``generated-rank<r>.jsonl``: the tokens of everything generated. Killed and started again with the same
+      settings, weights and data, a test generates none of it twice; anything else is generated anew.
+
+    Args:
+        folder: name of the folder, in the run's folder, or a path of its own.
+        contact_sheet_rows: transitions on the contact sheet; 0 for none.
+        resume: reuse what an earlier, interrupted test has generated.
+
+    Raises:
+        ValueError: ``contact_sheet_rows`` is negative.
+
+    Example::
+
+        >>> from swirl_lightning.callbacks.predictions import Predictions
+        >>> callback = Predictions(contact_sheet_rows=8)
+    """
+
+    def __init__(self, folder: str = "predictions", contact_sheet_rows: int = 16, resume: bool = True) -> None:
+        if contact_sheet_rows < 0:
+            raise ValueError(f"contact_sheet_rows must not be negative, got {contact_sheet_rows}")
+        self.folder, self.contact_sheet_rows, self.resume = folder, contact_sheet_rows, resume
+        self.memory: GenerationMemory | None = None
+        self._sheet: list[tuple[Transition, State]] = []
+        self._open: dict[str, Any] = {}
+        self._place = Path()
+        self._rank = 0
+
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Listens to the evaluator, and gives it what was generated before."""
+        self._place = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
+        self._place.mkdir(parents=True, exist_ok=True)
+        self._rank, self._sheet, self._open = trainer.global_rank, [], {}
+        if self.resume:
+            self.memory = GenerationMemory(self._place, generation_settings(pl_module), self._rank)
+        pl_module.evaluator.memory = self.memory
+        pl_module.evaluator.listener = self._write
+
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Writes the contact sheet and lets go of the evaluator."""
+        if self._sheet and trainer.is_global_zero:
+            contact_sheet(self._sheet).save(self._place / CONTACT_SHEET)
+        self.teardown(trainer, pl_module, "test")
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Closes the files."""
+        self.teardown(trainer, pl_module, "test")
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Closes the files."""
+        for file in self._open.values():
+            file.close()
+        self._open, self._sheet = {}, []
+        evaluator = getattr(pl_module, "evaluator", None)
+        if evaluator is not None and evaluator.listener == self._write:
+            evaluator.memory = evaluator.listener = None
+
+    def _write(
+        self, mode: str, rows: Sequence[Transition], states: Sequence[State], words: Sequence[str | None]
+    ) -> None:
+        for row, state, guess in zip(rows, states, words, strict=True):
+            shown: str = state if isinstance(state, str) else self._picture(mode, row, state)
+            entry = {
+                "id": row.id,
+                "action": row.action,
+                "predicted_action": guess,
+                "predicted_state": shown,
+                **{k: v for k, v in row.meta.items() if isinstance(v, (str, int, float, bool))},
+            }
+            file = self._file(mode)
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            is_picture = not isinstance(state, str) and not isinstance(row.before, str)
+            if is_picture and not self._rank and len(self._sheet) < self.contact_sheet_rows:
+                self._sheet.append((row, state))
+        self._file(mode).flush()
+
+    def _picture(self, mode: str, row: Transition, state: Image.Image) -> str:
+        name = f"{mode}/{file_name(row.id)}.png"
+        path = self._place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state.save(path)
+        return name
+
+    def _file(self, mode: str) -> Any:
+        if mode not in self._open:
+            path = self._place / f"{mode}-rank{self._rank}.jsonl"
+            self._open[mode] = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed in teardown
+        return self._open[mode]
+
+
+def contact_sheet(rows: Sequence[tuple[Transition, State]]) -> Image.Image:
+    """Before, after, predicted, with the action under each row."""
+    lines = []
+    for row, state in rows:
+        after: State = row.after if row.has_after else Image.new("RGB", _size(row.before), (230, 230, 230))
+        lines.append(([row.before, after, state], [row.action or "", "", ""]))
+    return picture_grid(lines, ["before", "after", "predicted"])
+
+
+def generation_settings(module: Any) -> dict[str, Any]:
+    """What every generation of a module depends on, besides its prompt and record."""
+    weights = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.adapters.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    backbone = module.backbone
+    return {
+        "base": [backbone.name, backbone.revision, module.base_identity],
+        "tokens": backbone.fingerprint(),
+        "precision": [backbone.quantization, str(backbone.dtype)],
+        "adapters": weights.hexdigest(),
+        "sampling": dataclasses.asdict(module.sampling),
+        "seed": module.evaluation.seed,
+        "best_of": module.evaluation.best_of,
+        "templates": dataclasses.asdict(module.templates),
+    }
+
+
+def file_name(record: str, longest: int = 100) -> str:
+    """A record's id as a file name that no other id has."""
+    plain = re.sub(r"[^\w.-]+", "_", record).strip("._")[:longest]
+    if plain == record:
+        return plain
+    return f"{plain}-{hashlib.blake2b(record.encode(), digest_size=4).hexdigest()}"
+
+
+def _size(state: State) -> tuple[int, int]:
+    return state.size if isinstance(state, Image.Image) else (1, 1)
