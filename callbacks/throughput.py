@@ -65,7 +65,7 @@ class Throughput(Callback):
             return
         seconds = time.monotonic() - self._time
         tokens = torch.tensor(float(pl_module.tokens_seen - self._tokens), device=pl_module.device)
-        total = float(trainer.strategy.reduce(tokens, reduce_op="sum"))  # type: ignore[arg-type]
+        total = float(trainer.strategy.reduce(tokens, reduce_op="sum"))
         self.on_train_start(trainer, pl_module)
         figures = {"tokens_per_second": total / seconds, "seconds_per_step": seconds / steps}
         memory = _peak_memory(pl_module.device)

@@ -88,6 +88,8 @@ class Model(LightningModule):
         return Rollouts(phase, transitions, actions, contents, completions, rewards, rewards * 0, group)
 
     def validation_step(self, batch, batch_idx):
+        # every rank is at the same batch
+        assert set(self.all_gather(torch.tensor([batch_idx])).flatten().tolist()) == {batch_idx}
         self.evaluated += [row.id for row in batch.transitions]
 
     def configure_optimizers(self):

@@ -154,8 +154,7 @@ class Report(Callback):
 def test_two_processes(tmp_path):
     """All callbacks at once: no rank waits for another, figures cover both.
 
-    Five rows to validate here and four there make unequal numbers of batches if nobody minds, and DDP then
-    waits forever for a module's buffers.
+    Five rows to validate here and four there would make unequal numbers of batches if nobody minded.
     """
     rows = 9
     callbacks = [ActionTable(), AdapterExport(), CollapseWatch(), HyperparameterText(), Throughput()]

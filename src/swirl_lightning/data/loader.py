@@ -219,8 +219,8 @@ class _Rows(Dataset[Transition]):
 def _split_evenly(rows: Sequence[int], batch_size: int, batches: int) -> list[list[int]]:
     """``rows`` cut into batches; into ``batches`` of them where that is possible without empty ones.
 
-    Ranks differ by one row at most, hence by one batch at most. Equally many batches everywhere keep
-    collective operations inside an evaluation step (DDP's buffer broadcast is one) in step.
+    Ranks differ by one row at most, hence by one batch at most. With equally many batches everywhere, an
+    evaluation step may use collective operations.
     """
     cut = [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
     if cut and len(cut) < batches and len(cut[-1]) > 1:
