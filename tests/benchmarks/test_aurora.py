@@ -1,0 +1,207 @@
+"""AURORA-Bench in its official layout, with whole and with broken data, end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from visual_world import clip_folder, liquid_folder, model, save, trainer, write_aurora
+
+from swirl_lightning.benchmarks.aurora import Aurora
+from swirl_lightning.callbacks.predictions import Predictions
+
+REAL = Path(__file__).parents[3] / "shared" / "samples" / "aurora"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return liquid_folder(tmp_path_factory.mktemp("liquid"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return str(clip_folder(tmp_path_factory.mktemp("clip")))
+
+
+def test_records_of_the_official_layout(tmp_path):
+    entries = write_aurora(tmp_path)
+    data = Aurora(data_dir=str(tmp_path))
+    data.setup("test")
+    rows = data.split("test")
+    assert [(r.action, r.meta["task"]) for r in rows] == [(e["instruction"], e["task"]) for e in entries]
+    assert [r.has_after for r in rows] == [True] * 4 + [False] * 2
+    assert rows[0].before.mode == "RGB"
+    assert (rows[0].before.size, rows[0].after.size) == ((16, 16), (16, 20))
+    assert len({r.id for r in rows}) == len(rows)
+    assert data.counts == {"test": {"records": 6, "used": 6, "skipped": 0}}
+    assert [m.split()[0] for m in data.missing_metrics] == ["CLIP", "judge"]
+
+
+def test_tasks_limit_and_training_sets(tmp_path):
+    write_aurora(tmp_path)
+    data = Aurora(data_dir=str(tmp_path), tasks=["kubric"], limit=1, validation_size=2)
+    assert [r.meta["task"] for r in data.split("test")] == ["kubric"]
+    data.setup("fit")
+    assert (len(data.split("warmup")), len(data.split("validation"))) == (6, 2)
+    assert not {r.id for r in data.split("warmup")} & {r.id for r in data.split("validation")}
+    assert data.split("warmup")[0].action.startswith("turn ")
+    with pytest.raises(ValueError, match="no task whatsup; it has clevr, kubric, magicbrush"):
+        Aurora(data_dir=str(tmp_path), tasks=["whatsup"]).setup("test")
+
+
+def test_odd_formats_are_converted(tmp_path):
+    entries = write_aurora(tmp_path)
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    Image.new("P", (16, 16), 3).save(tmp_path / "palette.png")
+    Image.fromarray(np.full((16, 16), 257 * 100, np.uint16)).save(tmp_path / "deep.png")
+    names = ["cmyk.jpg", "palette.png", "deep.png"]
+    for entry, name in zip(entries, names, strict=False):
+        entry["input"] = name
+    (tmp_path / "test.json").write_text(json.dumps(entries))
+    data = Aurora(data_dir=str(tmp_path), strict=True)
+    data.setup("test")
+    rows = [data.split("test")[n].before for n in range(3)]
+    assert [row.mode for row in rows] == ["RGB"] * 3
+    red, green, _ = rows[0].getpixel((0, 0))
+    assert red > 200
+    assert green < 60
+    assert rows[2].getpixel((0, 0)) == (100, 100, 100)
+
+
+def break_some(root: Path, entries: list[dict]) -> None:
+    whole = (root / entries[0]["input"]).read_bytes()
+    (root / entries[0]["input"]).write_bytes(b"")
+    (root / entries[1]["output"]).unlink()
+    (root / entries[2]["input"]).write_bytes(whole[: len(whole) // 2])
+    entries[3]["instruction"] = " "
+    entries += [{"task": "magicbrush", "instruction": "x"}, "no record"]
+    entries += [{"task": "clevr", "instruction": "y", "input": f"gone/{n}.png"} for n in range(12)]
+    (root / "test.json").write_text(json.dumps(entries))
+
+
+def test_broken_records_are_counted_and_the_first_ten_named(tmp_path):
+    break_some(tmp_path, write_aurora(tmp_path))
+    data = Aurora(data_dir=str(tmp_path))
+    with pytest.warns(UserWarning, match="18 of 20 records cannot be used") as caught:
+        data.setup("test")
+    message = next(str(w.message) for w in caught if "cannot be used" in str(w.message))
+    assert message.count("\n") == 11  # ten names, and how many more
+    assert "no instruction" in message
+    assert data.counts["test"]["skipped: missing"] == 13
+    assert data.counts["test"]["skipped: empty"] == 1
+    assert data.counts["test"]["skipped: not readable"] == 1
+    assert len(data.split("test")) == 2
+    with pytest.raises(ValueError, match="18 of 20 records"):
+        Aurora(data_dir=str(tmp_path), strict=True).setup("test")
+
+
+def test_cut_short_training_pictures_are_found_without_decoding(tmp_path):
+    write_aurora(tmp_path)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    path = tmp_path / "data/kubric/train/0a.png"
+    picture.save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:-100])
+    data = Aurora(data_dir=str(tmp_path))
+    with pytest.warns(UserWarning, match="cut short"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b'[{"task": ', "not valid JSON"), (b"\xff\xfe[]", "not valid JSON"), (b"{}", "list")]
+)
+def test_a_broken_index_is_named(tmp_path, content, message):
+    (tmp_path / "test.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Aurora(data_dir=str(tmp_path)).setup("test")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*github\.com/McGill-NLP/AURORA"):
+        Aurora(data_dir=str(tmp_path / "none")).setup("test")
+    with pytest.raises(FileNotFoundError, match=r"no file .*test\.json"):
+        Aurora(data_dir=str(tmp_path)).setup("test")
+    with pytest.raises(FileNotFoundError, match=r"no data/<task>/train\.json"):
+        Aurora(data_dir=str(tmp_path)).setup("fit")
+
+
+def run(base, data, folder, **kwargs):
+    callback = Predictions(contact_sheet_rows=3)
+    module = model(base, **kwargs)
+    tester = trainer(folder, callback)
+    results = tester.test(module, data, verbose=False)[0]
+    return results, callback
+
+
+def test_end_to_end_and_resumed(tmp_path, base, clip, monkeypatch):
+    entries = write_aurora(tmp_path / "data")
+
+    def data():
+        return Aurora(data_dir=str(tmp_path / "data"), clip=clip, eval_batch_size=2)
+
+    results, first = run(base, data(), tmp_path)
+    for key in ("clip_target", "clip_source", "clip_source/clevr", "clip_nearer_target", "clip_target/kubric"):
+        assert -1 <= results[f"test/fwm/sampled/{key}"] <= 1
+    assert "test/fwm/sampled/clip_target/clevr" not in results  # no result to compare with
+    assert "test/idm/sampled/exact_match" in results
+    folder = tmp_path / "predictions"
+    lines = [json.loads(line) for line in (folder / "sampled-rank0.jsonl").read_text().splitlines()]
+    assert [line["action"] for line in lines] == [e["instruction"] for e in entries]
+    assert [line["predicted_action"] is None for line in lines] == [False] * 4 + [True] * 2
+    assert all(Image.open(folder / line["predicted_state"]).size == (16, 16) for line in lines)
+    assert Image.open(folder / "contact_sheet.png").height > 3 * 128
+    assert first.memory.hits == 0
+
+    # killed after two batches: the last line is cut short
+    path = folder / "generated-rank0.jsonl"
+    kept = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(kept[:5]) + kept[5][:20])
+    again, second = run(base, data(), tmp_path)
+    assert again == results
+    assert (second.memory.hits, second.memory.misses) == (5, len(kept) - 5)
+    again, third = run(base, data(), tmp_path)
+    assert (again, third.memory.misses) == (results, 0)
+
+    # other settings: nothing is reused
+    _, fourth = run(base, data(), tmp_path, templates=model(base).templates.__class__(fwm="{before}{action}="))
+    assert fourth.memory.hits == 0
+
+
+def test_disc_edit(tmp_path, base):
+    root = tmp_path / "data"
+    save(root / "data/whatsup/images/a.png", 1)
+    save(root / "data/clevr/images/b.png", 2)
+    folder = root / "disc_edit_data"
+    (folder / "whatsup").mkdir(parents=True)
+    (folder / "clevr").mkdir()
+    item = {"image": "data/whatsup/images/a.png", "pos": "put it there", "neg": "put it away"}
+    (folder / "whatsup/itm_test.json").write_text(json.dumps([item, item | {"pos": 3, "neg": ""}]))
+    edit = {"input": "data/clevr/images/b.png", "prompt": "make it red"}
+    (folder / "clevr/valid.json").write_text(json.dumps([edit | {"pos": "stay"}, edit]))
+    data = Aurora(data_dir=str(root), protocol="disc_edit", disc_samples=3, eval_batch_size=4)
+    with pytest.warns(UserWarning, match="no picture or no text"):
+        data.setup("test")
+    rows = data.split("test")
+    assert [r.action for r in rows] == ["put it there"] * 3 + ["put it away"] * 3 + ["stay"] * 3 + ["make it red"] * 3
+    results, _ = run(base, data, tmp_path)
+    score, error = (results[f"test/fwm/sampled/disc_edit{s}"] for s in ("", "_standard_error"))
+    assert 6 * score == pytest.approx(round(6 * score))
+    assert error == pytest.approx((score * (1 - score) / 6) ** 0.5)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no AURORA samples beside the repository")
+def test_real_samples(tmp_path, base, clip):
+    data = Aurora(data_dir=str(REAL), clip=clip, strict=True, eval_batch_size=10)
+    data.setup("test")
+    rows, entries = data.split("test"), json.loads((REAL / "test.json").read_text())
+    assert [(r.action, r.meta["task"]) for r in rows] == [(e["instruction"], e["task"]) for e in entries]
+    records = data.checked("test")
+    assert [str(r.before.relative_to(REAL)) for r in records] == [e["input"] for e in entries]
+    assert [r.after and str(r.after.relative_to(REAL)) for r in records] == [e.get("output") for e in entries]
+    results, _ = run(base, data, tmp_path)
+    assert data.counts["test"] == {"records": 20, "used": 20, "skipped": 0}
+    assert {k for k in results if "clip_source/" in k} == {
+        f"test/fwm/sampled/clip_source/{t}" for t in ("magicbrush", "kubric", "whatsup", "clevr")
+    }
