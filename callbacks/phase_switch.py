@@ -70,9 +70,13 @@ class PhaseSwitch(Callback):
         trainer.optimizers[0].state.clear()  # momenta of the last phase belong to another objective
         curve.begin(phase.name, steps)
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        """Name the weights that stand after the last batch, before any checkpoint is written."""
+        if trainer.is_last_batch:
+            phase = self.schedule.at(trainer.current_epoch)
+            pl_module.label = phase.ends or f"after {phase.name} {phase.iteration + 1}"
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Name the weights that now stand, and stop at the end of the schedule."""
-        phase = self.schedule.at(trainer.current_epoch)
-        pl_module.label = phase.ends or f"after {phase.name} {phase.iteration + 1}"
+        """Stop at the end of the schedule."""
         if self.schedule.epochs is not None and trainer.current_epoch + 1 >= self.schedule.epochs:
             trainer.should_stop = True

@@ -15,7 +15,7 @@ from swirl_lightning.callbacks import PhaseSwitch
 OPTIM = PhaseOptimConfigs(OptimConfig(3e-3), OptimConfig(1e-3), OptimConfig(1e-3))
 
 # Adam turns rounding errors of vanishing gradients into whole steps; SGD keeps them small
-CONSTANT = PhaseOptimConfigs(*[OptimConfig(0.1, warmup=0, schedule="constant")] * 3)
+CONSTANT = PhaseOptimConfigs(*[OptimConfig(0.02, warmup=0, schedule="constant")] * 3)
 
 
 def SGD(params):  # noqa: N802

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import signal
 from typing import Any
+
+from lightning.pytorch import Callback
 
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.transition import Transition
@@ -27,3 +31,14 @@ class Digits(TransitionDataModule):
             c, d = ACTIONS[action](a, b)
             rows.append(Transition(f"{a}{b}", f"{c}{d}", action, id=f"{split}-{n}"))
         return rows
+
+
+class KillAt(Callback):
+    """SIGKILL after a step whose checkpoint is written: the next batch has begun."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -30,27 +32,36 @@ class SwirlCLI(LightningCLI):
         """Every run has a PhaseSwitch."""
         parser.add_lightning_class_args(PhaseSwitch, "phase_switch")
 
-    def before_instantiate_classes(self) -> None:
-        """Refuse a missing or broken checkpoint before a model is loaded."""
-        config = self.config.get(self.subcommand, self.config)
-        path = config.get("ckpt_path")
+    def _parse_ckpt_path(self) -> None:
+        """Refuse a missing or broken checkpoint before Lightning reads it or a model is loaded."""
+        path = self.config.get(self.config.get("subcommand"), {}).get("ckpt_path")
         if path and path not in ("last", "best", "hpc", "registry"):
             check_file(path)
+        super()._parse_ckpt_path()
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of the console script."""
-    SwirlCLI(
-        SWIRL,
-        TransitionDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"overwrite": True},
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        args=args,
-    )
+    """Entry point of the console script.
+
+    What a user can mend ends in one line on stderr; ``SWIRL_TRACEBACK=1`` shows where it came from.
+    """
+    try:
+        SwirlCLI(
+            SWIRL,
+            TransitionDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults={"max_epochs": -1},  # the schedule of phases ends the training
+            args=args,
+        )
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("SWIRL_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""The result table of a run: SFT, then each iteration, on validation and test."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Column, Table
+
+FILE = "results.json"
+COLUMNS = {
+    "fwm/sampled/effect_accuracy": "effect",
+    "fwm/sampled/preservation": "preserved",
+    "fwm/sampled/exact_match": "FWM exact",
+    "fwm/greedy/exact_match": "FWM greedy",
+    "idm/sampled/exact_match": "IDM exact",
+    "idm/greedy/exact_match": "IDM greedy",
+    "identifiability": "log Q(z|x,ŷ)",
+    "likelihood": "log P(y|x,ẑ)",
+}
+
+
+class Results(Callback):
+    """Keeps ``results.json`` in the run's folder and prints it as a table.
+
+    During fit a row is added to ``validation`` when a result stands: after warm-up (``SFT``) and after each
+    iteration. ``swirl test`` adds a row to ``test``, named by what the checkpoint holds. Rows of
+    other runs of the same folder are kept; a row of the same name is replaced.
+
+    Args:
+        row: name of the row; None takes the checkpoint's own (``SFT``, ``SWIRL iteration 2``, ...).
+
+    Example:
+        >>> from swirl_lightning.callbacks import Results
+        >>> callback = Results(row="best of 8")
+    """
+
+    def __init__(self, row: str | None = None) -> None:
+        self.row = row
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """During fit: a row if a result stands at the end of this epoch."""
+        if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        name = pl_module.phase.ends if trainer.training or trainer.state.fn == "fit" else pl_module.label
+        if name is not None:
+            self._add(trainer, "validation", "val/", self.row or name)
+
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """A row for the weights that were tested."""
+        self._add(trainer, "test", "test/", self.row or pl_module.label)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print what was gathered."""
+        self._print(trainer, "validation")
+
+    @rank_zero_only
+    def _add(self, trainer: Trainer, split: str, prefix: str, row: str) -> None:
+        values = {
+            key.removeprefix(prefix): float(value)
+            for key, value in trainer.callback_metrics.items()
+            if key.startswith(prefix) and isinstance(value, torch.Tensor)
+        }
+        path = _path(trainer)
+        results = read(path)
+        results.setdefault(split, {})[row] = values
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(results, indent=2) + "\n")
+        os.replace(partial, path)  # an interrupted run leaves the old table, not half of one
+        if split == "test":
+            self._print(trainer, split)
+
+    @rank_zero_only
+    def _print(self, trainer: Trainer, split: str) -> None:
+        rows = read(_path(trainer)).get(split)
+        if rows:
+            Console().print(table(rows, title=f"{split} ({_path(trainer)})"))
+
+
+def read(path: str | Path) -> dict[str, dict[str, dict[str, float]]]:
+    """``{split: {row: {metric: value}}}`` of a results file; empty if there is none."""
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    try:
+        found: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); move it away to start a new table") from None
+    return found
+
+
+def table(rows: dict[str, dict[str, float]], title: str = "") -> Table:
+    """The main columns that any row has, as a rich table."""
+    columns = {key: name for key, name in COLUMNS.items() if any(key in row for row in rows.values())}
+    view = Table(Column("", no_wrap=True), *columns.values(), title=title)
+    for name, row in rows.items():
+        cells = [_cell(key, row[key]) if key in row else "–" for key in columns]
+        view.add_row(name, *cells)
+    return view
+
+
+def _cell(key: str, value: float) -> str:
+    share = key.startswith(("fwm/", "idm/")) and not key.endswith("log_prob")
+    return f"{100 * value:.1f}" if share else f"{value:.3f}"
+
+
+def _path(trainer: Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir) / FILE

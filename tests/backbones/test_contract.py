@@ -1,0 +1,291 @@
+"""What every backbone must keep, whatever its family: one list, each family, 4-bit and plain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from tiny_families import CPU, FAMILIES, backbone_of
+
+from swirl_lightning import SWIRL, GRPOConfig, OptimConfig, PhaseOptimConfigs, SamplingConfig
+from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.prompts import PromptBuilder, PromptTemplates
+from swirl_lightning.rollouts import Completions
+from swirl_lightning.sampling import uniforms
+from swirl_lightning.transition import Transition
+
+LABELS = ["go", "turn", "wait"]
+ADAPTERS = ("fwm", "idm")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    return {name: family.write(tmp_path_factory.mktemp(name)) for name, family in FAMILIES.items()}
+
+
+@pytest.fixture(scope="module", params=[(n, q) for n in FAMILIES for q in ("nf4", None)], ids=str)
+def case(request, folders):
+    """A family on its real module, with adapters that differ from the base and from one another."""
+    name, quantization = request.param
+    module = SWIRL(
+        backbone_of(name, folders[name], quantization=quantization),
+        grpo=GRPOConfig(group_size=2),
+        sampling=SamplingConfig(1.0, 1.0),
+        optim=PhaseOptimConfigs(*[OptimConfig(1e-3)] * 3),
+    )
+    module.configure_model()
+    generator = torch.Generator().manual_seed(5)
+    for adapter in ADAPTERS:
+        for parameter in module.adapters.parameters(adapter):
+            parameter.data.normal_(0, 0.1, generator=generator)
+    return name, module
+
+
+def rows_of(name, count=3):
+    states = FAMILIES[name].states(2 * count)
+    return [Transition(states[i], states[count + i], LABELS[i], id=f"row-{i}") for i in range(count)]
+
+
+def tokens(module, rows):
+    return (
+        module.backbone.encode_states([t.before for t in rows], CPU),
+        module.backbone.encode_states([t.after for t in rows], CPU),
+        [module.backbone.encode_action(t.action) for t in rows],
+    )
+
+
+def examples(module, name):
+    """(role, prompt, completion) of the labelled triples."""
+    found = []
+    for x, y, z in zip(*tokens(module, rows_of(name)), strict=True):
+        found.append(("fwm", module.prompts.fwm(x, z), module.models.grammars["fwm"].complete(y)))
+        found.append(("idm", module.prompts.idm(x, y), module.models.grammars["idm"].complete(z)))
+    return found
+
+
+# ---- states and actions --------------------------------------------------------------------------
+def test_states_and_actions_round_trip(case, record_property):
+    name, module = case
+    backbone, states = module.backbone, FAMILIES[name].states(3)
+    ids = backbone.encode_states(states, CPU)
+    back = backbone.decode_states(ids, CPU)
+    assert backbone.encode_states(states[1:2], CPU) == [ids[1]]  # the batch changes nothing
+    grammar = backbone.state_grammar
+    assert all(set(row) <= set(grammar.allowed) for row in ids)
+    assert [grammar.content(grammar.complete(row)) for row in ids] == ids
+    if isinstance(states[0], str):
+        assert back == states
+    else:
+        again = backbone.encode_states(back, CPU)
+        kept = [a == b for one, two in zip(ids, again, strict=True) for a, b in zip(one, two, strict=True)]
+        error = [
+            (torch.tensor(list(a.tobytes())).float() - torch.tensor(list(b.tobytes())).float()).abs().mean()
+            for a, b in zip(states, back, strict=True)
+        ]
+        record_property("codes_kept", sum(kept) / len(kept))  # a random VQ keeps few
+        record_property("pixel_error", float(torch.stack(error).mean()))
+        assert [(p.size, p.mode) for p in back] == [(p.size, p.mode) for p in states]
+    for action in ("go", "é\n "):
+        content = backbone.encode_action(action)
+        assert len(content) <= backbone.action_grammar.max_length - 1
+        assert set(content) <= set(backbone.action_grammar.allowed) - {backbone.action_grammar.eos}
+        assert backbone.decode_action(content) == action.strip()
+
+
+def test_special_tokens_in_data_are_plain_text(case):
+    """Else a page that contains an EOS would end a turn, or stop the training as outside the grammar."""
+    name, module = case
+    if name == "liquid":
+        pytest.xfail("Liquid.encode_action still reads special tokens")
+    backbone = module.backbone
+    for text in ("<eos>", "<bos>"):
+        content = backbone.encode_action(text)
+        assert set(content) <= set(backbone.action_grammar.allowed) - {backbone.action_grammar.eos}
+        assert backbone.decode_action(content) == text
+
+
+def test_what_is_too_long_still_fits_the_grammar(case):
+    _, module = case
+    grammar = module.backbone.action_grammar
+    completion = grammar.complete(module.backbone.encode_action("walk to the far end of the corridor"))
+    assert len(completion) == grammar.max_length
+    assert completion[-1] == grammar.eos
+
+
+def test_a_state_of_the_wrong_kind_is_named(case):
+    name, module = case
+    other = FAMILIES["emu3" if isinstance(FAMILIES[name].states(1)[0], str) else "text"].states(1)
+    with pytest.raises(ValueError, match=type(module.backbone).__name__):
+        module.backbone.encode_states(other, CPU)
+
+
+# ---- prompts -------------------------------------------------------------------------------------
+class Rows(TransitionDataModule):
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(batch_size=3, **kwargs)
+        self.name = name
+
+    def load_split(self, split):
+        return rows_of(self.name)
+
+
+def fit(module, name, tmp_path, switch, callbacks=()):
+    Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        limit_val_batches=0,
+        callbacks=[switch, *callbacks],
+    ).fit(module, Rows(name))
+
+
+def test_prompts_are_the_same_ids_in_warmup_sampling_and_scoring(case, tmp_path, monkeypatch):
+    """Rollouts are replaced by the labels: then all that RL asks must be what the warm-up asked."""
+    name, module = case
+    expected = {(role, tuple(p), tuple(c)) for role, p, c in examples(module, name)}
+    labels = {(role, p): c for role, p, c in expected}
+    scored, sampled = set(), set()
+    score = module.models.score
+
+    def label(role, adapter, prompts, noise, config):
+        sampled.update((role, tuple(p)) for p in prompts)
+        group = len(noise) // len(prompts)
+        rows = [labels[role, tuple(p)] for p in prompts for _ in range(group)]
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+        return Completions(ids, torch.tensor([[n < len(row) for n in range(width)] for row in rows]))
+
+    def spy(role, adapter, prompts, completions, **kwargs):
+        scored.update((role, tuple(p), tuple(c)) for p, c in zip(prompts, completions, strict=True))
+        return score(role, adapter, prompts, completions, **kwargs)
+
+    monkeypatch.setattr(module.models, "sample", label)
+    monkeypatch.setattr(module.models, "score", spy)
+    for switch in (PhaseSwitch(1, iterations=0), PhaseSwitch(0, ["fwm"], 1), PhaseSwitch(0, ["idm"], 1)):
+        scored.clear()
+        fit(module, name, tmp_path, switch)
+        assert scored == expected
+    assert sampled == labels.keys()
+
+
+def test_prompts_need_no_model(case):
+    """A second backbone on the same folder builds the same prompts without loading weights."""
+    name, module = case
+    fresh = type(module.backbone)(module.backbone.name, dtype="float32", **FAMILIES[name].options)
+    builder = PromptBuilder(fresh, PromptTemplates())
+    x, y, z = (part[0] for part in tokens(module, rows_of(name)))
+    assert builder.fwm(x, z) == module.prompts.fwm(x, z)
+    assert builder.idm(x, y) == module.prompts.idm(x, y)
+    assert fresh.fingerprint() == module.backbone.fingerprint()
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("role", ADAPTERS)
+def test_sampling_stays_in_the_vocabulary_and_ends_as_required(case, role):
+    name, module = case
+    grammar = module.models.grammars[role]
+    prompts = [p for r, p, _ in examples(module, name) if r == role]
+    noise = uniforms(["a", "b", "c"], 4, grammar.max_length)
+    got = module.models.sample(role, role, prompts, noise, SamplingConfig(5.0, 1.0))
+    forced = dict(grammar.forced)
+    for row, content in zip(got.rows(), module.models.contents(role, got), strict=True):
+        drawn = [token for place, token in enumerate(row) if place not in forced]
+        assert set(drawn) <= set(grammar.allowed)
+        assert [row[place] for place in forced] == list(forced.values())
+        if grammar.eos is None:
+            assert len(row) == grammar.max_length
+        else:
+            assert grammar.eos not in row[:-1]
+            assert row[-1] == grammar.eos or len(row) == grammar.max_length
+        assert grammar.complete(content)[: len(row)] == row or len(content) == grammar.max_length
+    alone = module.models.sample(role, role, prompts[1:2], noise[4:8], SamplingConfig(5.0, 1.0))
+    assert alone.rows() == got.rows()[4:8]
+
+
+# ---- scoring -------------------------------------------------------------------------------------
+def plain_logits(name, module, ids):
+    """Full-vocabulary logits of one row, by the family's own forward where that does not hide any."""
+    model = module.adapters.model.get_base_model()
+    if name == "chameleon":  # its forward masks the image tokens
+        return model.lm_head(model.model(input_ids=torch.tensor([ids])).last_hidden_state)[0]
+    return model(input_ids=torch.tensor([ids])).logits[0]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@torch.no_grad()
+def test_log_probs_equal_a_full_forward_followed_by_the_mask(case, adapter):
+    name, module = case
+    rows = examples(module, name)
+    for role in ADAPTERS:
+        grammar = module.models.grammars[role]
+        prompts, completions = [p for r, p, _ in rows if r == role], [c for r, _, c in rows if r == role]
+        got = module.models.score(role, adapter, prompts, completions, group_size=3, temperature=0.7)
+        free = [n for n in range(grammar.max_length) if n not in dict(grammar.forced)]
+        for n, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            with module.adapters.use(adapter):
+                logits = plain_logits(name, module, prompt + completion)
+            mask = torch.full(logits.shape[-1:], -torch.inf)
+            mask[list(grammar.allowed)] = 0
+            log_probs = ((logits + mask) / 0.7).log_softmax(-1)
+            places = [place for place in free if place < len(completion)]
+            expected = torch.stack([log_probs[len(prompt) - 1 + p, completion[p]] for p in places])
+            torch.testing.assert_close(got.values[n, places], expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(got.mean_per_token()[n], expected.mean(), atol=1e-5, rtol=1e-5)
+            assert int(got.mask[n].sum()) == len(places)
+
+
+@torch.no_grad()
+def test_padding_and_batch_composition_change_nothing(case):
+    name, module = case
+    rows = examples(module, name)
+    for role in ADAPTERS:
+        prompts, completions = [p for r, p, _ in rows if r == role], [c for r, _, c in rows if r == role]
+        whole = module.models.score(role, role, prompts, completions, group_size=3)
+        for n in range(3):
+            one = module.models.score(role, role, prompts[n : n + 1], completions[n : n + 1])
+            torch.testing.assert_close(one.values[0], whole.values[n, : one.values.shape[1]], atol=1e-5, rtol=1e-5)
+
+
+# ---- training ------------------------------------------------------------------------------------
+class Gradients(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        adapters = pl_module.adapters
+        flags = {
+            n: [p.grad is not None and bool(p.grad.any()) for p in adapters.parameters(n)] for n in adapters.names
+        }
+        base = [n for n, p in pl_module.named_parameters() if p.grad is not None and "lora_" not in n]
+        self.seen.append((pl_module.phase.name, flags, base))
+
+
+def test_both_phases_take_a_step_and_gradients_are_on_the_policy_alone(case, tmp_path):
+    name, module = case
+    watch = Gradients()
+    fit(module, name, tmp_path, PhaseSwitch(0, ["fwm", "idm"], 1), [watch])
+    assert [phase for phase, *_ in watch.seen] == ["fwm", "idm"]
+    for phase, flags, base in watch.seen:
+        assert not base
+        for adapter, on in flags.items():
+            assert all(on) if adapter == phase else not any(on), (phase, adapter)
+    for adapter in ADAPTERS:
+        assert all(torch.isfinite(p).all() for p in module.adapters.parameters(adapter))
+
+
+def test_only_what_is_named_stays_unquantised(case):
+    _, module = case
+    if module.backbone.quantization is None:
+        pytest.skip("nothing is quantised")
+    kinds = {}
+    for path, layer in module.adapters.model.get_base_model().named_modules():
+        if isinstance(layer, torch.nn.Linear) and "lora_" not in path:
+            kinds.setdefault(type(layer).__name__, set()).add(path.split(".")[-1])
+    assert kinds["Linear"] == {"lm_head"}  # VQ models are kept apart
+    assert all(path in ("base_layer",) for path in kinds["Linear4bit"])

@@ -1,0 +1,247 @@
+"""What is particular to Emu3, Chameleon and text models, and what they say when parts do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import SPECIALS, byte_tokenizer, gemma_folder
+from tiny_families import CODES, CPU, FAMILIES, SIDE, backbone_of, pictures, vqgan
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import ChameleonForConditionalGeneration, Emu3ForConditionalGeneration, PreTrainedTokenizerFast
+
+from swirl_lightning.backbones.images import to_pixels
+from swirl_lightning.prompts import PromptBuilder, PromptTemplates
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {name: FAMILIES[name].write(tmp_path_factory.mktemp(name)) for name in ("chat", "emu3", "chameleon")}
+
+
+@pytest.fixture
+def broken(folders, tmp_path):
+    return lambda name: Path(shutil.copytree(folders[name], tmp_path / name))
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# ---- Emu3 ----------------------------------------------------------------------------------------
+def test_emu3_ids_are_those_of_the_family(folders):
+    """Codes and end-of-row tokens as transformers lays them out; the opening names the size in codes."""
+    backbone = backbone_of("emu3", folders["emu3"])
+    model = Emu3ForConditionalGeneration.from_pretrained(folders["emu3"]).eval()
+    images = pictures(3)
+    batch = backbone._processor.preprocess(images, do_resize=False, return_tensors="pt")
+    theirs = model.model.get_image_tokens(batch["pixel_values"], batch["image_sizes"]).view(3, -1).tolist()
+    side = SIDE // 2
+    mark = backbone.tokenizer.convert_tokens_to_ids
+    opening = [mark("<|image start|>"), *backbone.encode_text(f"{side}*{side}"), mark("<|image token|>")]
+    closing = [mark("<|extra_201|>"), mark("<|image end|>")]
+    contents = backbone.encode_states(images, CPU)
+    for content, layout in zip(contents, theirs, strict=True):
+        assert backbone.wrap_state(content) == [*opening, *layout, *closing]
+    assert backbone.state_opening() == opening
+    assert backbone.state_grammar.complete(contents[0]) == [*theirs[0], *closing]
+
+
+def test_emu3_pictures_are_those_of_the_family(folders):
+    backbone = backbone_of("emu3", folders["emu3"])
+    model = Emu3ForConditionalGeneration.from_pretrained(folders["emu3"]).eval()
+    content = backbone.encode_states(pictures(1), CPU)[0]
+    tokens = torch.tensor([[*backbone.state_grammar.complete(content), 1]])  # with an EOS, as generate leaves it
+    pixels = model.model.decode_image_tokens(tokens, height=SIDE // 2, width=SIDE // 2)
+    expected = ((pixels[0] / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    got = backbone.decode_states([content], CPU)[0]
+    difference = torch.tensor(list(got.tobytes())).float() - expected.flatten().float()
+    assert difference.abs().max() <= 1
+
+
+def test_emu3_another_size_is_another_grammar(folders):
+    backbone = backbone_of("emu3", folders["emu3"], resolution=4)
+    ids = backbone.encode_states([Image.new("L", (30, 7))], CPU)[0]
+    assert len(ids) == 4
+    assert backbone.fingerprint() != backbone_of("emu3", folders["emu3"]).fingerprint()
+    with pytest.raises(ValueError, match="multiple of 2"):
+        _ = backbone_of("emu3", folders["emu3"], resolution=5).grid
+
+
+def test_emu3_names_parts_that_do_not_fit(broken):
+    folder = broken("emu3")
+    state = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in state.items() if "vqmodel.decoder" not in k}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks \d+ weights of its image tokenizer.*-hf"):
+        backbone_of("emu3", folder).encode_states(pictures(1), CPU)
+    config = json.loads((folder / "config.json").read_text())
+    edit(folder / "config.json", vq_config=config["vq_config"] | {"codebook_size": CODES + 1})
+    with pytest.raises(ValueError, match=f"names {CODES} image codes.*has {CODES + 1}"):
+        backbone_of("emu3", folder).load_model()
+    edit(folder / "config.json", vocabulary_map=None)
+    with pytest.raises(ValueError, match="no vocabulary_map"):
+        backbone_of("emu3", folder).load_model()
+    byte_tokenizer().save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"tokenizer lacks <\|image start\|>"):
+        _ = backbone_of("emu3", folder).tokenizer
+
+
+def test_emu3_vq_of_another_shape_is_named(broken):
+    folder = broken("emu3")
+    state = load_file(folder / "model.safetensors")
+    key = next(k for k in state if k.endswith("quantize.embedding.weight"))
+    save_file(state | {key: state[key][:, :2].contiguous()}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="VQ weights do not fit vq_config"):
+        backbone_of("emu3", folder).encode_states(pictures(1), CPU)
+
+
+# ---- Chameleon -----------------------------------------------------------------------------------
+def test_chameleon_ids_are_those_of_the_family(folders):
+    backbone = backbone_of("chameleon", folders["chameleon"])
+    model = ChameleonForConditionalGeneration.from_pretrained(folders["chameleon"]).eval()
+    images = pictures(3)
+    assert backbone.encode_states(images, CPU) == model.get_image_tokens(to_pixels(images, SIDE)).tolist()
+
+
+def test_chameleon_sees_past_the_mask_of_its_forward(folders):
+    backbone = backbone_of("chameleon", folders["chameleon"], quantization=None)
+    model = backbone.load_model()
+    ids = torch.tensor([[2, *backbone.wrap_state(backbone.encode_states(pictures(1), CPU)[0])]])
+    image = list(backbone.state_grammar.allowed)
+    assert (model(input_ids=ids).logits[..., image] < -1e30).all()
+    hidden = backbone.trunk(model)(input_ids=ids).last_hidden_state
+    assert (backbone.head(model)(hidden)[..., image].abs() < 1e3).all()
+
+
+def test_chameleon_names_parts_that_do_not_fit(broken):
+    folder = broken("chameleon")
+    whole = vqgan(folder / "vqgan")
+    shuffled = whole.state_dict() | {"quantize.embedding.weight": whole.quantize.embedding.weight.flip(0)}
+    save_file({k: v.contiguous() for k, v in shuffled.items()}, folder / "vqgan" / "vqgan.safetensors")
+    with pytest.raises(ValueError, match="codebook of .* is another one"):
+        backbone_of("chameleon", folder).load_model()
+    vqgan(folder / "vqgan", codes=CODES + 4)
+    with pytest.raises(ValueError, match=f"VQ has {CODES} codes of 8 numbers.*{CODES + 4} of 8"):
+        backbone_of("chameleon", folder).load_model()
+    shutil.rmtree(folder / "vqgan")
+    with pytest.raises(ValueError, match="set vqgan_path"):
+        backbone_of("chameleon", folder).load_model()
+
+
+# ---- text ----------------------------------------------------------------------------------------
+def test_chat_template_stands_around_the_prompt(folders):
+    backbone = backbone_of("chat", folders["chat"])
+    builder = PromptBuilder(backbone, PromptTemplates(fwm="{before}|{action}|", idm="{before}|{after}|"))
+    ids = builder.fwm(*[backbone.encode_action(t) for t in ("x", "go")])
+    text = backbone.tokenizer.decode(ids)
+    assert text == "<|im_start|>user\nx|go|<|im_end|>\n<|im_start|>assistant\n"
+    assert backbone.action_grammar.eos == backbone.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert backbone.tokenizer.convert_tokens_to_ids("<|im_start|>") not in backbone.state_grammar.allowed
+
+
+def test_pieces_that_end_with_a_line_break_are_the_ids_of_the_whole(tmp_path):
+    """With a tokenizer that joins a blank with the word after it, as GPT's and Qwen's do."""
+    core = Tokenizer(models.BPE())
+    split = Regex(r"""[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""")
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(split, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    corpus = ["Before:\nthe red door\nAction:\nopen the red door\nAfter:\nthe open door\n"] * 9
+    core.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=400, special_tokens=SPECIALS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    folder = gemma_folder(tmp_path / "bpe")
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>").save_pretrained(folder)
+    backbone = backbone_of("text", folder, max_state_tokens=50)
+    templates = PromptTemplates(fwm="Before:\n{before}\nAction:\n{action}\nAfter:\n", idm="{before}\n{after}\n")
+    x, z = backbone.encode_states(["the red door"], CPU)[0], backbone.encode_action("open")
+    whole = "Before:\nthe red door\nAction:\nopen\nAfter:\n"
+    assert PromptBuilder(backbone, templates).fwm(x, z) == backbone.encode_text(whole)
+
+
+def test_lengths_policy(folders):
+    state = "0123456789abcdef"
+    with pytest.warns(UserWarning, match="state of 16 tokens exceeds the 9"):
+        ids = backbone_of("chat", folders["chat"]).encode_states([state], CPU)[0]
+    assert backbone_of("chat", folders["chat"]).decode_text(ids) == "01234cdef"
+    strict = backbone_of("chat", folders["chat"], too_long="error")
+    with pytest.raises(ValueError, match="raise max_state_tokens"):
+        strict.encode_states([state], CPU)
+    with pytest.raises(ValueError, match="raise max_action_tokens"):
+        strict.encode_action(state)
+    with pytest.raises(ValueError, match="too_long must be one of"):
+        backbone_of("chat", folders["chat"], too_long="wrap")
+    with pytest.raises(ValueError, match="at least 2"):
+        backbone_of("chat", folders["chat"], max_action_tokens=1)
+
+
+def test_text_names_what_does_not_fit(broken, tmp_path):
+    folder = broken("chat")
+    tokenizer = byte_tokenizer(["<|im_start|>", "<|im_end|>", *[f"<more{n}>" for n in range(20)]])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="use its own tokenizer files"):
+        backbone_of("chat", folder).load_model()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="lacks eos_token"):
+        backbone_of("chat", folder).load_model()
+    tokenizer.eos_token, tokenizer.chat_template = "<eos>", "hello"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="chat template does not show"):
+        backbone_of("chat", folder).frame_prompt("{before}")
+
+
+# ---- families ------------------------------------------------------------------------------------
+def test_another_family_is_named(folders):
+    for name, folder, wanted in (
+        ("emu3", "chat", r"'qwen2' model, needed: \['emu3'\]"),
+        ("chameleon", "emu3", "'emu3' model.*use swirl_lightning.backbones.Emu3"),
+        ("text", "emu3", "no causal language model; use swirl_lightning.backbones.Emu3"),
+        ("text", "chameleon", "use swirl_lightning.backbones.Chameleon"),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            backbone_of(name, folders[folder]).load_model()
+
+
+def test_a_truncated_picture_is_named(folders, tmp_path):
+    pictures(1, side=64)[0].save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    for name in ("emu3", "chameleon"):
+        with pytest.raises(ValueError, match=r"half.png.*truncated or damaged"):
+            backbone_of(name, folders[name]).encode_states([Image.open(tmp_path / "half.png")], CPU)
+
+
+def test_other_modes_become_rgb(folders):
+    for name in ("emu3", "chameleon"):
+        backbone = backbone_of(name, folders[name])
+        grey = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
+        white = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
+        assert backbone.encode_states([grey], CPU) == backbone.encode_states([white], CPU)
+
+
+def test_the_package_of_backbones_loads_no_family():
+    code = (
+        "import sys, swirl_lightning.backbones as b; assert 'transformers' not in sys.modules or True;"
+        "assert not [m for m in sys.modules if m.startswith('swirl_lightning.backbones.') and m.split('.')[-1] in "
+        "('emu3', 'chameleon', 'liquid', 'text')], 'eager'; b.Emu3; b.TextLLM;"
+        "assert 'swirl_lightning.backbones.chameleon' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    import swirl_lightning.backbones as package
+
+    with pytest.raises(AttributeError, match="TextLLM"):
+        _ = package.Nothing

@@ -1,0 +1,176 @@
+"""A small random checkpoint of every family, by its own transformers classes, in its on-disk format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tiny import byte_tokenizer, gemma_folder
+from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    Emu3Config,
+    Emu3ForConditionalGeneration,
+    Emu3ImageProcessor,
+    GemmaConfig,
+    GemmaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.backbones.chameleon import Chameleon
+from swirl_lightning.backbones.emu3 import Emu3
+from swirl_lightning.backbones.liquid import Liquid
+from swirl_lightning.backbones.text import TextLLM
+from swirl_lightning.backbones.vqgan import VQGAN, VQGANConfig
+
+CODES, SIDE = 16, 8
+CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,  # far from uniform, so that mistakes show
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def pictures(count: int, side: int = SIDE, seed: int = 0) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def texts(count: int) -> list[str]:
+    return [f"room {n}" for n in range(count)]
+
+
+def vqgan(folder: Path, codes: int = CODES, **sizes: Any) -> VQGAN:
+    """A VQGAN in the taming layout whose codebook is made of real latents."""
+    torch.manual_seed(1)
+    settings: dict[str, Any] = {"z_channels": 8, "embed_dim": 8, "resolution": SIDE, "ch": 32, "ch_mult": (1, 1)}
+    model = VQGAN(VQGANConfig(n_embed=codes, num_res_blocks=1, **(settings | sizes)))
+    with torch.no_grad():
+        z = model.latents(torch.rand(8, 3, SIDE, SIDE) * 2 - 1).permute(0, 2, 3, 1).flatten(0, 2)
+        model.quantize.embedding.weight.copy_(z[torch.linspace(0, len(z) - 1, codes).long()])
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.to_yaml(folder / "vqgan.yaml")
+    save_file(model.state_dict(), folder / "vqgan.safetensors")
+    return model
+
+
+def liquid_folder(out: Path) -> Path:
+    tokenizer = byte_tokenizer(["<boi>", "<eoi>"])
+    torch.manual_seed(0)
+    config = GemmaConfig(vocab_size=len(tokenizer) + CODES, head_dim=16, **SIZES)
+    GemmaForCausalLM(config).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    vqgan(out / "vqgan")
+    return out
+
+
+def qwen_folder(out: Path) -> Path:
+    """A Qwen2 with a chat template and an output layer larger than its tokenizer, as the real one."""
+    tokenizer = byte_tokenizer(["<|im_start|>", "<|im_end|>"])
+    tokenizer.chat_template = CHATML
+    tokenizer.eos_token = "<|im_end|>"
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer) + 9, **SIZES)).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+def emu3_folder(out: Path, **vq: Any) -> Path:
+    codes = [f"<|visual token {n:06d}|>" for n in range(CODES)]
+    marks = ["<|image start|>", "<|image end|>", "<|image token|>", "<|extra_200|>", "<|extra_201|>", "<image>"]
+    tokenizer = byte_tokenizer([*marks, *codes[::-1]])  # ids do not follow the order of the codes
+    vq_config = {
+        "codebook_size": CODES,
+        "base_channels": 32,
+        "channel_multiplier": [1, 1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "hidden_size": 32,
+    }
+    torch.manual_seed(0)
+    config = Emu3Config(
+        vq_config=vq_config | vq,
+        text_config={"vocab_size": len(tokenizer), **SIZES},
+        vocabulary_map=tokenizer.get_vocab(),
+    )
+    model = Emu3ForConditionalGeneration(config)
+    book = model.model.vqmodel.quantize.embedding.weight
+    book.data.normal_(0, 0.3)  # the default codebook is as wide as one code
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    Emu3ImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(out)
+    return out
+
+
+def chameleon_folder(out: Path) -> Path:
+    letters = str.maketrans("0123456789", "ABCDEFGHIJ")
+    codes = [f"IMGIMG{str(n).translate(letters)}Z" for n in range(CODES)]
+    marks = ["<racm3:break>", "<eoss>", "<image>", "<reserved08706>"]
+    tokenizer = byte_tokenizer([*marks, *codes])
+    whole = vqgan(out / "vqgan")
+    torch.manual_seed(0)
+    config = ChameleonConfig(
+        vocab_size=len(tokenizer),
+        vocabulary_map=tokenizer.get_vocab(),
+        vq_config={
+            "embed_dim": 8,
+            "num_embeddings": CODES,
+            "latent_channels": 8,
+            "resolution": SIDE,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+        },
+        **SIZES,
+    )
+    model = ChameleonForConditionalGeneration(config)
+    half = {k: v for k, v in whole.state_dict().items() if not k.startswith("decoder.")}
+    model.model.vqmodel.load_state_dict(half)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family is written to disk, loaded, and what its states are."""
+
+    write: Callable[[Path], Path]
+    load: Callable[..., Backbone]
+    states: Callable[[int], list[Any]]
+    options: dict[str, Any]
+
+
+TEXT = {"max_state_tokens": 10, "max_action_tokens": 6}
+VISUAL = {"max_action_tokens": 6}
+FAMILIES = {
+    "text": Family(gemma_folder, TextLLM, texts, TEXT),
+    "chat": Family(qwen_folder, TextLLM, texts, TEXT),
+    "liquid": Family(liquid_folder, Liquid, pictures, VISUAL),
+    "emu3": Family(emu3_folder, Emu3, pictures, VISUAL | {"resolution": SIDE}),
+    "chameleon": Family(chameleon_folder, Chameleon, pictures, VISUAL),
+}
+
+
+def backbone_of(name: str, folder: Path, **kwargs: Any) -> Any:
+    family = FAMILIES[name]
+    return family.load(str(folder), **({"dtype": "float32"} | family.options | kwargs))

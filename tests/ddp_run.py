@@ -1,0 +1,52 @@
+"""One fit on CPU; every rank writes its adapters after every epoch. Run by test_ddp.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from test_module import CONSTANT, SGD, build, randomize, snapshot
+from world import Digits
+
+from swirl_lightning import GRPOConfig
+from swirl_lightning.callbacks import PhaseSwitch
+
+
+class Write(Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        name = f"{trainer.current_epoch}-{pl_module.phase.name}-{trainer.global_rank}"
+        torch.save(snapshot(pl_module), self.folder / f"{name}.pt")
+
+    def on_fit_end(self, trainer, pl_module):
+        values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        (self.folder / f"metrics-{trainer.global_rank}.json").write_text(json.dumps(values))
+
+
+def main(model: str, out: str, devices: int, batch_size: int, accumulate: int) -> None:
+    torch.set_num_threads(1)
+    seed_everything(0)
+    module = build(
+        model, quantization=None, anchor_weight=0.3, optimizer=SGD, optim=CONSTANT, grpo=GRPOConfig(group_size=4)
+    )
+    randomize(module)
+    Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        accumulate_grad_batches=accumulate,
+        callbacks=[PhaseSwitch(1, iterations=2), Write(Path(out))],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, Digits(size=24, batch_size=batch_size))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

@@ -1,0 +1,62 @@
+"""Two processes (gloo) against one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, gemma_path):
+    """The same global batch of 8: one process, two processes, two processes with accumulation."""
+    folders = {}
+    for name, args in {"one": (1, 8, 1), "two": (2, 4, 1), "two accumulated": (2, 2, 2)}.items():
+        folder = folders[name] = tmp_path_factory.mktemp("ddp")
+        done = subprocess.run(
+            [sys.executable, str(HERE / "ddp_run.py"), str(gemma_path), str(folder), *map(str, args)],
+            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folders
+
+
+def load(folder):
+    return {path.stem: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))}
+
+
+def test_phases_switch_together_and_adapters_are_bit_equal_on_both_ranks(runs):
+    two = load(runs["two"])
+    stems = {name.rsplit("-", 1)[0] for name in two}
+    assert sorted(stems) == ["0-warmup", "1-fwm", "2-idm", "3-fwm", "4-idm"]
+    for stem in stems:
+        first, second = two[f"{stem}-0"], two[f"{stem}-1"]
+        assert all(torch.equal(first[k], second[k]) for k in first), stem
+
+
+@pytest.mark.parametrize("name", ["two", "two accumulated"])
+def test_two_processes_train_the_same_weights_as_one(runs, name):
+    one, two = load(runs["one"]), load(runs[name])
+    for epoch, state in one.items():
+        for key, value in state.items():
+            torch.testing.assert_close(two[epoch][key], value, atol=1e-5, rtol=1e-4, msg=lambda m, e=epoch: f"{e}: {m}")
+
+
+def test_metrics_are_reduced(runs):
+    one = json.loads((runs["one"] / "metrics-0.json").read_text())
+    two = [json.loads((runs["two"] / f"metrics-{rank}.json").read_text()) for rank in (0, 1)]
+    validation = [k for k in one if k.startswith("val/")]
+    assert validation
+    for key in validation + ["fwm/reward", "idm/reward"]:
+        assert two[0][key] == pytest.approx(two[1][key]), key
+        assert two[0][key] == pytest.approx(one[key], abs=1e-4), key
