@@ -1,0 +1,146 @@
+"""ScienceWorld: an elementary-school science lab in text (Wang et al. 2022, allenai/ScienceWorld, Apache-2.0).
+
+Transitions come from a frozen JSON lines file, because the simulator does not give the same worlds twice;
+``python -m swirl_lightning.benchmarks.scienceworld_generate --out DIR`` writes one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from swirl_lightning.benchmarks.text_suite import Part, TextSuite
+from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, records, text_field
+from swirl_lightning.transition import Transition
+
+FILE = "gold_transitions.jsonl"
+PARTS: dict[str, Part] = {"train": "train", "dev": "validation", "test": "test"}
+"""Our name of each of the simulator's splits."""
+
+
+class ScienceWorld(TextSuite):
+    """Steps of gold paths; a state is the last observation, what ``look`` shows and the inventory.
+
+    ``data_dir`` holds ``gold_transitions.jsonl``, one step a line: ``task, variation, split`` (train, dev or
+    test, as the simulator splits the variations of each task), ``step, prev_obs, look_before, inv_before,
+    action, obs, look_after, inv_after``. Where ``gold_transitions.jsonl.sha256`` lies beside it, the file
+    must match. An episode is a variation of a task; each task's training episodes are halved.
+
+    Args:
+        data_dir: as above.
+        tasks: names of tasks to keep; None for all.
+        file: the file's name.
+        per_task: report the metrics of states for each task, too.
+        kwargs: as for `TextSuite`.
+    """
+
+    source = (
+        "write it with `python -m swirl_lightning.benchmarks.scienceworld_generate --out DIR` "
+        "(needs Java and pip install swirl-lightning[scienceworld])"
+    )
+
+    def __init__(
+        self,
+        data_dir: str,
+        *,
+        tasks: list[str] | None = None,
+        file: str = FILE,
+        per_task: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_dir, **kwargs)
+        self.tasks, self.file, self.per_task = tasks, file, per_task
+        self._everything: dict[Part, list[Transition]] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file of transitions."""
+        return self.data_dir / self.file
+
+    def files(self, part: Part) -> Sequence[Path]:
+        """One file has all parts."""
+        return [self.path]
+
+    def check(self) -> None:
+        """The file is the one that was frozen."""
+        digest = self.path.with_name(self.path.name + ".sha256")
+        if digest.is_file():
+            wanted, found = digest.read_text().split()[0], sha256(self.path)
+            if wanted != found:
+                raise ValueError(
+                    f"{self.path} is not the file that {digest.name} was written for: its SHA-256 is {found}, "
+                    f"not {wanted}. Results would not be comparable; restore it, or remove {digest.name}"
+                )
+
+    def read(self, part: Part) -> list[Transition]:
+        """The steps of an official split."""
+        if self._everything is None:
+            self._everything = self._read()
+        rows = self._everything[part]
+        known = {row.meta["task"] for found in self._everything.values() for row in found}
+        unknown = sorted(set(self.tasks or ()) - known)
+        if unknown:
+            raise ValueError(f"unknown ScienceWorld tasks {unknown}; {self.path} has {sorted(known)}")
+        return [row for row in rows if self.tasks is None or row.meta["task"] in self.tasks]
+
+    def stratum(self, row: Transition) -> str:
+        """Each task is halved on its own."""
+        return str(row.meta["task"])
+
+    def groups(self) -> dict[str, Any]:
+        """Means over steps; by task if asked for."""
+        if not self.per_task:
+            return {}
+        rows = (self._everything or {}).values()
+        tasks = sorted({str(row.meta["task"]) for found in rows for row in found})
+        return {"group_by": "task", "categories": {task: task for task in tasks}}
+
+    def _read(self) -> dict[Part, list[Transition]]:
+        broken = BrokenRecords(self.path, self.strict)
+        parts: dict[Part, list[Transition]] = {"train": [], "validation": [], "test": []}
+        seen: set[str] = set()
+        for place, fields in records(self.path, broken):
+            try:
+                row = transition(fields)
+                if row.id in seen:
+                    raise BrokenRecord(f"the step {row.id} comes twice")
+                if row.meta["split"] not in PARTS:
+                    raise BrokenRecord(f"split must be one of {list(PARTS)}, got {row.meta['split']!r}")
+            except BrokenRecord as error:
+                broken.add(place, error)
+                continue
+            seen.add(row.id)
+            parts[PARTS[row.meta["split"]]].append(row)
+        self.skipped["all"] = len(broken)
+        broken.report(len(seen))
+        return parts
+
+
+def transition(fields: Mapping[str, Any]) -> Transition:
+    """The transition of one line.
+
+    Raises:
+        BrokenRecord: a field is missing or no text.
+    """
+    task, split = text_field(fields, "task"), text_field(fields, "split")
+    episode = f"{task}/{fields.get('variation')}"
+    return Transition(
+        state(*(text_field(fields, name, empty=True) for name in ("prev_obs", "look_before", "inv_before"))),
+        state(*(text_field(fields, name, empty=True) for name in ("obs", "look_after", "inv_after"))),
+        text_field(fields, "action"),
+        id=f"{split}/{episode}/{fields.get('step')}",
+        meta={"task": task, "split": split, "episode": episode},
+    )
+
+
+def state(observation: str, look: str, inventory: str) -> str:
+    """The three parts as one text."""
+    return f"Observation: {observation.strip()}\n\n{look.strip()}\n\n{inventory.strip()}"
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,177 @@
+"""What the suites with textual states share: files to check, episodes to halve, metrics that may be missing."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torchmetrics import Metric, MetricCollection
+
+from swirl_lightning.data.module import Split, TransitionDataModule
+from swirl_lightning.data.reading import halves, rank_of, require_files
+from swirl_lightning.metrics.bert_score import BERTScore, missing_model
+from swirl_lightning.metrics.exact_match import ExactMatch
+from swirl_lightning.metrics.row_mean import RowMean
+from swirl_lightning.metrics.text import BLEU, RougeL
+from swirl_lightning.transition import Transition
+
+Part = Literal["train", "validation", "test"]
+
+
+class TextSuite(TransitionDataModule):
+    """A benchmark of textual states in a folder of its official layout.
+
+    A subclass says which files it needs (`files`), reads them (`read`), and gives every transition the key
+    ``episode`` in its ``meta``. Half of the training episodes are labelled, half are state-only. Everything
+    that a command needs is read and checked in `setup`, before the model loads.
+
+    Args:
+        data_dir: the folder.
+        strict: raise on the first broken record; otherwise it is skipped, counted in :attr:`skipped`, and
+            the first ten are reported.
+        split_seed: of the choice of labelled episodes. Apart from ``seed``, so that runs with different seeds
+            can be compared on the same data.
+        validation_episodes: training episodes kept for validation, where the suite has no validation split.
+        bert_model: hub name or folder of BERTScore's encoder; None leaves that metric out.
+        kwargs: as for `TransitionDataModule`.
+
+    Attributes:
+        skipped: number of broken records in each part read so far.
+        missing_metrics: metrics that cannot be computed here, and why.
+
+    Raises:
+        FileNotFoundError: at setup, with the number of missing files and the first ten.
+        ValueError: at setup, for a broken record in strict mode, an unknown option or an empty split.
+    """
+
+    source = ""
+    """Where to get the data, for the message about missing files."""
+    validation_is_official = True
+    """Whether `read` knows a validation part; otherwise it is taken from the training episodes."""
+
+    def __init__(
+        self,
+        data_dir: str,
+        *,
+        strict: bool = False,
+        split_seed: int = 0,
+        validation_episodes: int = 50,
+        bert_model: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.data_dir = Path(data_dir)
+        self.strict = strict
+        self.split_seed = split_seed
+        self.validation_episodes = validation_episodes
+        self.bert_model = bert_model
+        self.skipped: dict[str, int] = {}
+        self.missing_metrics: dict[str, str] = {}
+        self._parts: dict[str, list[Transition]] = {}
+
+    # ---- what a suite says -----------------------------------------------------------------------
+    @abstractmethod
+    def files(self, part: Part) -> Sequence[Path]:
+        """The files of a part."""
+
+    @abstractmethod
+    def read(self, part: Part) -> list[Transition]:
+        """The labelled transitions of a part; called once."""
+
+    def stratum(self, row: Transition) -> str:
+        """Episodes of the same stratum are halved together."""
+        return ""
+
+    def groups(self) -> dict[str, Any]:
+        """Arguments of `RowMean` that say how results are averaged and broken down; none by default."""
+        return {}
+
+    # ---- before the model loads ------------------------------------------------------------------
+    def setup(self, stage: str) -> None:
+        """Check files and options, then read the splits that the command needs."""
+        parts = self._needed(stage)
+        require_files(sorted({path for part in parts for path in self.files(part)}), self.source)
+        super().setup(stage)
+        for split in self._splits_of(stage):
+            self.split(split)
+        self.missing_metrics = self._missing_metrics()
+        for name, reason in self.missing_metrics.items():
+            rank_zero_warn(f"metric {name} is left out: {reason}")
+
+    def _splits_of(self, stage: str) -> list[Split]:
+        if stage in ("test", "predict"):
+            return ["test"]
+        validated: list[Split] = [] if self.trainer and self.trainer.limit_val_batches == 0 else ["validation"]
+        return validated if stage == "validate" else ["warmup", "state_only", *validated]
+
+    def _needed(self, stage: str) -> list[Part]:
+        parts: dict[Part, None] = {}
+        for split in self._splits_of(stage):
+            official = split == "validation" and self.validation_is_official
+            parts["test" if split == "test" else "validation" if official else "train"] = None
+        return list(parts)
+
+    # ---- splits ----------------------------------------------------------------------------------
+    def load_split(self, split: Split) -> Sequence[Transition]:
+        """A half of the training episodes, or an official split."""
+        if split == "test":
+            return self._part("test")
+        if split == "validation" and self.validation_is_official:
+            return self._part("validation")
+        rows = self._part("train")
+        strata = {str(row.meta["episode"]): self.stratum(row) for row in rows}
+        held: set[str] = set()
+        if not self.validation_is_official:
+            held = set(sorted(strata, key=lambda name: rank_of(name, self.split_seed))[: self.validation_episodes])
+        labelled, unlabelled = halves(
+            {name: stratum for name, stratum in strata.items() if name not in held}, self.split_seed
+        )
+        chosen = {"warmup": labelled, "state_only": unlabelled, "validation": held}[split]
+        return [row for row in rows if row.meta["episode"] in chosen]
+
+    def _part(self, part: Part) -> list[Transition]:
+        if part not in self._parts:
+            self._parts[part] = self.read(part)
+        return self._parts[part]
+
+    # ---- metrics ---------------------------------------------------------------------------------
+    def state_metric_makers(self) -> Mapping[str, Callable[..., RowMean]]:
+        """Metrics of the FWM by name; each maker takes the arguments of `groups`."""
+        makers: dict[str, Callable[..., RowMean]] = {
+            "rouge_l": RougeL,
+            "bleu_char": BLEU,
+            "bleu_word": lambda **options: BLEU("bleu_word", "word", **options),
+        }
+        if (model := self.bert_model) is not None:
+            makers["bert_score"] = lambda **options: BERTScore(model, **options)
+        return makers
+
+    def state_metrics(self) -> MetricCollection:
+        """Exact match, ROUGE-L, BLEU by characters and by words, and BERTScore with a ``bert_model``."""
+        metrics: dict[str, Metric | MetricCollection] = {"exact_match": ExactMatch("after")}
+        for name, make in self.state_metric_makers().items():
+            if name not in self.missing_metrics:
+                metrics[name] = make(**self.groups())
+        return MetricCollection(metrics, compute_groups=False)
+
+    def action_metrics(self) -> MetricCollection:
+        """Exact match and ROUGE-L."""
+        return MetricCollection(
+            {"exact_match": ExactMatch("action"), "rouge_l": RougeL(field="action", **self.groups())},
+            compute_groups=False,
+        )
+
+    def _missing_metrics(self) -> dict[str, str]:
+        missing = {}
+        if (reason := missing_model(self.bert_model)) is not None:
+            missing["bert_score"] = reason
+        for name, make in self.state_metric_makers().items():
+            if name != "bert_score":
+                try:
+                    make()
+                except ImportError as error:
+                    missing[name] = str(error)
+        return missing
