@@ -1,0 +1,34 @@
+"""Model families: what a checkpoint needs to be trained by SWIRL. Each is imported when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swirl_lightning.backbones.base import Backbone, Grammar
+    from swirl_lightning.backbones.chameleon import Chameleon
+    from swirl_lightning.backbones.emu3 import Emu3
+    from swirl_lightning.backbones.liquid import Liquid
+    from swirl_lightning.backbones.text import TextLLM
+
+_HOMES = {
+    "Backbone": "base",
+    "Chameleon": "chameleon",
+    "Emu3": "emu3",
+    "Grammar": "base",
+    "Liquid": "liquid",
+    "TextLLM": "text",
+}
+
+__all__ = ["Backbone", "Chameleon", "Emu3", "Grammar", "Liquid", "TextLLM"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are: {sorted(_HOMES)}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

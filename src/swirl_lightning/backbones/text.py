@@ -7,29 +7,45 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from swirl_lightning.backbones.base import Backbone, Grammar
-from swirl_lightning.backbones.quantization import prepare_quantized
+from swirl_lightning.backbones.loading import (
+    FAMILIES,
+    encode_plain,
+    load_base,
+    load_config,
+    load_tokenizer,
+    misfit,
+    special_ids,
+)
 from swirl_lightning.prompts import TokenIds
 from swirl_lightning.transition import State
+
+TOO_LONG = ("cut", "error")
+_SLOT = "\u0001"  # stands for the prompt while the chat template is laid out; no template contains it
 
 
 class TextLLM(Backbone):
     """A causal language model over textual states, for example Qwen2.5-3B-Instruct.
 
-    The tokenizer's chat template frames the prompt where there is one. What is too long is cut: a state in
-    a prompt keeps its head and its tail, an action keeps its head; a completion ends with its EOS at the latest
-    at its maximal length.
+    The tokenizer's chat template frames the prompt where there is one. States and actions enter as ids of
+    their own, so what was sampled is what is scored; for a tokenizer that joins a blank with the word after
+    it, end the pieces of ``templates`` with a line break rather than a blank, and the ids are those of the
+    whole text. Special tokens within a state or an action are plain text.
 
     Args:
         model_name_or_path: folder or hub name.
         max_state_tokens: of a state, as a completion (EOS included) and within a prompt.
         max_action_tokens: of an action, likewise.
+        too_long: ``cut`` keeps head and tail of a long state and the head of a long action, and warns
+            once; ``error`` refuses them. A prompt is never cut beyond that.
         **kwargs: as :class:`Backbone`.
 
     Raises:
-        ValueError: the tokenizer has no EOS token.
+        ValueError: an option is out of range, or the checkpoint is no causal language model with an EOS token.
     """
 
     def __init__(
@@ -37,37 +53,48 @@ class TextLLM(Backbone):
         model_name_or_path: str,
         max_state_tokens: int = 1024,
         max_action_tokens: int = 64,
+        too_long: str = "cut",
         **kwargs: Any,
     ) -> None:
         super().__init__(model_name_or_path, **kwargs)
+        if min(max_state_tokens, max_action_tokens) < 2:
+            raise ValueError("max_state_tokens and max_action_tokens must be at least 2: a token and the EOS")
+        if too_long not in TOO_LONG:
+            raise ValueError(f"too_long must be one of {list(TOO_LONG)}, got {too_long!r}")
         self.max_state_tokens, self.max_action_tokens = max_state_tokens, max_action_tokens
+        self.too_long = too_long
+        self._warned: set[str] = set()
+
+    # ---- the model -------------------------------------------------------------------------------
+    def load_model(self) -> PreTrainedModel:
+        """The base, quantised as configured, all frozen."""
+        kind, known = self.config.model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if kind in FAMILIES or (kind not in known and not self.trust_remote_code):
+            other = FAMILIES.get(kind)
+            cure = f"use swirl_lightning.backbones.{other}" if other else "use the backbone class of that family"
+            misfit(self, f"it holds a {kind!r} model, which is no causal language model; {cure}")
+        highest = max(self.state_grammar.allowed)
+        model = load_base(self, AutoModelForCausalLM)
+        rows = len(self.head(model).weight)
+        if highest >= rows:
+            misfit(
+                self, f"its tokenizer has id {highest}, its output layer {rows} rows; use its own tokenizer files"
+            )
+        return model
+
+    @cached_property
+    def config(self) -> Any:
+        """The checkpoint's config."""
+        return load_config(self)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that lies beside the model."""
-        tokenizer = AutoTokenizer.from_pretrained(
-            self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
-        )
-        if tokenizer.eos_token_id is None:
-            raise ValueError(
-                f"the tokenizer of {self.name!r} has no EOS token; set eos_token in tokenizer_config.json"
-            )
-        return tokenizer
+        return load_tokenizer(self)
 
-    def load_model(self) -> PreTrainedModel:
-        """The base, quantised as configured, all frozen."""
-        model = AutoModelForCausalLM.from_pretrained(
-            self.path,
-            revision=self.revision,
-            quantization_config=self.quantization_config(),
-            dtype=self.dtype,
-            attn_implementation=self.attn_implementation,
-            trust_remote_code=self.trust_remote_code,
-        )
-        return prepare_quantized(model)
-
+    # ---- tokens ----------------------------------------------------------------------------------
     def encode_text(self, text: str) -> TokenIds:
-        """Ids of a piece of text, no special tokens added."""
+        """Ids of a piece of a template, no special tokens added."""
         ids: TokenIds = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
@@ -81,8 +108,11 @@ class TextLLM(Backbone):
         for state in states:
             if not isinstance(state, str):
                 raise ValueError(f"{type(self).__name__} reads textual states, got {type(state).__name__}")
-            ids, room = self.encode_text(state), self.max_state_tokens - 1
-            encoded.append(ids if len(ids) <= room else ids[: room - room // 2] + ids[len(ids) - room // 2 :])
+            ids, room = encode_plain(self.tokenizer, state), self.max_state_tokens - 1
+            if len(ids) > room:
+                self._judge_length("state", len(ids), room)
+                ids = ids[: room - room // 2] + ids[len(ids) - room // 2 :]
+            encoded.append(ids)
         return encoded
 
     def decode_states(self, contents: Sequence[TokenIds], device: torch.device) -> list[State]:
@@ -91,24 +121,37 @@ class TextLLM(Backbone):
 
     def encode_action(self, action: str) -> TokenIds:
         """Ids of an action, cut at the end where it is too long."""
-        return self.encode_text(action)[: self.max_action_tokens - 1]
+        ids, room = encode_plain(self.tokenizer, action), self.max_action_tokens - 1
+        if len(ids) > room:
+            self._judge_length("action", len(ids), room)
+        return ids[:room]
 
+    def _judge_length(self, what: str, length: int, room: int) -> None:
+        """Refuse or, once for states and once for actions, warn of what is too long."""
+        text = f"{self.name!r}: {what} of {length} tokens exceeds the {room} that max_{what}_tokens leaves"
+        if self.too_long == "error":
+            raise ValueError(f"{text}; raise max_{what}_tokens, shorten the data, or set too_long: cut")
+        if what not in self._warned:
+            self._warned.add(what)
+            rank_zero_warn(f"{text}: it is cut (said once)")
+
+    # ---- prompts ---------------------------------------------------------------------------------
     def frame_prompt(self, template: str) -> list[str | TokenIds]:
         """The chat template around the prompt as a user's turn, or BOS before it."""
         tokenizer = self.tokenizer
         if tokenizer.chat_template is None:
             return [[tokenizer.bos_token_id], template] if tokenizer.bos_token_id is not None else [template]
-        mark = "\u0001"  # no template contains it
         framed = str(
             tokenizer.apply_chat_template(
-                [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
+                [{"role": "user", "content": _SLOT}], tokenize=False, add_generation_prompt=True
             )
         )
-        if framed.count(mark) != 1:
-            raise ValueError(f"the chat template of {self.name!r} does not show the user's message exactly once")
-        head, tail = framed.split(mark)
+        if framed.count(_SLOT) != 1:
+            misfit(self, "its chat template does not show the user's message exactly once; mend chat_template")
+        head, tail = framed.split(_SLOT)
         return [self.encode_text(head), template.rstrip(), self.encode_text(tail)]
 
+    # ---- what may be generated -------------------------------------------------------------------
     @cached_property
     def state_grammar(self) -> Grammar:
         """All text, up to ``max_state_tokens`` with the EOS."""
@@ -123,7 +166,11 @@ class TextLLM(Backbone):
     def _eos(self) -> int:
         return int(self.tokenizer.eos_token_id)
 
-    @property
+    @cached_property
     def _text_ids(self) -> tuple[int, ...]:
-        special = set(self.tokenizer.all_special_ids) - {self._eos}
+        special = special_ids(self.tokenizer) - {self._eos}
         return tuple(i for i in range(len(self.tokenizer)) if i not in special)
+
+    def fingerprint(self) -> str:
+        """Names the tokenizer and how long a state may be."""
+        return f"{super().fingerprint()}:{self.max_state_tokens}:{self.too_long}"

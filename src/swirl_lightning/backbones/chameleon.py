@@ -1,0 +1,158 @@
+"""Chameleon: early fusion of text and VQGAN codes, with a decoder that its checkpoint leaves out."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import ChameleonForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
+
+from swirl_lightning.backbones.base import Grammar
+from swirl_lightning.backbones.image_tokens import ImageTokens
+from swirl_lightning.backbones.images import to_images, to_pixels
+from swirl_lightning.backbones.loading import load_base, load_config, load_tokenizer, misfit
+from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGAN, VQGANConfig, vqgan_fingerprint
+from swirl_lightning.prompts import TokenIds
+
+BOI, EOI = "<racm3:break>", "<eoss>"
+_PREFIX = "IMGIMG"
+_DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
+
+
+class Chameleon(ImageTokens):
+    """Chameleon in transformers' format (``ChameleonForConditionalGeneration``).
+
+    transformers' forward masks the logits of all image tokens, and its VQ has no decoder. Here states come
+    from the inner model's hidden states through the head, and pictures go through the published VQGAN
+    (``vqgan.yaml`` and ``vqgan.ckpt`` of the original release) in both directions. Pictures are padded to
+    a square; Chameleon's own processor crops them, which would cut a part of the state away.
+
+    Args:
+        model_name_or_path: folder or hub name.
+        vqgan_path: folder with ``vqgan.yaml`` and ``vqgan.safetensors`` or ``vqgan.ckpt``; by default ``vqgan``
+            within the model's folder.
+        **kwargs: as :class:`ImageTokens`.
+
+    Raises:
+        ValueError: the checkpoint is of another family or its parts do not fit; the message names the cure.
+    """
+
+    lora_targets = r".*model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+    keep_unquantized = ("lm_head", "vqmodel")
+
+    def __init__(self, model_name_or_path: str, vqgan_path: str | None = None, **kwargs: Any) -> None:
+        super().__init__(model_name_or_path, **kwargs)
+        self.vqgan_path = Path(vqgan_path) if vqgan_path else Path(self.path) / "vqgan"
+        self._codec: VQGAN | None = None
+
+    # ---- the model -------------------------------------------------------------------------------
+    def load_model(self) -> PreTrainedModel:
+        """The base; its own half of the VQGAN makes room for the whole one, which is kept apart."""
+        _ = self.code_ids, self.tokenizer  # parts that do not fit are named before a long load
+        model = load_base(self, ChameleonForConditionalGeneration)
+        own = model.model.vqmodel.quantize.embedding.weight.float()
+        ours = self._codec_on(torch.device("cpu")).quantize.embedding.weight
+        if not torch.allclose(own.cpu(), ours.cpu(), atol=2e-2 * float(ours.abs().max())):  # bf16 rounds
+            misfit(self, f"the codebook of {self.vqgan_path} is another one than the checkpoint's; {self._cure}")
+        model.model.vqmodel = nn.Identity()
+        return model
+
+    def trunk(self, model: nn.Module) -> nn.Module:
+        """The inner model: the outer forward would mask every image token."""
+        return model.model  # type: ignore[return-value]
+
+    @cached_property
+    def config(self) -> Any:
+        """The checkpoint's config."""
+        return load_config(self, ("chameleon",))
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; it must know Chameleon's image marks."""
+        return load_tokenizer(self, (BOI, EOI), bos=True)
+
+    # ---- codes -----------------------------------------------------------------------------------
+    @property
+    def vocabulary_map(self) -> dict[str, int]:
+        """From config.json."""
+        if not self.config.vocabulary_map:
+            misfit(self, "its config.json has no vocabulary_map; use a checkpoint in transformers' format")
+        found: dict[str, int] = self.config.vocabulary_map
+        return found
+
+    def code_of(self, token: str) -> int | None:
+        """``IMGIMGBCDZ`` -> 123: letters A to J are digits, Z ends the token."""
+        if not (token.startswith(_PREFIX) and token.endswith("Z")):
+            return None
+        return int(token[len(_PREFIX) : -1].translate(_DIGITS))
+
+    @cached_property
+    def vqgan_config(self) -> VQGANConfig:
+        """Sizes of the VQGAN."""
+        if not self.vqgan_path.is_dir():
+            misfit(self, f"no VQGAN folder at {self.vqgan_path}; {self._cure}")
+        config = VQGANConfig.from_yaml(self.vqgan_path / CONFIG_FILE)
+        wanted = (self.config.vq_config.num_embeddings, self.config.vq_config.embed_dim)
+        if (config.n_embed, config.embed_dim) != wanted:
+            misfit(
+                self,
+                f"its VQ has {wanted[0]} codes of {wanted[1]} numbers, and {self.vqgan_path} has "
+                f"{config.n_embed} of {config.embed_dim}; {self._cure}",
+            )
+        return config
+
+    @property
+    def _cure(self) -> str:
+        return f"set vqgan_path to a folder with {CONFIG_FILE} and vqgan.ckpt of Chameleon's original release"
+
+    @property
+    def codebook_size(self) -> int:
+        """From the VQGAN's config."""
+        return self.vqgan_config.n_embed
+
+    def encode_images(self, images: list[Image.Image], device: torch.device) -> Tensor:
+        """Pictures -> (B, grid * grid) codes."""
+        return self._codec_on(device).encode(to_pixels(images, self.vqgan_config.resolution).to(device))
+
+    def decode_images(self, codes: Tensor) -> list[Image.Image]:
+        """(B, grid * grid) codes -> pictures."""
+        return to_images(self._codec_on(codes.device).decode(codes))
+
+    def _codec_on(self, device: torch.device) -> VQGAN:
+        """The VQGAN, loaded at first use, in float32: nearest codes are sensitive to rounding."""
+        if self._codec is None:
+            self._codec = VQGAN.from_folder(self.vqgan_path)
+        return self._codec.to(device)
+
+    # ---- grammar ---------------------------------------------------------------------------------
+    def state_opening(self) -> TokenIds:
+        """``<racm3:break>``: codes follow."""
+        return [self._marks[0]]
+
+    def wrap_state(self, content: TokenIds) -> TokenIds:
+        """``<racm3:break>`` codes ``<eoss>``."""
+        return [self._marks[0], *content, self._marks[1]]
+
+    @cached_property
+    def state_grammar(self) -> Grammar:
+        """Exactly as many codes as a picture has."""
+        return Grammar(tuple(sorted(self.code_ids.tolist())), self.vqgan_config.grid**2)
+
+    @cached_property
+    def _not_text(self) -> set[int]:
+        reserved = {i for token, i in self.tokenizer.get_vocab().items() if token.startswith("<reserved")}
+        return super()._not_text | reserved | set(self._marks)
+
+    @cached_property
+    def _marks(self) -> tuple[int, int]:
+        vocabulary = self.tokenizer.get_vocab()
+        return vocabulary[BOI], vocabulary[EOI]
+
+    def fingerprint(self) -> str:
+        """Names the VQGAN and where its codes stand in the vocabulary."""
+        ids = self.code_ids
+        return f"{type(self).__name__}:{vqgan_fingerprint(self.vqgan_path)}:{int(ids[0])}:{int(ids.sum())}"

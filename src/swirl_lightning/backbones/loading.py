@@ -1,0 +1,92 @@
+"""What the backbones share: loading a base and its tokenizer, and which ids are plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, NoReturn
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.backbones.quantization import prepare_quantized
+from swirl_lightning.prompts import TokenIds
+
+FAMILIES = {"emu3": "Emu3", "chameleon": "Chameleon"}
+"""Classes of this package for model types that would silently load as something else."""
+
+
+def misfit(backbone: Backbone, problem: str) -> NoReturn:
+    """Raise the ValueError of a checkpoint that is not of the backbone's family."""
+    raise ValueError(f"{backbone.name!r} cannot serve as {type(backbone).__name__}: {problem}")
+
+
+def load_config(backbone: Backbone, model_types: Collection[str] | None = None) -> Any:
+    """The config of a checkpoint.
+
+    Args:
+        backbone: names the checkpoint.
+        model_types: the family's; None takes any.
+
+    Raises:
+        ValueError: it is of another family.
+        OSError: there is no such checkpoint (transformers' own message).
+    """
+    config = AutoConfig.from_pretrained(
+        backbone.path, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code
+    )
+    if model_types is not None and config.model_type not in model_types:
+        other = FAMILIES.get(config.model_type)
+        cure = f"use swirl_lightning.backbones.{other}" if other else "use the backbone class of that family"
+        misfit(backbone, f"it holds a {config.model_type!r} model, needed: {sorted(model_types)}; {cure}")
+    return config
+
+
+def load_base(backbone: Backbone, auto_class: Any) -> PreTrainedModel:
+    """The base by one of transformers' classes, quantised as the backbone says, all frozen."""
+    model = auto_class.from_pretrained(
+        backbone.path,
+        revision=backbone.revision,
+        quantization_config=backbone.quantization_config(),
+        dtype=backbone.dtype,
+        attn_implementation=backbone.attn_implementation,
+        trust_remote_code=backbone.trust_remote_code,
+    )
+    return prepare_quantized(model)
+
+
+def load_tokenizer(backbone: Backbone, marks: Sequence[str] = (), bos: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside the model.
+
+    Args:
+        backbone: names the checkpoint.
+        marks: tokens that must be in its vocabulary.
+        bos: a BOS token is needed, too. (EOS always is.)
+
+    Raises:
+        ValueError: it lacks one of them.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(
+        backbone.path, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code
+    )
+    vocabulary = tokenizer.get_vocab()
+    lacking = [mark for mark in marks if mark not in vocabulary]
+    lacking += [n for n in ("eos_token", *["bos_token"] * bos) if getattr(tokenizer, n) is None]
+    if lacking:
+        misfit(
+            backbone,
+            f"its tokenizer lacks {', '.join(lacking)}; use the tokenizer files of that family "
+            "(eos_token and bos_token are set in tokenizer_config.json)",
+        )
+    return tokenizer
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids that are no text: named special tokens, and added ones that are marked special."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenIds:
+    """Ids of data: ``<|im_end|>`` in a state or an action is seven characters, not the end of a turn."""
+    ids: TokenIds = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return ids
