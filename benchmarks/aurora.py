@@ -202,6 +202,10 @@ class Aurora(VisualSuite):
         items = 1 + max(record.meta["disc"]["item"] for record in self.checked("test"))
         return MetricCollection({"disc_edit": DiscEdit(self._latents, items, self.disc_samples)})
 
+    def action_metrics(self) -> MetricCollection:
+        """Of DiscEdit none: nothing is known of the result."""
+        return MetricCollection({}) if self.protocol == "disc_edit" else super().action_metrics()
+
     def _latents(self, pictures: Sequence[Image.Image]) -> Tensor:
         module: Any = self.trainer.lightning_module if self.trainer else None
         backbone = getattr(module, "backbone", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from torchmetrics import Metric, MetricCollection
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.data.pictures import Findings, PictureRecord, PictureTransitions, usable
 from swirl_lightning.judge import Judge
+from swirl_lightning.metrics.bert_score import BERTScore
 from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
+from swirl_lightning.metrics.exact_match import ExactMatch
 from swirl_lightning.metrics.judge import JudgeScore
+from swirl_lightning.metrics.text import BLEU, RougeL
 from swirl_lightning.transition import Transition
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
@@ -32,6 +36,7 @@ class VisualSuite(TransitionDataModule):
         strict: stop on the first check that finds anything wrong.
         clip: CLIP checkpoint for CLIP scores, a hub name or a folder; null goes without, and
             :attr:`missing_metrics` says so.
+        bert: encoder for BERTScore of predicted actions, a hub name or a folder; null goes without.
         judge: LLM judge of ``swirl test``; null goes without.
         limit: only the first so many records of the test split; null for all.
         kwargs: as for `TransitionDataModule`.
@@ -52,6 +57,7 @@ class VisualSuite(TransitionDataModule):
         data_dir: str,
         strict: bool = False,
         clip: str | None = None,
+        bert: str | None = None,
         judge: Judge | None = None,
         limit: int | None = None,
         **kwargs: Any,
@@ -60,7 +66,7 @@ class VisualSuite(TransitionDataModule):
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 or null, got {limit}")
         self.data_dir = Path(data_dir)
-        self.strict, self.clip, self.judge, self.limit = strict, clip, judge, limit
+        self.strict, self.clip, self.bert, self.judge, self.limit = strict, clip, bert, judge, limit
         self.counts: dict[str, dict[str, int]] = {}
         self._checked: dict[str, list[PictureRecord]] = {}
         self._stage: str | None = None
@@ -124,6 +130,10 @@ class VisualSuite(TransitionDataModule):
     def missing_metrics(self) -> list[str]:
         """What is not computed, and what to set for it."""
         missing = [] if self.clip else [f"CLIP scores (set clip, for example to {DEFAULT_CLIP})"]
+        if not self.bert:
+            missing.append("BERTScore of actions (set bert, for example to roberta-large)")
+        if find_spec("nltk") is None:
+            missing.append("BLEU of actions (pip install swirl-lightning[text])")
         if self.judge is None:
             missing.append("judge (set judge)")
         return missing
@@ -140,6 +150,17 @@ class VisualSuite(TransitionDataModule):
             metrics |= self.clip_metrics(CLIPEncoder(self.clip))
         if self.judge is not None and self._judging:
             metrics["judge"] = JudgeScore(self.judge, self.judge_template, self.categories, self.category_key)
+        return MetricCollection(metrics, compute_groups=False)
+
+    def action_metrics(self) -> MetricCollection:
+        """Exact match, ROUGE-L, BLEU by words, and BERTScore and judge as configured."""
+        metrics: dict[str, Metric] = {"exact_match": ExactMatch("action"), "rouge_l": RougeL(field="action")}
+        if find_spec("nltk") is not None:
+            metrics["bleu_word"] = BLEU("bleu_word", "word", field="action")
+        if self.bert:
+            metrics["bert_score"] = BERTScore(self.bert, field="action")
+        if self.judge is not None and self._judging:
+            metrics["judge"] = JudgeScore(self.judge, "action", self.categories, self.category_key)
         return MetricCollection(metrics, compute_groups=False)
 
     def clip_metrics(self, encoder: CLIPEncoder) -> dict[str, Metric]:

@@ -12,9 +12,10 @@ from torchmetrics import MeanMetric, MetricCollection
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.generation_memory import GenerationMemory
+from swirl_lightning.noise import uniforms
 from swirl_lightning.policy import WorldModels
 from swirl_lightning.prompts import PromptBuilder, TokenIds
-from swirl_lightning.sampling import GREEDY, SamplingConfig, uniforms
+from swirl_lightning.sampling import GREEDY, SamplingConfig
 from swirl_lightning.transition import State, Transition
 
 MODES = ("sampled", "greedy")
@@ -173,7 +174,8 @@ class Evaluator:
         ``identifiability`` is E[log Q(z | x, ŷ)], ``likelihood`` E[log P(y | x, ẑ)], in nats per token.
         """
         values = {f"{name}/{key}": v for name, m in self._metrics.items() for key, v in m.compute().items()}
-        return values | {name: mean.compute() for name, mean in self._means.items()}
+        means = {name: mean.compute() for name, mean in self._means.items()}
+        return values | {name: mean for name, mean in means.items() if not mean.isnan()}  # NaN: never asked
 
     def predict(self, transitions: Sequence[Transition], device: torch.device) -> list[dict[str, Any]]:
         """One row per transition: its id, the IDM's action and the FWM's next state.

@@ -12,7 +12,8 @@ class JudgeTemplate:
     """A question to the judge.
 
     Attributes:
-        text: with ``{action}`` in braces; doubled braces stand for themselves.
+        text: with ``{action}`` in braces, and ``{predicted}`` for a predicted action; doubled braces stand
+            for themselves.
         states: which states are shown, in this order: ``before``, ``after``, ``predicted``.
         low: the worst score.
         high: the best score.
@@ -68,9 +69,23 @@ def _edit(high: int, with_reference: bool) -> JudgeTemplate:
     return JudgeTemplate(text, states, 0, high)
 
 
+_ACTION = """You grade an inverse dynamics model, which names the action between two states. Picture 1 is \
+the state before, picture 2 the state after it.
+
+Reference action: {action}
+Predicted action: {predicted}
+
+Does the predicted action describe what happened between the pictures? Other words for the same are as good; \
+a wrong object, place or direction is not. 0 is an action that has nothing to do with it, 10 one that is \
+exactly right.
+Answer with JSON only: {{"score": <number from 0 to 10>}}"""
+
 TEMPLATES = {
+    "action": JudgeTemplate(_ACTION, ("before", "after"), 0, 10),
     "aurora": _edit(10, False),
     "bytemorph": _edit(100, True),
     "worldprediction": _edit(10, False),
 }
-"""By suite. AURORA and WorldPrediction are judged without the reference, 0 to 10; ByteMorph 0 to 100."""
+"""``action`` is for inverse dynamics, the others are suites. AURORA and WorldPrediction are judged without the
+reference, 0 to 10; ByteMorph with it, 0 to 100.
+"""

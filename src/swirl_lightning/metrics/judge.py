@@ -51,7 +51,7 @@ class JudgeScore(CategoryMeans):
         self._pending: list[tuple[Future[JudgeAnswer], Transition]] = []
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Asks about one prediction per transition."""
+        """Asks about one predicted state, or action, per transition."""
         for state, row in zip(predicted, transitions, strict=True):
             self.tally[0] += 1
             if state is None or state == "":
@@ -59,8 +59,9 @@ class JudgeScore(CategoryMeans):
                 continue
             shown = {"before": row.before, "after": row.after, "predicted": state}
             states = [shown[name] for name in self.template.states]
+            words = state if isinstance(state, str) else ""
             light = Transition("", "", row.action, row.id, {self.by: row.meta.get(self.by, "")})
-            asked = self.judge.submit(self.template, states, action=row.action or "")
+            asked = self.judge.submit(self.template, states, action=row.action or "", predicted=words)
             self._pending.append((asked, light))
 
     def collect(self) -> None:
