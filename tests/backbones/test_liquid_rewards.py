@@ -1,0 +1,108 @@
+"""Liquid's rewards against a computation that shares no code with the engine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_families import CODES, VISUAL, backbone_of, liquid_folder, pictures
+from tokenizers import pre_tokenizers
+
+from swirl_lightning import SWIRL, GRPOConfig
+from swirl_lightning.data import TransitionBatch
+from swirl_lightning.transition import Transition
+
+GROUP = 3
+BOS, EOS, BOI, EOI = 2, 1, 3, 4
+TEXT = 261  # ids below are text, the rest are codes
+LONGEST = VISUAL["max_action_tokens"]
+
+
+@pytest.fixture(scope="module", params=["nf4", None], ids=str)
+def module(request, tmp_path_factory):
+    backbone = backbone_of("liquid", liquid_folder(tmp_path_factory.mktemp("liquid")), quantization=request.param)
+    module = SWIRL(backbone, grpo=GRPOConfig(group_size=GROUP))
+    module.configure_model()
+    generator = torch.Generator().manual_seed(3)
+    for name in module.adapters.names:
+        for parameter in module.adapters.parameters(name):
+            parameter.data.normal_(0, 0.1, generator=generator)
+    module.trainer = Stub()
+    return module
+
+
+class Stub:
+    """All that sampling asks of a Trainer."""
+
+    current_epoch = 0
+
+
+def words(text):
+    """Ids of text by hand: the byte tokenizer's alphabet after its five specials."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return [alphabet.index({" ": "Ġ", "\n": "Ċ"}.get(c, c)) + 5 for c in text]
+
+
+def prompt(before, other, role):
+    """The prompts of the default templates, written out."""
+    image = [BOI, *before, EOI]
+    if role == "fwm":
+        return [BOS, *words("Before: "), *image, *words("\nAction: "), *other, *words("\nAfter: "), BOI]
+    return [BOS, *words("Before: "), *image, *words("\nAfter: "), BOI, *other, EOI, *words("\nAction: ")]
+
+
+def straightforward(module, adapter, prompt_ids, completion, allowed):
+    """Mean log-probability per token: whole row, whole vocabulary, mask, cross entropy token by token."""
+    model = module.adapters.model.get_base_model()
+    with torch.no_grad(), module.adapters.use(adapter):
+        logits = model(input_ids=torch.tensor([prompt_ids + completion])).logits[0].double()
+    banned = torch.ones(logits.shape[-1], dtype=torch.bool)
+    banned[list(allowed)] = False
+    logits[:, banned] = -torch.inf
+    losses = [
+        F.cross_entropy(logits[len(prompt_ids) - 1 + n][None], torch.tensor([token]))
+        for n, token in enumerate(completion)
+    ]
+    return max(-float(torch.stack(losses).mean()), -10.0)
+
+
+def batch():
+    states = pictures(4)
+    return TransitionBatch([Transition(states[n], states[2 + n], id=str(n)) for n in range(2)])
+
+
+ACTION_IDS = [i for i in range(TEXT) if i not in (0, BOS, BOI, EOI)]
+STATE_IDS = list(range(TEXT, TEXT + CODES))
+
+
+def test_phase_one_pays_log_q_of_the_action_given_the_imagined_state(module):
+    before, _ = module._tokens(batch().transitions)
+    rollouts, update = module.phase_one(batch())
+    assert len(rollouts.contents) == 2 * GROUP
+    tail = [*words("\nAfter: "), BOI]
+    for n, future in enumerate(rollouts.contents):
+        x, asked = before[n // GROUP], update.prompts[n]
+        head = prompt(x, [], "fwm")[: -len(tail)]
+        z = asked[len(head) : -len(tail)]
+        assert prompt(x, z, "fwm") == asked
+        completion = [*z[: LONGEST - 1], EOS]
+        reward = straightforward(module, "idm", prompt(x, future, "idm"), completion, ACTION_IDS)
+        assert float(rollouts.rewards[n]) == pytest.approx(reward, abs=1e-5)
+
+
+def test_phase_two_pays_log_p_of_the_observed_state_given_the_action(module):
+    before, after = module._tokens(batch().transitions)
+    rollouts, update = module.phase_two(batch())
+    for n, action in enumerate(rollouts.contents):
+        pair = n // GROUP
+        assert update.prompts[n] == prompt(before[pair], after[pair], "idm")
+        reward = straightforward(module, "fwm", prompt(before[pair], action, "fwm"), after[pair], STATE_IDS)
+        assert float(rollouts.rewards[n]) == pytest.approx(reward, abs=1e-5)
+
+
+def test_the_prompts_of_the_sft_data_are_the_same(module):
+    """What the warm-up trains on, and what the rewards above were computed with."""
+    (x, *_), (y, *_) = module._tokens(batch().transitions)
+    z = module.backbone.encode_action("go")
+    assert module.prompts.fwm(x, z) == prompt(x, words("go"), "fwm")
+    assert module.prompts.idm(x, y) == prompt(x, y, "idm")
