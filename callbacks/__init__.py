@@ -6,6 +6,7 @@ from swirl_lightning.callbacks.collapse_watch import CollapseWatch
 from swirl_lightning.callbacks.hyperparameters import HyperparameterText
 from swirl_lightning.callbacks.phase_switch import PhaseSwitch
 from swirl_lightning.callbacks.pictures import TransitionPictures
+from swirl_lightning.callbacks.progress import PhaseProgressBar
 from swirl_lightning.callbacks.results import Results
 from swirl_lightning.callbacks.throughput import Throughput
 
@@ -14,6 +15,7 @@ __all__ = [
     "AdapterExport",
     "CollapseWatch",
     "HyperparameterText",
+    "PhaseProgressBar",
     "PhaseSwitch",
     "Results",
     "Throughput",

@@ -9,20 +9,22 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Column, Table
+
+from swirl_lightning.callbacks._about import about
 
 FILE = "results.json"
 COLUMNS = {
     "fwm/sampled/effect_accuracy": "effect",
-    "fwm/sampled/preservation": "preserved",
-    "fwm/sampled/exact_match": "FWM exact",
-    "fwm/greedy/exact_match": "FWM greedy",
-    "idm/sampled/exact_match": "IDM exact",
-    "idm/greedy/exact_match": "IDM greedy",
-    "identifiability": "log Q(z|x,ŷ)",
-    "likelihood": "log P(y|x,ẑ)",
+    "fwm/sampled/preservation": "kept",
+    "fwm/sampled/exact_match": "exact",
+    "fwm/greedy/effect_accuracy": "effect*",
+    "fwm/greedy/exact_match": "exact*",
+    "idm/sampled/exact_match": "action",
+    "idm/greedy/exact_match": "action*",
+    "identifiability": "logQ(z|x,ŷ)",
+    "likelihood": "logP(y|x,ẑ)",
 }
 
 
@@ -50,54 +52,64 @@ class Results(Callback):
             return
         name = pl_module.phase.ends if trainer.training or trainer.state.fn == "fit" else pl_module.label
         if name is not None:
-            self._add(trainer, "validation", "val/", self.row or name)
+            self._add(trainer, pl_module, "validation", "val/", self.row or name)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """A row for the weights that were tested."""
-        self._add(trainer, "test", "test/", self.row or pl_module.label)
+        self._add(trainer, pl_module, "test", "test/", self.row or pl_module.label)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what was gathered."""
-        self._print(trainer, "validation")
+        path = _path(trainer)
+        if trainer.is_global_zero:
+            show(path, "validation")
 
-    @rank_zero_only
-    def _add(self, trainer: Trainer, split: str, prefix: str, row: str) -> None:
+    def _add(self, trainer: Trainer, pl_module: Any, split: str, prefix: str, row: str) -> None:
         values = {
             key.removeprefix(prefix): float(value)
             for key, value in trainer.callback_metrics.items()
             if key.startswith(prefix) and isinstance(value, torch.Tensor)
         }
         path = _path(trainer)
+        if not trainer.is_global_zero:
+            return
         results = read(path)
         results.setdefault(split, {})[row] = values
+        results.setdefault("about", {}).setdefault(split, {})[row] = about(trainer, pl_module)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(results, indent=2) + "\n")
         os.replace(partial, path)  # an interrupted run leaves the old table, not half of one
         if split == "test":
-            self._print(trainer, split)
-
-    @rank_zero_only
-    def _print(self, trainer: Trainer, split: str) -> None:
-        rows = read(_path(trainer)).get(split)
-        if rows:
-            Console().print(table(rows, title=f"{split} ({_path(trainer)})"))
+            show(path, split)
 
 
-def read(path: str | Path) -> dict[str, dict[str, dict[str, float]]]:
-    """``{split: {row: {metric: value}}}`` of a results file; empty if there is none."""
+def show(path: str | Path, split: str) -> None:
+    """Print the table of one split of a results file, if it has rows."""
+    if rows := read(path).get(split):
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=120)  # a log file has no width; 80 would cut the columns
+        console.print(table(rows, title=f"{split} · {path}"))
+
+
+def read(path: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """``{split: {row: {metric: value}}}`` of a results file; empty if there is none.
+
+    Beside the splits there is ``about``: what a row rests on, ``{split: {row: {counts, missing, ...}}}``.
+    """
     path = Path(path)
     if not path.is_file():
         return {}
     try:
-        found: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text())
+        found: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); move it away to start a new table") from None
     return found
 
 
 def table(rows: dict[str, dict[str, float]], title: str = "") -> Table:
-    """The main columns that any row has, as a rich table."""
+    """The main columns that any row has, as a rich table; * is greedy, the rest as the paper samples."""
     columns = {key: name for key, name in COLUMNS.items() if any(key in row for row in rows.values())}
     view = Table(Column("", no_wrap=True), *columns.values(), title=title)
     for name, row in rows.items():
@@ -112,4 +124,5 @@ def _cell(key: str, value: float) -> str:
 
 
 def _path(trainer: Trainer) -> Path:
+    """Collective: every rank must ask, since ``log_dir`` is broadcast."""
     return Path(trainer.log_dir or trainer.default_root_dir) / FILE

@@ -56,9 +56,7 @@ class Throughput(Callback):
         """Go on."""
         self._time += time.monotonic() - self._pause
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log when enough steps were made."""
         steps = trainer.global_step - self._step
         if not trainer.loggers or steps < (self.every_n_steps or trainer.log_every_n_steps):  # type: ignore[attr-defined]

@@ -110,9 +110,7 @@ def test_scores_pictures_and_usage(server, tmp_path):
     assert (found["judge_prompt_tokens"], found["judge_completion_tokens"]) == (200, 10)
     text, before, predicted = server.requests[0]["messages"][0]["content"]
     assert "Action: move 0" in text["text"]
-    shown = [
-        Image.open(io.BytesIO(base64.b64decode(p["image_url"]["url"].split(",")[1]))) for p in (before, predicted)
-    ]
+    shown = [Image.open(io.BytesIO(base64.b64decode(p["image_url"]["url"].split(",")[1]))) for p in (before, predicted)]
     assert [s.tobytes() for s in shown] == [picture(0).tobytes(), picture(5).tobytes()]
     assert server.keys == [f"Bearer {KEY}"] * 2
 
@@ -134,9 +132,7 @@ def test_a_finished_evaluation_costs_nothing(server, tmp_path):
 
 def test_an_interrupted_evaluation_goes_on(server, tmp_path):
     server.script = [200, 200, *[500] * 8]
-    first = scored(
-        JudgeScore(judge(server, tmp_path, retries=0, concurrency=1), "aurora"), [picture(5)] * 6, rows(6)
-    )
+    first = scored(JudgeScore(judge(server, tmp_path, retries=0, concurrency=1), "aurora"), [picture(5)] * 6, rows(6))
     assert (first["judge_asked"], first["judge_failed"]) == (6, 4)
     assert first["judge"] == 7
     server.script, server.requests = [], []

@@ -18,7 +18,7 @@ OPTIM = PhaseOptimConfigs(OptimConfig(3e-3), OptimConfig(1e-3), OptimConfig(1e-3
 CONSTANT = PhaseOptimConfigs(*[OptimConfig(0.02, warmup=0, schedule="constant")] * 3)
 
 
-def SGD(params):  # noqa: N802
+def SGD(params):
     return torch.optim.SGD(params, lr=1.0)
 
 
@@ -104,11 +104,13 @@ def watched(gemma_path, tmp_path_factory):
 def test_gradients_are_on_every_parameter_of_the_policy_and_nowhere_else(watched):
     _, watch, _, _ = watched
     seen = set()
-    for phase, gradients, base in watch.gradients[1:]:  # at the very first step every lora_B is 0, and so lora_A's gradient
+    for phase, gradients, base in watch.gradients[
+        1:
+    ]:  # at the very first step every lora_B is 0, and so lora_A's gradient
         policies = {"warmup": {"fwm", "idm"}}.get(phase, {phase})
         seen.add(phase)
         for name, flags in gradients.items():
-            assert (all(flags) if name in policies else not any(flags)), (phase, name)
+            assert all(flags) if name in policies else not any(flags), (phase, name)
         assert not base
     assert seen == {"warmup", "fwm", "idm"}
 
@@ -233,7 +235,11 @@ def test_fast_dev_run_validation_test_and_predict(gemma_path, tmp_path):
     trainer(tmp_path, fast_dev_run=True, limit_val_batches=1.0).fit(module, data)
     run = trainer(tmp_path)
     (metrics,) = run.test(module, data, verbose=False)
-    assert {"test/fwm/greedy/exact_match", "test/idm/sampled/exact_match", "test/identifiability"} <= metrics.keys()
+    assert {
+        "test/fwm/greedy/exact_match",
+        "test/idm/sampled/exact_match",
+        "test/identifiability",
+    } <= metrics.keys()
     rows = [row for batch in run.predict(module, data) for row in batch]
     assert sorted(row["id"] for row in rows) == sorted(f"test-{n}" for n in range(16))
 

@@ -3,7 +3,8 @@ import torch
 from tiny import text_backbone
 
 from swirl_lightning.backbones.base import Grammar
-from swirl_lightning.sampling import GREEDY, SamplingConfig, draw, sample, uniforms
+from swirl_lightning.noise import replace_tokens, uniforms
+from swirl_lightning.sampling import GREEDY, SamplingConfig, draw, sample
 from swirl_lightning.scoring import score
 from swirl_lightning.vocabulary import VocabularySlice
 
@@ -141,3 +142,13 @@ def test_bad_settings_are_named():
     ):
         with pytest.raises(ValueError, match=word):
             SamplingConfig(**kwargs)
+
+
+def test_replaced_tokens_are_allowed_and_as_many_as_the_share_says():
+    numbers = torch.rand(3, 10_000, generator=torch.Generator().manual_seed(0))
+    numbers[0, 0] = 0.5
+    got = replace_tokens([7] * 10_000, [100, 101, 102], 0.2, numbers)
+    replaced = [t for t in got if t != 7]
+    assert set(replaced) == {100, 101, 102}
+    assert len(replaced) / 10_000 == pytest.approx(0.1, abs=0.01)
+    assert replace_tokens([7, 8], [100], 0.0, numbers) == [7, 8]

@@ -91,9 +91,7 @@ def test_equal_rows_run_once(engine):
     _, trunk, vocabulary, _ = engine
     prompts, completions = groups()
     seen = []
-    handle = trunk.register_forward_pre_hook(
-        lambda m, a, k: seen.append(k["input_ids"].shape[0]), with_kwargs=True
-    )
+    handle = trunk.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].shape[0]), with_kwargs=True)
     score(trunk, vocabulary, [prompts[0]] * 8, [completions[0]] * 8, group_size=8)
     handle.remove()
     assert sum(seen) == 1

@@ -42,9 +42,7 @@ def liquid_folder(out: Path) -> Path:
     GemmaForCausalLM(config).save_pretrained(out)
     torch.manual_seed(1)
     vqgan = VQGAN(
-        VQGANConfig(
-            n_embed=CODES, z_channels=8, embed_dim=8, resolution=16, ch=12, ch_mult=(1, 2, 2), num_res_blocks=1
-        )
+        VQGANConfig(n_embed=CODES, z_channels=8, embed_dim=8, resolution=16, ch=12, ch_mult=(1, 2, 2), num_res_blocks=1)
     )
     with torch.no_grad():
         z = vqgan.latents(torch.rand(4, 3, 16, 16) * 2 - 1).permute(0, 2, 3, 1).flatten(0, 2)

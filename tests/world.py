@@ -13,7 +13,11 @@ from lightning.pytorch import Callback
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.transition import Transition
 
-ACTIONS = {"inc": lambda a, b: ((a + 1) % 10, b), "dec": lambda a, b: (a, (b - 1) % 10), "swap": lambda a, b: (b, a)}
+ACTIONS = {
+    "inc": lambda a, b: ((a + 1) % 10, b),
+    "dec": lambda a, b: (a, (b - 1) % 10),
+    "swap": lambda a, b: (b, a),
+}
 
 
 class Digits(TransitionDataModule):

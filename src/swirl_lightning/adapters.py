@@ -177,9 +177,7 @@ class Adapters:
 
     def export(self, folder: str | Path) -> None:
         """Write the trained adapters in plain PEFT format, ``folder/<adapter>/``, as safetensors."""
-        self.model.save_pretrained(
-            str(folder), selected_adapters=list(self.trainable), save_embedding_layers=False
-        )
+        self.model.save_pretrained(str(folder), selected_adapters=list(self.trainable), save_embedding_layers=False)
 
     def _policy_of(self, name: str) -> str:
         return name.removesuffix("_ref").removesuffix("_reward")

@@ -201,9 +201,7 @@ class Evaluator:
         ]
 
     # ---- parts -----------------------------------------------------------------------------------
-    def _encode_states(
-        self, rows: Sequence[Transition], device: torch.device
-    ) -> tuple[list[TokenIds], list[TokenIds]]:
+    def _encode_states(self, rows: Sequence[Transition], device: torch.device) -> tuple[list[TokenIds], list[TokenIds]]:
         states: list[State] = [t.before for t in rows] + [t.after for t in rows]
         ids = self._states.encode(states, device)
         return ids[: len(rows)], ids[len(rows) :]

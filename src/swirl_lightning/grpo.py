@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from swirl_lightning.scoring import LogProbs
+
 STD_EPSILON = 1e-4
 ADVANTAGE_SCALES = ("group", "none")
 NORMALIZATIONS = ("token", "sequence", "constant")
@@ -121,6 +123,39 @@ def token_weights(mask: Tensor, normalization: str, max_length: int) -> tuple[Te
     if normalization == "sequence":
         return weights / weights.sum(1, keepdim=True).clamp(min=1), rows
     return weights, rows * max_length
+
+
+def grpo_loss(
+    policy: LogProbs,
+    old: Tensor,
+    reference: Tensor | None,
+    advantages: Tensor,
+    config: GRPOConfig,
+    max_length: int,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Clipped surrogate + β KL over a batch of rollouts (GRPO eq. 3), summed and not yet divided.
+
+    Args:
+        policy: log-probabilities of the N completions under the policy, with gradient.
+        old: (N, L) under the policy that sampled them.
+        reference: (N, L) under the reference, or None for no KL.
+        advantages: (N,).
+        config: β, ε and how tokens are weighed.
+        max_length: longest completion the grammar allows.
+
+    Returns:
+        the weighted sum of token losses, its denominator (see :func:`token_weights`), and for the log the
+        token means of clip share, entropy and KL, and the loss.
+    """
+    loss, held = clipped_surrogate(policy.values, old, advantages, config.epsilon, config.epsilon_high)
+    per_token = {"clip_share": held.float(), "entropy": policy.entropy}
+    if reference is not None:
+        kl = kl_k3(policy.values, reference)
+        loss, per_token["kl"] = loss + config.beta * kl, kl.detach()
+    weights, denominator = token_weights(policy.mask, config.loss_normalization, max_length)
+    total = (weights * loss).sum()
+    metrics = {name: (value * policy.mask).sum() / policy.mask.sum() for name, value in per_token.items()}
+    return total, denominator, metrics | {"loss": total.detach() / denominator}
 
 
 def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:

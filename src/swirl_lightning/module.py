@@ -15,19 +15,13 @@ from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.evaluation import EvaluationConfig, Evaluator
-from swirl_lightning.grpo import (
-    GRPOConfig,
-    clipped_surrogate,
-    group_advantages,
-    kl_k3,
-    token_weights,
-    zero_variance_share,
-)
+from swirl_lightning.grpo import GRPOConfig, group_advantages, grpo_loss, token_weights, zero_variance_share
+from swirl_lightning.noise import replace_tokens, uniforms
 from swirl_lightning.policy import WorldModels
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates, TokenIds
 from swirl_lightning.rewards import MeanLogProb, Reward
 from swirl_lightning.rollouts import Completions, Rollouts, Update
-from swirl_lightning.sampling import SamplingConfig, uniforms
+from swirl_lightning.sampling import SamplingConfig
 from swirl_lightning.schedule import RL_PHASES, Phase, PhaseLR, PhaseOptimConfigs, PhaseSchedule
 from swirl_lightning.scoring import LogProbs
 from swirl_lightning.transition import Transition
@@ -99,15 +93,11 @@ class SWIRL(LightningModule):
         self.adapters = Adapters(base, self.lora, self.backbone.lora_targets, self.shared_weights)
         self.model = self.adapters.model.train()  # Hugging Face loads in eval mode, and Lightning keeps it
         if self.backbone.gradient_checkpointing:
-            base.gradient_checkpointing_enable(
-                {"use_reentrant": False, "context_fn": self.adapters.recompute_contexts}
-            )
+            base.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self.adapters.recompute_contexts})
         trainable = {id(p) for name in self.adapters.names for p in self.adapters.parameters(name)}
         # the base is the same on every rank by construction: DDP need not broadcast 4-bit weights
         self._ddp_params_and_buffers_to_ignore = [
-            name
-            for name, tensor in [*self.named_parameters(), *self.named_buffers()]
-            if id(tensor) not in trainable
+            name for name, tensor in [*self.named_parameters(), *self.named_buffers()] if id(tensor) not in trainable
         ]
         self.models = WorldModels(self.backbone, base, self.adapters, self.max_tokens_per_forward)
         self.prompts = PromptBuilder(self.backbone, self.templates)
@@ -224,33 +214,23 @@ class SWIRL(LightningModule):
 
     def _policy_loss(self, phase: str, batch: TransitionBatch) -> Tensor:
         """Clipped surrogate + β KL (+ λ anchor), summed over this micro-batch (GRPO eq. 3)."""
-        update, grpo = self._updates[batch.index], self.grpo
+        update, longest = self._updates[batch.index], self.models.grammars[phase].max_length
         policy = self._policy_log_probs(phase, self.adapters.policy(phase), update, training=True)
         if update.old is None:
             update.old = policy.values.detach()  # on-policy: the ratio is 1, its gradient is not
-        surrogate, held = clipped_surrogate(
-            policy.values, update.old, update.advantages, grpo.epsilon, grpo.epsilon_high
-        )  # (N, L)
-        per_token, metrics = surrogate, {"clip_share": held}
-        if update.reference is not None:
-            kl = kl_k3(policy.values, update.reference)
-            per_token, metrics = per_token + grpo.beta * kl, {**metrics, "kl": kl.detach()}
-        longest = self.models.grammars[phase].max_length
-        weights, denominator = token_weights(policy.mask, grpo.loss_normalization, longest)
-        loss = (weights * per_token).sum()
-        tokens = policy.mask.sum()
-        means = {name: (value * policy.mask).sum() / tokens for name, value in metrics.items()}
-        means |= {"entropy": policy.entropy.sum() / tokens, "loss": loss.detach() / denominator}
+        loss, denominator, metrics = grpo_loss(
+            policy, update.old, update.reference, update.advantages, self.grpo, longest
+        )
         if phase == "fwm" and self.anchor_weight > 0:
             observed = self.models.score(
                 "fwm", self.adapters.policy("fwm"), update.group_prompts, update.observed, training=True
             )
             # an anchor counts as G sequences, so that λ weighs it against the whole group
-            counts, _ = token_weights(observed.mask, grpo.loss_normalization, longest)
-            loss = loss - self.anchor_weight * update.group_size * (counts * observed.values).sum()
-            means["anchor_nll"] = -observed.mean_per_token().detach().mean()
-        self._log(f"{phase}/", means, len(batch.transitions))
-        self.tokens_seen += int(tokens)
+            weights, _ = token_weights(observed.mask, self.grpo.loss_normalization, longest)
+            loss = loss - self.anchor_weight * update.group_size * (weights * observed.values).sum()
+            metrics["anchor_nll"] = -observed.mean_per_token().mean()
+        self._log(f"{phase}/", metrics, len(batch.transitions))
+        self.tokens_seen += int(policy.mask.sum())
         return self._sum_loss(loss, denominator)
 
     def _supervised_loss(self, batch: TransitionBatch, labelled_by_idm: bool) -> Tensor:
@@ -319,9 +299,7 @@ class SWIRL(LightningModule):
         ids = self.states.encode([t.before for t in transitions] + [t.after for t in transitions], self.device)
         return ids[: len(transitions)], ids[len(transitions) :]
 
-    def _latent_actions(
-        self, batch: TransitionBatch, before: list[TokenIds], after: list[TokenIds]
-    ) -> list[TokenIds]:
+    def _latent_actions(self, batch: TransitionBatch, before: list[TokenIds], after: list[TokenIds]) -> list[TokenIds]:
         """Z ~ Q(z | x, y), sampled online from the current, frozen IDM."""
         prompts = [self.prompts.idm(x, y) for x, y in zip(before, after, strict=True)]
         sampled = self._sample("idm", self.adapters.frozen("idm"), batch, prompts, 1)
@@ -340,21 +318,15 @@ class SWIRL(LightningModule):
         return uniforms(keys, size, length)
 
     def _noisy(self, batch: TransitionBatch, after: list[TokenIds]) -> list[TokenIds]:
-        """Y with 0 to ``idm_state_noise`` of its tokens replaced by random state tokens."""
+        """Every y with up to ``idm_state_noise`` of its tokens replaced at random."""
         if self.idm_state_noise == 0:
             return after
         allowed = self.models.grammars["fwm"].allowed
-        noise = self._noise("noise", batch, 3)
-        noisy = []
-        for ids, (share, hit, value) in zip(after, noise.view(len(after), 3, -1).tolist(), strict=True):
-            limit = self.idm_state_noise * share[0]
-            noisy.append(
-                [
-                    allowed[int(v * len(allowed))] if h < limit else i
-                    for i, h, v in zip(ids, hit, value, strict=False)
-                ]
-            )
-        return noisy
+        noise = self._noise("noise", batch, 3).view(len(after), 3, -1)
+        return [
+            replace_tokens(ids, allowed, self.idm_state_noise, numbers)
+            for ids, numbers in zip(after, noise, strict=True)
+        ]
 
     def _policy_log_probs(self, phase: str, adapter: str, update: Update, training: bool = False) -> LogProbs:
         return self.models.score(

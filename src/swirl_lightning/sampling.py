@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,19 +44,6 @@ class SamplingConfig:
 GREEDY = SamplingConfig(temperature=0.0, top_p=1.0)
 
 
-def uniforms(keys: Sequence[str], group_size: int, length: int) -> Tensor:
-    """One uniform number in [0, 1) per token of every rollout: (B * G, length) float32, on the CPU.
-
-    Each group draws from a generator of its own, seeded by its key. So a rollout depends on its key
-    and its place in the group alone: not on the batch it is in, on the rank, or on what ran before.
-    """
-    rows = []
-    for key in keys:
-        seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
-        rows.append(torch.rand(group_size, length, generator=torch.Generator().manual_seed(seed)))
-    return torch.cat(rows) if rows else torch.zeros(0, length)
-
-
 def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     """Inverse-CDF sampling, one uniform a row: (N, V) float32, (N,) -> (N,) indices.
 
@@ -95,7 +81,7 @@ def sample(
         vocabulary: the head cut to ``grammar.allowed``.
         grammar: what a completion is.
         prompts: B prompts as ids, of any length.
-        noise: (B * G, >= grammar.max_length) from :func:`uniforms`; G follows from its shape.
+        noise: (B * G, >= grammar.max_length) from :func:`swirl_lightning.noise.uniforms`; G follows from its shape.
         config: temperature and truncation.
 
     Returns:

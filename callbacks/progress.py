@@ -1,0 +1,34 @@
+"""A progress bar that says which phase it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from swirl_lightning.schedule import WARMUP
+
+
+class PhaseProgressBar(TQDMProgressBar):
+    """Lightning's bar with the phase in front, and the metrics of that phase alone behind.
+
+    Example:
+        >>> from swirl_lightning.callbacks import PhaseProgressBar
+        >>> bar = PhaseProgressBar(refresh_rate=1)
+    """
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Name the phase."""
+        super().on_train_epoch_start(trainer, *args)
+        phase = trainer.lightning_module.phase
+        name = "warm-up" if phase.name == WARMUP else f"iteration {phase.iteration + 1} · {phase.name}"  # type: ignore[union-attr]
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch} · {name}")
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Short names; nothing of earlier phases, and no version number."""
+        metrics = super().get_metrics(trainer, pl_module)
+        if not trainer.training:
+            return {}
+        prefix = f"{pl_module.phase.name}/"  # type: ignore[union-attr]
+        return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
