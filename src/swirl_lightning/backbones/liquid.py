@@ -162,6 +162,12 @@ class Liquid(Backbone):
             images.extend(to_images(codec.decode(codes)))
         return list(images)
 
+    @torch.no_grad()
+    def latents(self, pictures: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
+        """The VQGAN's latents before quantisation, (N, embed_dim, grid, grid)."""
+        pixels = to_pixels(list(pictures), self.vqgan_config.resolution)
+        return self._codec_on(device).latents(pixels.to(device))
+
     def _codec_on(self, device: torch.device) -> VQGAN:
         """The VQGAN, loaded at first use, in float32: nearest codes are sensitive to rounding."""
         if self._codec is None:
@@ -170,10 +176,12 @@ class Liquid(Backbone):
         return self._codec.to(device)
 
     # ---- prompts ---------------------------------------------------------------------------------
-    @property
+    @cached_property
     def _special(self) -> dict[str, int]:
-        boi, eoi = self.tokenizer.convert_tokens_to_ids(list(IMAGE_MARKS))
-        return {"boi": boi, "eoi": eoi, "bos": self.tokenizer.bos_token_id, "eos": self.tokenizer.eos_token_id}
+        vocabulary = self.tokenizer.get_vocab()
+        boi, eoi = (vocabulary[mark] for mark in IMAGE_MARKS)
+        bos, eos = int(self.tokenizer.bos_token_id), int(self.tokenizer.eos_token_id)
+        return {"boi": boi, "eoi": eoi, "bos": bos, "eos": eos}
 
     def frame_prompt(self, template: str) -> list[str | TokenIds]:
         """BOS, then the template."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,8 @@ class VQGANConfig:
 
     def to_yaml(self, path: Path) -> None:
         """Writes the taming YAML."""
-        names = ("double_z", "z_channels", "resolution", "in_channels", "out_ch", "ch", "ch_mult")
-        names += ("num_res_blocks", "attn_resolutions", "dropout")
-        plain = {n: list(v) if isinstance(v := getattr(self, n), tuple) else v for n in names}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        del plain["embed_dim"], plain["n_embed"]
         params = {"embed_dim": self.embed_dim, "n_embed": self.n_embed, "ddconfig": plain}
         path.write_text(yaml.safe_dump({"model": {"params": params}}, sort_keys=False))
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
-from swirl_lightning.recipes.tiny_tasks import Sample, Tasks
+from swirl_lightning.recipes.tiny_tasks import SEEN_WEIGHT, Sample, Tasks
 
 Log = Callable[[str], None]
 
@@ -97,7 +97,7 @@ def exact_match(model: GemmaForCausalLM, samples: list[Sample], pad: int) -> dic
     for start in range(0, len(samples), 32):
         part = samples[start : start + 32]
         ids, weights = collate(part, pad)
-        answers = torch.where(weights == 1, weights, 0.0)
+        answers = torch.where(weights > SEEN_WEIGHT, weights, 0.0)
         logits, counted = answer_logits(model, ids, answers)
         wrong = torch.zeros_like(counted)
         wrong[counted] = logits.argmax(-1) != ids[:, 1:][counted]

@@ -15,6 +15,8 @@ from swirl_lightning.recipes.tiny_text import commands, place
 
 SEEN_WEIGHT = 0.2
 """Loss weight of a second frame that nothing announces: most of it is a copy of the first."""
+BARE_WEIGHT = 0.3
+"""Loss weight of floor and wall in a frame that is the answer: there is much of it, and it is easy."""
 
 
 @dataclass
@@ -46,20 +48,22 @@ class Tasks:
         self._rng = scenes.rng
         self._encode = lru_cache(100_000)(lambda text: tokenizer.encode(text, add_special_tokens=False))
         self._image_ids = np.array(codes) + len(tokenizer)
-        self._boi, self._eoi = tokenizer.convert_tokens_to_ids(["<boi>", "<eoi>"])
+        vocabulary = tokenizer.get_vocab()
+        self._boi, self._eoi = vocabulary["<boi>"], vocabulary["<eoi>"]
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._commands = commands()
         self._makers: dict[str, tuple[float, Callable[[Sample], None]]] = {
-            "changed": (0.42, self._changed),
-            "count": (0.03, self._count),
-            "difference": (0.07, self._difference),
-            "edit": (0.24, self._edit),
-            "copy": (0.04, self._copy),
+            "changed": (0.36, self._changed),
+            "count": (0.02, self._count),
+            "difference": (0.05, self._difference),
+            "edit": (0.20, self._edit),
+            "copy": (0.05, self._copy),
             "objects": (0.04, self._objects),
             "draw": (0.03, self._draw),
             "where": (0.03, self._where),
-            "look": (0.05, self._look),
-            "ahead": (0.03, self._ahead),
+            "look": (0.08, self._look),
+            "ahead": (0.05, self._ahead),
+            "name": (0.07, self._name),
             "text": (0.02, self._text),
         }
 
@@ -84,7 +88,10 @@ class Tasks:
 
     def _show(self, sample: Sample, scene: Scene, weight: float = 0.0) -> None:
         self._add(sample, [self._boi], 0.0)
-        self._add(sample, self._image_ids[scene.reshape(-1)].tolist(), weight)
+        cells = scene.reshape(-1)
+        sample.ids.extend(self._image_ids[cells].tolist())
+        bare = min(weight, BARE_WEIGHT)
+        sample.weights.extend(bare if cell in (FLOOR, WALL) else weight for cell in cells)
         self._add(sample, [self._eoi], 0.0)
 
     def _answer(self, sample: Sample, text: str) -> None:
@@ -174,9 +181,12 @@ class Tasks:
         self._say(sample, "Frame: ")
         self._show(sample, scene)
         self._say(sample, "\nLook:")
-        for i in self._rng.permutation(GRID * GRID)[:6]:
+        cells = scene.reshape(-1)
+        things = self._rng.permutation(np.flatnonzero((cells != FLOOR) & (cells != WALL)))[:5]
+        others = self._rng.integers(GRID * GRID, size=7 - len(things))
+        for i in self._rng.permutation(np.concatenate([things, others])):
             self._say(sample, f" {place(int(i))}:")
-            self._say(sample, f" {CELLS[scene.reshape(-1)[i]].name};", 1.0)
+            self._say(sample, f" {CELLS[cells[i]].name};", 1.0)
 
     def _ahead(self, sample: Sample) -> None:
         scene = self._scenes.draw()
@@ -188,6 +198,19 @@ class Tasks:
         here = f"{CELLS[cells[agent_place(scene)]].name} at {place(agent_place(scene))}"
         there = "nothing" if front is None else f"{CELLS[cells[front]].name} at {place(front)}"
         self._answer(sample, f"{there}; {here}")
+
+    def _name(self, sample: Sample) -> None:
+        """Single cells and their names, in both directions."""
+        for cell in self._rng.integers(len(CELLS), size=12).tolist():
+            code, name = [int(self._image_ids[cell])], CELLS[cell].name
+            if self._rng.random() < 0.6:
+                self._add(sample, [self._boi, *code, self._eoi], 0.0)
+                self._say(sample, f" {name};", 1.0)
+            else:
+                self._say(sample, f" {name}: ")
+                self._add(sample, [self._boi], 0.0)
+                self._add(sample, code, 1.0)
+                self._add(sample, [self._eoi], 0.0)
 
     def _text(self, sample: Sample) -> None:
         """Words alone: the sentences of the world, several in a row."""

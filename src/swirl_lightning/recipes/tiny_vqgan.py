@@ -26,8 +26,8 @@ CONFIG = VQGANConfig(
 )
 SMALL, WHOLE = (3, 32), (6, 16)
 """Cells of a side and pictures of a step. Most steps see small pictures: the model is convolutional."""
-SMALL_STEPS = 600
-WHOLE_STEPS = 300
+STAGES = {"both": (500, 200), "decoder": (900, 200)}
+"""Steps on small and on whole pictures, of encoder and decoder together, then of the decoder alone."""
 LEARNING_RATE = 3e-3
 
 Log = Callable[[str], None]
@@ -53,15 +53,17 @@ def compose(atlas: Tensor, grids: Tensor) -> Tensor:
     return atlas[grids].permute(0, 3, 1, 4, 2, 5).reshape(b, 3, n * p, n * p)
 
 
-def _losses(model: VQGAN, atlas: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy of the right code among all by distance, and the error of painting it."""
-    pixels = compose(atlas, grids)
+def _code_loss(model: VQGAN, pixels: Tensor, grids: Tensor) -> Tensor:
+    """Cross entropy of the right code among all, by distance."""
     z = model.latents(pixels).permute(0, 2, 3, 1).flatten(0, 2)
     e = model.quantize.embedding.weight
-    closeness = 2 * z @ e.t() - e.pow(2).sum(1)
-    code = F.cross_entropy(closeness, grids.flatten())
-    painted = model.decode_latents(e[grids].permute(0, 3, 1, 2))
-    return code, 4 * F.mse_loss(painted, pixels) + F.l1_loss(painted, pixels)
+    return F.cross_entropy(2 * z @ e.t() - e.pow(2).sum(1), grids.flatten())
+
+
+def _paint_loss(model: VQGAN, pixels: Tensor, grids: Tensor) -> Tensor:
+    """Error of painting the right codes."""
+    painted = model.decode_latents(model.quantize.embedding(grids).permute(0, 3, 1, 2))
+    return 4 * F.mse_loss(painted, pixels) + F.l1_loss(painted, pixels)
 
 
 def train_vqgan(atlas: Tensor, floor: int, wall: int, seed: int, log: Log) -> VQGAN:
@@ -77,19 +79,28 @@ def train_vqgan(atlas: Tensor, floor: int, wall: int, seed: int, log: Log) -> VQ
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     model = VQGAN(CONFIG)
-    total = SMALL_STEPS + WHOLE_STEPS
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
-    for step in range(total):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1, (step + 1) / 30) * (1 - 0.97 * step / total)
-        side, count = SMALL if step < SMALL_STEPS else WHOLE
-        code, paint = _losses(model, atlas, random_grids(len(atlas), floor, wall, count, side, rng))
-        optimizer.zero_grad(set_to_none=True)
-        (code + paint).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 100 == 0:
-            log(f"vqgan {step}/{total} code {code.item():.4f} paint {paint.item():.4f}")
+    for stage, (small, whole) in STAGES.items():
+        if stage == "decoder":
+            for part in (model.encoder, model.quant_conv, model.quantize):
+                part.requires_grad_(False)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+        for step in range(small + whole):
+            left = 1 - step / (small + whole)
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * min(1, (step + 1) / 30, 0.02 + 1.5 * left)
+            side, count = SMALL if step < small else WHOLE
+            grids = random_grids(len(atlas), floor, wall, count, side, rng)
+            pixels = compose(atlas, grids)
+            loss = paint = _paint_loss(model, pixels, grids)
+            if stage == "both":
+                loss = paint + _code_loss(model, pixels, grids)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            if step % 100 == 0:
+                log(f"vqgan {stage} {step} loss {loss.item():.4f} paint {paint.item():.4f}")
     return model.eval().requires_grad_(False)
 
 
