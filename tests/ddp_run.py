@@ -23,10 +23,6 @@ class Write(Callback):
         name = f"{trainer.current_epoch}-{pl_module.phase.name}-{trainer.global_rank}"
         torch.save(snapshot(pl_module), self.folder / f"{name}.pt")
 
-    def on_fit_end(self, trainer, pl_module):
-        values = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        (self.folder / f"metrics-{trainer.global_rank}.json").write_text(json.dumps(values))
-
 
 def main(model: str, out: str, devices: int, batch_size: int, accumulate: int) -> None:
     torch.set_num_threads(1)
@@ -35,7 +31,8 @@ def main(model: str, out: str, devices: int, batch_size: int, accumulate: int) -
         model, quantization=None, anchor_weight=0.3, optimizer=SGD, optim=CONSTANT, grpo=GRPOConfig(group_size=4)
     )
     randomize(module)
-    Trainer(
+    data = Digits(size=24, batch_size=batch_size)
+    trainer = Trainer(
         accelerator="cpu",
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
@@ -45,7 +42,11 @@ def main(model: str, out: str, devices: int, batch_size: int, accumulate: int) -
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-    ).fit(module, Digits(size=24, batch_size=batch_size))
+    )
+    trainer.validate(module, data, verbose=False)
+    values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    (Path(out) / f"metrics-{trainer.global_rank}.json").write_text(json.dumps(values))
+    trainer.fit(module, data)
 
 
 if __name__ == "__main__":

@@ -53,11 +53,10 @@ def test_two_processes_train_the_same_weights_as_one(runs, name):
             torch.testing.assert_close(two[epoch][key], value, atol=1e-5, rtol=1e-4, msg=lambda m, e=epoch: f"{e}: {m}")
 
 
-def test_metrics_are_reduced(runs):
+def test_two_processes_measure_the_same_as_one(runs):
     one = json.loads((runs["one"] / "metrics-0.json").read_text())
     two = [json.loads((runs["two"] / f"metrics-{rank}.json").read_text()) for rank in (0, 1)]
-    validation = [k for k in one if k.startswith("val/")]
-    assert validation
-    for key in [*validation, "fwm/reward"]:
-        assert two[0][key] == pytest.approx(two[1][key]), key
-        assert two[0][key] == pytest.approx(one[key], abs=0.05), key
+    assert len(one) > 5
+    assert two[0] == two[1]
+    for key, value in one.items():
+        assert two[0][key] == pytest.approx(value, abs=1e-5), key
