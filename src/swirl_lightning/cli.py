@@ -6,13 +6,15 @@ import os
 import sys
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
-from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.callbacks import PhaseProgressBar, PhaseSwitch
 from swirl_lightning.checkpoint import check_file
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
+from swirl_lightning.report import main as report
 
 
 class SaveConfig(SaveConfigCallback):
@@ -32,6 +34,13 @@ class SwirlCLI(LightningCLI):
         """Every run has a PhaseSwitch."""
         parser.add_lightning_class_args(PhaseSwitch, "phase_switch")
 
+    def _instantiate_trainer(self, config: Any, callbacks: list[Callback]) -> Trainer:
+        """With a progress bar that names the phase, unless bars are off or the config brings its own."""
+        own = any(isinstance(c, ProgressBar) for c in config.get("callbacks") or ())
+        if config.get("enable_progress_bar") is not False and not own:
+            callbacks = [*callbacks, PhaseProgressBar()]
+        return super()._instantiate_trainer(config, callbacks)
+
     def _parse_ckpt_path(self) -> None:
         """Refuse a missing or broken checkpoint before Lightning reads it or a model is loaded."""
         path = self.config.get(self.config.get("subcommand"), {}).get("ckpt_path")
@@ -45,7 +54,11 @@ def main(args: list[str] | None = None) -> None:
 
     What a user can mend ends in one line on stderr; ``SWIRL_TRACEBACK=1`` shows where it came from.
     """
+    given = sys.argv[1:] if args is None else args
     try:
+        if given[:1] == ["report"]:
+            report(given[1:])
+            return
         SwirlCLI(
             SWIRL,
             TransitionDataModule,
