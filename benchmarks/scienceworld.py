@@ -36,6 +36,7 @@ class ScienceWorld(TextSuite):
         kwargs: as for `TextSuite`.
     """
 
+    suite = "ScienceWorld"
     source = (
         "write it with `python -m swirl_lightning.benchmarks.scienceworld_generate --out DIR` "
         "(needs Java and pip install swirl-lightning[scienceworld])"
@@ -113,8 +114,7 @@ class ScienceWorld(TextSuite):
                 continue
             seen.add(row.id)
             parts[PARTS[row.meta["split"]]].append(row)
-        self.skipped["all"] = len(broken)
-        broken.report(len(seen))
+        self._count("all", broken, len(seen))
         return parts
 
 

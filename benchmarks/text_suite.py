@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torchmetrics import Metric, MetricCollection
 
 from swirl_lightning.data.module import Split, TransitionDataModule
-from swirl_lightning.data.reading import halves, rank_of, require_files
+from swirl_lightning.data.reading import BrokenRecords, first, halves, rank_of, require_files
 from swirl_lightning.metrics.bert_score import BERTScore, missing_model
 from swirl_lightning.metrics.exact_match import ExactMatch
 from swirl_lightning.metrics.row_mean import RowMean
@@ -30,23 +30,26 @@ class TextSuite(TransitionDataModule):
 
     Args:
         data_dir: the folder.
-        strict: raise on the first broken record; otherwise it is skipped, counted in :attr:`skipped`, and
+        strict: raise on the first broken record; otherwise it is skipped, counted in :attr:`counts`, and
             the first ten are reported.
         split_seed: of the choice of labelled episodes. Apart from ``seed``, so that runs with different seeds
             can be compared on the same data.
         validation_episodes: training episodes kept for validation, where the suite has no validation split.
-        bert_model: hub name or folder of BERTScore's encoder; None leaves that metric out.
+        bert: hub name or folder of BERTScore's encoder; None leaves that metric out.
+        limit: only the first so many records of the test split; None for all.
         kwargs: as for `TransitionDataModule`.
 
     Attributes:
-        skipped: number of broken records in each part read so far.
-        missing_metrics: metrics that cannot be computed here, and why.
+        suite: name in reports.
+        counts: ``{part: {records, used, skipped}}`` of the parts read so far, in the files' own division.
+        missing_metrics: what is not computed, and why.
 
     Raises:
         FileNotFoundError: at setup, with the number of missing files and the first ten.
         ValueError: at setup, for a broken record in strict mode, an unknown option or an empty split.
     """
 
+    suite = ""
     source = ""
     """Where to get the data, for the message about missing files."""
     validation_is_official = True
@@ -59,17 +62,20 @@ class TextSuite(TransitionDataModule):
         strict: bool = False,
         split_seed: int = 0,
         validation_episodes: int = 50,
-        bert_model: str | None = None,
+        bert: str | None = None,
+        limit: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1 or null, got {limit}")
         self.data_dir = Path(data_dir)
         self.strict = strict
         self.split_seed = split_seed
         self.validation_episodes = validation_episodes
-        self.bert_model = bert_model
-        self.skipped: dict[str, int] = {}
-        self.missing_metrics: dict[str, str] = {}
+        self.bert, self.limit = bert, limit
+        self.counts: dict[str, dict[str, int]] = {}
+        self._missing: dict[str, str] = {}
         self._parts: dict[str, list[Transition]] = {}
 
     # ---- what a suite says -----------------------------------------------------------------------
@@ -97,9 +103,9 @@ class TextSuite(TransitionDataModule):
         super().setup(stage)
         for split in self._splits_of(stage):
             self.split(split)
-        self.missing_metrics = self._missing_metrics()
-        for name, reason in self.missing_metrics.items():
-            rank_zero_warn(f"metric {name} is left out: {reason}")
+        self._missing = self._look_for_missing()
+        if self._missing:
+            rank_zero_warn(f"{self.suite}: metrics left out:{first(self.missing_metrics)}")
 
     def _splits_of(self, stage: str) -> list[Split]:
         if stage in ("test", "predict"):
@@ -118,7 +124,7 @@ class TextSuite(TransitionDataModule):
     def load_split(self, split: Split) -> Sequence[Transition]:
         """A half of the training episodes, or an official split."""
         if split == "test":
-            return self._part("test")
+            return self._part("test")[: self.limit]
         if split == "validation" and self.validation_is_official:
             return self._part("validation")
         rows = self._part("train")
@@ -137,6 +143,11 @@ class TextSuite(TransitionDataModule):
             self._parts[part] = self.read(part)
         return self._parts[part]
 
+    def _count(self, part: str, broken: BrokenRecords, used: int) -> None:
+        """Note and report what was read."""
+        broken.report(used)
+        self.counts[part] = {"records": used + len(broken), "used": used, "skipped": len(broken)}
+
     # ---- metrics ---------------------------------------------------------------------------------
     def state_metric_makers(self) -> Mapping[str, Callable[..., RowMean]]:
         """Metrics of the FWM by name; each maker takes the arguments of `groups`."""
@@ -145,15 +156,15 @@ class TextSuite(TransitionDataModule):
             "bleu_char": BLEU,
             "bleu_word": lambda **options: BLEU("bleu_word", "word", **options),
         }
-        if (model := self.bert_model) is not None:
+        if (model := self.bert) is not None:
             makers["bert_score"] = lambda **options: BERTScore(model, **options)
         return makers
 
     def state_metrics(self) -> MetricCollection:
-        """Exact match, ROUGE-L, BLEU by characters and by words, and BERTScore with a ``bert_model``."""
+        """Exact match, ROUGE-L, BLEU by characters and by words, and BERTScore with ``bert``."""
         metrics: dict[str, Metric | MetricCollection] = {"exact_match": ExactMatch("after")}
         for name, make in self.state_metric_makers().items():
-            if name not in self.missing_metrics:
+            if name not in self._missing:
                 metrics[name] = make(**self.groups())
         return MetricCollection(metrics, compute_groups=False)
 
@@ -164,9 +175,14 @@ class TextSuite(TransitionDataModule):
             compute_groups=False,
         )
 
-    def _missing_metrics(self) -> dict[str, str]:
+    @property
+    def missing_metrics(self) -> list[str]:
+        """What is not computed, and why."""
+        return [f"{name} ({reason})" for name, reason in self._missing.items()]
+
+    def _look_for_missing(self) -> dict[str, str]:
         missing = {}
-        if (reason := missing_model(self.bert_model)) is not None:
+        if (reason := missing_model(self.bert)) is not None:
             missing["bert_score"] = reason
         for name, make in self.state_metric_makers().items():
             if name != "bert_score":

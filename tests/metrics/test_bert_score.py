@@ -72,5 +72,5 @@ def test_long_texts_are_cut(encoder):
 
 def test_missing_model(encoder, tmp_path):
     assert missing_model(encoder) is None
-    assert missing_model(None) == "no bert_model is configured"
+    assert missing_model(None) == "set bert, for example to roberta-large"
     assert "cannot be loaded" in missing_model(str(tmp_path))

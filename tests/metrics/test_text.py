@@ -74,9 +74,7 @@ def test_rouge_equals_the_rouge_score_package():
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
     draw = random.Random(0)
     for _ in range(50):
-        one, other = (
-            " ".join(draw.choices(["A", "b-c", "d_1", "ee.", "é"], k=draw.randrange(1, 90))) for _ in "12"
-        )
+        one, other = (" ".join(draw.choices(["A", "b-c", "d_1", "ee.", "é"], k=draw.randrange(1, 90))) for _ in "12")
         assert rouge_l(one, other) == pytest.approx(scorer.score(other, one)["rougeL"].fmeasure, abs=1e-12)
 
 

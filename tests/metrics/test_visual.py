@@ -61,9 +61,7 @@ def test_features_are_those_of_transformers(folder, encoder, tmp_path):
         )
         words = model.get_text_features(**ids).pooler_output
     assert torch.allclose(encoder.images(pictures), wanted / wanted.norm(dim=-1, keepdim=True), atol=1e-5)
-    assert torch.allclose(
-        encoder.texts(["a cat", "a dog " * 30]), words / words.norm(dim=-1, keepdim=True), atol=1e-5
-    )
+    assert torch.allclose(encoder.texts(["a cat", "a dog " * 30]), words / words.norm(dim=-1, keepdim=True), atol=1e-5)
     assert encoder.images([picture(0, (40, 8))]).norm() == pytest.approx(1, abs=1e-5)
     with pytest.raises(OSError, match="cannot load CLIP from"):
         CLIPEncoder(str(tmp_path)).images(pictures)

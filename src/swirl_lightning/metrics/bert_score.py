@@ -70,12 +70,12 @@ def missing_model(model: str | None) -> str | None:
     from transformers import AutoConfig, AutoTokenizer
 
     if model is None:
-        return "no bert_model is configured"
+        return "set bert, for example to roberta-large"
     try:
         AutoConfig.from_pretrained(model)
         AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        return f"bert_model {model!r} cannot be loaded ({str(error).splitlines()[0]})"
+        return f"{model!r} cannot be loaded ({str(error).splitlines()[0]})"
     return None
 
 

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from text_suites import SAMPLES, evaluated, tiny_model, tiny_trainer
+
+pytest.importorskip("nltk", reason="StableToolBench's metric needs nltk")
+
+from swirl_lightning.benchmarks.stabletoolbench import TEST_FILES, StableToolBench
+
+REAL = SAMPLES / "stabletoolbench"
+
+
+def mirror(number: int, error: str = "", **changes: Any) -> dict[str, Any]:
+    """A record in the format of MirrorAPI."""
+    return {
+        "system": "Imagine that you are an API.",
+        "instruction": f"API doc:\n{{'api_name': 'a{number}'}}\n\nRequest:\n{{'q': {number}}}",
+        "output": json.dumps({"error": error, "response": {"n": number}}),
+        **changes,
+    }
+
+
+def call(query: str, action: Any, answer: Any, file: str = "run/1.json") -> dict[str, Any]:
+    """A call in a run of the benchmark."""
+    observation = answer if answer is None or isinstance(answer, str) else json.dumps(answer)
+    return {
+        "file": file,
+        "query": query,
+        "action": action,
+        "action_input": '{\n "q": 1\n}',
+        "observation": observation,
+        "code": 0,
+    }
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    root = tmp_path / "stable"
+    write(root / "train_sft.json", [mirror(n) for n in range(12)])
+    for number, name in enumerate(TEST_FILES.values()):
+        write(root / name, [mirror(100 * number + n, error="no" if "fail" in name else "") for n in range(number + 1)])
+    return root
+
+
+def test_records_of_mirror_api(folder):
+    data = StableToolBench(str(folder), validation_episodes=2)
+    data.setup("fit")
+    data.setup("test")
+    sizes = {name: len(data.split(name)) for name in ("warmup", "state_only", "validation", "test")}
+    assert sizes == {"warmup": 5, "state_only": 5, "validation": 2, "test": 15}
+    row = data.split("test")[-1]
+    assert row.before == "API doc:\n{'api_name': 'a404'}"
+    assert row.action == "{'q': 404}"
+    assert row.after == "ERROR: no\nRESPONSE: {'n': 404}"
+    assert (row.id, row.meta["split"]) == ("OOD-fail/4", "OOD-fail")
+    assert data.counts["test"] == {"records": 15, "used": 15, "skipped": 0}
+
+
+def test_calls_carry_documentation_and_conversation(tmp_path):
+    api = {"tool_name": "T", "api_name": "A", "required_parameters": [], "template_response": {"x": "str"}}
+    write(tmp_path / "q.json", [{"query": "what?", "query_id": 1, "api_list": [api]}])
+    calls = [
+        call("what?", "a_for_t", {"error": "", "response": "one"}),
+        call("who?", "b_for_t", {"error": "", "response": 2}, file="run/2.json"),
+        call("what?", "b_for_t", '{"error": "e\\"", "response": "cut sho...'),
+    ]
+    write(tmp_path / "calls.jsonl", "\n".join(map(json.dumps, calls)))
+    files = {"train_files": ["calls.jsonl"], "test_files": {"OOD": "calls.jsonl"}, "query_files": ["q.json"]}
+    first, second, third = StableToolBench(str(tmp_path), **files).split("test")
+    documentation = 'APIs:\n{"tool_name": "T", "api_name": "A", "required_parameters": []}'
+    assert first.before == f"{documentation}\n\nQuery: what?"
+    assert (first.action, first.after) == ('a_for_t {"q": 1}', "ERROR: \nRESPONSE: one")
+    assert second.before == "Query: who?"
+    assert third.before == f"{first.before}\n\nCall: {first.action}\n{first.after}"
+    assert third.after == 'ERROR: e\\"\nRESPONSE: "cut sho...'
+
+
+def test_end_to_end_by_split_and_as_the_mean_over_splits(folder, gemma_path, tmp_path):
+    data = StableToolBench(str(folder), eval_batch_size=8)
+    results = evaluated(data, gemma_path, tmp_path)
+    for metric in ("bleu_char", "bleu_word", "rouge_l"):
+        by_split = [results[f"fwm/sampled/{metric}/{name}"] for name in TEST_FILES]
+        assert results[f"fwm/sampled/{metric}"] == pytest.approx(sum(by_split) / 5)
+    data = StableToolBench(str(folder), test_splits=["OOD"])
+    results = evaluated(data, gemma_path, tmp_path)
+    assert "fwm/sampled/bleu_char/OOD" in results
+    assert "fwm/sampled/bleu_char/ID-high" not in results
+
+
+BROKEN = [
+    (mirror(1, instruction="API doc: x"), "instruction has no line 'Request:'"),
+    (mirror(1, instruction="API doc: x\n\nRequest:\n "), "the request is empty"),
+    (mirror(1, output="plain"), "output is no object with error and response"),
+    (mirror(1, output='{"error": ""}'), "output is no object with error and response"),
+    (mirror(1, output=None), "output must be a text"),
+    (mirror(1, output="\udcff"), "half of a surrogate pair"),
+    (call("q", None, None), "action must be a text"),
+    (7, "an object is needed, got int"),
+]
+
+
+def test_broken_records_are_named_counted_and_the_rest_is_scored(folder, gemma_path, tmp_path):
+    path = folder / TEST_FILES["OOD"]
+    text = json.dumps([mirror(0), *(record for record, _ in BROKEN), mirror(2), mirror(3)])
+    write(path, text[:-30])
+    data = StableToolBench(str(folder), test_splits=["OOD"])
+    with pytest.warns(UserWarning, match=r"skipped 9 broken of 11 records in StableToolBench's test files") as caught:
+        evaluated(data, gemma_path, tmp_path)
+    message = next(str(w.message) for w in caught if "broken" in str(w.message))
+    for number, (_, reason) in enumerate(BROKEN, start=1):
+        assert f"ood.json[{number}]: " in message
+        assert reason in message
+    assert "ood.json[10]: not JSON, nothing is read from here on" in message
+    assert data.counts["test"] == {"records": 11, "used": 2, "skipped": 9}
+    module = tiny_model(gemma_path)
+    with pytest.raises(ValueError, match=r"ood\.json\[1\]: instruction has no line"):
+        tiny_trainer(tmp_path).test(module, datamodule=StableToolBench(str(folder), strict=True))
+    assert module.model is None
+
+
+def test_missing_files_and_unknown_splits(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"5 of 5 files are missing:(.|\n)*MirrorAPI-Bench"):
+        StableToolBench(str(tmp_path / "none")).setup("test")
+    (folder / "train_sft.json").unlink()
+    StableToolBench(str(folder)).setup("test")
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 files are missing:\n.*train_sft\.json"):
+        StableToolBench(str(folder)).setup("fit")
+    with pytest.raises(FileNotFoundError, match=r"1 of 6 files are missing:\n.*q\.json"):
+        StableToolBench(str(folder), query_files=["q.json"]).setup("test")
+    with pytest.raises(ValueError, match=r"unknown StableToolBench test splits \['ID'\]; choose from \['ID-high'"):
+        StableToolBench(str(folder), test_splits=["ID"])
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no samples of StableToolBench beside the repository")
+def test_real_calls(gemma_path, tmp_path):
+    data = StableToolBench(
+        str(REAL),
+        test_files={"ID-high": "calls.jsonl"},
+        train_files=["calls.jsonl"],
+        query_files=["G1_instruction.json"],
+        limit=3,
+        validation_episodes=2,
+    )
+    data.setup("fit")
+    data.setup("test")
+    # eleven records are a model's final words, no calls
+    assert data.counts["test"] == {"records": 120, "used": 109, "skipped": 11}
+    rows = [row for name in ("warmup", "state_only", "validation") for row in data.split(name)]
+    assert len(rows) == 109
+    assert all(row.after.startswith("ERROR: ") and "\nRESPONSE: " in row.after for row in rows)
+    assert sum(row.before.startswith("APIs:\n") for row in rows) > 20
+    assert any("\n\nCall: " in row.before for row in rows)
+    assert 0 <= evaluated(data, gemma_path, tmp_path)["fwm/sampled/bleu_char/ID-high"] < 50
