@@ -117,7 +117,7 @@ def test_test_adds_its_row_and_keeps_the_others(finished):
     path, run = finished / "config.yaml", finished / "runs" / "r"
     result = swirl("test", "-c", path, "--ckpt_path", run / "checkpoints" / "last.ckpt")
     results = json.loads((run / "results.json").read_text())
-    assert set(results) == {"validation", "test"}
+    assert set(results) == {"validation", "test", "about"}
     assert set(results["test"]) == {"SWIRL iteration 1"}
     assert "SWIRL iteration 1" in result.stdout
     assert yaml.safe_load((run / "config.yaml").read_text())["phase_switch"]["iterations"] == 1
