@@ -130,8 +130,7 @@ class Mind2Web(TextSuite):
         for number, (step, following) in enumerate(pairwise(steps)):
             try:
                 action = text_field({"action": words[number]}, "action")
-                pages = [_page(step), _page(following)]
-                before, after = prune(*pages, self.page_budget, size)
+                before, after = prune(_page(step), _page(following), self.page_budget, size)
                 if not before or not after:
                     raise BrokenRecord(f"page_budget {self.page_budget} has no room for the page's first element")
             except (BrokenRecord, ValueError) as error:

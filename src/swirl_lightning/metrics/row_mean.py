@@ -56,7 +56,7 @@ class RowMean(Metric, ABC):
             raise ValueError("group_by and categories go together")
         self.name, self.field, self.group_by, self.macro = name, field, group_by, macro
         self.categories = dict(categories or {"": ""})
-        self.groups = list(self.categories)
+        self.groups = {group: place for place, group in enumerate(self.categories)}
         self.add_state("scores", torch.zeros(len(self.groups), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rows", torch.zeros(len(self.groups), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -73,7 +73,7 @@ class RowMean(Metric, ABC):
             truth = getattr(row, self.field)
             if truth is None:
                 continue
-            place = 0 if self.group_by is None else self.groups.index(str(row.meta[self.group_by]))
+            place = 0 if self.group_by is None else self.groups[str(row.meta[self.group_by])]
             self.rows[place] += 1
             if isinstance(guess, str) and guess.strip():
                 places.append(place)
@@ -88,7 +88,7 @@ class RowMean(Metric, ABC):
         result = {self.name: self._mean(range(len(self.groups)))}
         if self.group_by is not None:
             for category in sorted(set(self.categories.values())):
-                members = [n for n, group in enumerate(self.groups) if self.categories[group] == category]
+                members = [n for group, n in self.groups.items() if self.categories[group] == category]
                 if any(int(self.rows[n]) for n in members):
                     result[f"{self.name}/{category}"] = self._mean(members)
         return result
