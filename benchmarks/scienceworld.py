@@ -53,6 +53,8 @@ class ScienceWorld(TextSuite):
     ) -> None:
         super().__init__(data_dir, **kwargs)
         self.tasks, self.file, self.per_task = tasks, file, per_task
+        self.data_sha256: str | None = None
+        """Of the file, known after `check`: results can be compared where it is the same."""
         self._everything: dict[Part, list[Transition]] | None = None
 
     @property
@@ -66,13 +68,15 @@ class ScienceWorld(TextSuite):
 
     def check(self) -> None:
         """The file is the one that was frozen."""
+        self.data_sha256 = sha256(self.path)
         digest = self.path.with_name(self.path.name + ".sha256")
         if digest.is_file():
-            wanted, found = digest.read_text().split()[0], sha256(self.path)
-            if wanted != found:
+            wanted = (digest.read_text().split() or [""])[0]
+            if wanted != self.data_sha256:
                 raise ValueError(
-                    f"{self.path} is not the file that {digest.name} was written for: its SHA-256 is {found}, "
-                    f"not {wanted}. Results would not be comparable; restore it, or remove {digest.name}"
+                    f"{self.path} is not the file that {digest.name} was written for: its SHA-256 is "
+                    f"{self.data_sha256}, not {wanted}. Results would not be comparable; restore it, or remove "
+                    f"{digest.name}"
                 )
 
     def read(self, part: Part) -> list[Transition]:

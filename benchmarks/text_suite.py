@@ -42,7 +42,7 @@ class TextSuite(TransitionDataModule):
     Attributes:
         suite: name in reports.
         counts: ``{part: {records, used, skipped}}`` of the parts read so far, in the files' own division.
-        missing_metrics: what is not computed, and why.
+        missing_metrics: metrics that are not computed here, and why.
 
     Raises:
         FileNotFoundError: at setup, with the number of missing files and the first ten.
@@ -105,7 +105,8 @@ class TextSuite(TransitionDataModule):
             self.split(split)
         self._missing = self._look_for_missing()
         if self._missing:
-            rank_zero_warn(f"{self.suite}: metrics left out:{first(self.missing_metrics)}")
+            reasons = [f"{name}: {reason}" for name, reason in self._missing.items()]
+            rank_zero_warn(f"{self.suite}: metrics left out:{first(reasons)}")
 
     def _splits_of(self, stage: str) -> list[Split]:
         if stage in ("test", "predict"):
@@ -176,9 +177,9 @@ class TextSuite(TransitionDataModule):
         )
 
     @property
-    def missing_metrics(self) -> list[str]:
-        """What is not computed, and why."""
-        return [f"{name} ({reason})" for name, reason in self._missing.items()]
+    def missing_metrics(self) -> dict[str, str]:
+        """Metrics that are not computed here, and why; known after `setup`."""
+        return dict(self._missing)
 
     def _look_for_missing(self) -> dict[str, str]:
         missing = {}

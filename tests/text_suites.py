@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
-from tiny import text_backbone
+from tiny import byte_tokenizer, text_backbone
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel
 
 from swirl_lightning import SWIRL, SamplingConfig
-from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.callbacks import PhaseSwitch, Results
 from swirl_lightning.evaluation import EvaluationConfig
 
 SAMPLES = Path(__file__).parents[1] / "../shared/samples"
@@ -32,7 +35,7 @@ def tiny_trainer(folder: Path, **kwargs: Any) -> Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[PhaseSwitch(warmup_epochs=1, iterations=1)],
+        callbacks=[PhaseSwitch(warmup_epochs=1, iterations=1), Results()],
         **kwargs,
     )
 
@@ -41,3 +44,25 @@ def evaluated(data: Any, gemma: Path, folder: Path) -> dict[str, float]:
     """What ``swirl test`` reports."""
     (results,) = tiny_trainer(folder).test(tiny_model(gemma), datamodule=data, verbose=False)
     return {key.removeprefix("test/"): float(value) for key, value in results.items()}
+
+
+def bert_folder(folder: Path) -> Path:
+    """A BERT with random weights, as on the hub."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+            initializer_range=0.5,
+        )
+    ).save_pretrained(folder)
+    return folder

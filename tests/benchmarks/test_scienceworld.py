@@ -145,9 +145,13 @@ def test_strict_stops_before_the_model(tmp_path, gemma_path):
 
 def test_end_to_end(folder, gemma_path, tmp_path):
     data = ScienceWorld(str(folder), batch_size=4, per_task=True)
-    with pytest.warns(UserWarning, match=r"ScienceWorld: metrics left out:\n  bert_score \(set bert"):
+    with pytest.warns(UserWarning, match=r"ScienceWorld: metrics left out:\n  bert_score: set bert"):
         results = evaluated(data, gemma_path, tmp_path)
-    assert data.missing_metrics == ["bert_score (set bert, for example to roberta-large)"]
+    about = json.loads((tmp_path / "results.json").read_text())["about"]["test"]["base"]
+    assert about["suite"] == "ScienceWorld"
+    assert about["counts"] == {"all": {"records": 42, "used": 42, "skipped": 0}}
+    assert about["missing"] == {"bert_score": "set bert, for example to roberta-large"}
+    assert about["settings"]["data"]["data_sha256"] == sha256(folder / FILE)
     for name in ("exact_match", "rouge_l", "rouge_l/boil", "rouge_l/melt", "bleu_char", "bleu_word"):
         assert 0 <= results[f"fwm/sampled/{name}"] <= 100
     assert {"idm/sampled/exact_match", "idm/sampled/rouge_l", "likelihood"} <= set(results)
@@ -159,7 +163,7 @@ def test_a_missing_package_leaves_its_metrics_out(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nltk", None)
     data = ScienceWorld(str(folder))
     data.setup("test")
-    assert [name.split()[0] for name in data.missing_metrics] == ["bert_score", "bleu_char", "bleu_word"]
+    assert list(data.missing_metrics) == ["bert_score", "bleu_char", "bleu_word"]
     assert set(data.state_metrics().keys()) == {"exact_match", "rouge_l"}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_suites import SAMPLES, evaluated, tiny_model, tiny_trainer
+from text_suites import SAMPLES, bert_folder, evaluated, tiny_model, tiny_trainer
 
 pytest.importorskip("nltk", reason="StableToolBench's metric needs nltk")
 
@@ -85,9 +85,10 @@ def test_calls_carry_documentation_and_conversation(tmp_path):
 
 
 def test_end_to_end_by_split_and_as_the_mean_over_splits(folder, gemma_path, tmp_path):
-    data = StableToolBench(str(folder), eval_batch_size=8)
+    data = StableToolBench(str(folder), eval_batch_size=8, bert=str(bert_folder(tmp_path / "bert")))
     results = evaluated(data, gemma_path, tmp_path)
-    for metric in ("bleu_char", "bleu_word", "rouge_l"):
+    assert data.missing_metrics == {}
+    for metric in ("bleu_char", "bleu_word", "rouge_l", "bert_score"):
         by_split = [results[f"fwm/sampled/{metric}/{name}"] for name in TEST_FILES]
         assert results[f"fwm/sampled/{metric}"] == pytest.approx(sum(by_split) / 5)
     data = StableToolBench(str(folder), test_splits=["OOD"])

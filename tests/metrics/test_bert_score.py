@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import byte_tokenizer
-from transformers import BertConfig, BertModel
+from text_suites import bert_folder
 
 from swirl_lightning.metrics.bert_score import BERTScore, f1, missing_model
 from swirl_lightning.transition import Transition
@@ -13,26 +12,7 @@ TEXTS = ["a cat", "the dog sat on a mat", "b", "an owl and a pussycat", "you, I"
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("bert")
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = byte_tokenizer()
-    core = tokenizer.backend_tokenizer
-    core.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)])
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    BertModel(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=64,
-            initializer_range=0.5,
-        )
-    ).save_pretrained(folder)
-    return str(folder)
+    return str(bert_folder(tmp_path_factory.mktemp("bert")))
 
 
 def test_greedy_matching_by_hand():
