@@ -191,9 +191,9 @@ class Aurora(VisualSuite):
 
     # ---- metrics ---------------------------------------------------------------------------------
     @property
-    def missing_metrics(self) -> list[str]:
+    def missing_metrics(self) -> dict[str, str]:
         """As in `VisualSuite`; DiscEdit needs neither CLIP nor a judge."""
-        return [] if self.protocol == "disc_edit" else super().missing_metrics
+        return {} if self.protocol == "disc_edit" else super().missing_metrics
 
     def state_metrics(self) -> MetricCollection:
         """DiscEdit, or CLIP scores and judge."""

@@ -127,16 +127,15 @@ class VisualSuite(TransitionDataModule):
 
     # ---- metrics ---------------------------------------------------------------------------------
     @property
-    def missing_metrics(self) -> list[str]:
-        """What is not computed, and what to set for it."""
-        missing = [] if self.clip else [f"CLIP scores (set clip, for example to {DEFAULT_CLIP})"]
-        if not self.bert:
-            missing.append("BERTScore of actions (set bert, for example to roberta-large)")
-        if find_spec("nltk") is None:
-            missing.append("BLEU of actions (pip install swirl-lightning[text])")
-        if self.judge is None:
-            missing.append("judge (set judge)")
-        return missing
+    def missing_metrics(self) -> dict[str, str]:
+        """Metrics that are not computed here, and what to do for each."""
+        found = {
+            "clip": None if self.clip else f"set clip, for example to {DEFAULT_CLIP}",
+            "bert_score": None if self.bert else "set bert, for example to roberta-large",
+            "bleu_word": None if find_spec("nltk") else "pip install swirl-lightning[text]",
+            "judge": None if self.judge else "set judge",
+        }
+        return {name: cure for name, cure in found.items() if cure is not None}
 
     @property
     def _judging(self) -> bool:

@@ -22,7 +22,7 @@ class CategoryMeans(Metric):
         names: of the values.
         categories: known in advance, so that all devices agree on them; rows of others count for the
             overall mean only.
-        by: key of ``Transition.meta`` that holds a row's category.
+        by: key of ``Transition.meta`` that holds a row's category, or a list of several.
         kwargs: as for `torchmetrics.Metric`.
     """
 
@@ -32,34 +32,30 @@ class CategoryMeans(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(
-        self, names: Sequence[str], categories: Sequence[str] = (), by: str = "task", **kwargs: Any
-    ) -> None:
+    def __init__(self, names: Sequence[str], categories: Sequence[str] = (), by: str = "task", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.names, self.categories, self.by = tuple(names), tuple(categories), by
-        shape = (len(self.categories) + 1, len(self.names))  # the last row: any other category
+        shape = (len(self.categories) + 1, len(self.names))  # the last row: all
         self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def add(self, values: Sequence[Sequence[float | None]], transitions: Sequence[Transition]) -> None:
         """Counts N rows of values; None where a row does not have the value."""
         for row, transition in zip(values, transitions, strict=True):
-            category = str(transition.meta.get(self.by, ""))
-            place = self.categories.index(category) if category in self.categories else len(self.categories)
+            named = transition.meta.get(self.by, ())
+            mine = {named} if isinstance(named, str) else set(named)
+            places = [n for n, category in enumerate(self.categories) if category in mine]
             for column, value in enumerate(row):
                 if value is not None:
-                    self.sums[place, column] += value
-                    self.counts[place, column] += 1
+                    self.sums[[*places, -1], column] += value
+                    self.counts[[*places, -1], column] += 1
 
     def compute(self) -> dict[str, Tensor]:
         """The means; see the class."""
         found = {}
         for column, name in enumerate(self.names):
-            total = self.counts[:, column].sum()
-            if total > 0:
-                found[name] = (self.sums[:, column].sum() / total).float()
-            for place, category in enumerate(self.categories):
-                count = self.counts[place, column]
-                if count > 0:
-                    found[f"{name}/{category}"] = (self.sums[place, column] / count).float()
+            keys = [*(f"{name}/{category}" for category in self.categories), name]
+            for place, key in enumerate(keys):
+                if (count := self.counts[place, column]) > 0:
+                    found[key] = (self.sums[place, column] / count).float()
         return found

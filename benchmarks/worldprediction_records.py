@@ -1,0 +1,94 @@
+"""The JSON of WorldPrediction: samples, their segments, and where their answers start to count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a video with one action.
+
+    Attributes:
+        video: its name in the JSON.
+        start: seconds.
+        end: seconds.
+        label: the action in words.
+    """
+
+    video: str
+    start: float
+    end: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One sample.
+
+    Attributes:
+        id: ``<task>/<dataset>/<uid>``.
+        task: ``WM`` or ``PP``.
+        dataset: where its videos are from.
+        segments: what happens, in order.
+        candidates: each candidate in words.
+        answer: 0-based place of the right one.
+    """
+
+    id: str
+    task: str
+    dataset: str
+    segments: tuple[Segment, ...]
+    candidates: tuple[str, ...]
+    answer: int
+
+
+def answer_base(content: dict[str, dict[str, Any]], path: Path) -> int:
+    """Whether ``ground_truth`` counts from 0 or 1, from all samples of a file.
+
+    Raises:
+        ValueError: the file does not tell, or speaks for both.
+    """
+    zero = beyond = False
+    for samples in content.values():
+        for sample in samples.values():
+            if isinstance(sample, dict) and isinstance(sample.get("candidates"), list):
+                zero = zero or sample.get("ground_truth") == 0
+                beyond = beyond or sample.get("ground_truth") == len(sample["candidates"])
+    if zero == beyond:
+        why = "both 0 and the number of candidates occur" if zero else "neither 0 nor the number of candidates occurs"
+        raise ValueError(f"{path} does not tell whether ground_truth counts from 0 or 1 ({why}); set ground_truth")
+    return 0 if zero else 1
+
+
+def read_plan(sample: Any, name: str, task: str, dataset: str, base: int) -> Plan:
+    """A sample of the file.
+
+    Raises:
+        ValueError: it makes no sense; a ``ground_truth`` outside the candidates is an error, never clamped.
+        KeyError: a field is missing, or a candidate names a segment that is not there.
+    """
+    candidates = [[_segment(sample, uid) for uid in candidate] for candidate in sample["candidates"]]
+    if len(candidates) < 2 or not all(candidates):
+        raise ValueError("fewer than two candidates, or an empty one")
+    truth = sample["ground_truth"]
+    if isinstance(truth, bool) or not isinstance(truth, int) or not 0 <= truth - base < len(candidates):
+        raise ValueError(f"ground_truth {truth!r} is none of the {len(candidates)} candidates, counted from {base}")
+    original = sample.get("original_segments")
+    happened = [_segment(sample, uid) for uid in original] if original else candidates[truth - base]
+    words = tuple(", then ".join(segment.label for segment in candidate) for candidate in candidates)
+    return Plan(name, task, dataset, tuple(happened), words, truth - base)
+
+
+def _segment(sample: dict[str, Any], uid: Any) -> Segment:
+    """A segment by its uid, or one that is spelt out."""
+    fields = uid if isinstance(uid, dict) else sample["action_segments"][uid]
+    start, end = float(fields["segment_start_time"]), float(fields["segment_end_time"])
+    label, video = fields["action_label"], fields["video"]
+    if not 0 <= start <= end:
+        raise ValueError(f"segment {uid!r} runs from {start} to {end} s")
+    if not isinstance(label, str) or not label.strip() or not isinstance(video, str) or not video:
+        raise ValueError(f"segment {uid!r} has no label or no video")
+    return Segment(video, start, end, label.strip())

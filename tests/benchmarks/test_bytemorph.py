@@ -1,0 +1,91 @@
+"""ByteMorph-Bench as a parquet file, end to end."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from visual_world import clip_folder, liquid_folder, model, picture, trainer
+
+from swirl_lightning.benchmarks.bytemorph import ByteMorph
+
+pa = pytest.importorskip("pyarrow")
+
+
+def png(seed):
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": f"{seed}.png"}
+
+
+def write(folder, changes=None, name="test-00000.parquet"):
+    import pyarrow.parquet as parquet
+
+    kinds = ["camera_zoom", "object_motion", "object_motion", "interaction"]
+    rows = [
+        {
+            "edit_type": kind,
+            "image_id": f"{n:03d}",
+            "src_img": png(n),
+            "tgt_img": png(n + 50),
+            "edit_prompt": f"move {n}",
+            "edit_prompt_rewrite_instruction": f"please move {n}",
+            "src_img_caption": "a cat here",
+            "tgt_img_caption": f"a cat there {n}",
+        }
+        for n, kind in enumerate(kinds)
+    ]
+    for n, change in (changes or {}).items():
+        rows[n] |= change
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "data" / name)
+    return str(folder)
+
+
+def test_records(tmp_path):
+    data = ByteMorph(data_dir=write(tmp_path))
+    data.setup("test")
+    rows = data.split("test")
+    assert [r.action for r in rows] == [f"move {n}" for n in range(4)]
+    assert rows[1].meta["edit_type"] == "object_motion"
+    assert rows[1].after.tobytes() == picture(51).tobytes()
+    assert len({r.id for r in rows}) == 4
+    some = ByteMorph(data_dir=str(tmp_path), edit_types=["object_motion"], rewritten=True).split("test")
+    assert [r.action for r in some] == ["please move 1", "please move 2"]
+
+
+def test_broken_rows_and_files(tmp_path):
+    whole = png(1)["bytes"]
+    changes = {0: {"src_img": {"bytes": whole[:60], "path": ""}}, 1: {"tgt_img": None}, 2: {"edit_prompt": ""}}
+    data = ByteMorph(data_dir=write(tmp_path, changes))
+    with pytest.warns(UserWarning, match="3 of 4 records cannot be used"):
+        data.setup("test")
+    assert [r.action for r in data.split("test")] == ["move 3"]
+    with pytest.raises(ValueError, match="3 of 4"):
+        ByteMorph(data_dir=str(tmp_path), strict=True).setup("test")
+    path = tmp_path / "data" / "test-00000.parquet"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"cannot be read.*Download it again"):
+        ByteMorph(data_dir=str(tmp_path)).setup("test")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no \*\.parquet"):
+        ByteMorph(data_dir=str(tmp_path)).setup("test")
+    with pytest.raises(ValueError, match="unknown edit types zoom"):
+        ByteMorph(data_dir=str(tmp_path), edit_types=["zoom"])
+
+
+def test_it_has_no_training_data(tmp_path):
+    data = ByteMorph(data_dir=write(tmp_path))
+    with pytest.raises(ValueError, match="test split only"):
+        data.split("warmup")
+
+
+def test_end_to_end(tmp_path):
+    clip = str(clip_folder(tmp_path / "clip"))
+    data = ByteMorph(data_dir=write(tmp_path / "data", {3: {"tgt_img_caption": ""}}), clip=clip, eval_batch_size=2)
+    results = trainer(tmp_path).test(model(liquid_folder(tmp_path / "base")), data, verbose=False)[0]
+    names = {k.removeprefix("test/fwm/sampled/") for k in results if "/fwm/sampled/clip" in k}
+    for score in ("clip_sim_img", "clip_sim_txt", "clip_d_txt", "clip_d_img"):
+        assert {score, f"{score}/camera_zoom", f"{score}/object_motion"} <= names
+    assert "clip_d_img/interaction" in names
+    assert "clip_d_txt/interaction" not in names  # it has no caption of the target

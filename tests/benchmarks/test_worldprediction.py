@@ -1,0 +1,173 @@
+"""WorldPrediction on small videos in the official layout."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from videos import number, write_video
+from visual_world import clip_folder, liquid_folder, model, trainer
+
+from swirl_lightning.benchmarks.worldprediction import WorldPrediction
+from swirl_lightning.callbacks.predictions import Predictions
+
+pytest.importorskip("av")
+
+
+def segment(video, start, end, label):
+    return {
+        "video": video,
+        "segment_start_time": start,
+        "segment_end_time": end,
+        "action_label": label,
+        "action_uid": label.replace(" ", "_"),
+    }
+
+
+def sample(truth, video="one", **extra):
+    segments = {
+        "a": segment(video, 0.2, 0.4, "open the box"),
+        "b": segment(video, 0.4, 0.7, "take the screw"),
+        "c": segment(video, 0.7, 0.9, "close the box"),
+    }
+    candidates = [["a", "b", "c"], ["b", "a", "c"], ["c", "a", "b"]]
+    return {"states": [], "ground_truth": truth, "candidates": candidates, "action_segments": segments, **extra}
+
+
+def write(root, pp, wm=None):
+    write_video(root / "videos" / "COIN" / "one.mp4")
+    write_video(root / "IKEA-ASM" / "two.mp4")
+    (root / "WorldPrediction-PP.json").write_text(json.dumps(pp))
+    if wm is not None:
+        (root / "WorldPrediction-WM.json").write_text(json.dumps(wm))
+    return str(root)
+
+
+def test_rollouts_start_and_end_where_they_should(tmp_path):
+    pp = {"COIN": {"x": sample(0), "y": sample(2)}}
+    wm = {"IKEA-ASM": {"z": sample(1, "two.mp4", candidates=[["b"], ["a"]], original_segments=["c"])}, "COIN": {}}
+    wm["COIN"]["w"] = sample(0, candidates=[["a"], ["b"]], original_segments=[segment("one", 0.1, 0.2, "lift it")])
+    data = WorldPrediction(data_dir=write(tmp_path, pp, wm))
+    data.prepare_data()
+    data.setup("test")
+    rows = {row.id: row for row in data.split("test")}
+    assert set(rows) == {"PP/COIN/x", "PP/COIN/y", "WM/IKEA-ASM/z", "WM/COIN/w"}
+    row = rows["PP/COIN/x"]
+    steps = [row, *row.meta["turns"]]
+    assert [s.action for s in steps] == ["open the box", "take the screw", "close the box"]
+    assert number(row.before) == 2  # first frame of the first segment
+    assert [number(s.after) for s in steps] == [4, 7, 9]  # last frame of each
+    assert row.meta["choices"]["answer"] == 0
+    assert row.meta["choices"]["actions"][1] == "take the screw, then open the box, then close the box"
+    assert number(row.meta["choices"]["after"]) == 9
+    assert [s.meta["groups"] for s in steps][1] == ["turn 2", "COIN", "COIN/turn 2"]
+    assert rows["PP/COIN/y"].action == "close the box"
+    # what happened is told apart from the candidate, which may be another video's
+    assert (rows["WM/IKEA-ASM/z"].action, rows["WM/IKEA-ASM/z"].meta["choices"]["answer"]) == ("close the box", 1)
+    assert rows["WM/COIN/w"].action == "lift it"
+    assert len(list((tmp_path / "frames").rglob("*.png"))) > 4
+
+
+@pytest.mark.parametrize(
+    ("truths", "option", "answers"),
+    [((0, 2), "auto", [0, 2]), ((1, 3), "auto", [0, 2]), ((1, 2), "0", [1, 2]), ((1, 2), "1", [0, 1])],
+)
+def test_where_answers_start_to_count(tmp_path, truths, option, answers):
+    pp = {"COIN": {str(n): sample(truth) for n, truth in enumerate(truths)}}
+    data = WorldPrediction(data_dir=write(tmp_path, pp), ground_truth=option)
+    assert [row.meta["choices"]["answer"] for row in data.split("test")] == answers
+
+
+@pytest.mark.parametrize(("truths", "why"), [((1, 2), "neither 0 nor"), ((0, 3), "both 0 and")])
+def test_a_file_that_does_not_tell_is_refused(tmp_path, truths, why):
+    pp = {"COIN": {str(n): sample(truth) for n, truth in enumerate(truths)}}
+    with pytest.raises(ValueError, match=f"{why}.*set ground_truth"):
+        WorldPrediction(data_dir=write(tmp_path, pp)).setup("test")
+
+
+def test_broken_samples_cost_themselves_only(tmp_path):
+    pp = {
+        "COIN": {
+            "good": sample(0),
+            "beyond": sample(3),
+            "no such segment": sample(0, candidates=[["a"], ["q"]]),
+            "no fields": {"ground_truth": 0},
+            "gone": sample(0, "gone"),
+            "damaged": sample(0, "damaged"),
+            "empty": sample(0, "empty"),
+            "late": sample(0, action_segments={u: segment("one", 50, 60, "x") for u in "abc"}),
+        }
+    }
+    folder = write(tmp_path, pp)
+    for name, content in (("damaged", b"x" * 1000), ("empty", b"")):
+        (tmp_path / "videos" / "COIN" / f"{name}.mp4").write_bytes(content)
+    data = WorldPrediction(data_dir=folder, ground_truth="0")
+    with pytest.warns(UserWarning, match="7 of 8 records cannot be used"):
+        data.setup("test")
+    assert [row.id for row in data.split("test")] == ["PP/COIN/good"]
+    kinds = {k.removeprefix("skipped: "): n for k, n in data.counts["test"].items() if ":" in k}
+    assert kinds == {"not in the official layout": 3, "missing video": 1, "damaged video": 2, "no such frame": 1}
+    with pytest.raises(ValueError, match="7 of 8"):
+        WorldPrediction(data_dir=folder, ground_truth="0", strict=True).setup("test")
+
+
+def test_options_and_files(tmp_path):
+    with pytest.raises(ValueError, match="max_turns"):
+        WorldPrediction(data_dir=".", max_turns=7)
+    with pytest.raises(ValueError, match="unknown tasks"):
+        WorldPrediction(data_dir=".", tasks=["XX"])
+    with pytest.raises(FileNotFoundError, match=r"no WorldPrediction-\*\.json"):
+        WorldPrediction(data_dir=str(tmp_path)).setup("test")
+    folder = write(tmp_path, {"COIN": {"x": sample(0)}})
+    with pytest.raises(ValueError, match="no dataset EK; it has COIN"):
+        WorldPrediction(data_dir=folder, datasets=["EK"]).setup("test")
+
+
+def test_end_to_end(tmp_path):
+    pp = {"COIN": {"x": sample(0), "y": sample(2)}, "IKEA-ASM": {"z": sample(1, "two", candidates=[["a"], ["b"]])}}
+    data = WorldPrediction(
+        data_dir=write(tmp_path / "data", pp),
+        ground_truth="0",
+        max_turns=2,
+        clip=str(clip_folder(tmp_path / "clip")),
+        eval_batch_size=3,
+    )
+    module = model(liquid_folder(tmp_path / "base"))
+    shown = []
+
+    class Recorder(Predictions):
+        def _write(self, mode, rows, states, words):
+            shown.append((rows, states))
+            super()._write(mode, rows, states, words)
+
+    results = trainer(tmp_path, Recorder()).test(module, data, verbose=False)[0]
+    prefix = "test/fwm/sampled/clip_source"
+    names = {k.removeprefix(prefix).lstrip("/") for k in results if k.startswith(prefix)}
+    assert names == {"", "turn 1", "turn 2", "COIN", "IKEA-ASM", "COIN/turn 1", "COIN/turn 2", "IKEA-ASM/turn 1"}
+    assert 0 <= results["test/choice/idm_accuracy"] <= 1
+    (first, made), (second, _) = shown
+    assert [row.meta["turn"] for row in (*first, *second)] == [1, 1, 1, 2, 2]
+    for row, before in zip(second, made[:2], strict=True):
+        assert row.before is before  # the model's own previous frame
+    lines = (tmp_path / "predictions" / "sampled-rank0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines][-1] == "PP/COIN/y/turn 2"
+
+
+def test_choices_are_scored_by_log_probability(tmp_path):
+    """Accuracy 1 if the answer is what the model finds likeliest, 0 otherwise."""
+    pp = {"COIN": {"x": sample(0)}}
+    data = WorldPrediction(data_dir=write(tmp_path / "data", pp), ground_truth="0")
+    module = model(liquid_folder(tmp_path / "base"))
+    row = data.split("test")[0]
+    module.configure_model()
+    module.evaluator.start(data, torch.device("cpu"))
+    evaluator, backbone = module.evaluator, module.backbone
+    x, y = backbone.encode_states([row.before, row.meta["choices"]["after"]], torch.device("cpu"))
+    actions = [backbone.encode_action(words) for words in row.meta["choices"]["actions"]]
+    best = int(torch.stack([evaluator._identifiability([x], [y], [z])[0] for z in actions]).argmax())
+    for answer in range(3):
+        row.meta["choices"]["answer"] = answer
+        evaluator.start(data, torch.device("cpu"))
+        evaluator._choose([row], torch.device("cpu"))
+        assert float(evaluator._means["choice/idm_accuracy"].compute()) == float(answer == best)
