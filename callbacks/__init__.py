@@ -4,6 +4,7 @@ from swirl_lightning.callbacks.action_table import ActionTable
 from swirl_lightning.callbacks.adapter_export import AdapterExport
 from swirl_lightning.callbacks.collapse_watch import CollapseWatch
 from swirl_lightning.callbacks.hyperparameters import HyperparameterText
+from swirl_lightning.callbacks.memory_report import MemoryReport
 from swirl_lightning.callbacks.phase_switch import PhaseSwitch
 from swirl_lightning.callbacks.pictures import TransitionPictures
 from swirl_lightning.callbacks.progress import PhaseProgressBar
@@ -15,6 +16,7 @@ __all__ = [
     "AdapterExport",
     "CollapseWatch",
     "HyperparameterText",
+    "MemoryReport",
     "PhaseProgressBar",
     "PhaseSwitch",
     "Results",

@@ -62,8 +62,8 @@ def test_the_real_parser_builds_it(path, tmp_path, monkeypatch):
 
 def test_the_papers_batches(path):
     config = yaml.safe_load(path.read_text())
-    if not path.stem.startswith(("liquid", "qwen")):
-        pytest.skip("not from the paper")
+    if not path.stem.startswith(("liquid_", "qwen_")):
+        pytest.skip("not of the paper's training")
     size = config["trainer"]["accumulate_grad_batches"] * config["data"]["init_args"]["batch_size"]
     assert size == (64 if path.stem == "liquid_one_shot" else 128)
 

@@ -1,0 +1,75 @@
+"""What a run will take, said before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.memory import GIB, Lengths, MemoryEstimate, report
+from swirl_lightning.schedule import PhaseSchedule
+
+
+class MemoryReport(Callback):
+    """Prints parameters, bytes and the estimated peak before training, and warns if that does not fit.
+
+    The longest prompts of a few transitions and the longest completions that may be generated are assumed;
+    see :func:`swirl_lightning.memory.report`. Takes a few short forward and backward passes.
+
+    Args:
+        samples: transitions whose prompts are measured.
+
+    Attributes:
+        estimate: what was printed, None before that and on other ranks than 0.
+
+    Raises:
+        ValueError: ``samples`` is not positive.
+
+    Example::
+
+        >>> from swirl_lightning.callbacks import MemoryReport
+        >>> MemoryReport(samples=4).estimate
+    """
+
+    def __init__(self, samples: int = 16) -> None:
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
+        self.samples = samples
+        self.estimate: MemoryEstimate | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Model and optimiser are on their device, nothing has been trained."""
+        data = getattr(trainer, "datamodule", None)
+        if not trainer.is_global_zero or not isinstance(data, TransitionDataModule):
+            return
+        schedule: PhaseSchedule = pl_module.schedule
+        last = schedule.warmup_epochs + len(schedule.phases) if schedule.iterations != 0 else schedule.epochs
+        phases = [schedule.at(epoch).name for epoch in range(trainer.current_epoch, last or 0)]
+        lengths = self._lengths(pl_module, data, "warmup" in phases)
+        self.estimate = report(pl_module, data.batch_size, lengths, phases)
+        rank_zero_info(str(self.estimate))
+        if pl_module.device.type == "cuda":
+            there = torch.cuda.get_device_properties(pl_module.device).total_memory
+            if self.estimate.peak > there:
+                rank_zero_warn(
+                    f"the estimated peak of {self.estimate.peak / GIB:.1f} GiB exceeds the {there / GIB:.1f} GiB of "
+                    "this device: lower data.batch_size or grpo.group_size, set max_tokens_per_forward, or turn "
+                    "backbone.gradient_checkpointing on"
+                )
+
+    def _lengths(self, module: Any, data: TransitionDataModule, labelled: bool) -> dict[str, Lengths]:
+        rows = data.split("warmup") if labelled else data.pairs(0)
+        chosen = [rows[n] for n in range(min(self.samples, len(rows)))]
+        states = module.states.encode([t.before for t in chosen] + [t.after for t in chosen], module.device)
+        longest = [0] * (module.models.grammars["idm"].max_length - 1)  # of an action that is still to be sampled
+        fwm, idm = 0, 0
+        for x, y in zip(states[: len(chosen)], states[len(chosen) :], strict=True):
+            fwm, idm = max(fwm, len(module.prompts.fwm(x, longest))), max(idm, len(module.prompts.idm(x, y)))
+        grammars = module.models.grammars
+        return {
+            "fwm": Lengths(fwm, grammars["fwm"].max_length),
+            "idm": Lengths(idm, grammars["idm"].max_length),
+        }

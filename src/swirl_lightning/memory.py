@@ -1,0 +1,330 @@
+"""What a run takes: parameters and bytes of the base and the adapters, and the peak that training will reach."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import DynamicCache
+
+from swirl_lightning.schedule import WARMUP
+from swirl_lightning.scoring import score
+from swirl_lightning.vocabulary import LOGITS_PER_CHUNK, VocabularySlice
+
+if TYPE_CHECKING:
+    from swirl_lightning.module import SWIRL
+
+GIB = 2**30
+_PROBES = ((16, 2, 16), (48, 2, 16), (16, 2, 48), (16, 6, 16))  # (prompt, group, completion) in tokens
+_LOGITS_COPIES = 4  # logits, their gradient and two temporaries live at once in the chunked head
+_DRAW_BYTES = 40  # a token's logit while sampling: logits, probabilities, sorted values, order (8 bytes), sums
+
+
+# ---- what is there -------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Size:
+    """Parameters as the architecture counts them, and the bytes that hold them."""
+
+    parameters: int
+    bytes: int
+
+
+def size_of(parameters: Iterable[Tensor]) -> Size:
+    """Size of parameters; a 4-bit one counts as many as its original shape has, and with its statistics."""
+    count, held, seen = 0, 0, set()
+    for parameter in parameters:
+        if parameter.data_ptr() in seen:  # tied weights
+            continue
+        seen.add(parameter.data_ptr())
+        state = getattr(parameter, "quant_state", None)
+        count += parameter.numel() if state is None else state.shape.numel()
+        held += parameter.nbytes + (0 if state is None else _statistics(state))
+    return Size(count, held)
+
+
+def _statistics(state: Any) -> int:
+    """Bytes of a bitsandbytes QuantState: scales, code book and, with double quantisation, theirs."""
+    own = sum(t.nbytes for t in (state.absmax, state.code, state.offset) if isinstance(t, Tensor))
+    return own + (_statistics(state.state2) if getattr(state, "state2", None) is not None else 0)
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+class TensorMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that are created within it and still live; what kernels use is not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
+                storage = tensor.untyped_storage()
+                if storage._cdata not in given and storage._cdata not in self._known:
+                    self._add(storage)
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def peak_of(run: Callable[[], Any], device: torch.device) -> int:
+    """Bytes by which ``run()`` raises memory at its highest: allocator on CUDA, live tensors elsewhere."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    with TensorMemory() as memory:
+        run()
+    return memory.peak
+
+
+# ---- estimating ----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Lengths:
+    """Longest prompt and completion of a role, in tokens."""
+
+    prompt: int
+    completion: int
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Sizes, and the estimated peak by what a step does, in bytes.
+
+    Attributes:
+        base: the frozen base.
+        adapters: each adapter by name.
+        trainable: names of those that train.
+        codec: what the backbone keeps apart from the base (an image tokenizer).
+        training: gradients and optimiser states of the trainable adapters.
+        steps: what each part of a step adds at its highest (``fwm rollout``, ``fwm update``, ...).
+    """
+
+    base: Size
+    adapters: dict[str, Size]
+    trainable: tuple[str, ...]
+    codec: Size
+    training: int
+    steps: dict[str, int]
+
+    @property
+    def resident(self) -> int:
+        """Bytes that stay throughout."""
+        return self.base.bytes + self.codec.bytes + sum(s.bytes for s in self.adapters.values()) + self.training
+
+    @property
+    def peak(self) -> int:
+        """Estimated peak in bytes."""
+        return self.resident + max(self.steps.values(), default=0)
+
+    def __str__(self) -> str:
+        """The report as lines of text."""
+        adapters = ", ".join(
+            f"{name} {size.parameters:,}" + ("" if name in self.trainable else " (frozen)")
+            for name, size in self.adapters.items()
+        )
+        highest = max(self.steps, key=lambda name: self.steps[name], default="")
+        steps = ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.steps.items())
+        return "\n".join(
+            [
+                f"base: {self.base.parameters:,} parameters in {self.base.bytes / GIB:.2f} GiB",
+                f"adapters: {adapters}",
+                f"resident: {self.resident / GIB:.2f} GiB with gradients and optimiser, "
+                f"of it {self.codec.bytes / GIB:.2f} image tokenizer",
+                f"steps add, in GiB: {steps}",
+                f"estimated peak: {self.peak / GIB:.2f} GiB per device, reached in {highest!r}",
+            ]
+        )
+
+
+def report(module: SWIRL, batch_size: int, lengths: dict[str, Lengths], phases: Sequence[str]) -> MemoryEstimate:
+    """What training will take on this device, from the module's settings and a few short forward passes.
+
+    Saved activations, caches and temporaries are measured on prompts of a few dozen tokens and
+    extrapolated, so that any family, adapter size and kernel is covered; what depends on the vocabulary is
+    computed. Completions are taken at their longest.
+
+    Args:
+        module: configured, on its device.
+        batch_size: transitions per micro-batch and device.
+        lengths: of both roles.
+        phases: those that will run.
+    """
+    adapters = {name: size_of(module.adapters.parameters(name)) for name in module.adapters.names}
+    trained = [p for name in module.adapters.trainable for p in module.adapters.parameters(name)]
+    ours = {id(p) for name in module.adapters.names for p in module.adapters.parameters(name)}
+    kept = [m for m in vars(module.backbone).values() if isinstance(m, nn.Module)]
+    return MemoryEstimate(
+        base=size_of(t for t in [*module.parameters(), *module.buffers()] if id(t) not in ours),
+        adapters=adapters,
+        trainable=module.adapters.trainable,
+        codec=size_of(t for m in kept for t in [*m.parameters(), *m.buffers()]),
+        training=round(sum(p.nbytes for p in trained) * (1 + _optimizer_ratio(module))),
+        steps=_Estimator(module).steps(batch_size, lengths, phases),
+    )
+
+
+def _optimizer_ratio(module: SWIRL) -> float:
+    """Bytes of the optimiser's state per byte of a parameter, from a step on one of 4,096 numbers."""
+    parameter = nn.Parameter(torch.zeros(4096, device=module.device))
+    optimizer = module.optimizer_factory([{"params": [parameter]}])
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    held = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor) and t.numel() > 1]
+    return sum(t.nbytes for t in held) / parameter.nbytes
+
+
+class _Estimator:
+    """Peaks of a step's parts, linear in the tokens that run and in the keys that they attend to."""
+
+    def __init__(self, module: SWIRL) -> None:
+        self.module = module
+        self.models = module.models
+        self.device = module.device
+        self.shares = not module.backbone.gradient_checkpointing
+        self.trunk = module.backbone.trunk(module.adapters.model.get_base_model())
+        self._fits: dict[str, Tensor] = {}
+
+    def steps(self, batch_size: int, lengths: dict[str, Lengths], phases: Sequence[str]) -> dict[str, int]:
+        """Bytes that each part of the phases adds."""
+        found: dict[str, int] = {}
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # leave no trace in random states
+            if WARMUP in phases or "bootstrap" in phases:
+                found["warmup"] = self._supervised(batch_size, lengths, WARMUP in phases)
+            for role, judge in (("fwm", "idm"), ("idm", "fwm")):
+                if role in phases:
+                    size = self.module.group_size(role)
+                    found[f"{role} rollout"] = self._rollout(role, batch_size * size, lengths[role])
+                    found[f"{role} reward"] = self._judge(judge, batch_size, size, lengths[judge])
+                    found[f"{role} update"] = self._update(role, batch_size, size, lengths)
+        return found
+
+    # ---- parts of a step -------------------------------------------------------------------------
+    def _supervised(self, rows: int, lengths: dict[str, Lengths], both: bool) -> int:
+        """Graphs of both models live until the backward pass; the head's temporaries follow one another."""
+        shapes = [(lengths[role].prompt, 1, lengths[role].completion) for role in ("fwm", "idm")[: 1 + both]]
+        features = sum(self._features(rows, shape, False)[1] for shape in shapes)
+        fitted = self._fitted("warmup" if both else "update")
+        masks = sum(self._mask(rows, shape, False) for shape in shapes)
+        heads = [self._logits(role, rows * lengths[role].completion) for role in ("fwm", "idm")[: 1 + both]]
+        return max(0, round(float(fitted[0] + (fitted[1] + fitted[2]) * features))) + masks + max(heads)
+
+    def _update(self, role: str, groups: int, size: int, lengths: dict[str, Lengths]) -> int:
+        length = lengths[role]
+        shape = (length.prompt, size, length.completion)
+        fitted = self._fitted("update")
+        total = self._predict(fitted, groups, shape, self.shares)
+        total += self._logits(role, groups * size * length.completion)
+        if role == "fwm" and self.module.anchor_weight > 0:  # one row more per group
+            anchor = (length.prompt, 1, length.completion)
+            tokens = self._features(groups, anchor, False)[1]
+            total += round(self._kept_per_token() * tokens) + self._mask(groups, anchor, False)
+        return total
+
+    def _kept_per_token(self) -> float:
+        """Bytes that a graph keeps per token while another one is differentiated.
+
+        One graph takes k + t per token, with t for temporaries of its backward pass; two of equal size take
+        k + t / 2 per token, since only one at a time is differentiated.
+        """
+        one, two = (float(self._fitted(kind)[1:].sum()) for kind in ("update", "warmup"))
+        return min(max(2 * two - one, two / 2), two)
+
+    def _judge(self, role: str, groups: int, size: int, length: Lengths) -> int:
+        """Members of a group share the first state alone; one chunk of the budget at a time."""
+        rows, budget = groups * size, self.module.max_tokens_per_forward
+        width = length.prompt + length.completion
+        if budget is not None:
+            rows = min(rows, max(size, budget // width // size * size))
+        shape = (length.prompt // 2, size, width - length.prompt // 2)
+        head = self._logits(role, rows * length.completion)
+        return self._predict(self._fitted("scoring"), rows // size, shape, True) + head
+
+    def _rollout(self, role: str, rows: int, length: Lengths) -> int:
+        """Keys and values of all rows, a layer's copied while it grows, and the sorting of a token's logits."""
+        per_token, layers = self._cache_bytes()
+        keys = rows * (length.prompt + length.completion) * per_token
+        return round(keys * (1 + 2 / layers)) + rows * len(self.models.vocabulary(role)) * _DRAW_BYTES
+
+    def _logits(self, role: str, tokens: int) -> int:
+        return min(tokens * len(self.models.vocabulary(role)), LOGITS_PER_CHUNK) * 4 * _LOGITS_COPIES
+
+    # ---- probes ----------------------------------------------------------------------------------
+    @staticmethod
+    def _features(groups: int, shape: tuple[int, int, int], shares: bool) -> tuple[float, float, float]:
+        """1, tokens that run, and keys over all rows."""
+        prompt, size, completion = shape
+        shares = shares and size > 1
+        tokens = prompt + size * completion if shares else size * (prompt + completion)
+        return 1.0, float(groups * tokens), float(groups * size * (prompt + completion))
+
+    def _mask(self, groups: int, shape: tuple[int, int, int], shares: bool) -> int:
+        """Bytes of the attention mask: quadratic, and too small to see in a probe."""
+        prompt, size, completion = shape
+        queries = completion if shares and size > 1 else prompt + completion
+        entry = 1 if self.module.backbone.attn_implementation == "sdpa" else 4
+        return groups * size * queries * (prompt + completion) * entry
+
+    def _predict(self, fitted: Tensor, groups: int, shape: tuple[int, int, int], shares: bool) -> int:
+        features = torch.tensor(self._features(groups, shape, shares), dtype=torch.float64)
+        return max(0, round(float(features @ fitted))) + self._mask(groups, shape, shares)
+
+    def _fitted(self, kind: str) -> Tensor:
+        """(3,) bytes per feature of an ``update``, of ``scoring`` without gradient, or of a ``warmup``."""
+        if kind not in self._fits:
+            shares = kind == "scoring" or (kind == "update" and self.shares)
+            graphs = 2 if kind == "warmup" else 1
+            rows, peaks = [], []
+            for shape in _PROBES:
+                rows.append([graphs * f if n else f for n, f in enumerate(self._features(1, shape, shares))])
+                peak = peak_of(lambda: self._run(*shape, kind != "scoring", shares, graphs), self.device)  # noqa: B023
+                peaks.append([peak - graphs * self._mask(1, shape, shares)])
+            matrix, target = (torch.tensor(m, dtype=torch.float64) for m in (rows, peaks))
+            self._fits[kind] = torch.linalg.lstsq(matrix, target, driver="gelsd").solution[:, 0]
+        return self._fits[kind]
+
+    def _run(self, prompt: int, size: int, completion: int, training: bool, shares: bool, graphs: int) -> None:
+        """Score groups of different rows through a head of a few ids, and differentiate."""
+        adapters, allowed = self.module.adapters, list(self.models.grammars["fwm"].allowed[:4])
+        few = VocabularySlice(self.module.backbone.head(adapters.model.get_base_model()), allowed)
+        spread = [[allowed[n // 4**k % len(allowed)] for k in range(3)] for n in range(size)]
+        rows = [row + [allowed[0]] * (completion - 3) for row in spread]
+        prompts, name = [[allowed[0]] * prompt] * size, adapters.policy("fwm")
+        with adapters.use(name, training), torch.set_grad_enabled(training):
+            scored = [
+                score(self.trunk, few, prompts, rows, group_size=size, share_prefix=shares) for _ in range(graphs)
+            ]
+        if training:  # as in training, after the switch back
+            total = torch.stack([part.values.sum() for part in scored]).sum()
+            torch.autograd.grad(total, adapters.parameters(name))
+
+    @torch.no_grad()
+    def _cache_bytes(self) -> tuple[int, int]:
+        """Bytes of keys and values per token, and the number of layers."""
+        cache, adapters = DynamicCache(), self.module.adapters
+        ids = torch.full((1, 8), self.models.grammars["fwm"].allowed[0], device=self.device)
+        with adapters.use(adapters.policy("fwm")):
+            self.trunk(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True)
+        kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+        held = [t for t in kept if isinstance(t, Tensor)]
+        return sum(t.nbytes for t in held) // 8, max(1, len(cache.layers))

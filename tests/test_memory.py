@@ -1,0 +1,131 @@
+"""The report before training: sizes that can be counted by hand, and a peak that training then reaches."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from tiny import gemma_folder, text_backbone
+
+from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, Transition
+from swirl_lightning.callbacks import MemoryReport, PhaseSwitch
+from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.memory import peak_of, size_of
+
+CPU = torch.device("cpu")
+HIDDEN, LAYERS, RANK = 128, 2, 8
+
+
+class Letters(TransitionDataModule):
+    """States of 47 letters."""
+
+    def load_split(self, split):
+        rng = random.Random(0)
+        text = lambda: "".join(rng.choice("abcdef") for _ in range(47))  # noqa: E731
+        return [Transition(text(), text(), "turn left a", id=str(n)) for n in range(4)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return gemma_folder(tmp_path_factory.mktemp("memory"), hidden=HIDDEN, layers=LAYERS)
+
+
+def swirl(folder, **kwargs):
+    options = {k: kwargs.pop(k) for k in ("quantization", "gradient_checkpointing") if k in kwargs}
+    backbone = text_backbone(folder, max_state_tokens=48, max_action_tokens=12, **options)
+    return SWIRL(backbone, grpo=GRPOConfig(group_size=6), lora=LoraSettings(r=RANK), **kwargs)
+
+
+def test_a_4_bit_base_counts_as_many_parameters_as_a_plain_one(folder):
+    sizes = {}
+    for quantization in ("nf4", None):
+        model = text_backbone(folder, quantization=quantization).load_model()
+        sizes[quantization] = size_of(model.parameters())
+    by_hand = 259 * HIDDEN + HIDDEN + LAYERS * (2 * HIDDEN + 2 * HIDDEN**2 + 2 * HIDDEN * HIDDEN // 2 + 6 * HIDDEN**2)
+    assert sizes[None].parameters == sizes["nf4"].parameters == by_hand
+    assert sizes[None].bytes == 4 * by_hand
+    linear = LAYERS * 9 * HIDDEN**2
+    packed = linear // 2 + linear // 64  # half a byte a weight, a byte of scale for 64 of them
+    assert 0 < sizes["nf4"].bytes - 4 * (by_hand - linear) - packed < 0.2 * packed  # scales of scales, code books
+
+
+def test_peak_counts_what_lives_at_once():
+    def run():
+        a = torch.ones(250, 1000)
+        b = a * 2
+        del a
+        return (b + 1).view(-1)[:5]
+
+    assert peak_of(run, CPU) == 2 * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("phase", "kwargs"),
+    [
+        ("fwm", {"quantization": "nf4", "anchor_weight": 0.5}),
+        ("idm", {"quantization": None, "gradient_checkpointing": True}),
+        ("warmup", {"quantization": "nf4"}),
+    ],
+)
+def test_the_estimate_is_within_a_quarter_of_what_training_takes(folder, tmp_path, phase, kwargs):
+    module, callback = swirl(folder, **kwargs), MemoryReport(samples=2)
+    switch = PhaseSwitch(1, iterations=0) if phase == "warmup" else PhaseSwitch(0, [phase], 1)
+
+    def trainer(*callbacks, **settings):
+        return Trainer(
+            accelerator="cpu",
+            logger=False,
+            max_epochs=-1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            limit_val_batches=0,
+            default_root_dir=tmp_path,
+            callbacks=[switch, *callbacks],
+            **settings,
+        )
+
+    module.configure_model()
+    before = {k: v.clone() for k, v in module.adapters.state_dict().items()}
+    random_state = torch.get_rng_state()
+    trainer(callback, limit_train_batches=0).fit(module, Letters(batch_size=2))
+    assert callback.estimate is not None
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(before[k], v) for k, v in module.adapters.state_dict().items())
+    assert all(p.grad is None for p in module.parameters())
+
+    measured = peak_of(lambda: trainer().fit(module, Letters(batch_size=2)), CPU)
+    estimated = max(callback.estimate.steps.values()) + callback.estimate.training
+    assert 0.75 < estimated / measured < 1.25, (estimated, measured, callback.estimate.steps)
+
+
+def test_the_report_names_what_it_counts(folder, tmp_path, caplog):
+    module, callback = swirl(folder, shared_weights=True), MemoryReport(samples=1)
+    with caplog.at_level("INFO"):
+        Trainer(
+            accelerator="cpu",
+            logger=False,
+            fast_dev_run=True,
+            limit_val_batches=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[PhaseSwitch(1, iterations=1), callback],
+        ).fit(module, Letters(batch_size=1))
+    estimate = callback.estimate
+    assert set(estimate.steps) == {
+        "warmup",
+        *(f"{r} {w}" for r in ("fwm", "idm") for w in ("rollout", "reward", "update")),
+    }
+    per_layer = {"q": 1, "o": 1, "k": 0.5, "v": 0.5}
+    attention = sum(RANK * (HIDDEN + HIDDEN * out) for out in per_layer.values())
+    mlp = 3 * RANK * (HIDDEN + 2 * HIDDEN)
+    assert estimate.adapters["world"].parameters == LAYERS * (attention + mlp)
+    assert estimate.training == 3 * 4 * LAYERS * (attention + mlp)  # a gradient and Adam's two moments
+    assert estimate.trainable == ("world",)
+    text = str(estimate)
+    for word in ("base: 328,", "world_ref 32,768 (frozen)", "estimated peak", "GiB per device"):
+        assert word in text
+    with pytest.raises(ValueError, match="samples"):
+        MemoryReport(samples=0)
