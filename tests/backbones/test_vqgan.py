@@ -84,9 +84,7 @@ def test_512_pixels_are_32_by_32_codes() -> None:
 
 def test_codes_equal_those_of_an_independent_encoder() -> None:
     torch.manual_seed(0)
-    config = ChameleonVQVAEConfig(
-        resolution=64, base_channels=32, latent_channels=32, embed_dim=16, num_embeddings=64
-    )
+    config = ChameleonVQVAEConfig(resolution=64, base_channels=32, latent_channels=32, embed_dim=16, num_embeddings=64)
     other = ChameleonVQVAE(config).eval()
     some = torch.rand(4, 3, 64, 64) * 2 - 1
     with torch.no_grad():  # a codebook of real latents, or one code would be nearest to all
@@ -98,9 +96,7 @@ def test_codes_equal_those_of_an_independent_encoder() -> None:
     assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in missing)
     pixels = torch.rand(3, 3, 64, 64) * 2 - 1
     with torch.no_grad():
-        torch.testing.assert_close(
-            ours.latents(pixels), other.quant_conv(other.encoder(pixels)), rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(ours.latents(pixels), other.quant_conv(other.encoder(pixels)), rtol=1e-4, atol=1e-5)
         codes = other.encode(pixels).image_tokens.view(3, -1)
     assert torch.equal(ours.encode(pixels), codes)
     assert len(codes.unique()) > 3

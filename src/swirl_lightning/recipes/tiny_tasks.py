@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -13,6 +13,35 @@ from swirl_lightning.benchmarks.minigrid.tiles import CELLS, GRID, Scene
 from swirl_lightning.recipes.tiny_edits import FLOOR, WALL, Scenes, agent_place, ahead
 from swirl_lightning.recipes.tiny_text import commands, place
 
+PLACES = {
+    "changed": 0.42,
+    "count": 0.03,
+    "difference": 0.07,
+    "edit": 0.24,
+    "copy": 0.04,
+    "objects": 0.04,
+    "draw": 0.03,
+    "where": 0.03,
+    "look": 0.05,
+    "ahead": 0.03,
+    "text": 0.02,
+}
+"""Shares of the tasks in the first stage, which mostly teaches where things are."""
+NAMES = {
+    "changed": 0.36,
+    "count": 0.02,
+    "difference": 0.05,
+    "edit": 0.20,
+    "copy": 0.05,
+    "objects": 0.04,
+    "draw": 0.03,
+    "where": 0.03,
+    "look": 0.08,
+    "ahead": 0.05,
+    "name": 0.07,
+    "text": 0.02,
+}
+"""Shares of the tasks in the second stage, which adds what they are."""
 SEEN_WEIGHT = 0.2
 """Loss weight of a second frame that nothing announces: most of it is a copy of the first."""
 BARE_WEIGHT = 0.3
@@ -41,9 +70,16 @@ class Tasks:
         scenes: where frames come from.
         tokenizer: the tiny base's.
         codes: the VQ code of each kind of cell, (len(CELLS),).
+        shares: how often each task comes; the tasks are the methods of these names.
     """
 
-    def __init__(self, scenes: Scenes, tokenizer: PreTrainedTokenizerFast, codes: list[int]) -> None:
+    def __init__(
+        self,
+        scenes: Scenes,
+        tokenizer: PreTrainedTokenizerFast,
+        codes: list[int],
+        shares: Mapping[str, float] = NAMES,
+    ) -> None:
         self._scenes = scenes
         self._rng = scenes.rng
         self._encode = lru_cache(100_000)(lambda text: tokenizer.encode(text, add_special_tokens=False))
@@ -52,29 +88,17 @@ class Tasks:
         self._boi, self._eoi = vocabulary["<boi>"], vocabulary["<eoi>"]
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._commands = commands()
-        self._makers: dict[str, tuple[float, Callable[[Sample], None]]] = {
-            "changed": (0.36, self._changed),
-            "count": (0.02, self._count),
-            "difference": (0.05, self._difference),
-            "edit": (0.20, self._edit),
-            "copy": (0.05, self._copy),
-            "objects": (0.04, self._objects),
-            "draw": (0.03, self._draw),
-            "where": (0.03, self._where),
-            "look": (0.08, self._look),
-            "ahead": (0.05, self._ahead),
-            "name": (0.07, self._name),
-            "text": (0.02, self._text),
-        }
+        self._shares = shares
+        self._makers: dict[str, Callable[[Sample], None]] = {name: getattr(self, f"_{name}") for name in shares}
 
     def draw(self, task: str | None = None) -> Sample:
         """One sample, of ``task`` or of a random one."""
         if task is None:
-            shares = [share for share, _ in self._makers.values()]
-            task = list(self._makers)[self._rng.choice(len(shares), p=shares)]
+            shares = np.array(list(self._shares.values()))
+            task = list(self._shares)[self._rng.choice(len(shares), p=shares / shares.sum())]
         sample = Sample(task)
         self._add(sample, [self._bos], 0.0)
-        self._makers[task][1](sample)
+        self._makers[task](sample)
         return sample
 
     # ---- pieces ----------------------------------------------------------------------------------
