@@ -209,10 +209,8 @@ class Aurora(VisualSuite):
     def _latents(self, pictures: Sequence[Image.Image]) -> Tensor:
         module: Any = self.trainer.lightning_module if self.trainer else None
         backbone = getattr(module, "backbone", None)
-        if not hasattr(backbone, "latents"):
-            raise ValueError(
-                f"DiscEdit needs a backbone with latents of pictures, {type(backbone).__name__} has none"
-            )
+        if backbone is None or not hasattr(backbone, "latents"):
+            raise ValueError(f"DiscEdit needs a backbone with latents of pictures, {type(backbone).__name__} has none")
         return backbone.latents(pictures, module.device)
 
 

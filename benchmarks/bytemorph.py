@@ -128,9 +128,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         names = parquet.read_schema(path).names
         lacking = [name for name in COLUMNS if name not in names]
         if lacking:
-            raise ValueError(
-                f"ByteMorph: {path} lacks the columns {', '.join(lacking)}; it has {', '.join(names)}"
-            )
+            raise ValueError(f"ByteMorph: {path} lacks the columns {', '.join(lacking)}; it has {', '.join(names)}")
         rows: list[dict[str, Any]] = parquet.read_table(
             path, columns=[name for name in (*COLUMNS, *OPTIONAL) if name in names]
         ).to_pylist()

@@ -144,7 +144,7 @@ class VisualSuite(TransitionDataModule):
 
     def state_metrics(self) -> MetricCollection:
         """CLIP scores and judge, as configured."""
-        metrics: dict[str, Metric] = {}
+        metrics: dict[str, Metric | MetricCollection] = {}
         if self.clip:
             metrics |= self.clip_metrics(CLIPEncoder(self.clip))
         if self.judge is not None and self._judging:
@@ -153,7 +153,10 @@ class VisualSuite(TransitionDataModule):
 
     def action_metrics(self) -> MetricCollection:
         """Exact match, ROUGE-L, BLEU by words, and BERTScore and judge as configured."""
-        metrics: dict[str, Metric] = {"exact_match": ExactMatch("action"), "rouge_l": RougeL(field="action")}
+        metrics: dict[str, Metric | MetricCollection] = {
+            "exact_match": ExactMatch("action"),
+            "rouge_l": RougeL(field="action"),
+        }
         if find_spec("nltk") is not None:
             metrics["bleu_word"] = BLEU("bleu_word", "word", field="action")
         if self.bert:

@@ -7,6 +7,7 @@ from swirl_lightning.callbacks.hyperparameters import HyperparameterText
 from swirl_lightning.callbacks.memory_report import MemoryReport
 from swirl_lightning.callbacks.phase_switch import PhaseSwitch
 from swirl_lightning.callbacks.pictures import TransitionPictures
+from swirl_lightning.callbacks.predictions import Predictions
 from swirl_lightning.callbacks.progress import PhaseProgressBar
 from swirl_lightning.callbacks.results import Results
 from swirl_lightning.callbacks.throughput import Throughput
@@ -19,6 +20,7 @@ __all__ = [
     "MemoryReport",
     "PhaseProgressBar",
     "PhaseSwitch",
+    "Predictions",
     "Results",
     "Throughput",
     "TransitionPictures",

@@ -44,7 +44,7 @@ def about(trainer: Trainer, pl_module: Any) -> dict[str, Any]:
 
 def _plain(data: Any) -> dict[str, Any]:
     """Options of a DataModule that are plain values."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in vars(data).items():
         if name.startswith("_") or name in _LIGHTNING_S or name in ("counts", "missing_metrics", "trainer"):
             continue

@@ -10,10 +10,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from jsonargparse import ArgumentParser
 from PIL import Image
 from visual_world import liquid_folder, model, picture, trainer, write_aurora
 
 from swirl_lightning.benchmarks.aurora import Aurora
+from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.judge import Judge
 from swirl_lightning.judge_templates import TEMPLATES
 from swirl_lightning.metrics.judge import JudgeScore
@@ -164,10 +166,16 @@ def test_a_refusal_stops_with_a_reason_and_without_the_key(server, tmp_path, cap
     server.script = [401]
     metric = JudgeScore(judge(server, tmp_path), "aurora")
     metric.update([picture(5)], rows(1))
-    with pytest.raises(RuntimeError, match=r"refuses \(401\)") as error:
+    with pytest.raises(ValueError, match=r"refuses \(401\)") as error:
         metric.collect()
     assert KEY not in str(error.value)
     assert len(server.requests) == 1  # not retried
+
+
+def test_a_question_that_is_refused_costs_itself_only(server, tmp_path):
+    server.script = [400]
+    found = scored(JudgeScore(judge(server, tmp_path, concurrency=1), "aurora"), [picture(5)] * 2, rows(2))
+    assert (found["judge"], found["judge_failed"], len(server.requests)) == (7, 1, 2)
 
 
 def test_at_most_so_many_at_a_time(server, tmp_path):
@@ -243,3 +251,12 @@ def test_end_to_end_and_no_key_on_disk(server, tmp_path):
     assert again["test/fwm/sampled/judge"] == 7
     for path in (tmp_path / "cache").rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
+
+
+def test_from_a_config():
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(TransitionDataModule, "data")
+    config = {"class_path": "swirl_lightning.judge.Judge", "init_args": {"model": "gpt-4o", "concurrency": 2}}
+    data = {"class_path": "swirl_lightning.benchmarks.aurora.Aurora", "init_args": {"data_dir": "x", "judge": config}}
+    built = parser.instantiate(parser.parse_object({"data": data})).data
+    assert (built.judge.model, built.judge.concurrency) == ("gpt-4o", 2)

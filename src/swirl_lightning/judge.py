@@ -22,6 +22,7 @@ from swirl_lightning.judge_templates import JudgeTemplate
 from swirl_lightning.transition import State
 
 _RETRIED = (408, 409, 429)  # and 5xx; other answers of a server will not change
+_SETTINGS = (401, 403, 404)  # key, rights, model or address: no question will be answered
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,12 @@ class Judge:
                 text = reply.choices[0].message.content if reply.choices else None
                 return text or "", usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0
             except openai.APIStatusError as error:
-                if error.status_code < 500 and error.status_code not in _RETRIED:
-                    raise RuntimeError(
+                if error.status_code in _SETTINGS:
+                    raise ValueError(
                         f"the judge's endpoint refuses ({error.status_code}): {_redacted(error.message)}"
                     ) from None
+                if error.status_code < 500 and error.status_code not in _RETRIED:
+                    break  # of this question alone: a picture against its rules, for example
             except (openai.APIConnectionError, openai.APIResponseValidationError, ValueError):
                 pass  # includes timeouts; ValueError: an answer that is no JSON
         raise _Failed

@@ -184,9 +184,7 @@ def test_disc_edit(tmp_path, base):
     with pytest.warns(UserWarning, match="no picture or no text"):
         data.setup("test")
     rows = data.split("test")
-    assert [r.action for r in rows] == ["put it there"] * 3 + ["put it away"] * 3 + ["stay"] * 3 + [
-        "make it red"
-    ] * 3
+    assert [r.action for r in rows] == ["put it there"] * 3 + ["put it away"] * 3 + ["stay"] * 3 + ["make it red"] * 3
     results, _ = run(base, data, tmp_path)
     score, error = (results[f"test/fwm/sampled/disc_edit{s}"] for s in ("", "_standard_error"))
     assert 6 * score == pytest.approx(round(6 * score))

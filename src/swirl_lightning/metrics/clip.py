@@ -105,9 +105,7 @@ class CLIPSimilarity(CategoryMeans):
         kwargs: as for `torchmetrics.Metric`.
     """
 
-    def __init__(
-        self, encoder: CLIPEncoder, categories: Sequence[str] = (), by: str = "task", **kwargs: Any
-    ) -> None:
+    def __init__(self, encoder: CLIPEncoder, categories: Sequence[str] = (), by: str = "task", **kwargs: Any) -> None:
         super().__init__(("clip_target", "clip_source", "clip_nearer_target"), categories, by, **kwargs)
         self.encoder = encoder
 
