@@ -68,9 +68,7 @@ class PhaseSchedule:
         iteration, place = divmod(epoch - self.warmup_epochs, len(self.phases))
         method = "Bootstrap" if set(self.phases) == {"bootstrap"} else "SWIRL"
         last = place == len(self.phases) - 1
-        return Phase(
-            self.phases[place], iteration, place == 0, f"{method} iteration {iteration + 1}" if last else None
-        )
+        return Phase(self.phases[place], iteration, place == 0, f"{method} iteration {iteration + 1}" if last else None)
 
 
 @dataclass(frozen=True)

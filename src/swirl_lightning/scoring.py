@@ -182,8 +182,6 @@ def _score_groups(
     first = torch.tensor([len(r) - len(c) for r, c in zip(rests, completions, strict=True)], device=device)
     column = first[:, None] + torch.arange(targets.shape[1], device=device)  # (N, L)
     row, place = completion_mask.nonzero(as_tuple=True)  # (T,) twice: only completion positions meet the head
-    values, entropy = vocabulary.log_probs(
-        hidden[row, column[row, place]], targets[row, place], temperature
-    )  # (T,)
+    values, entropy = vocabulary.log_probs(hidden[row, column[row, place]], targets[row, place], temperature)  # (T,)
     blank = values.new_zeros(targets.shape)
     return LogProbs(blank.index_put((row, place), values), blank.index_put((row, place), entropy), completion_mask)

@@ -25,6 +25,7 @@ class TransitionDataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: transitions per training batch and device.
+        warmup_batch_size: the same in the warm-up; None for ``batch_size``.
         eval_batch_size: the same for validation, test and prediction; None for ``batch_size``.
         num_workers: worker processes that load records; 0 loads in the main process.
         seed: of the order of rows and of the choice of pairs.
@@ -42,6 +43,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         self,
         *,
         batch_size: int = 8,
+        warmup_batch_size: int | None = None,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -53,6 +55,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         if pairs_per_iteration is not None and pairs_per_iteration < 1:
             raise ValueError(f"pairs_per_iteration must be at least 1 or null, got {pairs_per_iteration}")
         self.batch_size = batch_size
+        self.warmup_batch_size = warmup_batch_size or batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -89,9 +92,10 @@ class TransitionDataModule(LightningDataModule, ABC):
         module = getattr(self.trainer, "lightning_module", None)
         phase = getattr(module, "phase", None)
         if module is None or phase is None or phase.name == "warmup":
-            return self._train_loader(self.split("warmup"))
+            return self._train_loader(self.split("warmup"), self.warmup_batch_size)
         return self._train_loader(
             self.pairs(phase.iteration),
+            self.batch_size,
             replays=module.num_policy_iterations(phase.name),
             window=self.trainer.accumulate_grad_batches if self.trainer else 1,
         )
@@ -134,11 +138,13 @@ class TransitionDataModule(LightningDataModule, ABC):
         return _StateOnly(rows, chosen.tolist())
 
     # ---- loaders ---------------------------------------------------------------------------------
-    def _train_loader(self, rows: Sequence[Transition], replays: int = 1, window: int = 1) -> TransitionLoader:
+    def _train_loader(
+        self, rows: Sequence[Transition], batch_size: int, replays: int = 1, window: int = 1
+    ) -> TransitionLoader:
         rank, world_size = self._place()
         return TransitionLoader(
             rows,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             shuffle=not getattr(self.trainer, "overfit_batches", 0),
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,

@@ -47,9 +47,7 @@ def swirl(out: Path, seed: int, row: str, command: str, *args: str) -> None:
     line += ["--trainer.enable_progress_bar", "false", "--trainer.logger.init_args.save_dir", str(run.parent)]
     line += ["--trainer.logger.init_args.name", run.name]
     with (run / f"{command}.log").open("w") as log:
-        done = subprocess.run(
-            line, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        done = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise SystemExit(f"{row}, seed {seed}: {command} failed; see {run / f'{command}.log'}")
 
@@ -112,9 +110,7 @@ def main() -> None:
         run_seed(args.out, seed, args.split, args.rows)
     table = gather(args.out, args.seeds, args.split)
     (args.out / f"table_{args.split}.json").write_text(json.dumps({"seeds": args.seeds, "rows": table}, indent=2))
-    view = Table(
-        "", *COLUMNS.values(), title=f"MiniGrid, {args.split}, {len(args.seeds)} seeds, mean ± standard error"
-    )
+    view = Table("", *COLUMNS.values(), title=f"MiniGrid, {args.split}, {len(args.seeds)} seeds, mean ± standard error")
     for row, metrics in table.items():
         view.add_row(row, *[cell(key, metrics[key]) for key in COLUMNS])
         if row != "SFT":
