@@ -16,8 +16,8 @@ from swirl_lightning.evaluation import EvaluationConfig
 
 def run(folder, root, devices=1):
     data = Aurora(data_dir=str(root / "data"), clip=str(root / "clip"), eval_batch_size=2)
-    module = model(root / "base", evaluation=EvaluationConfig(modes=("sampled",)))
-    spread = {"strategy": "ddp_fork", "devices": 2} if devices == 2 else {}
+    module = model(root / "base", evaluation=EvaluationConfig(modes=("sampled",)), optimizer=torch.optim.AdamW)
+    spread = {"strategy": "ddp_spawn", "devices": 2} if devices == 2 else {}
     trainer(folder, Predictions(), Results(row="r"), **spread).test(module, data, verbose=False)
     return read(folder / "results.json")["test"]["r"]
 
