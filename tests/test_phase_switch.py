@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.schedule import OptimConfig, PhaseLR, PhaseOptimConfigs, PhaseSchedule
+
+
+def names(schedule, epochs):
+    return [schedule.at(epoch).name for epoch in range(epochs)]
+
+
+def test_the_iterative_schedule():
+    schedule = PhaseSchedule(2, ("fwm", "idm"), 2)
+    assert names(schedule, 6) == ["warmup", "warmup", "fwm", "idm", "fwm", "idm"]
+    assert [schedule.at(e).iteration for e in range(6)] == [0, 0, 0, 0, 1, 1]
+    assert [schedule.at(e).starts_iteration for e in range(6)] == [False, False, True, False, True, False]
+    assert [schedule.at(e).ends for e in range(6)] == [
+        None,
+        "SFT",
+        None,
+        "SWIRL iteration 1",
+        None,
+        "SWIRL iteration 2",
+    ]
+    assert schedule.epochs == 6
+
+
+def test_the_one_shot_schedule_and_the_endless_one():
+    assert names(PhaseSchedule(0, ("idm", "fwm"), 1), 2) == ["idm", "fwm"]
+    endless = PhaseSchedule(1)
+    assert endless.epochs is None
+    assert names(endless, 6) == ["warmup", "fwm", "idm", "fwm", "idm", "fwm"]
+    assert PhaseSchedule(0, ("bootstrap",), 1).at(0).ends == "Bootstrap iteration 1"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "word"),
+    [({"phases": ["fwd"]}, "fwd"), ({"phases": []}, "non-empty"), ({"warmup_epochs": 0, "iterations": 0}, "empty")],
+)
+def test_bad_schedules_are_named(kwargs, word):
+    with pytest.raises(ValueError, match=word):
+        PhaseSwitch(**kwargs)
+
+
+def test_learning_rate_by_hand():
+    config = OptimConfig(lr=1.0, warmup=4)
+    assert [config.factor(s, 20) for s in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert config.factor(12, 20) == pytest.approx(0.5)
+    assert config.factor(20, 20) == pytest.approx(0.0)
+    assert OptimConfig(warmup=0, schedule="constant").factor(19, 20) == 1.0
+    assert OptimConfig(warmup=0.5).factor(0, 10) == pytest.approx(1 / 6)
+
+
+def test_the_curve_begins_anew_with_each_phase_and_survives_a_checkpoint():
+    def make():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=9.0)
+        configs = PhaseOptimConfigs(OptimConfig(1.0, 0), OptimConfig(0.1, 0), OptimConfig(0.2, 0))
+        return optimizer, PhaseLR(optimizer, configs)
+
+    optimizer, curve = make()
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    for phase, peak in (("warmup", 1.0), ("fwm", 0.1), ("idm", 0.2), ("bootstrap", 0.1)):
+        curve.begin(phase, 4)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(peak)
+        for _ in range(2):
+            optimizer.step()
+            curve.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(peak / 2)
+    other, fresh = make()
+    fresh.load_state_dict(curve.state_dict())
+    assert other.param_groups[0]["lr"] == pytest.approx(0.05)
