@@ -5,7 +5,8 @@ import torch
 from tiny import text_backbone
 
 from swirl_lightning.backbones.base import Grammar
-from swirl_lightning.sampling import SamplingConfig, sample, uniforms
+from swirl_lightning.noise import uniforms
+from swirl_lightning.sampling import SamplingConfig, sample
 from swirl_lightning.scoring import score
 from swirl_lightning.vocabulary import VocabularySlice
 

@@ -237,3 +237,54 @@ def test_backbones_are_imported_when_they_are_asked_for():
     assert all(getattr(package, name).__name__ == name for name in package.__all__)
     with pytest.raises(AttributeError, match="TextLLM"):
         _ = package.Nothing
+
+
+# ---- VLM -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["qwen_vl", "smolvlm"])
+def test_a_vlm_reads_pictures_and_cannot_predict_them(name, tmp_path):
+    backbone = backbone_of(name, FAMILIES[name].write(tmp_path), quantization=None)
+    one, two, again = backbone.encode_states([*pictures(2), pictures(1)[0]], CPU)
+    assert one == again
+    assert not set(one) & set(two)
+    before, after = backbone._marks
+    assert backbone.wrap_state(one) == [*before, *one, *after]
+    assert len(one) == backbone.grid**2
+    with pytest.raises(ValueError, match="describe it in words"):
+        backbone.state_grammar.complete(one)
+    with pytest.raises(ValueError, match="no picture of this process"):
+        backbone.store.picture(two[-1] + 1)
+
+
+def test_a_vlm_uses_the_features_of_each_picture(tmp_path):
+    """More pictures than are kept, some twice: rows alone give what they give in a batch."""
+    import swirl_lightning.backbones.picture_trunk as module
+
+    backbone = backbone_of("qwen_vl", FAMILIES["qwen_vl"].write(tmp_path), quantization=None)
+    trunk = backbone.trunk(backbone.load_model())
+    rows = [[3, *backbone.wrap_state(ids), 4] for ids in backbone.encode_states(pictures(5), CPU)]
+    ids = torch.tensor([*rows, rows[0]])
+    mask, positions = torch.ones_like(ids), torch.arange(ids.shape[1]).expand(len(ids), -1)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(module, "FEATURES_KEPT", 2)
+        whole = trunk(ids, mask, positions).last_hidden_state
+        assert len(trunk._kept) == 2
+        for n in range(len(ids)):
+            alone = trunk(ids[n : n + 1], mask[:1], positions[:1]).last_hidden_state[0]
+            torch.testing.assert_close(alone, whole[n], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(whole[0], whole[1])
+
+
+def test_vlm_names_what_does_not_fit(folders, tmp_path):
+    qwen = FAMILIES["qwen_vl"].write(tmp_path / "q")
+    with pytest.raises(ValueError, match="resolution must be a multiple of 4"):
+        backbone_of("qwen_vl", qwen, resolution=6).load_model()
+    with pytest.raises(ValueError, match=r"'qwen2' model, needed: \['qwen2_5_vl'"):
+        backbone_of("qwen_vl", folders["chat"]).load_model()
+    with pytest.raises(ValueError, match="no causal language model"):
+        backbone_of("text", qwen).load_model()
+    smol = FAMILIES["smolvlm"].write(tmp_path / "s")
+    with pytest.raises(ValueError, match="leave it out"):
+        _ = backbone_of("smolvlm", smol, resolution=512).grid
+    byte_tokenizer(["<image>"]).save_pretrained(smol)
+    with pytest.raises(ValueError, match="lacks <fake_token_around_image>, <global-img>"):
+        backbone_of("smolvlm", smol).load_model()

@@ -20,15 +20,22 @@ from transformers import (
     Emu3ImageProcessor,
     GemmaConfig,
     GemmaForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.chameleon import Chameleon
 from swirl_lightning.backbones.emu3 import Emu3
 from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.backbones.text import TextLLM
+from swirl_lightning.backbones.vlm import VLM
 from swirl_lightning.backbones.vqgan import VQGAN, VQGANConfig
 
 CODES, SIDE = 16, 8
@@ -150,6 +157,72 @@ def chameleon_folder(out: Path) -> Path:
     return out
 
 
+def qwen_vl_folder(out: Path) -> Path:
+    """Qwen2.5-VL: windowed vision attention, positions by row and column, a chat template."""
+    marks = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = byte_tokenizer(marks)
+    tokenizer.chat_template = CHATML
+    tokenizer.eos_token = "<|im_end|>"
+    ids = tokenizer.get_vocab()
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **SIZES,
+            "vocab_size": len(tokenizer),
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "patch_size": 2,
+            "spatial_merge_size": 2,
+            "window_size": 8,
+            "fullatt_block_indexes": [1],
+        },
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+    )
+    torch.manual_seed(0)
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    Qwen2VLImageProcessorPil(patch_size=2, merge_size=2).save_pretrained(out)
+    return out
+
+
+def smolvlm_folder(out: Path) -> Path:
+    tokenizer = byte_tokenizer(["<image>", "<fake_token_around_image>", "<global-img>"])
+    config = SmolVLMConfig(
+        text_config={"model_type": "llama", "vocab_size": len(tokenizer), **SIZES},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": SIDE,
+            "patch_size": 2,
+        },
+        image_token_id=tokenizer.get_vocab()["<image>"],
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    SmolVLMForConditionalGeneration(config).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    size = {"longest_edge": SIDE}
+    SmolVLMImageProcessorPil(size=size, max_image_size=size).save_pretrained(out)
+    return out
+
+
+def mixed(count: int) -> list[Any]:
+    """Pictures first, then texts: as `before` and `after` of a VLM's transitions."""
+    half = count // 2
+    return [*pictures(half), *texts(count - half)]
+
+
 @dataclass(frozen=True)
 class Family:
     """How a family is written to disk, loaded, and what its states are."""
@@ -168,6 +241,8 @@ FAMILIES = {
     "liquid": Family(liquid_folder, Liquid, pictures, VISUAL),
     "emu3": Family(emu3_folder, Emu3, pictures, VISUAL | {"resolution": SIDE}),
     "chameleon": Family(chameleon_folder, Chameleon, pictures, VISUAL),
+    "qwen_vl": Family(qwen_vl_folder, VLM, mixed, TEXT | {"resolution": SIDE}),
+    "smolvlm": Family(smolvlm_folder, VLM, mixed, TEXT),
 }
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from swirl_lightning.backbones.emu3 import Emu3
     from swirl_lightning.backbones.liquid import Liquid
     from swirl_lightning.backbones.text import TextLLM
+    from swirl_lightning.backbones.vlm import VLM
 
 _HOMES = {
     "Backbone": "base",
@@ -19,9 +20,10 @@ _HOMES = {
     "Grammar": "base",
     "Liquid": "liquid",
     "TextLLM": "text",
+    "VLM": "vlm",
 }
 
-__all__ = ["Backbone", "Chameleon", "Emu3", "Grammar", "Liquid", "TextLLM"]
+__all__ = ["VLM", "Backbone", "Chameleon", "Emu3", "Grammar", "Liquid", "TextLLM"]
 
 
 def __getattr__(name: str) -> Any:

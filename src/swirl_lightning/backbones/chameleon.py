@@ -42,7 +42,7 @@ class Chameleon(ImageTokens):
     """
 
     lora_targets = r".*model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
-    keep_unquantized = ("lm_head", "vqmodel")
+    keep_unquantized = ("lm_head", "model.vqmodel")
 
     def __init__(self, model_name_or_path: str, vqgan_path: str | None = None, **kwargs: Any) -> None:
         super().__init__(model_name_or_path, **kwargs)

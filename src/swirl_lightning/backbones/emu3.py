@@ -45,7 +45,7 @@ class Emu3(ImageTokens):
     """
 
     lora_targets = r".*text_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
-    keep_unquantized = ("lm_head", "vqmodel")
+    keep_unquantized = ("lm_head", "model.vqmodel")
 
     def __init__(self, model_name_or_path: str, resolution: int = 512, **kwargs: Any) -> None:
         super().__init__(model_name_or_path, **kwargs)
@@ -102,9 +102,7 @@ class Emu3(ImageTokens):
         """Codes of a state's side."""
         factor = 2 ** (len(self.config.vq_config.channel_multiplier) - 1)
         if self.resolution < factor or self.resolution % factor:
-            raise ValueError(
-                f"resolution must be a multiple of {factor}, the side of a code, got {self.resolution}"
-            )
+            raise ValueError(f"resolution must be a multiple of {factor}, the side of a code, got {self.resolution}")
         return self.resolution // factor
 
     def encode_images(self, images: list[Image.Image], device: torch.device) -> Tensor:

@@ -11,8 +11,14 @@ from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.quantization import prepare_quantized
 from swirl_lightning.prompts import TokenIds
 
-FAMILIES = {"emu3": "Emu3", "chameleon": "Chameleon"}
-"""Classes of this package for model types that would silently load as something else."""
+FAMILIES = {
+    "chameleon": "Chameleon",
+    "emu3": "Emu3",
+    "qwen2_5_vl": "VLM",
+    "qwen2_vl": "VLM",
+    "smolvlm": "VLM",
+}
+"""Classes of this package by model type, for messages; none of these is a causal language model."""
 
 
 def misfit(backbone: Backbone, problem: str) -> NoReturn:

@@ -77,9 +77,7 @@ class TextLLM(Backbone):
         model = load_base(self, AutoModelForCausalLM)
         rows = len(self.head(model).weight)
         if highest >= rows:
-            misfit(
-                self, f"its tokenizer has id {highest}, its output layer {rows} rows; use its own tokenizer files"
-            )
+            misfit(self, f"its tokenizer has id {highest}, its output layer {rows} rows; use its own tokenizer files")
         return model
 
     @cached_property

@@ -1,0 +1,157 @@
+"""A language model whose ids above the vocabulary stand for the features of pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from swirl_lightning.backbones.images import square
+from swirl_lightning.prompts import TokenIds
+
+FEATURES_KEPT = 64
+"""Pictures whose features are kept; the others go through the vision tower again."""
+
+
+class PictureStore:
+    """Pictures by slot; picture s has the ids start + s * grid² ... start + (s + 1) * grid² - 1.
+
+    Args:
+        start: size of the vocabulary.
+        grid: features of a picture's side.
+        resolution: side in pixels at which pictures are kept, losslessly compressed.
+    """
+
+    def __init__(self, start: int, grid: int, resolution: int) -> None:
+        self.start, self.grid, self.resolution = start, grid, resolution
+        self.name = uuid.uuid4().hex
+        self._slots: dict[bytes, int] = {}
+        self._files: list[bytes] = []
+
+    @property
+    def size(self) -> int:
+        """Ids of a picture."""
+        return self.grid**2
+
+    def add(self, image: Image.Image) -> TokenIds:
+        """Ids of a picture; equal pictures have equal ids."""
+        image = square(image, self.resolution)
+        key = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        if key not in self._slots:
+            file = io.BytesIO()
+            image.save(file, "PNG", compress_level=1)
+            self._slots[key] = len(self._files)
+            self._files.append(file.getvalue())
+        first = self.start + self._slots[key] * self.size
+        return list(range(first, first + self.size))
+
+    def picture(self, token: int) -> Image.Image:
+        """The picture that an id belongs to.
+
+        Raises:
+            ValueError: this process has not encoded it.
+        """
+        slot = (token - self.start) // self.size
+        if not 0 <= slot < len(self._files):
+            raise ValueError(
+                f"id {token} stands for no picture of this process: ids of pictures do not outlive a run; "
+                "resume from a checkpoint at the end of an epoch"
+            )
+        return Image.open(io.BytesIO(self._files[slot])).convert("RGB")
+
+
+class PictureTrunk(nn.Module):
+    """Ids -> ``last_hidden_state``, with pictures looked up and, if need be, placed by row and column.
+
+    With ``by_grid`` (Qwen's multimodal RoPE) a picture's positions are its rows and columns, and the text
+    after it goes on behind the longer side. How far positions lag behind the number of tokens travels with the
+    cache, as one more layer of it, through whatever selection or repetition its rows undergo.
+
+    Args:
+        model: the whole model; it is not registered as a part of this module.
+        store: the pictures.
+        features: (model, B pictures, device) -> (B, grid², H).
+        by_grid: positions are (3, B, S).
+    """
+
+    _model: Any
+
+    def __init__(
+        self,
+        model: Any,
+        store: PictureStore,
+        features: Callable[[Any, list[Image.Image], torch.device], Tensor],
+        by_grid: bool,
+    ) -> None:
+        super().__init__()
+        self.__dict__["_model"] = model  # past nn.Module's registration: it is trained and moved elsewhere
+        self._store, self._compute, self._by_grid = store, features, by_grid
+        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Ids, mask and positions, (B, S) each, as for any causal language model."""
+        if self._by_grid:
+            position_ids = self._grid_positions(input_ids, position_ids, past_key_values)
+        return self._model.get_decoder()(
+            inputs_embeds=self._embed(input_ids),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """(B, S) -> (B, S, H)."""
+        pictured = ids >= self._store.start
+        embedded = self._model.get_input_embeddings()(ids.masked_fill(pictured, 0))
+        if not pictured.any():
+            return embedded
+        places = ids[pictured] - self._store.start  # (T,)
+        slots, which = torch.unique(places // self._store.size, return_inverse=True)
+        found = self._lookup(slots.tolist(), ids.device)  # (slots, grid², H)
+        values = found[which, places % self._store.size].to(embedded.dtype)
+        return embedded.masked_scatter(pictured[..., None], values)
+
+    @torch.no_grad()
+    def _lookup(self, slots: list[int], device: torch.device) -> Tensor:
+        missing = [slot for slot in slots if slot not in self._kept]
+        if missing:
+            images = [self._store.picture(self._store.start + slot * self._store.size) for slot in missing]
+            self._kept.update(zip(missing, self._compute(self._model, images, device), strict=True))
+        found = torch.stack([self._kept[slot].to(device) for slot in slots])
+        for slot in slots:
+            self._kept.move_to_end(slot)
+        while len(self._kept) > FEATURES_KEPT:
+            self._kept.popitem(last=False)
+        return found
+
+    def _grid_positions(self, ids: Tensor, flat: Tensor, cache: Any) -> Tensor:
+        """Positions by number of tokens (B, S) -> by time, row and column (3, B, S)."""
+        grid, size = self._store.grid, self._store.size
+        pictured = ids >= self._store.start
+        place = (ids - self._store.start).remainder(size) * pictured
+        ends = pictured & (place == size - 1)
+        lag = ends.long().cumsum(1) * (size - grid)  # what a finished picture has taken less than its tokens
+        before = lag - ends.long() * (size - grid)
+        if cache is not None:
+            layer = len(self._model.get_decoder().layers)
+            held = cache.layers[layer].keys if len(cache.layers) > layer else None
+            past = held[:, 0, -1:, 0] if held is not None and held.numel() else lag.new_zeros(len(ids), 1)
+            lag, before = lag + past, before + past
+            cache.update(lag[:, None, :, None], lag[:, None, :, None], layer)
+        start = flat - place - before  # the picture's first position; a text token's own
+        return torch.stack([start, start + place // grid, start + place % grid])

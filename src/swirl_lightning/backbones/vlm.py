@@ -1,0 +1,165 @@
+"""Understanding VLMs: pictures and text in, text out (Qwen2-VL, Qwen2.5-VL, SmolVLM)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, PreTrainedModel
+
+from swirl_lightning.backbones.base import Grammar
+from swirl_lightning.backbones.loading import load_base, load_config, misfit
+from swirl_lightning.backbones.picture_trunk import PictureStore, PictureTrunk
+from swirl_lightning.backbones.text import TextLLM
+from swirl_lightning.prompts import TokenIds
+from swirl_lightning.transition import State
+
+QWEN = ("qwen2_vl", "qwen2_5_vl")
+SMOL = ("smolvlm",)
+
+
+@dataclass(frozen=True)
+class TextGrammar(Grammar):
+    """Text alone: a picture cannot be what a completion says."""
+
+    def complete(self, content: TokenIds) -> TokenIds:
+        """As in :class:`Grammar`; ValueError for the ids of a picture."""
+        if content and max(content) > self.allowed[-1]:
+            raise ValueError(
+                "this model generates text, and a picture was given as the state to predict: describe it in words "
+                "(a transition's `after` as text); pictures can be read as `before`"
+            )
+        return super().complete(content)
+
+
+class VLM(TextLLM):
+    """An image-text-to-text model as a world model that reads pictures and writes text.
+
+    ``before`` may be a picture or a text; ``after`` is text wherever the FWM predicts or judges it. Each
+    position of a picture has an id of its own above the vocabulary, unique to that picture, so that
+    prompts remain plain ids and a shared prefix is shared exactly when its pictures are equal; the trunk
+    replaces those ids by the vision tower's features. Adapters go into the language model alone.
+
+    Args:
+        model_name_or_path: folder or hub name.
+        resolution: side in pixels to which every picture is padded and resized; None takes SmolVLM's own
+            size, and 448 for Qwen.
+        **kwargs: as :class:`TextLLM`.
+
+    Raises:
+        ValueError: the checkpoint is of another family, or the resolution does not suit it.
+    """
+
+    lora_targets = r".*(language_model|text_model)\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+    keep_unquantized = ("lm_head", "model.visual", "model.vision_model", "model.connector")
+
+    def __init__(self, model_name_or_path: str, resolution: int | None = None, **kwargs: Any) -> None:
+        super().__init__(model_name_or_path, **kwargs)
+        self._resolution = resolution
+
+    # ---- the model -------------------------------------------------------------------------------
+    def load_model(self) -> PreTrainedModel:
+        """The base, its vision tower unquantised."""
+        _ = self.grid, self._marks  # parts that do not fit are named before a long load
+        return load_base(self, AutoModelForImageTextToText)
+
+    def trunk(self, model: nn.Module) -> nn.Module:
+        """The language model behind a look-up of pictures."""
+        return PictureTrunk(model, self.store, self._features, by_grid=self.config.model_type in QWEN)
+
+    @cached_property
+    def config(self) -> Any:
+        """The checkpoint's config."""
+        return load_config(self, (*QWEN, *SMOL))
+
+    # ---- pictures --------------------------------------------------------------------------------
+    @cached_property
+    def _processor(self) -> Any:
+        return AutoImageProcessor.from_pretrained(self.path, revision=self.revision, backend="pil")
+
+    @cached_property
+    def resolution(self) -> int:
+        """Side of a picture in pixels."""
+        own = self.config.vision_config.image_size if self.config.model_type in SMOL else 448
+        if self.config.model_type in SMOL and self._resolution not in (None, own):
+            raise ValueError(f"resolution of {self.name!r} is {own}, got {self._resolution}; leave it out")
+        return int(self._resolution or own)
+
+    @cached_property
+    def grid(self) -> int:
+        """Features of a picture's side."""
+        vision = self.config.vision_config
+        qwen = self.config.model_type in QWEN
+        unit = vision.patch_size * (vision.spatial_merge_size if qwen else self.config.scale_factor)
+        if self.resolution < unit or self.resolution % unit:
+            raise ValueError(f"resolution must be a multiple of {unit}, the side of a feature, got {self.resolution}")
+        return self.resolution // unit
+
+    @cached_property
+    def store(self) -> PictureStore:
+        """The pictures seen so far."""
+        return PictureStore(int(self.config.get_text_config().vocab_size), self.grid, self.resolution)
+
+    def _features(self, model: Any, images: list[Image.Image], device: torch.device) -> Tensor:
+        """Pictures -> (B, grid * grid, H) features of the vision tower."""
+        if self.config.model_type in SMOL:
+            batch = self._processor([[image] for image in images], do_image_splitting=False, return_tensors="pt")
+            found = model.get_image_features(batch["pixel_values"].to(device)).pooler_output
+        else:
+            batch = self._processor(images, do_resize=False, return_tensors="pt")
+            pixels, sizes = batch["pixel_values"].to(device), batch["image_grid_thw"].to(device)
+            found = model.get_image_features(pixels, sizes).pooler_output
+        features = torch.stack(list(found))
+        if features.shape[1] != self.grid**2:
+            misfit(self, f"a picture has {features.shape[1]} features, {self.grid**2} were expected; check resolution")
+        return features
+
+    # ---- tokens ----------------------------------------------------------------------------------
+    def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
+        """Ids of a text, or ids above the vocabulary that stand for a picture's positions."""
+        return [
+            self.store.add(state)
+            if isinstance(state, Image.Image)
+            else super(VLM, self).encode_states([state], device)[0]
+            for state in states
+        ]
+
+    def decode_states(self, contents: Sequence[TokenIds], device: torch.device) -> list[State]:
+        """Texts, and the pictures that were encoded."""
+        return [
+            self.store.picture(ids[0]) if ids and ids[0] >= self.store.start else self.decode_text(ids)
+            for ids in contents
+        ]
+
+    @cached_property
+    def _marks(self) -> tuple[TokenIds, TokenIds]:
+        """What stands before and after a picture."""
+        if self.config.model_type in QWEN:
+            return [int(self.config.vision_start_token_id)], [int(self.config.vision_end_token_id)]
+        vocabulary = self.tokenizer.get_vocab()
+        names = ("<fake_token_around_image>", "<global-img>")
+        lacking = [name for name in names if name not in vocabulary]
+        if lacking:
+            misfit(self, f"its tokenizer lacks {', '.join(lacking)}; use the tokenizer files of that family")
+        around, whole = (vocabulary[name] for name in names)
+        return [around, whole], [around]
+
+    def wrap_state(self, content: TokenIds) -> TokenIds:
+        """A picture between its marks; a text as it is."""
+        if not content or content[0] < self.store.start:
+            return content
+        return [*self._marks[0], *content, *self._marks[1]]
+
+    @cached_property
+    def state_grammar(self) -> Grammar:
+        """All text, up to ``max_state_tokens`` with the EOS."""
+        return TextGrammar(self._text_ids, self.max_state_tokens, self._eos)
+
+    def fingerprint(self) -> str:
+        """Unique to this process: the ids of pictures mean nothing elsewhere."""
+        return f"{super().fingerprint()}:{self.store.name}"
