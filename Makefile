@@ -5,9 +5,14 @@ STAMP := $(VENV)/.installed
 
 .PHONY: quickstart test install lint types clean
 
-quickstart: install  ## set up, train the embedded default, print the table
-	$(BIN)/swirl fit -c configs/minigrid_quickstart.yaml
-	$(BIN)/python -m swirl_lightning.report runs/quickstart
+QUICKSTART := configs/minigrid_quickstart.yaml
+CHECKPOINTS := runs/quickstart/checkpoints
+
+quickstart: install  ## set up, train the embedded default, test SFT and SWIRL, print the table
+	$(BIN)/swirl fit -c $(QUICKSTART) --ckpt_path last
+	$(BIN)/swirl test -c $(QUICKSTART) --ckpt_path $(CHECKPOINTS)/epoch=4.ckpt --verbose false
+	$(BIN)/swirl test -c $(QUICKSTART) --ckpt_path $(CHECKPOINTS)/last.ckpt --verbose false
+	@echo "table: runs/quickstart/results.json; pictures: $(BIN)/tensorboard --logdir runs"
 
 test: install lint types  ## set up, then ruff, mypy and pytest with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from swirl_lightning.schedule import WARMUP
+from swirl_lightning.schedule import WARMUP, Phase
 
 
 class PhaseProgressBar(TQDMProgressBar):
@@ -21,8 +21,8 @@ class PhaseProgressBar(TQDMProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         """Name the phase."""
         super().on_train_epoch_start(trainer, *args)
-        phase = trainer.lightning_module.phase
-        name = "warm-up" if phase.name == WARMUP else f"iteration {phase.iteration + 1} · {phase.name}"  # type: ignore[union-attr]
+        phase: Phase = trainer.lightning_module.phase  # type: ignore[assignment]
+        name = "warm-up" if phase.name == WARMUP else f"iteration {phase.iteration + 1} · {phase.name}"
         self.train_progress_bar.set_description(f"epoch {trainer.current_epoch} · {name}")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -43,9 +43,7 @@ class CellMetric(Metric, ABC):
         self.add_state("moments", torch.zeros(6, dtype=torch.int64), dist_reduce_fx="sum")
 
     @abstractmethod
-    def count(
-        self, before: Scene, after: Scene, predicted: Scene
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def count(self, before: Scene, after: Scene, predicted: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Hits and trials of each of N transitions, from (N, 6, 6) scenes."""
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
@@ -78,9 +76,7 @@ class CellMetric(Metric, ABC):
 class EffectAccuracy(CellMetric):
     """Share of the cells that the action changed which are predicted as they became."""
 
-    def count(
-        self, before: Scene, after: Scene, predicted: Scene
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def count(self, before: Scene, after: Scene, predicted: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Changed cells."""
         changed = before != after
         return _per_row(changed & (predicted == after)), _per_row(changed)
@@ -89,9 +85,7 @@ class EffectAccuracy(CellMetric):
 class Preservation(CellMetric):
     """Share of the cells that the action left alone which are predicted unchanged."""
 
-    def count(
-        self, before: Scene, after: Scene, predicted: Scene
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def count(self, before: Scene, after: Scene, predicted: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Unchanged cells."""
         unchanged = before == after
         return _per_row(unchanged & (predicted == after)), _per_row(unchanged)
@@ -100,9 +94,7 @@ class Preservation(CellMetric):
 class ExactFrameMatch(CellMetric):
     """Share of the frames with all 36 cells right."""
 
-    def count(
-        self, before: Scene, after: Scene, predicted: Scene
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def count(self, before: Scene, after: Scene, predicted: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Whole frames."""
         exact = (predicted == after).all(axis=(1, 2)).astype(np.int64)
         return exact, np.ones_like(exact)

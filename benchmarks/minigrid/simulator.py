@@ -82,9 +82,7 @@ _PER_EPISODE = 2  # of one kind of action, so that no single episode fills a spl
 _STALLED = 5000  # episodes in a row that gave nothing new
 
 
-def generate(
-    split: str, n: int, *, seed: int = 0, families: Sequence[str] = tuple(FAMILIES)
-) -> list[Transition]:
+def generate(split: str, n: int, *, seed: int = 0, families: Sequence[str] = tuple(FAMILIES)) -> list[Transition]:
     """Labelled transitions of one split, in random order; the same arguments give the same bytes.
 
     Every frame changes, no (before, action) comes twice, kinds of action come in the proportions of

@@ -181,9 +181,7 @@ def _compose(rng: np.random.Generator) -> Scene:
     scene = np.full((GRID, GRID), INDEX[Cell("floor")], dtype=np.uint8)
     walls, things = rng.uniform(0, 0.4), rng.uniform(0.05, 0.5)
     # Each kind of thing, not each colour of it, gets an equal share.
-    kinds = [
-        [i for i, c in enumerate(CELLS) if c.kind == k and not c.facing] for k in (*OBJECTS, "goal", "lava")
-    ]
+    kinds = [[i for i, c in enumerate(CELLS) if c.kind == k and not c.facing] for k in (*OBJECTS, "goal", "lava")]
     kinds += [[INDEX[Cell("door", c, d)] for c in COLOURS] for d in ("open", "closed", "locked")]
     for place in np.ndindex(GRID, GRID):
         if rng.random() < walls:

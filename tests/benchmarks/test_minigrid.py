@@ -82,9 +82,7 @@ def test_reading_forgives_noise():
 
 def test_cells_in_words():
     scene = np.full((6, 6), WALL, dtype=np.uint8)
-    scene[0, :5] = [
-        INDEX[c] for c in (Cell("key", "red"), Cell("door", "blue", "open"), *CELLS[-2:], CELLS[0])
-    ]
+    scene[0, :5] = [INDEX[c] for c in (Cell("key", "red"), Cell("door", "blue", "open"), *CELLS[-2:], CELLS[0])]
     words = describe(scene)
     assert words[:6] == [
         "red key",

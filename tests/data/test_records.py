@@ -62,9 +62,7 @@ def test_strict_raises_with_the_line_number(tmp_path):
 def test_bytes_that_are_no_text_break_one_record_only(tmp_path):
     path = tmp_path / "w.jsonl"
     path.write_bytes(
-        json.dumps(GOOD).encode()
-        + b'\n{"before": "\xff", "after": "b", "action": "c"}\n'
-        + json.dumps(GOOD).encode()
+        json.dumps(GOOD).encode() + b'\n{"before": "\xff", "after": "b", "action": "c"}\n' + json.dumps(GOOD).encode()
     )
     with pytest.warns(UserWarning, match="skipped 1 broken of 3"):
         assert len(JSONLTransitions(warmup=str(path)).split("warmup")) == 2

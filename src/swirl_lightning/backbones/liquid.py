@@ -72,9 +72,7 @@ class Liquid(Backbone):
     @cached_property
     def config(self) -> Any:
         """The language model's config."""
-        config = AutoConfig.from_pretrained(
-            self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
         if config.model_type != "gemma":
             self._misfit(
                 f"it holds a {config.model_type!r} model, Liquid is a 'gemma'; give a Liquid checkpoint or "
@@ -102,9 +100,7 @@ class Liquid(Backbone):
         lacking = [mark for mark in IMAGE_MARKS if mark not in vocabulary]
         lacking += [n for n in ("bos_token", "eos_token") if getattr(tokenizer, n) is None]
         if lacking:
-            self._misfit(
-                f"its tokenizer lacks {', '.join(lacking)}; use the tokenizer files of a Liquid checkpoint"
-            )
+            self._misfit(f"its tokenizer lacks {', '.join(lacking)}; use the tokenizer files of a Liquid checkpoint")
         return tokenizer
 
     def _check_parts(self) -> None:

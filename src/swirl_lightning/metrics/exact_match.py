@@ -65,6 +65,4 @@ def same_state(one: State, other: State) -> bool:
     """Whether two states are equal: same pixels, or same words."""
     if isinstance(one, str) or isinstance(other, str):
         return isinstance(one, str) and isinstance(other, str) and one.split() == other.split()
-    return one.size == other.size and np.array_equal(
-        np.asarray(one.convert("RGB")), np.asarray(other.convert("RGB"))
-    )
+    return one.size == other.size and np.array_equal(np.asarray(one.convert("RGB")), np.asarray(other.convert("RGB")))
