@@ -103,8 +103,6 @@ def test_states_and_actions_round_trip(case, record_property):
 def test_special_tokens_in_data_are_plain_text(case):
     """Else a page that contains an EOS would end a turn, or stop the training as outside the grammar."""
     name, module = case
-    if name == "liquid":
-        pytest.xfail("Liquid.encode_action still reads special tokens")
     backbone = module.backbone
     for text in ("<eos>", "<bos>"):
         content = backbone.encode_action(text)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from swirl_lightning.backbones.base import Backbone, Grammar
 from swirl_lightning.backbones.images import to_images, to_pixels
+from swirl_lightning.backbones.loading import encode_plain
 from swirl_lightning.backbones.quantization import prepare_quantized
 from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGAN, VQGANConfig, vqgan_fingerprint
 from swirl_lightning.prompts import TokenIds
@@ -134,7 +135,7 @@ class Liquid(Backbone):
 
     def encode_action(self, action: str) -> TokenIds:
         """Ids of an action, cut at the end where it is too long."""
-        return self.encode_text(action)[: self.max_action_tokens - 1]
+        return encode_plain(self.tokenizer, action)[: self.max_action_tokens - 1]
 
     @torch.no_grad()
     def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
