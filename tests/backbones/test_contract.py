@@ -102,7 +102,7 @@ def test_states_and_actions_round_trip(case, record_property):
 
 def test_special_tokens_in_data_are_plain_text(case):
     """Else a page that contains an EOS would end a turn, or stop the training as outside the grammar."""
-    name, module = case
+    _, module = case
     backbone = module.backbone
     for text in ("<eos>", "<bos>"):
         content = backbone.encode_action(text)
