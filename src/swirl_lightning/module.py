@@ -341,8 +341,10 @@ class SWIRL(LightningModule):
 
     # ---- evaluation ------------------------------------------------------------------------------
     def setup(self, stage: str) -> None:
-        """Metrics come from the benchmark; a benchmark without its own gets exact match."""
-        if stage == "fit" and not any(type(c).__name__ == "PhaseSwitch" for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+        """Refuse to train without phases, before the base is loaded."""
+        from swirl_lightning.callbacks.phase_switch import PhaseSwitch  # callbacks know the module's parts
+
+        if stage == "fit" and not any(isinstance(c, PhaseSwitch) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise ValueError("SWIRL trains in phases: add swirl_lightning.callbacks.PhaseSwitch to the callbacks")
 
     def on_validation_epoch_start(self) -> None:

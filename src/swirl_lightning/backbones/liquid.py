@@ -13,8 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from swirl_lightning.backbones.base import Backbone, Grammar
 from swirl_lightning.backbones.images import to_images, to_pixels
-from swirl_lightning.backbones.loading import encode_plain
-from swirl_lightning.backbones.quantization import prepare_quantized
+from swirl_lightning.backbones.loading import encode_plain, load_base
 from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGAN, VQGANConfig, vqgan_fingerprint
 from swirl_lightning.prompts import TokenIds
 from swirl_lightning.transition import State
@@ -60,15 +59,7 @@ class Liquid(Backbone):
     def load_model(self) -> PreTrainedModel:
         """The Gemma, quantised as configured, all frozen."""
         self._check_parts()
-        model = AutoModelForCausalLM.from_pretrained(
-            self.path,
-            revision=self.revision,
-            quantization_config=self.quantization_config(),
-            dtype=self.dtype,
-            attn_implementation=self.attn_implementation,
-            trust_remote_code=self.trust_remote_code,
-        )
-        return prepare_quantized(model)
+        return load_base(self, AutoModelForCausalLM)
 
     @cached_property
     def config(self) -> Any:

@@ -7,6 +7,7 @@ right if its words are those of the recorded element.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,9 +59,9 @@ class _WebActionMetric(RowMean):
             for guess, truth in zip(predicted, wanted, strict=True)
         ]
 
+    @abstractmethod
     def compare(self, predicted: WebAction, wanted: WebAction) -> float:
         """The score of one action."""
-        raise NotImplementedError
 
 
 class ElementAccuracy(_WebActionMetric):
