@@ -137,18 +137,19 @@ def sample(
 
 def pad_left(rows: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids (B, P) padded with 0 on the left, and their mask (B, P) of 0 and 1."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids.long().view(len(rows), width), mask.long().view(len(rows), width)
+    return _pad(rows, "left", device)
 
 
 def pad_right(rows: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids (B, P) padded with 0 on the right, and their mask (B, P) of 0 and 1."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return ids.long().view(len(rows), width), mask.long().view(len(rows), width)
+    return _pad(rows, "right", device)
+
+
+def _pad(rows: Sequence[TokenIds], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]  # on the CPU: one copy to the device for all
+    mask = [torch.ones_like(row) for row in ids]
+    padded = (nn.utils.rnn.pad_sequence(part, batch_first=True, padding_side=side) for part in (ids, mask))
+    return tuple(part.to(device) for part in padded)  # type: ignore[return-value]
 
 
 def positions(mask: Tensor) -> Tensor:
