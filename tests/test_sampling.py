@@ -1,8 +1,10 @@
 import pytest
 import torch
 from tiny import text_backbone
+from transformers import DynamicCache
 
 from swirl_lightning.backbones.base import Grammar
+from swirl_lightning.kv_cache import rollout_cache
 from swirl_lightning.noise import replace_tokens, uniforms
 from swirl_lightning.sampling import GREEDY, SamplingConfig, draw, sample
 from swirl_lightning.scoring import score
@@ -113,6 +115,49 @@ def test_completions_stay_inside_the_grammar_and_end_with_eos_once(engine):
     assert any(1 in row for row in rows)
     assert all(1 in row or len(row) == 9 for row in rows)
     assert not got.ids[~got.mask].any()
+
+
+class Counting(torch.nn.Module):
+    """A trunk that notes how many rows it runs."""
+
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk, self.rows = trunk, []
+
+    def forward(self, input_ids, **kwargs):
+        self.rows.append(len(input_ids))
+        return self.trunk(input_ids=input_ids, **kwargs)
+
+
+@pytest.mark.parametrize("prompts", [[[2, 40, 41], [2, 50, 51]], [[2, 40], [2, 50, 51, 52, 53]]])
+@torch.no_grad()
+def test_prompts_run_once_and_finished_rows_leave(engine, prompts):
+    _, model, _, _ = engine
+    grammar = Grammar(tuple(range(1, 9)), 24, eos=1)
+    vocabulary = VocabularySlice(model.get_output_embeddings(), grammar.allowed)
+    noise, config = uniforms(["p", "q"], 8, 24), SamplingConfig(2.0, 1.0)
+    trunk = Counting(model.get_decoder())
+    got = sample(trunk, vocabulary, grammar, prompts, noise, config)
+    assert got.rows() == plain_rollouts(model, grammar.allowed, grammar, prompts, noise, config)
+    assert trunk.rows[:2] == [2, 16]
+    assert trunk.rows[-1] < 8
+    assert len({len(row) for row in got.rows()}) > 4
+
+
+@torch.inference_mode()
+def test_the_cache_writes_in_place_and_survives_a_selection():
+    cache, plain = rollout_cache(room=4), DynamicCache()
+    torch.manual_seed(0)
+    buffers = set()
+    for step in range(12):
+        new = torch.randn(2, 2 if step > 5 else 3, 2, 5 if step == 0 else 1, 4)
+        kept, expected = cache.update(*new, 0), plain.update(*new, 0)
+        torch.testing.assert_close(kept, expected, atol=0, rtol=0)
+        buffers.add(kept[0].data_ptr())
+        if step == 5:
+            for held in (cache, plain):
+                held.batch_select_indices(torch.tensor([2, 0]))
+    assert len(buffers) < 6
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
+from swirl_lightning.backbones.quantization import dense_bytes
 from swirl_lightning.schedule import WARMUP
 from swirl_lightning.scoring import score
 from swirl_lightning.vocabulary import LOGITS_PER_CHUNK, VocabularySlice
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 _PROBES = ((16, 2, 16), (48, 2, 16), (16, 2, 48), (16, 6, 16))  # (prompt, group, completion) in tokens
 _LOGITS_COPIES = 4  # logits, their gradient and two temporaries live at once in the chunked head
-_DRAW_BYTES = 40  # a token's logit while sampling: logits, probabilities, sorted values, order (8 bytes), sums
+_DRAW_BYTES = 32  # a token's logit while sampling: logits, probabilities, sorted values, sums and temporaries
 
 
 # ---- what is there -------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ class MemoryEstimate:
     """Sizes, and the estimated peak by what a step does, in bytes.
 
     Attributes:
-        base: the frozen base.
+        base: the frozen base, with the dequantised copy of its weights if one is kept.
         adapters: each adapter by name.
         trainable: names of those that train.
         codec: what the backbone keeps apart from the base (an image tokenizer).
@@ -172,9 +173,10 @@ def report(module: SWIRL, batch_size: int, lengths: dict[str, Lengths], phases: 
     adapters = {name: size_of(module.adapters.parameters(name)) for name in module.adapters.names}
     trained = [p for name in module.adapters.trainable for p in module.adapters.parameters(name)]
     ours = {id(p) for name in module.adapters.names for p in module.adapters.parameters(name)}
+    base = size_of(t for t in [*module.parameters(), *module.buffers()] if id(t) not in ours)
     kept = [m for m in vars(module.backbone).values() if isinstance(m, nn.Module)]
     return MemoryEstimate(
-        base=size_of(t for t in [*module.parameters(), *module.buffers()] if id(t) not in ours),
+        base=Size(base.parameters, base.bytes + dense_bytes(module, module.device)),
         adapters=adapters,
         trainable=module.adapters.trainable,
         codec=size_of(t for m in kept for t in [*m.parameters(), *m.buffers()]),
@@ -261,10 +263,10 @@ class _Estimator:
         return self._predict(self._fitted("scoring"), rows // size, shape, True) + head
 
     def _rollout(self, role: str, rows: int, length: Lengths) -> int:
-        """Keys and values of all rows, a layer's copied while it grows, and the sorting of a token's logits."""
+        """Keys and values of all rows, a layer's prompt copied into its buffer, and the drawing of a token."""
         per_token, layers = self._cache_bytes()
         keys = rows * (length.prompt + length.completion) * per_token
-        return round(keys * (1 + 2 / layers)) + rows * len(self.models.vocabulary(role)) * _DRAW_BYTES
+        return round(keys * (1 + 1 / layers)) + rows * len(self.models.vocabulary(role)) * _DRAW_BYTES
 
     def _logits(self, role: str, tokens: int) -> int:
         return min(tokens * len(self.models.vocabulary(role)), LOGITS_PER_CHUNK) * 4 * _LOGITS_COPIES
@@ -295,6 +297,7 @@ class _Estimator:
             shares = kind == "scoring" or (kind == "update" and self.shares)
             graphs = 2 if kind == "warmup" else 1
             rows, peaks = [], []
+            self._run(*_PROBES[0], False, False, 1)  # what is made once and stays is not part of a step
             for shape in _PROBES:
                 rows.append([graphs * f if n else f for n, f in enumerate(self._features(1, shape, shares))])
                 peak = peak_of(lambda: self._run(*shape, kind != "scoring", shares, graphs), self.device)  # noqa: B023

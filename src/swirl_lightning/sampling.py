@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from swirl_lightning.backbones.base import Grammar
+from swirl_lightning.kv_cache import rollout_cache
 from swirl_lightning.prompts import TokenIds
 from swirl_lightning.rollouts import Completions
 from swirl_lightning.vocabulary import VocabularySlice
@@ -41,28 +42,47 @@ class SamplingConfig:
             raise ValueError(f"top_k must be >= 1 or null, got {self.top_k}")
 
 
+STEPS_BETWEEN_LEAVING = 4
+"""How often finished rows are looked for."""
+LEAVING_SHARE = 0.8
+"""Finished rows leave the batch once no more than this share of it is left, since leaving copies the cache."""
+
 GREEDY = SamplingConfig(temperature=0.0, top_p=1.0)
 
 
 def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     """Inverse-CDF sampling, one uniform a row: (N, V) float32, (N,) -> (N,) indices.
 
-    Tokens are walked in order of falling probability, so a trimmed tail never moves the rest.
+    Only values are sorted, to find the least probability that is kept; tokens that tie with it stay.
     """
     if config.temperature == 0:
         return logits.argmax(-1)
     probs = (logits / config.temperature).softmax(-1)  # (N, V)
     if config.top_k is not None and config.top_k < probs.shape[-1]:
-        probs, order = probs.topk(config.top_k, dim=-1)  # (N, K), falling
+        probs = _keep(probs, probs.topk(config.top_k, dim=-1).values[:, -1:])
         probs = probs / probs.sum(-1, keepdim=True)
-    else:
-        probs, order = probs.sort(dim=-1, descending=True, stable=True)
+    if config.top_p < 1:
+        falling = _sorted(probs)
+        before = falling.cumsum(-1) - falling
+        # the first token that reaches top_p still belongs to the nucleus
+        last = (before < config.top_p).sum(-1, keepdim=True) - 1  # (N, 1)
+        probs = _keep(probs, falling.gather(-1, last))
     cumulative = probs.cumsum(-1)
-    # the first token that reaches top_p still belongs to the nucleus
-    kept = (cumulative - probs < config.top_p).sum(-1, keepdim=True)  # (N, 1)
-    total = cumulative.gather(-1, kept - 1)
-    place = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
-    return order.gather(-1, torch.minimum(place, kept - 1))[:, 0]
+    total = cumulative[:, -1:]
+    # below the total whatever rounding does, so that the place is one of a token with probability
+    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def _keep(probs: Tensor, least: Tensor) -> Tensor:
+    return probs.masked_fill(probs < least, 0)
+
+
+def _sorted(probs: Tensor) -> Tensor:
+    """Each row in falling order."""
+    if probs.device.type == "cpu":  # NumPy's vectorised sort is some fifty times faster than torch's here
+        return torch.from_numpy(np.sort(probs.numpy(), axis=-1)).flip(-1)
+    return probs.sort(dim=-1, descending=True).values
 
 
 @torch.no_grad()
@@ -92,46 +112,54 @@ def sample(
     noise = noise.to(device)
     total, group_size = noise.shape[0], noise.shape[0] // len(prompts)
     ids, mask = pad_left(prompts, device)  # (B, P)
-    cache = DynamicCache()
+    padded = len({len(prompt) for prompt in prompts}) > 1  # without padding no attention mask is needed
+    cache = rollout_cache(grammar.max_length)
     hidden = trunk(
         input_ids=ids,
-        attention_mask=mask,
+        attention_mask=mask if padded else None,
         position_ids=positions(mask),
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1]  # (B, H)
-    cache.batch_repeat_interleave(group_size)
-    hidden = hidden.repeat_interleave(group_size, 0)  # (N, H)
-    mask = mask.repeat_interleave(group_size, 0)
-    position = mask.sum(1, keepdim=True)  # (N, 1)
+    member = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+    cache.batch_select_indices(member)
+    hidden = hidden[member]  # (N, H)
+    position = mask.sum(1, keepdim=True)[member]  # (N, 1)
+    mask = torch.cat([mask, mask.new_ones(len(prompts), grammar.max_length)], 1)[member]  # (N, P + max_length)
 
     tokens = torch.zeros(total, grammar.max_length, dtype=torch.long, device=device)
     alive = torch.zeros(total, grammar.max_length, dtype=torch.bool, device=device)
-    running = torch.ones(total, dtype=torch.bool, device=device)
+    rows = torch.arange(total, device=device)  # those that are still run: hidden, position, mask and cache hold them
+    running = torch.ones(total, dtype=torch.bool, device=device)  # of rows
     forced = dict(grammar.forced)
     last_drawn = max(step for step in range(grammar.max_length) if step not in forced)
     for step in range(grammar.max_length):
         if step in forced:
-            token = torch.full_like(tokens[:, step], forced[step])
+            token = torch.full_like(rows, forced[step])
         else:
-            token = vocabulary.ids[draw(vocabulary.logits(hidden), noise[:, step], config)]
-        tokens[:, step] = token.where(running, token.new_zeros(()))
-        alive[:, step] = running
+            token = vocabulary.ids[draw(vocabulary.logits(hidden), noise[rows, step], config)]
+        tokens[rows, step] = token.where(running, token.new_zeros(()))
+        alive[rows, step] = running
         if grammar.eos is not None:
             running = running & (token != grammar.eos)
-            if not running.any():
-                break
+            if step % STEPS_BETWEEN_LEAVING == 0:  # looking at the device's values waits for the device
+                left = running.nonzero()[:, 0]
+                if len(left) == 0:
+                    break
+                if len(left) <= LEAVING_SHARE * len(rows):
+                    cache.batch_select_indices(left)
+                    rows, token, position, mask = rows[left], token[left], position[left], mask[left]
+                    running = running[left]
         if step >= last_drawn:
             continue  # nothing is drawn any more: the forced tokens that are left need no hidden state
-        mask = torch.cat([mask, mask.new_ones(total, 1)], 1)
         hidden = trunk(
             input_ids=token[:, None],
-            attention_mask=mask,
+            attention_mask=mask[:, : ids.shape[1] + step + 1] if padded else None,
             position_ids=position + step,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-    used = step + 1
+    used = int(alive.any(0).sum())
     return Completions(tokens[:, :used], alive[:, :used])
 
 

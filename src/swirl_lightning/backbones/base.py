@@ -81,6 +81,8 @@ class Backbone(ABC):
         attn_implementation: as in transformers.
         gradient_checkpointing: recompute activations in the policy update.
         trust_remote_code: as in transformers; off unless you set it.
+        dequantize_once: keep a copy of the 4-bit weights in ``dtype`` after their first use: more memory for
+            much less work at every token. None: on CPUs alone, where the copy fits into the free memory.
     """
 
     lora_targets: str | Sequence[str] = "all-linear"
@@ -97,6 +99,7 @@ class Backbone(ABC):
         attn_implementation: str = "sdpa",
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
+        dequantize_once: bool | None = None,
     ) -> None:
         if quantization not in ("nf4", None):
             raise ValueError(f"quantization must be 'nf4' or null, got {quantization!r}")
@@ -110,6 +113,7 @@ class Backbone(ABC):
         self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
         self.trust_remote_code = trust_remote_code
+        self.dequantize_once = dequantize_once
 
     # ---- the model -------------------------------------------------------------------------------
     @abstractmethod

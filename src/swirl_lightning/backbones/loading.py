@@ -57,7 +57,7 @@ def load_base(backbone: Backbone, auto_class: Any) -> PreTrainedModel:
         attn_implementation=backbone.attn_implementation,
         trust_remote_code=backbone.trust_remote_code,
     )
-    return prepare_quantized(model)
+    return prepare_quantized(model, backbone.dequantize_once)
 
 
 def load_tokenizer(backbone: Backbone, marks: Sequence[str] = (), bos: bool = False) -> PreTrainedTokenizerBase:

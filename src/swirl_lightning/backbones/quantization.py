@@ -2,17 +2,85 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+MEMORY_SHARE = 0.25
+"""Of the free memory: what weights that are kept dequantised may take unless they are asked for."""
 
-def prepare_quantized(model: PreTrainedModel) -> PreTrainedModel:
+
+def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = False) -> PreTrainedModel:
     """Freeze the base, and keep bitsandbytes from repacking its weights on CPUs with AVX512-BF16.
 
     There an eval-mode forward would repack `Linear4bit` weights in place, and later training forwards would
     use an op without autograd: generate-then-update would lose its gradients with no more than a warning.
+
+    Args:
+        model: the base as loaded.
+        dequantize_once: see :class:`swirl_lightning.backbones.base.Backbone`.
     """
     model.requires_grad_(False)
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a bitsandbytes attribute
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    for layer in layers:
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    everywhere = bool(dequantize_once)
+    if everywhere or (dequantize_once is None and _fits(layers)):
+        for layer in layers:
+            layer.dense = _Dense(everywhere)
+            layer.forward = partial(_forward, layer)
     return model
+
+
+@dataclass
+class _Dense:
+    """The dequantised weight of a layer, (out, in), once it has been needed; on CPUs alone or everywhere."""
+
+    everywhere: bool
+    weight: Tensor | None = None
+
+
+def _forward(layer: Any, x: Tensor) -> Tensor:
+    """What `Linear4bit` computes, its weight dequantised at the first call alone."""
+    dense: _Dense = layer.dense
+    if not dense.everywhere and x.device.type != "cpu":
+        return Linear4bit.forward(layer, x)
+    dtype = layer.compute_dtype or x.dtype
+    if dense.weight is None or dense.weight.device != x.device:
+        with torch.inference_mode(False), torch.no_grad():  # it will serve training forwards, too
+            dense.weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    return nn.functional.linear(x.to(dtype), dense.weight, bias).to(x.dtype)
+
+
+def dense_bytes(model: nn.Module, device: torch.device) -> int:
+    """What the weights that are kept dequantised take on a device, in bytes."""
+    kept: list[Any] = [module for module in model.modules() if isinstance(getattr(module, "dense", None), _Dense)]
+    return sum(_bytes(layer) for layer in kept if layer.dense.everywhere or device.type == "cpu")
+
+
+def _fits(layers: list[Any]) -> bool:
+    """Whether the dequantised weights take no more than :data:`MEMORY_SHARE` of what is free."""
+    needed = sum(_bytes(layer) for layer in layers)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > MEMORY_SHARE * free:
+        rank_zero_info(
+            f"4-bit weights are dequantised at every use: {needed / 2**30:.1f} GiB would be a large part of the "
+            f"{free / 2**30:.1f} GiB that are free; dequantize_once: true keeps them all the same"
+        )
+        return False
+    return True
+
+
+def _bytes(layer: Any) -> int:
+    dtype: torch.dtype = layer.compute_dtype or torch.float32
+    return int(layer.in_features * layer.out_features * dtype.itemsize)
