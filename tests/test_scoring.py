@@ -1,8 +1,15 @@
+import warnings
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import text_backbone
+from torch.utils.checkpoint import noop_context_fn
 
+from swirl_lightning.backbones.base import Grammar
+from swirl_lightning.budget import Group, TokenBudget
+from swirl_lightning.noise import uniforms
+from swirl_lightning.sampling import SamplingConfig, sample
 from swirl_lightning.scoring import score
 from swirl_lightning.vocabulary import VocabularySlice
 
@@ -52,7 +59,15 @@ def brute_force(model, vocabulary, prompts, completions):
     return rows
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"share_prefix": False}, {"max_tokens": 30}])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"share_prefix": False},
+        {"budget": TokenBudget(30), "recompute_contexts": noop_context_fn},
+        {"budget": TokenBudget(1), "recompute_contexts": noop_context_fn},
+    ],
+)
 def test_values_and_gradients_equal_brute_force(engine, kwargs):
     base, trunk, vocabulary, model = engine
     prompts, completions = groups()
@@ -95,6 +110,75 @@ def test_equal_rows_run_once(engine):
     score(trunk, vocabulary, [prompts[0]] * 8, [completions[0]] * 8, group_size=8)
     handle.remove()
     assert sum(seen) == 1
+
+
+class Small(torch.nn.Module):
+    """A trunk on a device with room for a number of tokens, those in the cache included."""
+
+    def __init__(self, trunk, tokens):
+        super().__init__()
+        self.trunk, self.tokens, self.widths = trunk, tokens, []
+
+    def forward(self, input_ids, past_key_values=None, **kwargs):
+        held = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if input_ids.shape[0] * (input_ids.shape[1] + held) > self.tokens:
+            raise torch.OutOfMemoryError
+        self.widths.append(input_ids.shape[1] + held)
+        return self.trunk(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+
+
+def test_out_of_memory_halves_the_budget_and_loses_nothing(engine):
+    _, trunk, vocabulary, model = engine
+    prompts, completions = groups()
+    params = [p for p in model.parameters() if p.requires_grad]
+    results = []
+    for tokens in (10_000, 40):
+        budget = TokenBudget()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            got = score(
+                Small(trunk, tokens),
+                vocabulary,
+                prompts,
+                completions,
+                group_size=4,
+                budget=budget,
+                recompute_contexts=noop_context_fn,
+            )
+        model.zero_grad()
+        got.values.sum().backward()
+        results.append((got, [p.grad.clone() for p in params]))
+        assert (budget.tokens is None) == (tokens > 1000)
+        assert any("out of memory" in str(w.message) for w in said) == (tokens < 1000)
+    torch.testing.assert_close(results[1][0].values, results[0][0].values, atol=1e-5, rtol=1e-5)
+    for small, large in zip(results[1][1], results[0][1], strict=True):
+        torch.testing.assert_close(small, large, atol=1e-4, rtol=1e-4)
+    model.zero_grad()
+    with pytest.raises(torch.OutOfMemoryError):
+        score(Small(trunk, 5), vocabulary, prompts, completions, group_size=4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [None, 60, 1])
+def test_a_budget_changes_no_rollout(engine, tokens):
+    _, trunk, vocabulary, _ = engine
+    grammar = Grammar(tuple(vocabulary.ids.tolist()), 6, eos=1)
+    prompts = [[2, 40], [2, 50, 51, 52, 53, 54], [2, 99, 98]]
+    noise = uniforms(["p", "q", "r"], 4, 6)
+    whole = sample(trunk, vocabulary, grammar, prompts, noise, SamplingConfig())
+    part = sample(trunk, vocabulary, grammar, prompts, noise, SamplingConfig(), TokenBudget(tokens))
+    assert part.rows() == whole.rows()
+    scarce = sample(Small(trunk, 50), vocabulary, grammar, prompts, noise, SamplingConfig(), TokenBudget())
+    assert scarce.rows() == whole.rows()
+
+
+def test_micro_batches_hold_rows_of_similar_length_and_every_row_once():
+    budget, seen = TokenBudget(100), []
+    groups = [Group((0, 1, 2), 10), Group((3, 4), 50), Group((5,), 11), Group((6, 7, 8, 9), 30), Group((10,), 400)]
+    done = budget.run(groups, lambda batch, several: seen.append((batch, several)))
+    assert sorted(row for rows, _ in done for row in rows) == list(range(11))
+    assert [[g.width for g in batch] for batch, _ in seen] == [[400], [50], [30], [30, 11], [10]]
+    assert all(several for _, several in seen)
 
 
 def test_mean_per_token_counts_only_real_tokens(engine):

@@ -44,7 +44,8 @@ class SWIRL(LightningModule):
             so that it later reads imperfect frames.
         templates: wording of the prompts.
         evaluation: what validation and test do.
-        max_tokens_per_forward: budget of scoring passes without gradient; None takes a batch whole.
+        max_tokens_per_forward: rows times the longest of them in one forward pass; None takes a batch whole. An
+            update beyond it is taken in parts, each run again in the backward pass: slower, for less memory.
         seed: of rollouts, evaluation and noise; together with a pair's id it fixes each sample.
     """
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from swirl_lightning.adapters import Adapters
 from swirl_lightning.backbones.base import Backbone, Grammar
+from swirl_lightning.budget import TokenBudget
 from swirl_lightning.prompts import TokenIds
 from swirl_lightning.rollouts import Completions
 from swirl_lightning.sampling import SamplingConfig, sample
@@ -31,7 +32,7 @@ class WorldModels:
         backbone: the family.
         model: the base with its adapters.
         adapters: the adapters.
-        max_tokens: budget of one forward pass without gradient, in tokens; None takes a batch whole.
+        max_tokens: budget of one forward pass; None takes a batch whole.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class WorldModels:
         self._trunk = backbone.trunk(model)
         self._head = backbone.head(model)
         self._can_cache_in_training = not backbone.gradient_checkpointing
-        self._max_tokens = max_tokens
+        self._budget = TokenBudget(max_tokens)
         self._slices: dict[tuple[str, torch.device], VocabularySlice] = {}
 
     def vocabulary(self, role: str) -> VocabularySlice:
@@ -57,7 +58,8 @@ class WorldModels:
     ) -> Completions:
         """Rollouts of ``role`` by ``adapter``: see :func:`swirl_lightning.sampling.sample`."""
         with self.adapters.use(adapter):
-            return sample(self._trunk, self.vocabulary(role), self.grammars[role], prompts, noise, config)
+            vocabulary, grammar = self.vocabulary(role), self.grammars[role]
+            return sample(self._trunk, vocabulary, grammar, prompts, noise, config, self._budget)
 
     def score(
         self,
@@ -80,7 +82,8 @@ class WorldModels:
                 group_size=group_size,
                 temperature=temperature,
                 share_prefix=self._can_cache_in_training or not training,
-                max_tokens=None if training else self._max_tokens,
+                budget=self._budget,
+                recompute_contexts=self.adapters.recompute_contexts,
                 forced=[place for place, _ in self.grammars[role].forced],
             )
 

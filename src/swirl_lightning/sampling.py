@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from swirl_lightning.backbones.base import Grammar
+from swirl_lightning.budget import Group, TokenBudget
 from swirl_lightning.kv_cache import rollout_cache
 from swirl_lightning.prompts import TokenIds
 from swirl_lightning.rollouts import Completions
@@ -93,6 +94,7 @@ def sample(
     prompts: Sequence[TokenIds],
     noise: Tensor,
     config: SamplingConfig,
+    budget: TokenBudget | None = None,
 ) -> Completions:
     """Draw completions after prompts.
 
@@ -103,14 +105,46 @@ def sample(
         prompts: B prompts as ids, of any length.
         noise: (B * G, >= grammar.max_length) from :func:`swirl_lightning.noise.uniforms`; G follows from its shape.
         config: temperature and truncation.
+        budget: of the rollouts that are under way at one time.
 
     Returns:
         Completions (B * G, L); rows of one prompt are neighbours. One that reaches ``max_length`` before
         its EOS is left without: only what was sampled is scored.
     """
-    device = vocabulary.weight.device
-    noise = noise.to(device)
-    total, group_size = noise.shape[0], noise.shape[0] // len(prompts)
+    size = noise.shape[0] // len(prompts)
+    noise = noise.to(vocabulary.weight.device)
+    groups = [
+        Group(tuple(range(n * size, n * size + size)), len(prompt) + grammar.max_length)
+        for n, prompt in enumerate(prompts)
+    ]
+
+    def run(batch: list[Group], several: bool) -> Completions:
+        rows = [row for group in batch for row in group.rows]
+        member = [number for number, group in enumerate(batch) for _ in group.rows]
+        shared = [prompts[group.rows[0] // size] for group in batch]
+        return _rollouts(trunk, vocabulary, grammar, shared, member, noise[rows], config)
+
+    done = (budget or TokenBudget()).run(groups, run)
+    length = max(part.ids.shape[1] for _, part in done)
+    order = torch.tensor([row for rows, _ in done for row in rows]).argsort().to(noise.device)
+    ids, mask = (
+        torch.cat([nn.functional.pad(part[field], (0, length - part[field].shape[1])) for _, part in done])[order]
+        for field in range(2)
+    )
+    return Completions(ids, mask)
+
+
+def _rollouts(
+    trunk: nn.Module,
+    vocabulary: VocabularySlice,
+    grammar: Grammar,
+    prompts: list[TokenIds],
+    members: list[int],
+    noise: Tensor,
+    config: SamplingConfig,
+) -> Completions:
+    """One micro-batch: row n goes on from prompt ``members[n]``, which is run once."""
+    device, total = noise.device, noise.shape[0]
     ids, mask = pad_left(prompts, device)  # (B, P)
     padded = len({len(prompt) for prompt in prompts}) > 1  # without padding no attention mask is needed
     cache = rollout_cache(grammar.max_length)
@@ -121,7 +155,7 @@ def sample(
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1]  # (B, H)
-    member = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+    member = torch.tensor(members, device=device)
     cache.batch_select_indices(member)
     hidden = hidden[member]  # (N, H)
     position = mask.sum(1, keepdim=True)[member]  # (N, 1)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
+from swirl_lightning.budget import Group, TokenBudget
 from swirl_lightning.prompts import TokenIds
 from swirl_lightning.sampling import pad_left, pad_right, positions
 from swirl_lightning.vocabulary import VocabularySlice
+
+ContextFunction = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
 
 
 class LogProbs(NamedTuple):
@@ -19,7 +25,8 @@ class LogProbs(NamedTuple):
 
     Attributes:
         values: (N, L) float32, nats; 0 where masked out. Carries gradient if it was enabled.
-        entropy: (N, L) float32, nats, of the distribution each token was judged by; no gradient.
+        entropy: (N, L) float32, nats, of the distribution each token was judged by; without gradient itself, and
+            all 0 unless gradient was enabled: no one asks a judge for it.
         mask: (N, L) bool; False on padding and on tokens that the grammar forces.
     """
 
@@ -41,7 +48,8 @@ def score(
     group_size: int = 1,
     temperature: float = 1.0,
     share_prefix: bool = True,
-    max_tokens: int | None = None,
+    budget: TokenBudget | None = None,
+    recompute_contexts: ContextFunction | None = None,
     forced: Sequence[int] = (),
 ) -> LogProbs:
     """Log-probability of each completion after its prompt, under the constrained distribution.
@@ -57,21 +65,31 @@ def score(
         group_size: G; 1 shares nothing.
         temperature: divides the logits.
         share_prefix: False runs every row whole: the plain path, and the one that gradient
-            checkpointing needs, since it cannot keep a cache.
-        max_tokens: groups are taken in chunks of at most this many tokens (at least one group).
+            checkpointing of layers needs, since it cannot keep a cache.
+        budget: of one forward pass. With gradient, each of several passes is run again in the backward pass, so
+            that the activations of one of them exist at a time.
+        recompute_contexts: ``context_fn`` of torch's checkpoint for those passes.
         forced: positions within a completion that the grammar forces: they count for nothing.
 
     Returns:
         LogProbs with L = the longest completion.
     """
     groups, row_of = _unique_rows(prompts, completions, group_size if share_prefix else 1)
-    flat: list[LogProbs] = []
-    for chunk in _chunks(groups, max_tokens):
-        flat.append(_score_groups(trunk, vocabulary, chunk, temperature, share_prefix, forced))
+
+    def run(batch: list[Group], several: bool) -> LogProbs:
+        parts = [[(prompts[n], completions[n]) for n in group.rows] for group in batch]
+        work = partial(_score_groups, trunk, vocabulary, parts, temperature, share_prefix, forced)
+        if several and torch.is_grad_enabled() and recompute_contexts is not None:
+            again: LogProbs = checkpoint(work, use_reentrant=False, context_fn=recompute_contexts)
+            return again
+        return work()
+
+    done = (budget or TokenBudget()).run(groups, run)
+    place = {row: number for number, row in enumerate(row for rows, _ in done for row in rows)}
+    index = torch.tensor([place[row] for row in row_of], device=vocabulary.weight.device)
     length = max(len(row) for row in completions)
-    index = torch.tensor(row_of, device=vocabulary.weight.device)
     values, entropy, mask = (
-        torch.cat([nn.functional.pad(part[field], (0, length - part[field].shape[1])) for part in flat])[index]
+        torch.cat([nn.functional.pad(part[field], (0, length - part[field].shape[1])) for _, part in done])[index]
         for field in range(3)
     )
     return LogProbs(values, entropy, mask)
@@ -82,42 +100,19 @@ _Row = tuple[TokenIds, TokenIds]
 
 def _unique_rows(
     prompts: Sequence[TokenIds], completions: Sequence[TokenIds], group_size: int
-) -> tuple[list[list[_Row]], list[int]]:
-    """Groups without repeated rows, and for each of the N rows its place among all that are left."""
-    groups: list[list[_Row]] = []
+) -> tuple[list[Group], list[int]]:
+    """Groups without repeated rows, and for each of the N rows the one that stands for it."""
+    groups: list[Group] = []
     row_of: list[int] = []
-    count = 0
     for start in range(0, len(prompts), group_size):
         seen: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-        rows: list[_Row] = []
-        for prompt, completion in zip(
-            prompts[start : start + group_size], completions[start : start + group_size], strict=True
-        ):
-            if not prompt or not completion:
+        for n in range(start, start + group_size):
+            if not prompts[n] or not completions[n]:
                 raise ValueError("an empty prompt or completion cannot be scored")
-            key = (tuple(prompt), tuple(completion))
-            if key not in seen:
-                seen[key] = count + len(rows)
-                rows.append((list(prompt), list(completion)))
-            row_of.append(seen[key])
-        count += len(rows)
-        groups.append(rows)
+            row_of.append(seen.setdefault((tuple(prompts[n]), tuple(completions[n])), n))
+        rows = tuple(seen.values())
+        groups.append(Group(rows, max(len(prompts[n]) + len(completions[n]) for n in rows)))
     return groups, row_of
-
-
-def _chunks(groups: list[list[_Row]], max_tokens: int | None) -> list[list[list[_Row]]]:
-    """Consecutive groups, as many as fit into the budget (padding counted), at least one."""
-    if max_tokens is None:
-        return [groups]
-    chunks: list[list[list[_Row]]] = [[]]
-    rows = width = 0
-    for group in groups:
-        rows, width = rows + len(group), max(width, *(len(p) + len(c) for p, c in group))
-        if chunks[-1] and rows * width > max_tokens:
-            chunks.append([])
-            rows, width = len(group), max(len(p) + len(c) for p, c in group)
-        chunks[-1].append(group)
-    return chunks
 
 
 def _common_prefix(rows: list[_Row]) -> int:

@@ -69,9 +69,11 @@ class VocabularySlice:
             temperature: divides the logits.
 
         Returns:
-            log-probabilities (T,) and entropies (T,) in nats, float32; only the first carries gradient.
+            log-probabilities (T,) and entropies (T,) in nats, float32; only the first carries gradient, and
+            the second is 0 unless gradient is enabled.
         """
-        out: tuple[Tensor, Tensor] = _SlicedLogProb.apply(hidden, self.index_of(ids), self, temperature)
+        index, entropy = self.index_of(ids), torch.is_grad_enabled()
+        out: tuple[Tensor, Tensor] = _SlicedLogProb.apply(hidden, index, self, temperature, entropy)
         return out
 
 
@@ -79,21 +81,29 @@ class _SlicedLogProb(torch.autograd.Function):
     """Chunked log-softmax through a frozen head; the backward recomputes logits instead of keeping them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, index: Tensor, vocabulary: VocabularySlice, temperature: float) -> Any:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        index: Tensor,
+        vocabulary: VocabularySlice,
+        temperature: float,
+        with_entropy: bool,
+    ) -> Any:
         log_probs, entropies, normalizers = [], [], []
         rows = max(1, LOGITS_PER_CHUNK // len(vocabulary))
         with torch.autocast(hidden.device.type, enabled=False):
             for h, i in zip(hidden.split(rows), index.split(rows), strict=True):
-                logits = vocabulary.logits(h) / temperature  # (t, V)
+                logits = vocabulary.logits(h).div_(temperature)  # (t, V)
                 lse = logits.logsumexp(-1)  # (t,)
                 log_probs.append(logits.gather(1, i[:, None])[:, 0] - lse)
-                # entropy = lse - E[logit]; a hole has probability 0, and 0 * -inf must not count
-                expected = (logits - lse[:, None]).exp_().mul_(logits.nan_to_num(neginf=0.0)).sum(-1)
-                entropies.append(lse - expected)
                 normalizers.append(lse)
+                if with_entropy:
+                    # entropy = lse - E[logit]; a hole has probability 0, and 0 * -inf must not count
+                    expected = (logits - lse[:, None]).exp_().mul_(logits.nan_to_num_(neginf=0.0)).sum(-1)
+                    entropies.append(lse - expected)
         ctx.save_for_backward(hidden, index, _cat(normalizers, hidden))
         ctx.vocabulary, ctx.temperature, ctx.rows = vocabulary, temperature, rows
-        entropy = _cat(entropies, hidden)
+        entropy = _cat(entropies, hidden) if with_entropy else hidden.new_zeros(len(hidden), dtype=torch.float32)
         ctx.mark_non_differentiable(entropy)
         return _cat(log_probs, hidden), entropy
 
@@ -105,12 +115,12 @@ class _SlicedLogProb(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), ctx.rows):
                 part = slice(start, start + ctx.rows)
-                logits = ctx.vocabulary.logits(hidden[part]) / ctx.temperature
-                grad = (logits - lse[part, None]).exp_().neg_()  # d logp / d logits = onehot - p
+                logits = ctx.vocabulary.logits(hidden[part]).div_(ctx.temperature)
+                grad = logits.sub_(lse[part, None]).exp_().neg_()  # d logp / d logits = onehot - p
                 grad.scatter_add_(1, index[part, None], torch.ones_like(grad[:, :1]))
                 grad.mul_((grads[0][part] / ctx.temperature)[:, None])
                 grad_hidden[part] = (grad.to(weight.dtype) @ weight).to(hidden.dtype)
-        return grad_hidden, None, None, None
+        return grad_hidden, None, None, None, None
 
 
 def _cat(parts: list[Tensor], like: Tensor) -> Tensor:
