@@ -11,6 +11,8 @@ from world import Digits
 
 from swirl_lightning import SWIRL, GRPOConfig, OptimConfig, PhaseOptimConfigs, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.rewards import MeanLogProb
+from swirl_lightning.rollouts import Update
 
 OPTIM = PhaseOptimConfigs(OptimConfig(3e-3), OptimConfig(1e-3), OptimConfig(1e-3))
 
@@ -188,6 +190,69 @@ def randomize(module, seed=5):
     for name in module.adapters.trainable:
         for parameter in module.adapters.parameters(name):
             parameter.data.normal_(0, 0.1, generator=generator)
+
+
+class EvenGroupsAlike(MeanLogProb):
+    """Every second group earns the same for all of its members."""
+
+    def __call__(self, judged, group_size):
+        rewards = super().__call__(judged, group_size).view(-1, group_size)
+        rewards[::2] = rewards[::2].mean(1, keepdim=True)
+        return rewards.flatten()
+
+
+@pytest.mark.parametrize("phase", ["fwm", "idm"])
+@pytest.mark.parametrize("normalization", ["token", "sequence", "constant"])
+def test_groups_without_signal_are_not_run_and_count_all_the_same(
+    gemma_path, tmp_path, monkeypatch, phase, normalization
+):
+    ends, ran = [], []
+    for skipping in (True, False):
+        module = build(
+            gemma_path,
+            grpo=GRPOConfig(group_size=4, beta=0, loss_normalization=normalization, num_iterations=2),
+            reward=EvenGroupsAlike(),
+            quantization=None,
+            optimizer=SGD,
+            optim=CONSTANT,
+        )
+        randomize(module)
+        if not skipping:
+            monkeypatch.setattr(Update, "teaching_rows", lambda self: list(range(len(self.prompts))))
+        score, rows = module.models.score, []
+        module.models.score = lambda *a, score=score, rows=rows, **k: (
+            rows.append(len(a[2])) if k.get("training") else None,
+            score(*a, **k),
+        )[1]
+        trainer(tmp_path, PhaseSwitch(0, [phase], iterations=1)).fit(module, Digits(size=8, batch_size=4))
+        ends.append(snapshot(module))
+        ran.append(rows)
+    assert ran == [[8] * 4, [16] * 4]
+    for key in ends[0]:
+        torch.testing.assert_close(ends[0][key], ends[1][key], atol=1e-6, rtol=1e-5)
+
+
+def test_a_latent_action_is_judged_as_it_was_sampled(gemma_path, tmp_path):
+    """Also one that reached max_length before its EOS."""
+    module = build(gemma_path, quantization=None)
+    randomize(module)
+    sample, score = module.models.sample, module.models.score
+    sampled, judged = [], []
+
+    def watch_sample(role, *args):
+        out = sample(role, *args)
+        sampled.extend(out.rows() if role == "idm" else [])
+        return out
+
+    def watch_score(role, adapter, prompts, completions, **kwargs):
+        judged.extend(completions[:: kwargs["group_size"]] if role == "idm" else [])
+        return score(role, adapter, prompts, completions, **kwargs)
+
+    module.models.sample, module.models.score = watch_sample, watch_score
+    trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1)).fit(module, Digits(size=8, batch_size=4))
+    longest = module.models.grammars["idm"].max_length
+    assert judged == sampled
+    assert any(len(row) == longest and row[-1] != 1 for row in judged)
 
 
 def test_gradient_checkpointing_changes_nothing(gemma_path, tmp_path):

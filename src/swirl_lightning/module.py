@@ -155,7 +155,8 @@ class SWIRL(LightningModule):
         z ~ Q(z | x, y), one a pair; ŷ_k ~ P(y | x, z); r_k = log Q(z | x, ŷ_k).
         """
         before, after = self._tokens(batch.transitions)
-        actions = self._latent_actions(batch, before, after)
+        latent = self._latent_actions(batch, before, after)
+        actions, latent_rows = self.models.contents("idm", latent), latent.rows()
         prompts = [self.prompts.fwm(x, z) for x, z in zip(before, actions, strict=True)]
         size = self.group_size("fwm")
         sampled = self._sample("fwm", self.adapters.policy("fwm"), batch, prompts, size)
@@ -164,7 +165,7 @@ class SWIRL(LightningModule):
             "idm",
             self.adapters.frozen("idm"),
             [self.prompts.idm(before[n // size], future) for n, future in enumerate(futures)],
-            [self.models.grammars["idm"].complete(actions[n // size]) for n in range(len(futures))],
+            [latent_rows[n // size] for n in range(len(futures))],
             group_size=size,
         )
         observed = [self.models.grammars["fwm"].complete(y) for y in after]
@@ -206,7 +207,8 @@ class SWIRL(LightningModule):
         advantages = group_advantages(rewards, size, self.grpo.advantage_scale)
         update = Update([p for p in prompts for _ in range(size)], sampled.rows(), advantages, prompts, observed)
         if self.grpo.beta > 0:
-            update.reference = self._policy_log_probs(phase, self.adapters.reference(phase), update).values
+            rows = list(range(len(update.prompts)))
+            update.reference = self._policy_log_probs(phase, self.adapters.reference(phase), update, rows).values
         self.tokens_seen += int(sampled.mask.sum()) + int(judged.mask.sum())
         actions, generated = contents
         words = [self.backbone.decode_action(z) for z in actions]
@@ -215,13 +217,18 @@ class SWIRL(LightningModule):
 
     def _policy_loss(self, phase: str, batch: TransitionBatch) -> Tensor:
         """Clipped surrogate + β KL (+ λ anchor), summed over this micro-batch (GRPO eq. 3)."""
-        update, longest = self._updates[batch.index], self.models.grammars[phase].max_length
-        policy = self._policy_log_probs(phase, self.adapters.policy(phase), update, training=True)
+        update, longest = self._updates[batch.index], self.models.grammars[phase].free_length
+        rows = update.teaching_rows()
+        policy = self._policy_log_probs(phase, self.adapters.policy(phase), update, rows, training=True)
         if update.old is None:
             update.old = policy.values.detach()  # on-policy: the ratio is 1, its gradient is not
+        reference = None if update.reference is None else update.reference[rows]
         loss, denominator, metrics = grpo_loss(
-            policy, update.old, update.reference, update.advantages, self.grpo, longest
+            policy, update.old, reference, update.advantages[rows], self.grpo, longest
         )
+        if left_out := sorted(set(range(len(update.prompts))) - set(rows)):  # they count as the zeros they are
+            mask = self.models.token_mask(phase, [update.completions[n] for n in left_out])
+            denominator = denominator + token_weights(mask, self.grpo.loss_normalization, longest)[1]
         if phase == "fwm" and self.anchor_weight > 0:
             observed = self.models.score(
                 "fwm", self.adapters.policy("fwm"), update.group_prompts, update.observed, training=True
@@ -241,7 +248,7 @@ class SWIRL(LightningModule):
         """
         before, after = self._tokens(batch.transitions)
         if labelled_by_idm:
-            actions = self._latent_actions(batch, before, after)
+            actions = self.models.contents("idm", self._latent_actions(batch, before, after))
         else:
             actions = [self.backbone.encode_action(_label(t)) for t in batch.transitions]
         fwm = self.models.score(
@@ -300,11 +307,10 @@ class SWIRL(LightningModule):
         ids = self.states.encode([t.before for t in transitions] + [t.after for t in transitions], self.device)
         return ids[: len(transitions)], ids[len(transitions) :]
 
-    def _latent_actions(self, batch: TransitionBatch, before: list[TokenIds], after: list[TokenIds]) -> list[TokenIds]:
+    def _latent_actions(self, batch: TransitionBatch, before: list[TokenIds], after: list[TokenIds]) -> Completions:
         """Z ~ Q(z | x, y), sampled online from the current, frozen IDM."""
         prompts = [self.prompts.idm(x, y) for x, y in zip(before, after, strict=True)]
-        sampled = self._sample("idm", self.adapters.frozen("idm"), batch, prompts, 1)
-        return self.models.contents("idm", sampled)
+        return self._sample("idm", self.adapters.frozen("idm"), batch, prompts, 1)
 
     def _sample(
         self, role: str, adapter: str, batch: TransitionBatch, prompts: list[TokenIds], size: int
@@ -329,12 +335,14 @@ class SWIRL(LightningModule):
             for ids, numbers in zip(after, noise, strict=True)
         ]
 
-    def _policy_log_probs(self, phase: str, adapter: str, update: Update, training: bool = False) -> LogProbs:
+    def _policy_log_probs(
+        self, phase: str, adapter: str, update: Update, rows: list[int], training: bool = False
+    ) -> LogProbs:
         return self.models.score(
             phase,
             adapter,
-            update.prompts,
-            update.completions,
+            [update.prompts[n] for n in rows],
+            [update.completions[n] for n in rows],
             group_size=self.group_size(phase),
             temperature=self.sampling.temperature,
             training=training,

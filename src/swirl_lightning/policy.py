@@ -15,7 +15,7 @@ from swirl_lightning.budget import TokenBudget
 from swirl_lightning.prompts import TokenIds
 from swirl_lightning.rollouts import Completions
 from swirl_lightning.sampling import SamplingConfig, sample
-from swirl_lightning.scoring import LogProbs, score
+from swirl_lightning.scoring import LogProbs, score, token_mask
 from swirl_lightning.vocabulary import VocabularySlice
 
 if TYPE_CHECKING:
@@ -84,9 +84,16 @@ class WorldModels:
                 share_prefix=self._can_cache_in_training or not training,
                 budget=self._budget,
                 recompute_contexts=self.adapters.recompute_contexts,
-                forced=[place for place, _ in self.grammars[role].forced],
+                forced=self._forced(role),
             )
+
+    def token_mask(self, role: str, completions: Sequence[TokenIds]) -> Tensor:
+        """(N, L) bool: the tokens of completions that count in losses and means."""
+        return token_mask(completions, self._forced(role), self._head.weight.device)
 
     def contents(self, role: str, completions: Completions) -> list[TokenIds]:
         """What the completions say, without the EOS."""
         return [self.grammars[role].content(row) for row in completions.rows()]
+
+    def _forced(self, role: str) -> list[int]:
+        return [place for place, _ in self.grammars[role].forced]

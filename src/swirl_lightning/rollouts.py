@@ -64,7 +64,7 @@ class Update:
         group_prompts: the B prompts, once each.
         observed: B observed next states as completions (Phase I, for the anchor), or empty.
         reference: (N, L) log-probabilities under the reference, or None where β is 0.
-        old: (N, L) log-probabilities under the policy that sampled; set by the first update.
+        old: log-probabilities of the rows that teach under the policy that sampled; set by the first update.
     """
 
     prompts: list[TokenIds]
@@ -79,6 +79,17 @@ class Update:
     def group_size(self) -> int:
         """G."""
         return len(self.prompts) // len(self.group_prompts)
+
+    def teaching_rows(self) -> list[int]:
+        """Rows of the groups that move the policy: all if there is a KL, else those whose rewards differ.
+
+        At least one group, so that there always is a graph to differentiate.
+        """
+        size = self.group_size
+        if self.reference is not None:
+            return list(range(len(self.prompts)))
+        groups = self.advantages.view(-1, size).ne(0).any(1).nonzero()[:, 0].tolist() or [0]
+        return [row for group in groups for row in range(group * size, group * size + size)]
 
     def state(self) -> dict[str, Any]:
         """Lists and tensors only, for a checkpoint."""

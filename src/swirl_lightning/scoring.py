@@ -95,6 +95,13 @@ def score(
     return LogProbs(values, entropy, mask)
 
 
+def token_mask(completions: Sequence[TokenIds], forced: Sequence[int], device: torch.device) -> Tensor:
+    """(N, L) bool: the tokens that count, neither padding nor forced by the grammar."""
+    mask = pad_right(completions, device)[1].bool()
+    mask[:, [place for place in forced if place < mask.shape[1]]] = False
+    return mask
+
+
 _Row = tuple[TokenIds, TokenIds]
 
 
@@ -171,9 +178,7 @@ def _score_groups(
         )
     hidden = hidden.last_hidden_state  # (N, C, H)
 
-    targets, completion_mask = pad_right(completions, device)  # (N, L)
-    completion_mask = completion_mask.bool()
-    completion_mask[:, [place for place in forced if place < targets.shape[1]]] = False
+    targets, completion_mask = pad_right(completions, device)[0], token_mask(completions, forced, device)  # (N, L)
     first = torch.tensor([len(r) - len(c) for r, c in zip(rests, completions, strict=True)], device=device)
     column = first[:, None] + torch.arange(targets.shape[1], device=device)  # (N, L)
     row, place = completion_mask.nonzero(as_tuple=True)  # (T,) twice: only completion positions meet the head
