@@ -37,6 +37,21 @@ def write_video(path: Path, frames: int = 12, size: int = 32, pattern: bool = Fa
     return path
 
 
+def write_sound(path: Path) -> Path:
+    """A container without pictures."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        for n in range(8):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, 1024 * n
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
 def number(picture: Image.Image) -> int:
     """Which frame a picture is."""
     return round((float(np.asarray(picture).mean()) - 20) / LEVELS)

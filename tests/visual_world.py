@@ -6,51 +6,21 @@ import json
 from pathlib import Path
 
 import numpy as np
+import tiny_liquid
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
-from safetensors.torch import save_file
-from tiny import byte_tokenizer
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, GemmaConfig, GemmaForCausalLM
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from swirl_lightning import SWIRL, SamplingConfig
 from swirl_lightning.backbones.liquid import Liquid
-from swirl_lightning.backbones.vqgan import VQGAN, VQGANConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.evaluation import EvaluationConfig
-
-CODES = 16
 
 
 def liquid_folder(out: Path) -> Path:
     """Random weights; pictures of 16 x 16 pixels, 16 codes each."""
-    tokenizer = byte_tokenizer(["<boi>", "<eoi>"])
-    tokenizer.save_pretrained(out)
-    torch.manual_seed(0)
-    config = GemmaConfig(
-        vocab_size=len(tokenizer) + CODES,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )
-    GemmaForCausalLM(config).save_pretrained(out)
-    torch.manual_seed(1)
-    vqgan = VQGAN(
-        VQGANConfig(n_embed=CODES, z_channels=8, embed_dim=8, resolution=16, ch=12, ch_mult=(1, 2, 2), num_res_blocks=1)
-    )
-    with torch.no_grad():
-        z = vqgan.latents(torch.rand(4, 3, 16, 16) * 2 - 1).permute(0, 2, 3, 1).flatten(0, 2)
-        vqgan.quantize.embedding.weight.copy_(z[torch.linspace(0, len(z) - 1, CODES).long()])
-    (out / "vqgan").mkdir()
-    vqgan.config.to_yaml(out / "vqgan" / "vqgan.yaml")
-    save_file(vqgan.state_dict(), out / "vqgan" / "vqgan.safetensors")
-    return out
+    return tiny_liquid.liquid_folder(out, side=16)
 
 
 def clip_folder(out: Path) -> Path:
@@ -82,6 +52,16 @@ def picture(seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
     """Coarse random blocks of colour."""
     blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
+
+
+def odd_pictures(folder: Path) -> list[Path]:
+    """CMYK, a palette with transparency, 16-bit grey: what a picture may be, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in ("cmyk.jpg", "palette.png", "deep.png")]
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(paths[0])
+    Image.new("P", (16, 16), 3).save(paths[1], transparency=3)
+    Image.fromarray(np.full((16, 16), 257 * 100, np.uint16)).save(paths[2])
+    return paths
 
 
 def save(path: Path, seed: int, size: tuple[int, int] = (16, 16)) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,50 +12,18 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tiny import byte_tokenizer
-from transformers import GemmaConfig, GemmaForCausalLM
+from tiny_liquid import SIDE, liquid_folder, pictures, vqgan
 
 from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.backbones.vqgan import VQGAN, VQGANConfig, VQGANError
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 
-CODES = 16
 CPU = torch.device("cpu")
-SIZES = ("z_channels", "embed_dim", "resolution", "ch", "ch_mult", "num_res_blocks")
-SMALL: dict[str, Any] = dict(zip(SIZES, (8, 8, 16, 12, (1, 2, 2), 1), strict=True))
-
-
-def write_vqgan(folder: Path, codes: int = CODES) -> None:
-    torch.manual_seed(1)
-    model = VQGAN(VQGANConfig(n_embed=codes, **SMALL))
-    with torch.no_grad():  # a codebook of real latents, so that pictures use many codes
-        z = model.latents(torch.rand(4, 3, 16, 16) * 2 - 1).permute(0, 2, 3, 1).flatten(0, 2)
-        model.quantize.embedding.weight.copy_(z[torch.linspace(0, len(z) - 1, codes).long()])
-    folder.mkdir(parents=True, exist_ok=True)
-    model.config.to_yaml(folder / "vqgan.yaml")
-    save_file(model.state_dict(), folder / "vqgan.safetensors")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("liquid")
-    tokenizer = byte_tokenizer(["<boi>", "<eoi>"])
-    tokenizer.save_pretrained(out)
-    torch.manual_seed(0)
-    config = GemmaConfig(
-        vocab_size=len(tokenizer) + CODES,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )
-    GemmaForCausalLM(config).save_pretrained(out)
-    write_vqgan(out / "vqgan")
-    return out
+    return liquid_folder(tmp_path_factory.mktemp("liquid"))
 
 
 @pytest.fixture
@@ -66,11 +33,6 @@ def broken(folder: Path, tmp_path: Path) -> Path:
 
 def liquid(path: Path, **kwargs: object) -> Liquid:
     return Liquid(str(path), **({"dtype": "float32"} | kwargs))  # type: ignore[arg-type]
-
-
-def pictures(count: int) -> list[Image.Image]:
-    rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(count)]
 
 
 def test_states_are_codes_at_the_end_of_the_vocabulary(folder: Path) -> None:
@@ -88,14 +50,14 @@ def test_states_are_codes_at_the_end_of_the_vocabulary(folder: Path) -> None:
 
 def test_codes_are_those_of_the_vqgan(folder: Path) -> None:
     backbone = liquid(folder)
-    vqgan = VQGAN.from_folder(folder / "vqgan")
+    codec = VQGAN.from_folder(folder / "vqgan")
     pixels = torch.from_numpy(np.array(pictures(1)[0])).permute(2, 0, 1)[None] / 127.5 - 1
-    expected = (vqgan.encode(pixels)[0] + 261).tolist()
+    expected = (codec.encode(pixels)[0] + 261).tolist()
     ids = backbone.encode_states(pictures(1), CPU)
     assert ids == [expected]
     decoded = backbone.decode_states(ids, CPU)[0]
     assert isinstance(decoded, Image.Image)
-    assert decoded.size == (16, 16)
+    assert decoded.size == (SIDE, SIDE)
 
 
 def test_prompts_have_marks_around_images_and_bos_in_front(folder: Path) -> None:
@@ -127,9 +89,9 @@ def test_the_base_loads_frozen(folder: Path, quantization: str | None) -> None:
     four_bit = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
     assert len(four_bit) == (14 if quantization else 0)
     assert not any(getattr(m, "support_avx512bf16_for_cpu", False) for m in four_bit)
-    assert backbone.head(model).weight.shape == (277, 64)
+    assert backbone.head(model).weight.shape == (277, 32)
     hidden = backbone.trunk(model)(input_ids=torch.tensor([[2, 3, 265]])).last_hidden_state
-    assert hidden.shape == (1, 3, 64)
+    assert hidden.shape == (1, 3, 32)
 
 
 def test_another_vqgan_folder(folder: Path, broken: Path, tmp_path: Path) -> None:
@@ -142,13 +104,13 @@ def test_another_vqgan_folder(folder: Path, broken: Path, tmp_path: Path) -> Non
 
 
 def test_fingerprint_follows_the_vqgan(folder: Path, broken: Path) -> None:
-    torch.manual_seed(3)
-    save_file(VQGAN(VQGANConfig(n_embed=CODES, **SMALL)).state_dict(), broken / "vqgan" / "vqgan.safetensors")
+    other = VQGAN(VQGANConfig.from_yaml(broken / "vqgan" / "vqgan.yaml"))
+    save_file(other.state_dict(), broken / "vqgan" / "vqgan.safetensors")
     assert liquid(broken).fingerprint() != liquid(folder).fingerprint()
 
 
 def test_a_vqgan_of_another_size_is_named(broken: Path) -> None:
-    write_vqgan(broken / "vqgan", codes=32)
+    vqgan(broken / "vqgan", codes=32)
     with pytest.raises(ValueError, match=r"277 ids leaves 245 for text.*32 codes.*use the VQGAN"):
         liquid(broken).load_model()
     with pytest.raises(ValueError, match="use the VQGAN"):
@@ -164,7 +126,7 @@ def test_a_tokenizer_without_marks_is_named(broken: Path) -> None:
 def test_another_family_is_named(broken: Path) -> None:
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    with pytest.raises(ValueError, match=r"'llama' model, Liquid is a 'gemma'"):
+    with pytest.raises(ValueError, match=r"'llama' model, needed: \['gemma'\]"):
         liquid(broken).load_model()
 
 

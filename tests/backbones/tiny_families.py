@@ -7,19 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from safetensors.torch import save_file
 from tiny import byte_tokenizer, gemma_folder
+from tiny_liquid import CODES, SIDE, SIZES, liquid_folder, pictures, vqgan
 from transformers import (
     ChameleonConfig,
     ChameleonForConditionalGeneration,
     Emu3Config,
     Emu3ForConditionalGeneration,
     Emu3ImageProcessor,
-    GemmaConfig,
-    GemmaForCausalLM,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
@@ -36,58 +32,16 @@ from swirl_lightning.backbones.emu3 import Emu3
 from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.backbones.vlm import VLM
-from swirl_lightning.backbones.vqgan import VQGAN, VQGANConfig
 
-CODES, SIDE = 16, 8
 CPU = torch.device("cpu")
-SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,  # far from uniform, so that mistakes show
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-}
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-def pictures(count: int, side: int = SIDE, seed: int = 0) -> list[Image.Image]:
-    rng = np.random.default_rng(seed)
-    return [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(count)]
-
-
 def texts(count: int) -> list[str]:
     return [f"room {n}" for n in range(count)]
-
-
-def vqgan(folder: Path, codes: int = CODES, **sizes: Any) -> VQGAN:
-    """A VQGAN in the taming layout whose codebook is made of real latents."""
-    torch.manual_seed(1)
-    settings: dict[str, Any] = {"z_channels": 8, "embed_dim": 8, "resolution": SIDE, "ch": 32, "ch_mult": (1, 1)}
-    model = VQGAN(VQGANConfig(n_embed=codes, num_res_blocks=1, **(settings | sizes)))
-    with torch.no_grad():
-        z = model.latents(torch.rand(8, 3, SIDE, SIDE) * 2 - 1).permute(0, 2, 3, 1).flatten(0, 2)
-        model.quantize.embedding.weight.copy_(z[torch.linspace(0, len(z) - 1, codes).long()])
-    folder.mkdir(parents=True, exist_ok=True)
-    model.config.to_yaml(folder / "vqgan.yaml")
-    save_file(model.state_dict(), folder / "vqgan.safetensors")
-    return model
-
-
-def liquid_folder(out: Path) -> Path:
-    tokenizer = byte_tokenizer(["<boi>", "<eoi>"])
-    torch.manual_seed(0)
-    config = GemmaConfig(vocab_size=len(tokenizer) + CODES, head_dim=16, **SIZES)
-    GemmaForCausalLM(config).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    vqgan(out / "vqgan")
-    return out
 
 
 def qwen_folder(out: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from visual_world import clip_folder, liquid_folder, model, save, trainer, write_aurora
+from visual_world import clip_folder, liquid_folder, model, odd_pictures, save, trainer, write_aurora
 
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.callbacks.predictions import Predictions
@@ -54,12 +54,8 @@ def test_tasks_limit_and_training_sets(tmp_path):
 
 def test_odd_formats_are_converted(tmp_path):
     entries = write_aurora(tmp_path)
-    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
-    Image.new("P", (16, 16), 3).save(tmp_path / "palette.png")
-    Image.fromarray(np.full((16, 16), 257 * 100, np.uint16)).save(tmp_path / "deep.png")
-    names = ["cmyk.jpg", "palette.png", "deep.png"]
-    for entry, name in zip(entries, names, strict=False):
-        entry["input"] = name
+    for entry, path in zip(entries, odd_pictures(tmp_path), strict=False):
+        entry["input"] = path.name
     (tmp_path / "test.json").write_text(json.dumps(entries))
     data = Aurora(data_dir=str(tmp_path), strict=True)
     data.setup("test")
@@ -110,7 +106,12 @@ def test_cut_short_training_pictures_are_found_without_decoding(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b'[{"task": ', "not valid JSON"), (b"\xff\xfe[]", "not valid JSON"), (b"{}", "list")]
+    ("content", "message"),
+    [
+        (b'[{"task": ', r"test\.json\[0\]: not JSON"),
+        (b"\xff\xfe[]", "a JSON list is needed"),
+        (b"{}", "a JSON list"),
+    ],
 )
 def test_a_broken_index_is_named(tmp_path, content, message):
     (tmp_path / "test.json").write_bytes(content)
@@ -167,6 +168,43 @@ def test_end_to_end_and_resumed(tmp_path, base, clip, monkeypatch):
     # other settings: nothing is reused
     _, fourth = run(base, data(), tmp_path, templates=model(base).templates.__class__(fwm="{before}{action}="))
     assert fourth.memory.hits == 0
+
+
+def test_broken_data_is_named_counted_and_the_rest_is_scored(tmp_path, base, clip):
+    """Issue 4, must show 5."""
+    root = tmp_path / "data"
+    entries = write_aurora(root)
+    for entry, path in zip(entries, odd_pictures(root / "odd"), strict=False):
+        entry["input"] = str(path.relative_to(root))
+    (root / entries[3]["output"]).write_bytes(b"")
+    (root / entries[4]["input"]).unlink()
+    entries += [
+        {"task": "clevr", "instruction": " ", "input": entries[5]["input"]},
+        {"task": "clevr", "instruction": "n\u00e9", "input": entries[5]["input"]},
+        {"task": "clevr", "instruction": "lost", "input": entries[5]["input"]},
+    ]
+    text = json.dumps(entries, ensure_ascii=False).encode().replace("\u00e9".encode(), b"\xe9")
+    (root / "test.json").write_bytes(text[: text.index(b"lost")])
+    data = Aurora(data_dir=str(root), clip=clip)
+    with pytest.warns(UserWarning, match="5 of 9 records cannot be used") as caught:
+        results, _ = run(base, data, tmp_path)
+    message = next(str(w.message) for w in caught if "cannot be used" in str(w.message))
+    for reason in (
+        "test.json[3] (after ",
+        ": empty (zero bytes)",
+        "test.json[4] (before ",
+        ": missing",
+        "test.json[6]: no instruction",
+        "test.json[7]: not JSON ('utf-8' codec can't encode",
+        "test.json[8]: not JSON, nothing is read from here on",
+    ):
+        assert reason in message
+    assert (data.counts["test"]["used"], data.counts["test"]["skipped"]) == (4, 5)
+    assert -1 <= results["test/fwm/sampled/clip_target/kubric"] <= 1
+    module = model(base)
+    with pytest.raises(ValueError, match="5 of 9 records cannot be used"):
+        trainer(tmp_path).test(module, Aurora(data_dir=str(root), strict=True), verbose=False)
+    assert module.model is None
 
 
 def test_disc_edit(tmp_path, base):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from visual_world import clip_folder, liquid_folder, model, picture, trainer
+from visual_world import clip_folder, liquid_folder, model, odd_pictures, picture, trainer
 
 from swirl_lightning.benchmarks.bytemorph import ByteMorph
 
@@ -38,7 +38,7 @@ def write(folder, changes=None, name="test-00000.parquet"):
     for n, change in (changes or {}).items():
         rows[n] |= change
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pa.Table.from_pylist(rows), folder / "data" / name)
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "data" / name, compression="none")
     return str(folder)
 
 
@@ -72,6 +72,36 @@ def test_broken_rows_and_files(tmp_path):
         ByteMorph(data_dir=str(tmp_path)).setup("test")
     with pytest.raises(ValueError, match="unknown edit types zoom"):
         ByteMorph(data_dir=str(tmp_path), edit_types=["zoom"])
+
+
+def test_broken_data_is_named_counted_and_the_rest_is_scored(tmp_path):
+    """Issue 4, must show 5; the first three rows are odd, and good."""
+    odd = [{"bytes": path.read_bytes(), "path": path.name} for path in odd_pictures(tmp_path)]
+    changes = {n: {"src_img": content} for n, content in enumerate(odd)} | {3: {"src_img": {"bytes": b"", "path": ""}}}
+    folder = write(tmp_path / "data", changes)
+    write(tmp_path / "data", {0: {"edit_prompt": " "}, 1: {"tgt_img": {"bytes": b"GIF8", "path": ""}}}, "b.parquet")
+    path = tmp_path / "data" / "data" / "b.parquet"
+    path.write_bytes(path.read_bytes().replace(b"a cat there 2", b"a cat th\xe9re 2"))
+    (tmp_path / "data" / "c.parquet").write_bytes(path.read_bytes()[:-40])
+    data = ByteMorph(data_dir=folder, clip=str(clip_folder(tmp_path / "clip")))
+    base = liquid_folder(tmp_path / "base")
+    with pytest.warns(UserWarning, match="5 of 9 records cannot be used") as caught:
+        results = trainer(tmp_path).test(model(base), data, verbose=False)[0]
+    message = next(str(w.message) for w in caught if "cannot be used" in str(w.message))
+    for reason in (
+        "test-00000[3] interaction/003 (before): empty (zero bytes)",
+        "b[0] camera_zoom/000: no edit prompt",
+        "b[1] object_motion/001 (after): not readable",
+        "b[2]: not UTF-8",
+        "c.parquet: cannot be read",
+    ):
+        assert reason in message
+    assert (data.counts["test"]["used"], data.counts["test"]["skipped"]) == (4, 5)
+    assert -1 <= results["test/fwm/sampled/clip_sim_img/object_motion"] <= 1
+    module = model(base)
+    with pytest.raises(ValueError, match="5 of 9 records cannot be used"):
+        trainer(tmp_path).test(module, ByteMorph(data_dir=folder, strict=True), verbose=False)
+    assert module.model is None
 
 
 def test_it_has_no_training_data(tmp_path):

@@ -111,17 +111,18 @@ BROKEN = [
 
 def test_broken_records_are_named_counted_and_the_rest_is_scored(folder, gemma_path, tmp_path):
     path = folder / TEST_FILES["OOD"]
-    text = json.dumps([mirror(0), *(record for record, _ in BROKEN), mirror(2), mirror(3)])
-    write(path, text[:-30])
+    text = json.dumps([mirror(0), *(record for record, _ in BROKEN), mirror(2, "odd"), mirror(2), mirror(3)])
+    path.write_bytes(text[:-30].encode().replace(b"odd", b"\xff"))
     data = StableToolBench(str(folder), test_splits=["OOD"])
-    with pytest.warns(UserWarning, match=r"skipped 9 broken of 11 records in StableToolBench's test files") as caught:
+    with pytest.warns(UserWarning, match=r"skipped 10 broken of 12 records in StableToolBench's test files") as caught:
         evaluated(data, gemma_path, tmp_path)
     message = next(str(w.message) for w in caught if "broken" in str(w.message))
     for number, (_, reason) in enumerate(BROKEN, start=1):
         assert f"ood.json[{number}]: " in message
         assert reason in message
-    assert "ood.json[10]: not JSON, nothing is read from here on" in message
-    assert data.counts["test"] == {"records": 11, "used": 2, "skipped": 9}
+    assert "ood.json[9]: not JSON ('utf-8' codec can't encode" in message
+    assert "ood.json[11]: not JSON, nothing is read from here on" in message
+    assert data.counts["test"] == {"records": 12, "used": 2, "skipped": 10}
     module = tiny_model(gemma_path)
     with pytest.raises(ValueError, match=r"ood\.json\[1\]: instruction has no line"):
         tiny_trainer(tmp_path).test(module, datamodule=StableToolBench(str(folder), strict=True))

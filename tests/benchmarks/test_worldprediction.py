@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from videos import number, write_video
+from videos import number, write_sound, write_video
 from visual_world import clip_folder, liquid_folder, model, trainer
 
 from swirl_lightning.benchmarks.worldprediction import WorldPrediction
@@ -110,6 +110,39 @@ def test_broken_samples_cost_themselves_only(tmp_path):
     assert kinds == {"not in the official layout": 3, "missing video": 1, "damaged video": 2, "no such frame": 1}
     with pytest.raises(ValueError, match="7 of 8"):
         WorldPrediction(data_dir=folder, ground_truth="0", strict=True).setup("test")
+
+
+def test_broken_data_is_named_counted_and_the_rest_is_scored(tmp_path):
+    """Issue 4, must show 5: also videos without frames, and one of the two files cut short."""
+    nameless = {uid: segment("one", 0.2, 0.4, " ") for uid in "abc"}
+    pp = {"COIN": {"good": sample(0), "sound": sample(0, "sound"), "still": sample(0, "still")}}
+    pp["COIN"]["nameless"] = sample(0, action_segments=nameless)
+    pp["COIN"]["gone"] = sample(0, "gone")
+    wm = json.dumps({"COIN": {"y": sample(0)}})
+    folder = write(tmp_path / "data", pp)
+    write_sound(tmp_path / "data" / "videos" / "COIN" / "sound.mp4")
+    write_video(tmp_path / "data" / "videos" / "COIN" / "still.avi", frames=0)
+    (tmp_path / "data" / "WorldPrediction-WM.json").write_text(wm[:-30])
+    data = WorldPrediction(data_dir=folder, ground_truth="0", clip=str(clip_folder(tmp_path / "clip")))
+    base = liquid_folder(tmp_path / "base")
+    with pytest.warns(UserWarning, match="5 of 6 records cannot be used") as caught:
+        results = trainer(tmp_path).test(model(base), data, verbose=False)[0]
+    message = next(str(w.message) for w in caught if "cannot be used" in str(w.message))
+    for reason in (
+        "PP/COIN/sound: no video stream",
+        "PP/COIN/still: ",
+        "PP/COIN/nameless: not in the official layout (segment 'a' has no label",
+        "PP/COIN/gone: missing video",
+        "WorldPrediction-WM.json: not JSON",
+    ):
+        assert reason in message
+    assert (data.counts["test"]["used"], data.counts["test"]["skipped"]) == (1, 5)
+    assert -1 <= results["test/fwm/sampled/clip_target/turn 3"] <= 1
+    (tmp_path / "data" / "WorldPrediction-WM.json").write_bytes(wm.encode().replace(b"open", b"\xffpen"))
+    module = model(base)
+    with pytest.raises(ValueError, match=r"WM\.json: not JSON \('utf-8'"):
+        trainer(tmp_path).test(module, WorldPrediction(data_dir=folder, ground_truth="0", strict=True), verbose=False)
+    assert module.model is None
 
 
 def test_options_and_files(tmp_path):

@@ -1,0 +1,62 @@
+"""Test-time verification: of several futures the one whose action the IDM recognises best."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import text_backbone
+from world import Digits
+
+from swirl_lightning import SWIRL, SamplingConfig
+from swirl_lightning.evaluation import EvaluationConfig
+from swirl_lightning.noise import uniforms
+
+CPU = torch.device("cpu")
+
+
+def evaluated(gemma_path, best_of):
+    """A module, three transitions, and the state that it predicts for each."""
+    module = SWIRL(
+        text_backbone(gemma_path, quantization=None),
+        sampling=SamplingConfig(1.0, 1.0),
+        evaluation=EvaluationConfig(modes=("sampled",), best_of=best_of, seed=4),
+    )
+    module.configure_model()
+    generator = torch.Generator().manual_seed(2)
+    for name in module.adapters.names:
+        for parameter in module.adapters.parameters(name):
+            parameter.data.normal_(0, 0.1, generator=generator)
+    data = Digits(size=3)
+    rows, shown = data.split("test"), []
+    module.evaluator.listener = lambda mode, rows, states, words: shown.extend(states)
+    module.evaluator.start(data, CPU)
+    module.evaluator.step(rows, CPU)
+    return module, rows, shown
+
+
+def test_best_of_takes_the_future_with_the_likeliest_action(gemma_path):
+    module, rows, shown = evaluated(gemma_path, best_of=5)
+    models, prompts, backbone = module.models, module.prompts, module.backbone
+    chosen = []
+    for row in rows:
+        (x,), z = backbone.encode_states([row.before], CPU), backbone.encode_action(row.action)
+        noise = uniforms([f"eval|4|fwm|{row.id}"], 5, models.grammars["fwm"].max_length)
+        drawn = models.contents("fwm", models.sample("fwm", "fwm", [prompts.fwm(x, z)], noise, module.sampling))
+        completion = models.grammars["idm"].complete(z)
+        values = [
+            float(models.score("idm", "idm", [prompts.idm(x, y)], [completion]).mean_per_token()[0]) for y in drawn
+        ]
+        assert len(set(values)) > 1
+        chosen.append(values.index(max(values)))
+        assert backbone.decode_states([drawn[chosen[-1]]], CPU) == [shown[len(chosen) - 1]]
+    assert any(chosen)  # not always the first
+
+
+def test_best_of_one_is_the_first_draw(gemma_path):
+    module, rows, shown = evaluated(gemma_path, best_of=1)
+    (x,), z = module.backbone.encode_states([rows[0].before], CPU), module.backbone.encode_action(rows[0].action)
+    noise = uniforms([f"eval|4|fwm|{rows[0].id}"], 1, module.models.grammars["fwm"].max_length)
+    drawn = module.models.sample("fwm", "fwm", [module.prompts.fwm(x, z)], noise, module.sampling)
+    assert module.backbone.decode_states(module.models.contents("fwm", drawn), CPU) == shown[:1]
+    with pytest.raises(ValueError, match="best_of must be >= 1"):
+        EvaluationConfig(best_of=0)
