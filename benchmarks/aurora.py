@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 from swirl_lightning.benchmarks.visual import VisualSuite
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.pictures import Findings, PictureRecord
+from swirl_lightning.data.reading import records
 from swirl_lightning.metrics.disc_edit import DiscEdit
 
 TASKS = ("magicbrush", "ag", "something", "kubric", "whatsup", "clevr", "emu", "epic")
@@ -83,29 +84,26 @@ class Aurora(VisualSuite):
         """Records of ``test.json`` or of the training sets."""
         if split == "test":
             return self._disc_records(findings) if self.protocol == "disc_edit" else self._test_records(findings)
-        records = self._train_records(findings)
-        size = min(self.validation_size, len(records) // 2)
-        return records[len(records) - size :] if split == "validation" else records[: len(records) - size]
+        rows = self._train_records(findings)
+        size = min(self.validation_size, len(rows) // 2)
+        return rows[len(rows) - size :] if split == "validation" else rows[: len(rows) - size]
 
     # ---- test ------------------------------------------------------------------------------------
     def _test_records(self, findings: Findings) -> list[PictureRecord]:
         path = self.data_dir / "test.json"
-        entries = self._entries(path)
-        found = sorted({str(e.get("task")) for e in entries if isinstance(e, dict)})
-        unknown = sorted(set(self.tasks or ()) - set(found))
-        if unknown:
-            raise ValueError(f"{path} has no task {', '.join(unknown)}; it has {', '.join(found)}")
-        records = []
-        for n, entry in enumerate(entries):
-            if self.tasks is not None and isinstance(entry, dict) and entry.get("task") not in self.tasks:
-                continue
-            record = self._record(entry, f"test.json[{n}]", findings, str(_get(entry, "task")), target=False)
-            if record is not None:
-                records.append(record)
-        return records
+        entries = self._entries(path, findings)
+        there = sorted({str(entry.get("task")) for _, entry in entries})
+        unknown = sorted(set(self.tasks or ()) - set(there))
+        if unknown and entries:
+            raise ValueError(f"{path} has no task {', '.join(unknown)}; it has {', '.join(there)}")
+        found = []
+        for place, entry in entries:
+            if self.tasks is None or entry.get("task") in self.tasks:
+                found += self._record(entry, f"test.json{place}", findings, str(entry.get("task")), target=False)
+        return found
 
     def _disc_records(self, findings: Findings) -> list[PictureRecord]:
-        records = []
+        found: list[PictureRecord] = []
         item = 0
         for task in self.tasks or [t for t in DISC_TASKS if self._disc_file(t) is not None]:
             path = self._disc_file(task)
@@ -114,26 +112,25 @@ class Aurora(VisualSuite):
                     f"AURORA: DiscEdit needs data/{task}/ or disc_edit_data/{task}/ with itm_test.json or "
                     f"valid.json in {self.data_dir}. {self.source}"
                 )
-            for n, entry in enumerate(self._entries(path)):
-                name = f"disc-{task}-{n}"
-                picture = _get(entry, "input") or _get(entry, "image")
-                texts = [_text(_get(entry, k)) or _words(entry) for k in ("pos", "neg")]
-                if task not in ("whatsup", "svo") and not _text(_get(entry, "pos")):
+            for place, entry in self._entries(path, findings):
+                name = f"disc-{task}{place}"
+                picture = entry.get("input") or entry.get("image")
+                texts = [_text(entry.get(k)) or _words(entry) for k in ("pos", "neg")]
+                if task not in ("whatsup", "svo") and not _text(entry.get("pos")):
                     continue  # as in the authors' loader: an ordinary validation record
                 if not isinstance(picture, str) or not all(texts):
-                    findings.total += 1
                     findings.add(name, "no picture or no text")
                     continue
                 for side, words in zip(("pos", "neg"), texts, strict=True):
                     for sample in range(self.disc_samples):
                         meta = {"task": task, "disc": {"item": item, "side": side, "sample": sample}}
-                        records.append(
+                        found.append(
                             PictureRecord(self.data_dir / picture, None, words, f"{name}-{side}-{sample}", meta)
                         )
                 item += 1
-        if not records:
+        if not found:
             raise FileNotFoundError(f"AURORA: no DiscEdit records in {self.data_dir}. {self.source}")
-        return records
+        return found
 
     def _disc_file(self, task: str) -> Path | None:
         places = [
@@ -153,41 +150,36 @@ class Aurora(VisualSuite):
                     f"AURORA: no data/<task>/train.json in {self.data_dir} for {', '.join(TRAIN_TASKS)}. "
                     f"{self.source} The training pictures are on Hugging Face: McGill-NLP/AURORA."
                 )
-        records = []
+        found: list[PictureRecord] = []
         for task, path in paths.items():
-            for n, entry in enumerate(self._entries(path)):
-                record = self._record(entry, f"{task}/train.json[{n}]", findings, task, target=True)
-                if record is not None:
-                    records.append(record)
-        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(0)).tolist()
-        return [records[n] for n in order]  # so that validation has every task, the same for every seed
+            for place, entry in self._entries(path, findings):
+                found += self._record(entry, f"{task}/train.json{place}", findings, task, target=True)
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
+        return [found[n] for n in order]  # so that validation has every task, the same for every seed
 
     # ---- parts -----------------------------------------------------------------------------------
-    def _entries(self, path: Path) -> list[Any]:
-        entries = self.read_json(path)
-        if not isinstance(entries, list):
-            raise ValueError(f"AURORA: {path} must hold a list of records, got {type(entries).__name__}")
-        return entries
+    def _entries(self, path: Path, findings: Findings) -> list[tuple[str, dict[str, Any]]]:
+        """(``[n]``, record) of an index file, as far as it can be read."""
+        return [(place.removeprefix(str(path)), entry) for place, entry in records(self.require(path), findings)]
 
-    def _record(self, entry: Any, place: str, findings: Findings, task: str, target: bool) -> PictureRecord | None:
-        """A record of an index file, or None with the reason in ``findings``."""
-        before, after, words = _get(entry, "input"), _get(entry, "output"), _words(entry)
+    def _record(
+        self, entry: Mapping[str, Any], place: str, findings: Findings, task: str, target: bool
+    ) -> list[PictureRecord]:
+        """A record of an index file, or none with the reason in ``findings``."""
+        before, after, words = entry.get("input"), entry.get("output"), _words(entry)
         problem = None
-        if not isinstance(entry, dict):
-            problem = "not an object"
-        elif not words:
+        if not words:
             problem = "no instruction"
         elif not isinstance(before, str) or not (after is None or isinstance(after, str)):
             problem = "no input picture"
         elif target and after is None:
             problem = "no output picture"
         if problem is not None:
-            findings.total += 1
             findings.add(place, problem)
-            return None
+            return []
         meta = {"task": task, **{k: entry[k] for k in ("caption", "type") if k in entry}}
         after_path = None if after is None else self.data_dir / after
-        return PictureRecord(self.data_dir / before, after_path, words, place, meta)
+        return [PictureRecord(self.data_dir / str(before), after_path, words, place, meta)]
 
     # ---- metrics ---------------------------------------------------------------------------------
     @property
@@ -214,13 +206,9 @@ class Aurora(VisualSuite):
         return backbone.latents(pictures, module.device)
 
 
-def _get(entry: Any, key: str) -> Any:
-    return entry.get(key) if isinstance(entry, dict) else None
-
-
-def _words(entry: Any) -> str:
+def _words(entry: Mapping[str, Any]) -> str:
     """The instruction; earlier versions of the files call it ``prompt``."""
-    return _text(_get(entry, "instruction")) or _text(_get(entry, "prompt"))
+    return _text(entry.get("instruction")) or _text(entry.get("prompt"))
 
 
 def _text(value: Any) -> str:

@@ -16,6 +16,7 @@ from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
 
 COLUMNS = ("edit_type", "image_id", "src_img", "tgt_img", "edit_prompt")
 OPTIONAL = ("edit_prompt_rewrite_instruction", "src_img_caption", "tgt_img_caption")
+TEXTS = tuple(name for name in (*COLUMNS, *OPTIONAL) if name not in ("src_img", "tgt_img"))
 
 
 class ByteMorph(VisualSuite):
@@ -79,12 +80,16 @@ class ByteMorph(VisualSuite):
             raise FileNotFoundError(f"ByteMorph: no *.parquet in {self.data_dir} or its data/. {self.source}")
         records = []
         for path in paths:
-            for n, row in enumerate(_rows(path)):
+            for n, row in enumerate(_rows(path, findings)):
+                try:
+                    row |= {name: row[name].decode() for name in TEXTS if isinstance(row.get(name), bytes)}
+                except UnicodeDecodeError as error:
+                    findings.add(f"{path.stem}[{n}]", f"not UTF-8 ({error})")
+                    continue
                 if row["edit_type"] in self.categories:
                     record = self._record(row, f"{path.stem}[{n}]", findings)
                     records += [] if record is None else [record]
                 elif row["edit_type"] not in EDIT_TYPES:
-                    findings.total += 1
                     findings.add(f"{path.stem}[{n}]", f"unknown edit type ({row['edit_type']!r})")
         return records
 
@@ -100,7 +105,6 @@ class ByteMorph(VisualSuite):
             problem = None
         name = f"{row['edit_type']}/{row['image_id']}"
         if problem or pictures[0] is None or pictures[1] is None:
-            findings.total += 1
             findings.add(f"{place} {name}", str(problem))
             return None
         meta = {"edit_type": row["edit_type"], "image_id": str(row["image_id"])}
@@ -117,11 +121,11 @@ class ByteMorph(VisualSuite):
         }
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Every row of a parquet file with the columns that we need."""
+def _rows(path: Path, findings: Findings) -> list[dict[str, Any]]:
+    """Every row of a parquet file with the columns that we need; texts as bytes, which may be no UTF-8."""
     try:
+        import pyarrow as arrow
         import pyarrow.parquet as parquet
-        from pyarrow import ArrowException
     except ImportError as error:
         raise ImportError("ByteMorph-Bench is a parquet file: pip install swirl-lightning[bytemorph]") from error
     try:
@@ -129,11 +133,13 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         lacking = [name for name in COLUMNS if name not in names]
         if lacking:
             raise ValueError(f"ByteMorph: {path} lacks the columns {', '.join(lacking)}; it has {', '.join(names)}")
-        rows: list[dict[str, Any]] = parquet.read_table(
-            path, columns=[name for name in (*COLUMNS, *OPTIONAL) if name in names]
-        ).to_pylist()
-    except (ArrowException, OSError) as error:
-        raise ValueError(f"ByteMorph: {path} cannot be read: {error}. Download it again.") from None
+        table = parquet.read_table(path, columns=[name for name in (*COLUMNS, *OPTIONAL) if name in names])
+    except (arrow.ArrowException, OSError) as error:
+        findings.add(str(path), f"cannot be read ({error}). Download it again")
+        return []
+    texts = (arrow.string(), arrow.large_string())
+    fields = [field.with_type(arrow.binary()) if field.type in texts else field for field in table.schema]
+    rows: list[dict[str, Any]] = table.cast(arrow.schema(fields)).to_pylist()
     return rows
 
 

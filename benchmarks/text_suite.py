@@ -10,7 +10,8 @@ from typing import Any, Literal
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torchmetrics import Metric, MetricCollection
 
-from swirl_lightning.data.module import Split, TransitionDataModule
+from swirl_lightning.benchmarks.suite import Suite
+from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import BrokenRecords, first, halves, rank_of, require_files
 from swirl_lightning.metrics.bert_score import BERTScore, missing_model
 from swirl_lightning.metrics.exact_match import ExactMatch
@@ -21,7 +22,7 @@ from swirl_lightning.transition import Transition
 Part = Literal["train", "validation", "test"]
 
 
-class TextSuite(TransitionDataModule):
+class TextSuite(Suite):
     """A benchmark of textual states in a folder of its official layout.
 
     A subclass says which files it needs (`files`), reads them (`read`), and gives every transition the key
@@ -30,28 +31,16 @@ class TextSuite(TransitionDataModule):
 
     Args:
         data_dir: the folder.
-        strict: raise on the first broken record; otherwise it is skipped, counted in :attr:`counts`, and
-            the first ten are reported.
         split_seed: of the choice of labelled episodes. Apart from ``seed``, so that runs with different seeds
             can be compared on the same data.
         validation_episodes: training episodes kept for validation, where the suite has no validation split.
-        bert: hub name or folder of BERTScore's encoder; None leaves that metric out.
-        limit: only the first so many records of the test split; None for all.
-        kwargs: as for `TransitionDataModule`.
-
-    Attributes:
-        suite: name in reports.
-        counts: ``{part: {records, used, skipped}}`` of the parts read so far, in the files' own division.
-        missing_metrics: metrics that are not computed here, and why.
+        kwargs: as for `Suite` (strict, bert, limit) and `TransitionDataModule`.
 
     Raises:
         FileNotFoundError: at setup, with the number of missing files and the first ten.
         ValueError: at setup, for a broken record in strict mode, an unknown option or an empty split.
     """
 
-    suite = ""
-    source = ""
-    """Where to get the data, for the message about missing files."""
     validation_is_official = True
     """Whether `read` knows a validation part; otherwise it is taken from the training episodes."""
 
@@ -59,22 +48,13 @@ class TextSuite(TransitionDataModule):
         self,
         data_dir: str,
         *,
-        strict: bool = False,
         split_seed: int = 0,
         validation_episodes: int = 50,
-        bert: str | None = None,
-        limit: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1 or null, got {limit}")
-        self.data_dir = Path(data_dir)
-        self.strict = strict
+        super().__init__(data_dir, **kwargs)
         self.split_seed = split_seed
         self.validation_episodes = validation_episodes
-        self.bert, self.limit = bert, limit
-        self.counts: dict[str, dict[str, int]] = {}
         self._missing: dict[str, str] = {}
         self._parts: dict[str, list[Transition]] = {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -11,7 +10,8 @@ from typing import Any
 
 from torchmetrics import Metric, MetricCollection
 
-from swirl_lightning.data.module import Split, TransitionDataModule
+from swirl_lightning.benchmarks.suite import Suite
+from swirl_lightning.data.module import Split
 from swirl_lightning.data.pictures import Findings, PictureRecord, PictureTransitions, usable
 from swirl_lightning.judge import Judge
 from swirl_lightning.metrics.bert_score import BERTScore
@@ -25,7 +25,7 @@ DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 EVAL_SPLITS = ("validation", "test")
 
 
-class VisualSuite(TransitionDataModule):
+class VisualSuite(Suite):
     """Base of suites whose states are pictures on disk in the official layout.
 
     :meth:`check` reads every record of the splits in use and looks at every picture before the model
@@ -33,41 +33,24 @@ class VisualSuite(TransitionDataModule):
 
     Args:
         data_dir: folder in the official layout.
-        strict: stop on the first check that finds anything wrong.
         clip: CLIP checkpoint for CLIP scores, a hub name or a folder; null goes without, and
             :attr:`missing_metrics` says so.
-        bert: encoder for BERTScore of predicted actions, a hub name or a folder; null goes without.
         judge: LLM judge of ``swirl test``; null goes without.
-        limit: only the first so many records of the test split; null for all.
-        kwargs: as for `TransitionDataModule`.
-
-    Attributes:
-        suite: name in reports.
-        counts: ``{split: {records, used, skipped, skipped: <kind>}}``.
-        missing_metrics: what is not computed, and why.
+        kwargs: as for `Suite` (strict, bert, limit) and `TransitionDataModule`.
     """
 
-    suite = ""
-    source = ""  # where to get the data, for messages
     judge_template = ""
 
     def __init__(
         self,
         *,
         data_dir: str,
-        strict: bool = False,
         clip: str | None = None,
-        bert: str | None = None,
         judge: Judge | None = None,
-        limit: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1 or null, got {limit}")
-        self.data_dir = Path(data_dir)
-        self.strict, self.clip, self.bert, self.judge, self.limit = strict, clip, bert, judge, limit
-        self.counts: dict[str, dict[str, int]] = {}
+        super().__init__(data_dir, **kwargs)
+        self.clip, self.judge = clip, judge
         self._checked: dict[str, list[PictureRecord]] = {}
         self._stage: str | None = None
 
@@ -170,16 +153,12 @@ class VisualSuite(TransitionDataModule):
         return {"clip": CLIPSimilarity(encoder, self.categories, self.category_key)}
 
     # ---- files -----------------------------------------------------------------------------------
-    def read_json(self, path: Path) -> Any:
-        """The content of an index file.
+    def require(self, path: Path) -> Path:
+        """The path of an index file.
 
         Raises:
             FileNotFoundError: it is not there; the message says where to get it.
-            ValueError: it is not JSON; the message names file and place.
         """
         if not path.is_file():
             raise FileNotFoundError(f"{self.suite}: no file {path}. {self.source}")
-        try:
-            return json.loads(path.read_bytes())
-        except ValueError as error:  # also bytes that are no UTF-8
-            raise ValueError(f"{self.suite}: {path} is not valid JSON: {error}") from None
+        return path

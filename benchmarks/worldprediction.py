@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from swirl_lightning.benchmarks.worldprediction_records import Plan, answer_base
 from swirl_lightning.data.images import open_rgb
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.pictures import Findings, PictureRecord
-from swirl_lightning.data.video import VideoError, frame_at, require_av
+from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.transition import Transition
 
 TASKS = ("WM", "PP")
@@ -118,7 +119,6 @@ class WorldPrediction(VisualSuite):
         records = []
         for plan, (frames, problem) in zip(plans, cut, strict=True):
             if problem:
-                findings.total += 1
                 findings.add(plan.id, problem)
                 continue
             meta = {
@@ -146,9 +146,14 @@ class WorldPrediction(VisualSuite):
                 raise FileNotFoundError(f"WorldPrediction: no WorldPrediction-*.json in {self.data_dir}. {self.source}")
         plans = []
         for task, path in paths.items():
-            content = self.read_json(path)
+            try:
+                content = json.loads(self.require(path).read_bytes())
+            except ValueError as error:  # also bytes that are no UTF-8
+                findings.add(str(path), f"not JSON ({error})")
+                continue
             if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-                raise ValueError(f"WorldPrediction: {path} must hold {{dataset: {{uid: sample}}}}")
+                findings.add(str(path), "not {dataset: {uid: sample}}")
+                continue
             chosen = self.datasets or list(content)
             unknown = sorted(set(chosen) - set(content))
             if unknown:
@@ -160,7 +165,6 @@ class WorldPrediction(VisualSuite):
                     try:
                         plans.append(read_plan(sample, name, task, dataset, base))
                     except (ValueError, KeyError, TypeError) as error:
-                        findings.total += 1
                         findings.add(name, f"not in the official layout ({error})")
         return plans
 
@@ -181,8 +185,8 @@ class WorldPrediction(VisualSuite):
         key = hashlib.blake2b(f"{video}|{seconds:.3f}|{last}".encode(), digest_size=10).hexdigest()
         path = self.frames_dir / dataset / f"{key}.png"
         if not path.is_file():
-            # a label may end a little after its video does
-            picture = frame_at(self._video(dataset, video), seconds, last=last, within=2.0)
+            with Video(self._video(dataset, video)) as opened:
+                picture = opened.frame_at(seconds, last=last, within=2.0)  # a label may end a little after its video
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{os.getpid()}-{id(picture)}")
             picture.save(partial, "PNG")

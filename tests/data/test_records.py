@@ -68,13 +68,47 @@ def test_bytes_that_are_no_text_break_one_record_only(tmp_path):
         assert len(JSONLTransitions(warmup=str(path)).split("warmup")) == 2
 
 
-def test_a_picture_cut_short_is_named_when_it_is_opened(tmp_path):
-    Image.effect_noise((64, 64), 9).save(tmp_path / "p.jpg")
-    (tmp_path / "p.jpg").write_bytes((tmp_path / "p.jpg").read_bytes()[:900])
-    record = {"before": "a", "after_image": "p.jpg", "action": "go"}
-    rows = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", record)).split("warmup")
-    with pytest.raises(OSError, match=r"cannot read the picture .*p\.jpg"):
-        rows[0]
+def test_a_picture_cut_short_is_found_at_the_start_and_a_lost_one_when_it_is_opened(tmp_path):
+    for name in ("whole.jpg", "cut.jpg"):
+        Image.effect_noise((64, 64), 9).save(tmp_path / name)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    records = [{"before": "a", "after_image": name, "action": "go"} for name in ("whole.jpg", "cut.jpg")]
+    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", *records))
+    with pytest.warns(UserWarning, match=r"w\.jsonl:2: cannot read after_image .*cut\.jpg: cut short"):
+        (row,) = [data.split("warmup")[0]]
+    assert row.after.size == (64, 64)
+    (tmp_path / "whole.jpg").unlink()
+    with pytest.raises(OSError, match=r"cannot read the picture .*whole\.jpg"):
+        data.split("warmup")[0]
+
+
+def test_parquet_with_pictures_in_it_or_beside_it(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    content = (tmp_path / "clear.png").read_bytes()
+    rows = [
+        {"before_image": {"bytes": content, "path": None}, "after_image": {"bytes": None, "path": "clear.png"}},
+        {"before_image": {"bytes": content[:-9], "path": None}, "after_image": {"bytes": None, "path": "none.png"}},
+        {"before": "a", "after": "b", "task": "t"},
+    ]
+    path = tmp_path / "w.parquet"
+    parquet.write_table(pa.Table.from_pylist([row | {"action": "go"} for row in rows], schema=_schema(pa)), path)
+    data = JSONLTransitions(warmup=str(path))
+    with pytest.warns(UserWarning, match=r"w\.parquet\[1\]: cannot read before_image: not readable"):
+        first, second = data.split("warmup")
+    assert first.before.getpixel((0, 0)) == first.after.getpixel((0, 0)) == (255, 255, 255)  # over white
+    assert (second.before, second.after, second.action, second.meta) == ("a", "b", "go", {"task": "t"})
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"w\.parquet\[0\]: nothing is read from here on"):
+        JSONLTransitions(warmup=str(path), strict=True).split("warmup")
+
+
+def _schema(pa):
+    picture, text = pa.struct([("bytes", pa.binary()), ("path", pa.string())]), pa.string()
+    names = {"before_image": picture, "after_image": picture, "before": text, "after": text}
+    return pa.schema([*names.items(), ("action", text), ("task", text)])
 
 
 def test_state_only_needs_no_action_and_shows_none(tmp_path):

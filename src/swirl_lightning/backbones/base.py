@@ -89,6 +89,8 @@ class Backbone(ABC):
     """Module names (PEFT ``target_modules``) where the adapters go by default."""
     keep_unquantized: Sequence[str] = ("lm_head",)
     """Module names that stay out of 4-bit. Replaces bitsandbytes' own list."""
+    ids_suffice: bool = True
+    """Whether the ids of a state may be kept instead of the state; False where they only name it."""
 
     def __init__(
         self,

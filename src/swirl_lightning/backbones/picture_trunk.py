@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -18,22 +17,27 @@ from swirl_lightning.prompts import TokenIds
 
 FEATURES_KEPT = 64
 """Pictures whose features are kept; the others go through the vision tower again."""
+_SLOT_BYTES = 6  # times a picture's ids this stays below 2**63
 
 
 class PictureStore:
-    """Pictures by slot; picture s has the ids start + s * grid² ... start + (s + 1) * grid² - 1.
+    """The pictures seen last, by slot; picture s has the ids start + s * grid² ... start + (s + 1) * grid² - 1.
+
+    A slot is a hash of the picture, so the same picture has the same ids in every process.
 
     Args:
         start: size of the vocabulary.
         grid: features of a picture's side.
         resolution: side in pixels at which pictures are kept, losslessly compressed.
+        kept: pictures; the one that was not asked for longest goes first.
     """
 
-    def __init__(self, start: int, grid: int, resolution: int) -> None:
-        self.start, self.grid, self.resolution = start, grid, resolution
-        self.name = uuid.uuid4().hex
-        self._slots: dict[bytes, int] = {}
-        self._files: list[bytes] = []
+    def __init__(self, start: int, grid: int, resolution: int, kept: int) -> None:
+        self.start, self.grid, self.resolution, self.kept = start, grid, resolution, kept
+        self._files: OrderedDict[int, bytes] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._files)
 
     @property
     def size(self) -> int:
@@ -43,27 +47,30 @@ class PictureStore:
     def add(self, image: Image.Image) -> TokenIds:
         """Ids of a picture; equal pictures have equal ids."""
         image = square(image, self.resolution)
-        key = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-        if key not in self._slots:
+        slot = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=_SLOT_BYTES).digest())
+        if slot not in self._files:
             file = io.BytesIO()
             image.save(file, "PNG", compress_level=1)
-            self._slots[key] = len(self._files)
-            self._files.append(file.getvalue())
-        first = self.start + self._slots[key] * self.size
+            self._files[slot] = file.getvalue()
+        self._files.move_to_end(slot)
+        while len(self._files) > self.kept:
+            self._files.popitem(last=False)
+        first = self.start + slot * self.size
         return list(range(first, first + self.size))
 
     def picture(self, token: int) -> Image.Image:
         """The picture that an id belongs to.
 
         Raises:
-            ValueError: this process has not encoded it.
+            ValueError: this process has not encoded it, or too long ago.
         """
         slot = (token - self.start) // self.size
-        if not 0 <= slot < len(self._files):
+        if slot not in self._files:
             raise ValueError(
-                f"id {token} stands for no picture of this process: ids of pictures do not outlive a run; "
-                "resume from a checkpoint at the end of an epoch"
+                f"id {token} stands for none of the last {self.kept} pictures of this process: resume from a "
+                "checkpoint at the end of an epoch, or raise pictures_kept above the pictures of an optimiser step"
             )
+        self._files.move_to_end(slot)
         return Image.open(io.BytesIO(self._files[slot])).convert("RGB")
 
 

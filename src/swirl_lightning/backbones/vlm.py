@@ -41,7 +41,7 @@ class VLM(TextLLM):
     """An image-text-to-text model as a world model that reads pictures and writes text.
 
     ``before`` may be a picture or a text; ``after`` is text wherever the FWM predicts or judges it. Each
-    position of a picture has an id of its own above the vocabulary, unique to that picture, so that
+    position of a picture has an id of its own above the vocabulary, a hash of that picture, so that
     prompts remain plain ids and a shared prefix is shared exactly when its pictures are equal; the trunk
     replaces those ids by the vision tower's features. Adapters go into the language model alone.
 
@@ -49,6 +49,7 @@ class VLM(TextLLM):
         model_name_or_path: folder or hub name.
         resolution: side in pixels to which every picture is padded and resized; None takes SmolVLM's own
             size, and 448 for Qwen.
+        pictures_kept: in memory, losslessly compressed; at least those of an optimiser step.
         **kwargs: as :class:`TextLLM`.
 
     Raises:
@@ -57,10 +58,15 @@ class VLM(TextLLM):
 
     lora_targets = r".*(language_model|text_model)\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
     keep_unquantized = ("lm_head", "model.visual", "model.vision_model", "model.connector")
+    ids_suffice = False
 
-    def __init__(self, model_name_or_path: str, resolution: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model_name_or_path: str, resolution: int | None = None, pictures_kept: int = 1024, **kwargs: Any
+    ) -> None:
         super().__init__(model_name_or_path, **kwargs)
-        self._resolution = resolution
+        if pictures_kept < 1:
+            raise ValueError(f"pictures_kept must be at least 1, got {pictures_kept}")
+        self._resolution, self.pictures_kept = resolution, pictures_kept
 
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
@@ -102,8 +108,9 @@ class VLM(TextLLM):
 
     @cached_property
     def store(self) -> PictureStore:
-        """The pictures seen so far."""
-        return PictureStore(int(self.config.get_text_config().vocab_size), self.grid, self.resolution)
+        """The pictures seen last."""
+        start = int(self.config.get_text_config().vocab_size)
+        return PictureStore(start, self.grid, self.resolution, self.pictures_kept)
 
     def _features(self, model: Any, images: list[Image.Image], device: torch.device) -> Tensor:
         """Pictures -> (B, grid * grid, H) features of the vision tower."""
@@ -161,5 +168,5 @@ class VLM(TextLLM):
         return TextGrammar(self._text_ids, self.max_state_tokens, self._eos)
 
     def fingerprint(self) -> str:
-        """Unique to this process: the ids of pictures mean nothing elsewhere."""
-        return f"{super().fingerprint()}:{self.store.name}"
+        """Names the tokenizer and the size of a picture."""
+        return f"{super().fingerprint()}:{self.resolution}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
+
+from swirl_lightning.backbones.images import to_rgb
 
 PictureSource = Path | bytes
 """A picture file, or the content of one."""
@@ -16,18 +17,15 @@ _TAIL = 64  # bytes at the end of a file in which its end mark must be; some wri
 
 
 def open_rgb(source: PictureSource) -> Image.Image:
-    """A picture as 8-bit RGB, whatever it is stored as: palette, CMYK, 16-bit grey, with transparency.
+    """A picture as 8-bit RGB, whatever it is stored as: palette, CMYK, 16-bit grey; transparent pixels over white.
 
     Raises:
         OSError: no such file, no picture, or cut short; the message names the file.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-            if picture.mode in ("I", "I;16", "I;16B", "I;16L"):  # PIL would clip to 255, not scale
-                values = np.asarray(picture).astype(np.int64)
-                scaled = values // 257 if values.max(initial=0) > 255 else values
-                return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-            return picture.convert("RGB")
+            opened = to_rgb(picture)
+            return opened.copy() if opened is picture else opened  # not tied to the file
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(f"cannot read the picture {_name(source)}: {error}") from error
 

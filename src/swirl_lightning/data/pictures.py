@@ -11,9 +11,9 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.data.images import PictureSource, open_rgb, picture_problem
+from swirl_lightning.data.reading import first
 from swirl_lightning.transition import Transition
 
-SHOWN = 10
 _THREADS = 8  # Pillow decodes without the interpreter lock
 
 
@@ -69,10 +69,11 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
 
-    def add(self, record: str, problem: str) -> None:
-        """One record that cannot be used."""
-        self.problems.append(f"{record}: {problem}")
-        self.kinds[problem.split(" (")[0].split(": ")[-1]] += 1
+    def add(self, place: str, reason: object) -> None:
+        """One record that cannot be used; it counts as looked at."""
+        self.total += 1
+        self.problems.append(f"{place}: {reason}")
+        self.kinds[str(reason).split(" (")[0].split(": ")[-1]] += 1
 
     @property
     def counts(self) -> dict[str, int]:
@@ -88,10 +89,9 @@ class Findings:
         """
         if not self.problems:
             return
-        more = f"\n  and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
         kinds = ", ".join(f"{n} {kind}" for kind, n in self.kinds.most_common())
-        listed = "".join(f"\n  {line}" for line in self.problems[:SHOWN]) + more
-        message = f"{self.name}: {len(self.problems)} of {self.total} records cannot be used ({kinds}):{listed}"
+        count = f"{len(self.problems)} of {self.total}"
+        message = f"{self.name}: {count} records cannot be used ({kinds}):{first(self.problems)}"
         if strict or len(self.problems) == self.total:
             raise ValueError(message)
         rank_zero_warn(message)
@@ -118,8 +118,8 @@ def usable(records: Sequence[PictureRecord], findings: Findings, decode: bool = 
         if wrong:
             name, source, problem = wrong[0]
             where = f" {source}" if not isinstance(source, bytes) else ""
-            findings.add(f"{record.id} ({name}{where})", str(problem))
+            findings.add(f"{record.id} ({name}{where})", problem)
         else:
             kept.append(record)
-    findings.total += len(records)
+    findings.total += len(kept)
     return kept

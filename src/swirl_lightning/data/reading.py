@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -15,6 +15,13 @@ SHOWN = 10
 
 class BrokenRecord(Exception):
     """A record that is no transition; its text says why."""
+
+
+class Broken(Protocol):
+    """Where broken records are told."""
+
+    def add(self, place: str, reason: object) -> None:
+        """Note one."""
 
 
 class BrokenRecords:
@@ -97,7 +104,7 @@ def parse_object(text: str) -> dict[str, Any]:
     return fields
 
 
-def records(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(path: Path, broken: Broken) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of every readable record of a ``.jsonl`` file, or of a ``.json`` file with a list.
 
     Where a list is cut short, what comes before the cut is read, and the cut is one broken record.
@@ -109,7 +116,7 @@ def records(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, 
             broken.add(place, error)
 
 
-def _items(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, str]]:
+def _items(path: Path, broken: Broken) -> Iterator[tuple[str, str]]:
     """(file[number], text) of the items of a JSON list."""
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
     decoder = json.JSONDecoder()

@@ -1,21 +1,19 @@
-"""Your own transitions, from JSON lines."""
+"""Your own transitions, from JSON lines or parquet."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from PIL import Image
-
+from swirl_lightning.data.images import PictureSource, open_rgb, picture_problem
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, lines, parse_object
 from swirl_lightning.transition import State, Transition
 
 
 class JSONLTransitions(TransitionDataModule):
-    """Transitions from JSON lines files, one file per split.
+    """Transitions from JSON lines or parquet files, one file per split.
 
     A line is an object with ``before`` and ``after`` (text), or ``before_image`` and ``after_image``
     (picture files, relative to the JSON lines file), with ``action`` where the split is labelled, and with
@@ -23,7 +21,8 @@ class JSONLTransitions(TransitionDataModule):
 
         {"before_image": "frames/0.png", "after_image": "frames/1.png", "action": "turn left"}
 
-    Files are read line by line; pictures are checked at the start and opened when they are needed.
+    A parquet file has the same names as columns; its pictures may also be stored in it, as bytes or as the hub's
+    ``{bytes, path}``. Files are read line by line; pictures are checked at the start and opened when they are needed.
 
     Args:
         warmup: file of labelled transitions.
@@ -36,6 +35,7 @@ class JSONLTransitions(TransitionDataModule):
 
     Raises:
         FileNotFoundError: a named file does not exist.
+        ImportError: a parquet file, and no ``pyarrow``.
         ValueError: ``strict`` and a broken record, or a split without any record.
     """
 
@@ -69,24 +69,28 @@ class JSONLTransitions(TransitionDataModule):
                 f"no file is given for the split {split!r}; set it in data.init_args "
                 f"(given: {sorted(self.paths)} of {list(get_args(Split))})"
             )
-        records: list[_Record] = []
+        found: list[_Record] = []
         broken = BrokenRecords(self.paths[split], self.strict)
-        for place, line in lines(self.paths[split]):
+        for place, fields in _rows(self.paths[split], broken):
             try:
-                records.append(_parse(line, place, labelled=split != "state_only"))
+                found.append(_parse(fields, place, self.paths[split].parent, labelled=split != "state_only"))
             except BrokenRecord as error:
                 broken.add(place, error)
         self.skipped[split] = len(broken)
-        broken.report(len(records))
-        return _Records(records)
+        broken.report(len(found))
+        return _Records(found)
+
+
+_Source = str | PictureSource
+"""A text, or a picture that is not open yet."""
 
 
 class _Record:
-    """A parsed line; its pictures are still files."""
+    """A parsed line; its pictures are not open yet."""
 
     __slots__ = ("action", "after", "before", "id", "meta")
 
-    def __init__(self, before: str | Path, after: str | Path, action: str | None, name: str, meta: dict) -> None:
+    def __init__(self, before: _Source, after: _Source, action: str | None, name: str, meta: dict) -> None:
         self.before, self.after, self.action, self.id, self.meta = before, after, action, name, meta
 
 
@@ -104,9 +108,32 @@ class _Records(Sequence[Transition]):
         return Transition(_open(record.before), _open(record.after), record.action, record.id, record.meta)
 
 
-def _parse(line: str, place: str, labelled: bool) -> _Record:
-    fields = parse_object(line)
-    folder = Path(place.rpartition(":")[0]).parent
+def _rows(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, fields) of every record that can be read."""
+    if path.suffix != ".parquet":
+        for place, line in lines(path):
+            try:
+                yield place, parse_object(line)
+            except BrokenRecord as error:
+                broken.add(place, error)
+        return
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ImportError(f"{path} is read with pyarrow: pip install swirl-lightning[bytemorph]") from error
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=64):
+                for fields in batch.to_pylist():
+                    yield f"{path}[{number}]", {name: value for name, value in fields.items() if value is not None}
+                    number += 1
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        broken.add(f"{path}[{number}]", f"nothing is read from here on ({error})")
+
+
+def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool) -> _Record:
     before, after = (_state(fields, name, folder) for name in ("before", "after"))
     action = fields.pop("action", None)
     if action is not None and not (isinstance(action, str) and action.strip()):
@@ -116,29 +143,23 @@ def _parse(line: str, place: str, labelled: bool) -> _Record:
     return _Record(before, after, action, str(fields.pop("id", place)), fields)
 
 
-def _state(fields: dict[str, Any], name: str, folder: Path) -> str | Path:
+def _state(fields: dict[str, Any], name: str, folder: Path) -> _Source:
     text, image = fields.pop(name, None), fields.pop(f"{name}_image", None)
     if (text is None) == (image is None):
         raise BrokenRecord(f"needs one of {name} and {name}_image")
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
     value = text if image is None else image
-    if not isinstance(value, str) or not value:
-        raise BrokenRecord(f"{name} must be a text that is not empty, got {value!r}")
+    if not isinstance(value, str | bytes if image is not None else str) or not value:
+        raise BrokenRecord(f"{name} must be a text that is not empty, got {str(value)[:60]!r}")
     if image is None:
-        return value
-    path = folder / image
-    try:
-        with Image.open(path) as picture:
-            picture.verify()  # reads the headers, decodes nothing
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BrokenRecord(f"cannot read {name}_image {path} ({error})") from None
-    return path
+        return str(value)
+    source = value if isinstance(value, bytes) else folder / value
+    if problem := picture_problem(source, decode=False):
+        where = f" {source}" if isinstance(source, Path) else ""
+        raise BrokenRecord(f"cannot read {name}_image{where}: {problem}")
+    return source
 
 
-def _open(state: str | os.PathLike[str]) -> State:
-    if isinstance(state, str):
-        return state
-    try:
-        with Image.open(state) as picture:
-            return picture.convert("RGB")
-    except OSError as error:  # cut short, for example; PIL does not say which file
-        raise OSError(f"cannot read the picture {state}: {error}") from error
+def _open(state: _Source) -> State:
+    return state if isinstance(state, str) else open_rgb(state)

@@ -25,6 +25,8 @@ _KEY_BYTES = 16
 class StateTokens:
     """A cache in front of ``backbone.encode_states``, keyed by what a state contains.
 
+    Not for backbones whose ids do not suffice without the state: these encode it every time.
+
     Memory holds the most recently used states. With ``cache_dir``, new ones are also written to small
     files, in a folder of their own per ``backbone.fingerprint()``; several processes may share it.
 
@@ -63,6 +65,8 @@ class StateTokens:
 
     def encode(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
         """Content ids of each state; those not seen before are encoded together, each once."""
+        if not self._backbone.ids_suffice:
+            return self._backbone.encode_states(states, device)
         if self._cache_dir is not None and self._folder is None:
             self._folder = self._cache_dir / _digest(self._backbone.fingerprint().encode()).hex()
             self._load(self._folder)

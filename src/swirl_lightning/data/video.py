@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,69 +36,82 @@ def require_av() -> Any:
     return av
 
 
-def frame_at(path: Path, seconds: float, last: bool = False, within: float | None = None) -> Image.Image:
-    """The first frame at or after a time, or the last one at or before it.
+class Video:
+    """A video that is open: its length, and single frames by time. Use it in a ``with``.
 
     Args:
-        path: video.
-        seconds: from the start of the video.
-        last: the last frame with time <= ``seconds`` instead of the first with time >= ``seconds``.
-        within: seconds; the frame must be no further away than that. None allows any.
+        path: of the file.
 
     Raises:
-        VideoError: no such file, no video, damaged there, or no such frame.
+        VideoError: no such file, or no video in it.
     """
-    av = require_av()
-    if not path.is_file():
-        raise VideoError("missing video", str(path))
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise VideoError("no video stream", str(path))
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"  # one frame: threads would decode more than it
-            start = float((stream.start_time or 0) * stream.time_base)
-            tolerance = 0.1 / float(stream.average_rate or 25)
-            if seconds > 0:
-                container.seek(int((start + seconds) / stream.time_base), stream=stream)
-            found = None
-            for frame in container.decode(stream):
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._av = path, require_av()
+        if not path.is_file():
+            raise VideoError("missing video", str(path))
+        with self._damage():
+            self._container = self._av.open(str(path))
+        if not self._container.streams.video:
+            self._container.close()
+            raise VideoError("no video stream", str(path))
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "NONE"  # single frames: threads would decode more than that
+        self._start = float((self._stream.start_time or 0) * self._stream.time_base)
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._container.close()
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (self._av.FFmpegError, ValueError, EOFError) as error:
+            raise VideoError("damaged video", f"{self.path} ({error})") from None
+
+    @property
+    def duration(self) -> float:
+        """Length of the picture track in seconds.
+
+        Raises:
+            VideoError: the file does not say.
+        """
+        if self._stream.duration is not None:
+            return float(self._stream.duration * self._stream.time_base)
+        if self._container.duration is not None:
+            return float(self._container.duration) / self._av.time_base
+        raise VideoError("damaged video", f"{self.path} does not tell its duration")
+
+    def frame_at(self, seconds: float, last: bool = False, within: float | None = None) -> Image.Image:
+        """The first frame at or after a time, or the last one at or before it.
+
+        Args:
+            seconds: from the start of the video.
+            last: the last frame with time <= ``seconds`` instead of the first with time >= ``seconds``.
+            within: seconds; the frame must be no further away than that. None allows any.
+
+        Raises:
+            VideoError: damaged there, or no such frame.
+        """
+        tolerance = 0.1 / float(self._stream.average_rate or 25)
+        found = None
+        with self._damage():
+            self._container.seek(int((self._start + seconds) / self._stream.time_base), stream=self._stream)
+            for frame in self._container.decode(self._stream):
                 if frame.pts is None:
                     continue
-                time = float(frame.pts * stream.time_base) - start
+                time = float(frame.pts * self._stream.time_base) - self._start
                 if last and time > seconds + tolerance:
                     break
                 found = (frame, time)
                 if not last and time >= seconds - tolerance:
                     break
             if found is None or (not last and found[1] < seconds - tolerance):
-                raise VideoError("no such frame", f"{path} at {seconds:.2f} s")
+                raise VideoError("no such frame", f"{self.path} at {seconds:.2f} s")
             if within is not None and abs(found[1] - seconds) > within + tolerance:
-                raise VideoError("no such frame", f"{path} within {within:.2f} s of {seconds:.2f} s")
+                raise VideoError("no such frame", f"{self.path} within {within:.2f} s of {seconds:.2f} s")
             picture: Image.Image = found[0].to_image()
             return picture.convert("RGB")
-    except (av.FFmpegError, ValueError, EOFError) as error:
-        raise VideoError("damaged video", f"{path} ({error})") from None
-
-
-def duration(path: Path) -> float:
-    """Length of a video's picture track in seconds.
-
-    Raises:
-        VideoError: it is no video, or does not say.
-    """
-    av = require_av()
-    if not path.is_file():
-        raise VideoError("missing video", str(path))
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise VideoError("no video stream", str(path))
-            stream = container.streams.video[0]
-            if stream.duration is not None:
-                return float(stream.duration * stream.time_base)
-            if container.duration is not None:
-                return float(container.duration) / av.time_base
-    except (av.FFmpegError, ValueError, EOFError) as error:
-        raise VideoError("damaged video", f"{path} ({error})") from None
-    raise VideoError("damaged video", f"{path} does not tell its duration")

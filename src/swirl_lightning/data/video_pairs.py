@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
 
-from swirl_lightning.data.video import VideoError, duration, frame_at, require_av
+from swirl_lightning.data.video import Video, VideoError, require_av
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 _LOG = "videos.jsonl"
@@ -104,25 +104,25 @@ def make_pairs(
 def pairs_of(videos: Path, name: str, out: Path, settings: PairSettings) -> dict[str, Any]:
     """The pairs of one video, frames written: ``{video, pairs: [...], reason}``."""
     entry: dict[str, Any] = {"video": name, "pairs": [], "reason": ""}
+    key = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    rng = np.random.default_rng([settings.seed, int.from_bytes(key, "big")])
     try:
-        length = duration(videos / name)
-        latest = length - settings.seconds
-        if latest < 0:
-            return entry | {"reason": "too short"}
-        key = hashlib.blake2b(name.encode(), digest_size=8).digest()
-        rng = np.random.default_rng([settings.seed, int.from_bytes(key, "big")])
-        for n, time in enumerate(sorted(rng.uniform(0, latest, settings.per_video))):
-            before = frame_at(videos / name, time)
-            after = frame_at(videos / name, time + settings.seconds, last=True, within=1.0)
-            entry["reason"] = reason = rejection(before, after, settings)
-            if not reason:
-                stem = f"frames/{key.hex()}-{n}"
-                files = {}
-                for side, frame in (("before", before), ("after", after)):
-                    files[f"{side}_image"] = f"{stem}-{side}.jpg"
-                    _shrunk(frame, settings.size).save(out / files[f"{side}_image"], quality=95)
-                pair = {"id": f"{name}@{time:.2f}", "video": name, "time": round(float(time), 3)}
-                entry["pairs"].append(files | pair)
+        with Video(videos / name) as video:
+            latest = video.duration - settings.seconds
+            if latest < 0:
+                return entry | {"reason": "too short"}
+            for n, time in enumerate(sorted(rng.uniform(0, latest, settings.per_video))):
+                before = video.frame_at(time)
+                after = video.frame_at(time + settings.seconds, last=True, within=1.0)
+                entry["reason"] = reason = rejection(before, after, settings)
+                if not reason:
+                    stem = f"frames/{key.hex()}-{n}"
+                    files = {}
+                    for side, frame in (("before", before), ("after", after)):
+                        files[f"{side}_image"] = f"{stem}-{side}.jpg"
+                        _shrunk(frame, settings.size).save(out / files[f"{side}_image"], quality=95)
+                    pair = {"id": f"{name}@{time:.2f}", "video": name, "time": round(float(time), 3)}
+                    entry["pairs"].append(files | pair)
     except VideoError as error:
         entry["reason"] = error.kind
     return entry

@@ -1,0 +1,53 @@
+"""What all six evaluation suites share: a folder in the official layout, and what is told of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from swirl_lightning.data.module import TransitionDataModule
+
+
+class Suite(TransitionDataModule):
+    """A benchmark in a folder of its official layout.
+
+    Args:
+        data_dir: the folder.
+        strict: stop before the model loads if any record is broken; otherwise broken records are left out,
+            counted in :attr:`counts`, and the first ten are named.
+        bert: encoder of BERTScore, a hub name or a folder; None leaves that metric out.
+        limit: only the first so many records of the test split; None for all.
+        kwargs: as for `TransitionDataModule`.
+
+    Attributes:
+        suite: name in reports.
+        source: where to get the data, for messages.
+        counts: ``{part: {records, used, skipped}}`` of what was read so far.
+
+    Raises:
+        ValueError: ``limit`` is not positive.
+    """
+
+    suite = ""
+    source = ""
+
+    def __init__(
+        self,
+        data_dir: str,
+        *,
+        strict: bool = False,
+        bert: str | None = None,
+        limit: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1 or null, got {limit}")
+        self.data_dir = Path(data_dir)
+        self.strict, self.bert, self.limit = strict, bert, limit
+        self.counts: dict[str, dict[str, int]] = {}
+
+    @property
+    def missing_metrics(self) -> dict[str, str]:
+        """Metrics that are not computed here, and what to do for each."""
+        return {}
