@@ -49,7 +49,7 @@ class MemoryReport(Callback):
         last = schedule.warmup_epochs + len(schedule.phases) if schedule.iterations != 0 else schedule.epochs
         phases = [schedule.at(epoch).name for epoch in range(trainer.current_epoch, last or 0)]
         lengths = self._lengths(pl_module, data, "warmup" in phases)
-        self.estimate = report(pl_module, data.batch_size, lengths, phases)
+        self.estimate = report(pl_module, data.batch_size, data.warmup_batch_size, lengths, phases)
         rank_zero_info(str(self.estimate))
         if pl_module.device.type == "cuda":
             there = torch.cuda.get_device_properties(pl_module.device).total_memory

@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import text_backbone
 from world import Digits
 
-from swirl_lightning import SWIRL, GRPOConfig
+from swirl_lightning import SWIRL, GRPOConfig, OptimConfig
 from swirl_lightning.backbones import Backbone
 from swirl_lightning.callbacks import PhaseSwitch
-from swirl_lightning.cli import SaveConfig, SwirlCLI
+from swirl_lightning.cli import SaveConfig, SwirlCLI, main
 from swirl_lightning.data import TransitionDataModule
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -60,12 +60,58 @@ def test_the_real_parser_builds_it(path, tmp_path, monkeypatch):
     assert any(isinstance(callback, PhaseSwitch) for callback in cli.trainer.callbacks)
 
 
-def test_the_papers_batches(path):
-    config = yaml.safe_load(path.read_text())
-    if not path.stem.startswith(("liquid_", "qwen_")):
-        pytest.skip("not of the paper's training")
-    size = config["trainer"]["accumulate_grad_batches"] * config["data"]["init_args"]["batch_size"]
-    assert size == (64 if path.stem == "liquid_one_shot" else 128)
+def test_print_config_shows_it_whole(path, monkeypatch, capsys):
+    """The launch command, parsed by the real parser."""
+    monkeypatch.chdir(FOLDER.parent)
+    words = shlex.split(path.read_text().splitlines()[0].removeprefix("# "))[1:]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--print_config"])
+    assert end.value.code == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    given = yaml.safe_load(path.read_text())
+    for key in ("model", "data"):
+        assert shown[key]["class_path"].rsplit(".", 1)[-1] == given[key]["class_path"].rsplit(".", 1)[-1]
+        for name, value in given[key]["init_args"].items():
+            if not isinstance(value, dict):
+                assert shown[key]["init_args"][name] == value
+
+
+PAPER = {  # pairs a step, learning rate of RL, its warm-up steps, group sizes, iterations, pairs an iteration
+    "liquid_warmup": (128, None, None, None, 0, None),
+    "liquid_one_shot": (64, 1e-6, 100, (8, 16), 1, None),
+    "liquid_iterative": (128, 2e-7, 50, (8, 16), 3, 30_000),
+    "liquid_shared": (128, 5e-7, 50, (8, 16), 3, 30_000),
+    "qwen_scienceworld": (128, 5e-5, 25, (16, None), 2, None),
+    "qwen_mind2web": (128, 5e-5, 25, (16, None), 2, None),
+    "qwen_stabletoolbench": (128, 5e-5, 25, (64, None), 2, None),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_hyperparameters(name):
+    config = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    batch, rate, steps, groups, iterations, pairs = PAPER[name]
+    model, data, switch = config["model"]["init_args"], config["data"]["init_args"], config["phase_switch"]
+    backbone, visual = model["backbone"]["init_args"], name.startswith("liquid")
+    assert config["trainer"]["accumulate_grad_batches"] * data["batch_size"] == batch
+    assert switch["iterations"] == iterations
+    assert data.get("pairs_per_iteration") == pairs
+    assert model["grpo"]["beta"] == 0.1
+    assert model["sampling"] == (
+        {"temperature": 0.75, "top_p": 0.96, "top_k": 4096} if visual else {"temperature": 0.7, "top_p": 0.96}
+    )
+    if rate is not None:
+        assert (model["grpo"]["group_size"], model["grpo"].get("idm_group_size")) == groups
+        assert model["optim"]["fwm"] == model["optim"]["idm"] == {"lr": rate, "warmup": steps}
+        assert switch["phases"] == (["idm", "fwm"] if name == "liquid_one_shot" else ["fwm", "idm"])
+    if visual:
+        assert switch["warmup_epochs"] == 5
+        assert model["optim"]["warmup"] == {"lr": 2e-5, "warmup": 0.05}
+    else:  # x and y with the action and the template are a prompt
+        longest = 2 * backbone["max_state_tokens"] + backbone["max_action_tokens"]
+        assert longest <= (8126 if name == "qwen_stabletoolbench" else 4096)
+    assert OptimConfig(1.0).schedule == "cosine"
+    assert model.get("shared_weights", False) == (name == "liquid_shared")
 
 
 def test_reinforcement_goes_on_from_the_checkpoint_of_the_warmup(gemma_path, tmp_path):

@@ -11,6 +11,7 @@ from tiny import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from swirl_lightning import SWIRL
+from swirl_lightning.backbones import Backbone
 from swirl_lightning.cli import SwirlCLI
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.transition import Transition
@@ -81,6 +82,16 @@ def test_a_backbone_from_outside_trains_both_phases(checkpoint, tmp_path, monkey
     state = Lights().load_split("test")[2].after
     (decoded,) = backbone.decode_states(backbone.encode_states([state], torch.device("cpu")), torch.device("cpu"))
     assert decoded.tobytes() == state.tobytes()
+
+
+def test_the_docs_table_has_every_method():
+    text = (EXAMPLES.parent / "backbones.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    for name, member in vars(Backbone).items():
+        if not name.startswith("_"):
+            (row,) = [row for row in rows if f"`{name}" in row.split("|")[1]]
+            required = getattr(member, "__isabstractmethod__", False)
+            assert ("| yes |" in row) == required, name
 
 
 def test_the_example_stays_short():

@@ -90,13 +90,14 @@ def test_the_estimate_is_within_a_quarter_of_what_training_takes(folder, tmp_pat
     module.configure_model()
     before = {k: v.clone() for k, v in module.adapters.state_dict().items()}
     random_state = torch.get_rng_state()
-    trainer(callback, limit_train_batches=0).fit(module, Letters(batch_size=2))
+    data = Letters(batch_size=2, warmup_batch_size=4)
+    trainer(callback, limit_train_batches=0).fit(module, data)
     assert callback.estimate is not None
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(before[k], v) for k, v in module.adapters.state_dict().items())
     assert all(p.grad is None for p in module.parameters())
 
-    measured = peak_of(lambda: trainer().fit(module, Letters(batch_size=2)), CPU)
+    measured = peak_of(lambda: trainer().fit(module, data), CPU)
     estimated = max(callback.estimate.steps.values()) + callback.estimate.training
     assert 0.75 < estimated / measured < 1.25, (estimated, measured, callback.estimate.steps)
 

@@ -157,7 +157,9 @@ class MemoryEstimate:
         )
 
 
-def report(module: SWIRL, batch_size: int, lengths: dict[str, Lengths], phases: Sequence[str]) -> MemoryEstimate:
+def report(
+    module: SWIRL, batch_size: int, warmup_batch_size: int, lengths: dict[str, Lengths], phases: Sequence[str]
+) -> MemoryEstimate:
     """What training will take on this device, from the module's settings and a few short forward passes.
 
     Saved activations, caches and temporaries are measured on prompts of a few dozen tokens and
@@ -167,6 +169,7 @@ def report(module: SWIRL, batch_size: int, lengths: dict[str, Lengths], phases: 
     Args:
         module: configured, on its device.
         batch_size: transitions per micro-batch and device.
+        warmup_batch_size: the same in the warm-up.
         lengths: of both roles.
         phases: those that will run.
     """
@@ -181,7 +184,7 @@ def report(module: SWIRL, batch_size: int, lengths: dict[str, Lengths], phases: 
         trainable=module.adapters.trainable,
         codec=size_of(t for m in kept for t in [*m.parameters(), *m.buffers()]),
         training=round(sum(p.nbytes for p in trained) * (1 + _optimizer_ratio(module))),
-        steps=_Estimator(module).steps(batch_size, lengths, phases),
+        steps=_Estimator(module).steps(batch_size, warmup_batch_size, lengths, phases),
     )
 
 
@@ -206,13 +209,17 @@ class _Estimator:
         self.trunk = module.backbone.trunk(module.adapters.model.get_base_model())
         self._fits: dict[str, Tensor] = {}
 
-    def steps(self, batch_size: int, lengths: dict[str, Lengths], phases: Sequence[str]) -> dict[str, int]:
+    def steps(
+        self, batch_size: int, warmup_batch_size: int, lengths: dict[str, Lengths], phases: Sequence[str]
+    ) -> dict[str, int]:
         """Bytes that each part of the phases adds."""
         found: dict[str, int] = {}
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # leave no trace in random states
-            if WARMUP in phases or "bootstrap" in phases:
-                found["warmup"] = self._supervised(batch_size, lengths, WARMUP in phases)
+            if WARMUP in phases:
+                found["warmup"] = self._supervised(warmup_batch_size, lengths, True)
+            if "bootstrap" in phases:
+                found["bootstrap"] = self._supervised(batch_size, lengths, False)
             for role, judge in (("fwm", "idm"), ("idm", "fwm")):
                 if role in phases:
                     size = self.module.group_size(role)

@@ -9,12 +9,13 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from tiny_families import CPU, FAMILIES, backbone_of
 
-from swirl_lightning import SWIRL, GRPOConfig, OptimConfig, PhaseOptimConfigs, SamplingConfig
+from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, OptimConfig, PhaseOptimConfigs, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.noise import uniforms
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.rollouts import Completions
+from swirl_lightning.sampling import GREEDY
 from swirl_lightning.transition import Transition
 
 LABELS = ["go", "turn", "wait"]
@@ -186,11 +187,10 @@ def test_prompts_need_no_model(case):
     builder = PromptBuilder(fresh, PromptTemplates())
     (first,) = rows_of(name, 1)
     x, y, z = (part[0] for part in tokens(module, [first]))
-    if name in VLMS:
-        fresh.encode_states([first.before], CPU)
+    assert fresh.encode_states([first.before, first.after], CPU) == [x, y]
     assert builder.fwm(x, z) == module.prompts.fwm(x, z)
     assert builder.idm(x, y) == module.prompts.idm(x, y)
-    assert (fresh.fingerprint() == module.backbone.fingerprint()) == (name not in VLMS)  # ids of a process
+    assert fresh.fingerprint() == module.backbone.fingerprint()
 
 
 # ---- sampling ------------------------------------------------------------------------------------
@@ -276,6 +276,26 @@ def test_padding_and_batch_composition_change_nothing(case):
             torch.testing.assert_close(one.values[0], whole.values[n, : one.values.shape[1]], atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_a_vlm_names_the_action_between_two_frames(case):
+    """IDM over frames: both states are pictures."""
+    name, module = case
+    if name not in VLMS:
+        pytest.skip("a picture is not both of its states")
+    x, y = module.backbone.encode_states(FAMILIES["liquid"].states(2), CPU)
+    prompt, grammar = module.prompts.idm(x, y), module.models.grammars["idm"]
+    completion = grammar.complete(module.backbone.encode_action("go"))
+    got = module.models.score("idm", "idm", [prompt], [completion])
+    with module.adapters.use("idm"):
+        logits = plain_logits(name, module, prompt + completion)
+    log_probs = logits[:, list(grammar.allowed)].log_softmax(-1)
+    columns = [grammar.allowed.index(token) for token in completion]
+    expected = log_probs[range(len(prompt) - 1, len(prompt) + len(completion) - 1), columns]
+    torch.testing.assert_close(got.values[0], expected, atol=1e-5, rtol=1e-5)
+    (drawn,) = module.models.sample("idm", "idm", [prompt], uniforms(["a"], 1, grammar.max_length), GREEDY).rows()
+    assert set(drawn) <= set(grammar.allowed)
+
+
 # ---- training ------------------------------------------------------------------------------------
 class Gradients(Callback):
     def __init__(self):
@@ -299,6 +319,35 @@ def test_both_phases_take_a_step_and_gradients_are_on_the_policy_alone(case, tmp
             assert all(on) if adapter == phase else not any(on), (phase, adapter)
     for adapter in ADAPTERS:
         assert all(torch.isfinite(p).all() for p in module.adapters.parameters(adapter))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_checkpointing_recomputes_and_changes_no_gradient(name, folders):
+    found, runs = [], []
+    for on in (False, True):
+        module = SWIRL(backbone_of(name, folders[name], quantization=None, gradient_checkpointing=on))
+        module.configure_model()
+        generator = torch.Generator().manual_seed(5)
+        for parameter in module.adapters.parameters("fwm"):
+            parameter.data.normal_(0, 0.1, generator=generator)
+        calls = []
+        attention = [m for n, m in module.adapters.model.named_modules() if n.endswith("layers.0.self_attn")]
+        attention[-1].register_forward_hook(lambda *_, calls=calls: calls.append(1))  # the language model's
+        role, prompt, completion = examples(module, name)[0]
+        scored = module.models.score(role, "fwm", [prompt], [completion], training=True)
+        found.append(torch.autograd.grad(scored.values.sum(), module.adapters.parameters("fwm")))
+        runs.append(len(calls))
+    assert runs[1] == 2 * runs[0] > 0
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lora_targets_can_be_chosen(name, folders):
+    module = SWIRL(backbone_of(name, folders[name]), lora=LoraSettings(r=2, target_modules=["q_proj"]))
+    module.configure_model()
+    places = [path.split(".lora_")[0] for path, _ in module.adapters.model.named_parameters() if ".lora_" in path]
+    assert {place.rsplit(".", 1)[-1] for place in places} == {"q_proj"}
 
 
 def test_only_what_is_named_stays_unquantised(case):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import runpy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -119,12 +121,24 @@ def test_ckpt_loads_weights_only_and_drops_the_loss(tmp_path: Path) -> None:
     assert not loaded.training
 
 
-def test_conversion_to_safetensors(tmp_path: Path) -> None:
+def test_conversion_to_safetensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, by the module's command."""
     folder = write(tmp_path, VQGAN(SMALL), ckpt=True, **{"loss.logvar": torch.ones(())})
     before = VQGAN.from_folder(folder)
-    convert_to_safetensors(folder / "vqgan.ckpt", folder / "vqgan.safetensors")
+    monkeypatch.setattr("sys.argv", ["vqgan", str(folder)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # runpy: the module is imported already
+        runpy.run_module("swirl_lightning.backbones.vqgan", run_name="__main__")
+    assert capsys.readouterr().out.strip() == str(folder / "vqgan.safetensors")
     assert not [name for name in load_file(folder / "vqgan.safetensors") if name.startswith("loss.")]
+    torch.save({"state_dict": {"quant_conv.weight": torch.ones(1)}}, folder / "vqgan.ckpt")
+    with pytest.raises(VQGANError, match="missing"):
+        convert_to_safetensors(folder)  # what is there stays as it was
     (folder / "vqgan.ckpt").unlink()
+    with pytest.raises(VQGANError, match="nothing to convert"):
+        convert_to_safetensors(folder)
     after = VQGAN.from_folder(folder)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 

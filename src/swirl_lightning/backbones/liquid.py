@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from swirl_lightning.backbones.base import Backbone, Grammar
 from swirl_lightning.backbones.images import to_images, to_pixels
-from swirl_lightning.backbones.loading import encode_plain, load_base
+from swirl_lightning.backbones.loading import encode_plain, load_base, load_config, load_tokenizer, misfit
 from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGAN, VQGANConfig, vqgan_fingerprint
 from swirl_lightning.prompts import TokenIds
 from swirl_lightning.transition import State
@@ -64,49 +64,34 @@ class Liquid(Backbone):
     @cached_property
     def config(self) -> Any:
         """The language model's config."""
-        config = AutoConfig.from_pretrained(self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        if config.model_type != "gemma":
-            self._misfit(
-                f"it holds a {config.model_type!r} model, Liquid is a 'gemma'; give a Liquid checkpoint or "
-                "another backbone class"
-            )
-        return config
+        return load_config(self, ("gemma",))
 
     @cached_property
     def vqgan_config(self) -> VQGANConfig:
         """Sizes of the VQGAN."""
         if not self.vqgan_path.is_dir():
-            self._misfit(
+            misfit(
+                self,
                 f"no VQGAN folder at {self.vqgan_path}; set vqgan_path to the folder that holds {CONFIG_FILE} "
-                "and vqgan.safetensors or vqgan.ckpt"
+                "and vqgan.safetensors or vqgan.ckpt",
             )
         return VQGANConfig.from_yaml(self.vqgan_path / CONFIG_FILE)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that lies beside the model; it must know the marks around an image."""
-        tokenizer = AutoTokenizer.from_pretrained(
-            self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
-        )
-        vocabulary = tokenizer.get_vocab()
-        lacking = [mark for mark in IMAGE_MARKS if mark not in vocabulary]
-        lacking += [n for n in ("bos_token", "eos_token") if getattr(tokenizer, n) is None]
-        if lacking:
-            self._misfit(f"its tokenizer lacks {', '.join(lacking)}; use the tokenizer files of a Liquid checkpoint")
-        return tokenizer
+        return load_tokenizer(self, IMAGE_MARKS, bos=True)
 
     def _check_parts(self) -> None:
         """Tokenizer, language model and VQGAN must agree on where the image ids start."""
         start, text = self.image_start, len(self.tokenizer)
         if start != text:
-            self._misfit(
+            misfit(
+                self,
                 f"its vocabulary of {self.config.vocab_size} ids leaves {start} for text beside the "
                 f"{self.vqgan_config.n_embed} codes of {self.vqgan_path}, but its tokenizer has {text}; use the "
-                "VQGAN and the tokenizer that this checkpoint was trained with"
+                "VQGAN and the tokenizer that this checkpoint was trained with",
             )
-
-    def _misfit(self, problem: str) -> NoReturn:
-        raise ValueError(f"{self.name!r} cannot serve as Liquid: {problem}")
 
     # ---- tokens ----------------------------------------------------------------------------------
     @property
