@@ -1,0 +1,68 @@
+"""Phase I and Phase II as SWIRL runs them: a real Trainer, one batch an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from perf.common import Case, Pairs, build_module
+from perf.meter import Meter
+from swirl_lightning.callbacks import PhaseSwitch
+
+
+class _Step(Callback):
+    """A step is what lies between two batches: rollouts, rewards, update and optimiser."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        self.meter.start(pl_module.phase.name)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        self.meter.stop()
+
+
+def run(case: Case, folder: Path, device: str, rounds: int, profiled: bool) -> tuple[Meter, dict[str, float]]:
+    """``rounds`` times Phase I and Phase II."""
+    module = build_module(case, folder).to(device)
+    meter = Meter(device, profiled)
+    adapters, models = module.adapters, module.models
+
+    def sampling(role: str, adapter: str, *args: Any) -> str:
+        return "sample" if role == module.phase.name else "latent action"
+
+    def scoring(role: str, adapter: str, *args: Any) -> str | None:
+        if role != module.phase.name:
+            return "reward"
+        return "reference" if adapter == adapters.reference(role) else None
+
+    models.sample = _timed(models.sample, sampling, meter)  # type: ignore[method-assign]
+    models.score = _timed(models.score, scoring, meter)  # type: ignore[method-assign]
+    Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        callbacks=[PhaseSwitch(0, iterations=rounds), _Step(meter)],
+    ).fit(module, Pairs(case))
+    return meter, {}
+
+
+def _timed(call: Callable[..., Any], part: Callable[..., str | None], meter: Meter) -> Callable[..., Any]:
+    """``call`` with its time booked under ``part(...)``; None leaves it with the policy update."""
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        name = part(*args)
+        if name is None:
+            return call(*args, **kwargs)
+        with meter.part(name):
+            return call(*args, **kwargs)
+
+    return timed
