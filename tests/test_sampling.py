@@ -4,6 +4,7 @@ from tiny import text_backbone
 from transformers import DynamicCache
 
 from swirl_lightning.backbones.base import Grammar
+from swirl_lightning.budget import TokenBudget
 from swirl_lightning.kv_cache import rollout_cache
 from swirl_lightning.noise import replace_tokens, uniforms
 from swirl_lightning.sampling import GREEDY, SamplingConfig, draw, sample
@@ -118,30 +119,41 @@ def test_completions_stay_inside_the_grammar_and_end_with_eos_once(engine):
 
 
 class Counting(torch.nn.Module):
-    """A trunk that notes how many rows it runs."""
+    """A trunk that notes how many tokens it runs."""
 
     def __init__(self, trunk):
         super().__init__()
-        self.trunk, self.rows = trunk, []
+        self.trunk, self.tokens = trunk, []
 
     def forward(self, input_ids, **kwargs):
-        self.rows.append(len(input_ids))
+        self.tokens.append(input_ids.numel())
         return self.trunk(input_ids=input_ids, **kwargs)
 
 
+@pytest.mark.parametrize("side_by_side", [True, False])
 @pytest.mark.parametrize("prompts", [[[2, 40, 41], [2, 50, 51]], [[2, 40], [2, 50, 51, 52, 53]]])
 @torch.no_grad()
-def test_prompts_run_once_and_finished_rows_leave(engine, prompts):
+def test_prompts_run_once_and_finished_rows_leave(engine, prompts, side_by_side):
     _, model, _, _ = engine
     grammar = Grammar(tuple(range(1, 9)), 24, eos=1)
     vocabulary = VocabularySlice(model.get_output_embeddings(), grammar.allowed)
     noise, config = uniforms(["p", "q"], 8, 24), SamplingConfig(2.0, 1.0)
     trunk = Counting(model.get_decoder())
-    got = sample(trunk, vocabulary, grammar, prompts, noise, config)
+    got = sample(trunk, vocabulary, grammar, prompts, noise, config, side_by_side=side_by_side)
     assert got.rows() == plain_rollouts(model, grammar.allowed, grammar, prompts, noise, config)
-    assert trunk.rows[:2] == [2, 16]
-    assert trunk.rows[-1] < 8
+    assert trunk.tokens[:2] == [2 * max(map(len, prompts)), 16]
+    assert trunk.tokens[-1] < 8
     assert len({len(row) for row in got.rows()}) > 4
+
+
+@torch.no_grad()
+def test_rows_of_a_split_group_stand_beside_those_of_whole_ones(engine):
+    _, model, vocabulary, allowed = engine
+    grammar = Grammar(allowed, 7, eos=1)
+    prompts, noise = [[2, 40, 41], [2, 50], [2, 99]], uniforms(["p", "q", "r"], 4, 7)
+    whole = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig())
+    part = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig(), TokenBudget(30))
+    assert part.rows() == whole.rows()
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.budget import Group, TokenBudget
@@ -95,6 +96,7 @@ def sample(
     noise: Tensor,
     config: SamplingConfig,
     budget: TokenBudget | None = None,
+    side_by_side: bool = True,
 ) -> Completions:
     """Draw completions after prompts.
 
@@ -106,6 +108,8 @@ def sample(
         noise: (B * G, >= grammar.max_length) from :func:`swirl_lightning.noise.uniforms`; G follows from its shape.
         config: temperature and truncation.
         budget: of the rollouts that are under way at one time.
+        side_by_side: rollouts of a prompt share its keys and values, by a mask over (rollouts, keys), which the
+            trunk's attention must heed as ``sdpa`` does; False gives each a copy.
 
     Returns:
         Completions (B * G, L); rows of one prompt are neighbours. One that reaches ``max_length`` before
@@ -122,7 +126,7 @@ def sample(
         rows = [row for group in batch for row in group.rows]
         member = [number for number, group in enumerate(batch) for _ in group.rows]
         shared = [prompts[group.rows[0] // size] for group in batch]
-        return _rollouts(trunk, vocabulary, grammar, shared, member, noise[rows], config)
+        return _rollouts(trunk, vocabulary, grammar, shared, member, noise[rows], config, side_by_side)
 
     done = (budget or TokenBudget()).run(groups, run)
     length = max(part.ids.shape[1] for _, part in done)
@@ -142,59 +146,134 @@ def _rollouts(
     members: list[int],
     noise: Tensor,
     config: SamplingConfig,
+    side_by_side: bool,
 ) -> Completions:
     """One micro-batch: row n goes on from prompt ``members[n]``, which is run once."""
-    device, total = noise.device, noise.shape[0]
+    device, total, longest = noise.device, noise.shape[0], grammar.max_length
     ids, mask = pad_left(prompts, device)  # (B, P)
     padded = len({len(prompt) for prompt in prompts}) > 1  # without padding no attention mask is needed
-    cache = rollout_cache(grammar.max_length)
+    columns = _columns(members, device)
+    cache = rollout_cache(longest * columns.shape[1])
     hidden = trunk(
         input_ids=ids,
         attention_mask=mask if padded else None,
         position_ids=positions(mask),
         past_key_values=cache,
         use_cache=True,
-    ).last_hidden_state[:, -1]  # (B, H)
-    member = torch.tensor(members, device=device)
-    cache.batch_select_indices(member)
-    hidden = hidden[member]  # (N, H)
-    position = mask.sum(1, keepdim=True)[member]  # (N, 1)
-    mask = torch.cat([mask, mask.new_ones(len(prompts), grammar.max_length)], 1)[member]  # (N, P + max_length)
+    ).last_hidden_state[:, -1:]  # (B, 1, H)
+    if not side_by_side:
+        member = torch.tensor(members, device=device)
+        cache.batch_select_indices(member)
+        hidden, mask, columns = hidden[member], mask[member], torch.arange(total, device=device)[:, None]
+    layout = _Layout(columns, mask, longest, padded)
+    hidden = hidden.expand(-1, layout.width, -1)
 
-    tokens = torch.zeros(total, grammar.max_length, dtype=torch.long, device=device)
-    alive = torch.zeros(total, grammar.max_length, dtype=torch.bool, device=device)
-    rows = torch.arange(total, device=device)  # those that are still run: hidden, position, mask and cache hold them
-    running = torch.ones(total, dtype=torch.bool, device=device)  # of rows
+    tokens = torch.zeros(total, longest, dtype=torch.long, device=device)
+    alive = torch.zeros(total, longest, dtype=torch.bool, device=device)
+    running = torch.ones_like(layout.rows, dtype=torch.bool)
     forced = dict(grammar.forced)
-    last_drawn = max(step for step in range(grammar.max_length) if step not in forced)
-    for step in range(grammar.max_length):
+    last_drawn = max(step for step in range(longest) if step not in forced)
+    for step in range(longest):
+        rows = layout.rows
         if step in forced:
             token = torch.full_like(rows, forced[step])
         else:
-            token = vocabulary.ids[draw(vocabulary.logits(hidden), noise[rows, step], config)]
+            logits = vocabulary.logits(hidden.flatten(0, 1)[layout.places])
+            token = vocabulary.ids[draw(logits, noise[rows, step], config)]
         tokens[rows, step] = token.where(running, token.new_zeros(()))
         alive[rows, step] = running
         if grammar.eos is not None:
             running = running & (token != grammar.eos)
             if step % STEPS_BETWEEN_LEAVING == 0:  # looking at the device's values waits for the device
-                left = running.nonzero()[:, 0]
-                if len(left) == 0:
+                if not running.any():
                     break
-                if len(left) <= LEAVING_SHARE * len(rows):
-                    cache.batch_select_indices(left)
-                    rows, token, position, mask = rows[left], token[left], position[left], mask[left]
-                    running = running[left]
+                if (smaller := layout.without(running, step, cache)) is not None:
+                    kept = torch.isin(rows, smaller.rows)
+                    layout, token, running = smaller, token[kept], running[kept]
         if step >= last_drawn:
             continue  # nothing is drawn any more: the forced tokens that are left need no hidden state
         hidden = trunk(
-            input_ids=token[:, None],
-            attention_mask=mask[:, : ids.shape[1] + step + 1] if padded else None,
-            position_ids=position + step,
+            input_ids=layout.on_grid(token),
+            attention_mask=layout.mask(step),
+            position_ids=layout.position(step),
             past_key_values=cache,
             use_cache=True,
-        ).last_hidden_state[:, -1]
+        ).last_hidden_state  # (B, K, H)
     used = int(alive.any(0).sum())
     return Completions(tokens[:, :used], alive[:, :used])
+
+
+def _columns(members: list[int], device: torch.device) -> Tensor:
+    """(B, K): the rows that go on from each prompt, -1 where it has fewer than others."""
+    rows: list[list[int]] = [[] for _ in range(max(members) + 1)]
+    for row, member in enumerate(members):
+        rows[member].append(row)
+    return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=-1).to(device)
+
+
+class _Layout:
+    """Where rollouts stand in the batch: a row is a prompt, and its K rollouts stand side by side in it.
+
+    A decode step runs K tokens of every row, one of each rollout, under a mask that lets a rollout see the prompt
+    and itself. So keys and values of a prompt exist once and are read once a step for all of its rollouts.
+
+    Args:
+        columns: (B, K) numbers of the rollouts, -1 where there is none.
+        prompt_mask: (B, P) of 0 and 1.
+        longest: steps at most.
+        padded: whether any prompt is.
+    """
+
+    def __init__(self, columns: Tensor, prompt_mask: Tensor, longest: int, padded: bool) -> None:
+        self.columns, self.prompt_mask, self.longest, self.padded = columns, prompt_mask, longest, padded
+        self.width = columns.shape[1]
+        self.places = (columns.flatten() >= 0).nonzero()[:, 0]  # (R,)
+        self.rows = columns.flatten()[self.places]  # (R,)
+        if self.width == 1:
+            ones = prompt_mask.new_ones(len(columns), longest)
+            self._mask = torch.cat([prompt_mask, ones], 1)  # (B, P + L)
+        else:
+            own = torch.eye(self.width, dtype=torch.bool, device=columns.device).repeat(1, longest)  # (K, L * K)
+            seen = prompt_mask.bool()[:, None].expand(-1, self.width, -1)
+            self._mask = torch.cat([seen, own.expand(len(columns), -1, -1)], 2)[:, None]  # (B, 1, K, P + L * K)
+
+    def on_grid(self, token: Tensor) -> Tensor:
+        """(R,) -> (B, K); places without a rollout run an id of no consequence."""
+        grid = token.new_zeros(self.columns.numel())
+        grid[self.places] = token
+        return grid.view(self.columns.shape)
+
+    def mask(self, step: int) -> Tensor | None:
+        """What the tokens of a step may see, or None for all there is."""
+        if self.width == 1 and not self.padded:
+            return None
+        return self._mask[..., : self.prompt_mask.shape[1] + (step + 1) * self.width]
+
+    def position(self, step: int) -> Tensor:
+        """(B, K) positions of the tokens of a step."""
+        return (self.prompt_mask.sum(1, keepdim=True) + step).expand(-1, self.width)
+
+    def without(self, running: Tensor, step: int, cache: Cache) -> _Layout | None:
+        """The layout of those that are still running, the cache with it; None if that would spare too little."""
+        grid = torch.zeros_like(self.columns, dtype=torch.bool).flatten().index_put((self.places,), running)
+        grid = grid.view(self.columns.shape)
+        prompts = grid.any(1).nonzero()[:, 0]
+        width = int(grid.sum(1).max())
+        if len(prompts) * width > LEAVING_SHARE * self.columns.numel():
+            return None
+        grid, columns = grid[prompts], self.columns[prompts]
+        order = torch.argsort(grid.byte(), dim=1, descending=True, stable=True)[:, :width]  # those that run first
+        columns = columns.gather(1, order).where(grid.gather(1, order), -1)
+        length = self.prompt_mask.shape[1]
+        prompt = torch.arange(length, device=order.device).expand(len(prompts), -1)
+        steps = torch.arange(step, device=order.device)[:, None] * self.width + length
+        kept = torch.cat([prompt, (steps + order[:, None]).flatten(1)], 1)  # (B, P + step * K)
+        for layer in cache.layers:
+            for name in ("keys", "values"):
+                held = getattr(layer, name)[prompts]
+                index = kept[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
+                setattr(layer, name, held.gather(2, index))
+        return _Layout(columns, self.prompt_mask[prompts], self.longest, self.padded)
 
 
 def pad_left(rows: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.noise import uniforms
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.rollouts import Completions
-from swirl_lightning.sampling import GREEDY
+from swirl_lightning.sampling import GREEDY, draw
 from swirl_lightning.transition import Transition
 
 LABELS = ["go", "turn", "wait"]
@@ -239,6 +239,28 @@ def vlm_logits(name, module, ids, model):
     batch = backbone._processor(images, do_resize=False, return_tensors="pt")
     kinds = (row == model.config.image_token_id).int()
     return model(input_ids=row, attention_mask=torch.ones_like(row), mm_token_type_ids=kinds, **batch).logits[0]
+
+
+@pytest.mark.parametrize("role", ADAPTERS)
+@torch.no_grad()
+def test_rollouts_equal_a_full_forward_from_scratch_at_every_token(case, role):
+    """No cache, no padding, one row at a time, the whole vocabulary masked: the same ids for the same numbers."""
+    name, module = case
+    grammar, config = module.models.grammars[role], SamplingConfig(1.5, 0.95)
+    prompts = [p for r, p, _ in examples(module, name) if r == role][:2]
+    noise = uniforms(["a", "b"], 2, grammar.max_length)
+    got = module.models.sample(role, role, prompts, noise, config).rows()
+    mask = None
+    for n, row in enumerate(got):
+        for step, token in enumerate(row):
+            if step in dict(grammar.forced):
+                continue
+            with module.adapters.use(role):
+                logits = plain_logits(name, module, prompts[n // 2] + row[:step])[-1:].float()
+            if mask is None:
+                mask = torch.full(logits.shape[-1:], -torch.inf)
+                mask[list(grammar.allowed)] = 0
+            assert int(draw(logits + mask, noise[n, step : step + 1], config)) == token
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
