@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -91,16 +92,27 @@ CASES = {
 def small(case: Case) -> Case:
     """The same workload, small enough for a test."""
     codes = 64 if case.codes else 0
-    sizes = {"hidden": 64, "intermediate": 128, "layers": 2, "heads": 2, "vocabulary": 512 + codes, "codes": codes}
-    lengths = {"prompt": 36, "completion": 24, "action": 8, "frame": 4, "group_size": 4}
-    return replace(case, **sizes, **lengths)
+    return replace(
+        case,
+        hidden=64,
+        intermediate=128,
+        layers=2,
+        heads=2,
+        vocabulary=512 + codes,
+        codes=codes,
+        prompt=36,
+        completion=24,
+        action=8,
+        frame=4,
+        group_size=4,
+    )
 
 
 # ---- base ----------------------------------------------------------------------------------------
 def build_base(case: Case, folder: Path) -> None:
     """Write random weights of the family, in float32, as a checkpoint."""
     torch.manual_seed(0)
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": case.vocabulary,
         "hidden_size": case.hidden,
         "intermediate_size": case.intermediate,

@@ -85,9 +85,9 @@ class Plain:
     def __init__(self, case: Case, module: SWIRL, meter: Meter) -> None:
         self.case, self.module, self.meter = case, module, meter
         self.model = module.adapters.model.get_base_model()
-        self.allowed = {}
+        self.allowed: dict[str, Tensor] = {}
         for role, grammar in module.models.grammars.items():
-            self.allowed[role] = torch.zeros(case.vocabulary, dtype=torch.bool, device=self.model.device)
+            self.allowed[role] = torch.zeros(case.vocabulary, dtype=torch.bool, device=module.device)
             self.allowed[role][torch.tensor(grammar.allowed)] = True
         pairs = Pairs(case).load_split("state_only")
         self.before = [module.backbone.encode_text(str(t.before)) for t in pairs]
