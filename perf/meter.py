@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -79,7 +79,7 @@ class Meter:
             return
         if sys.platform == "linux":
             ctypes.CDLL(None).malloc_trim(0)  # give back what loading has freed, or the step would hide in it
-        self._base = self._highest = _resident()
+        self._base = self._highest = _resident([psutil.Process()])
         self._running = True
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -94,20 +94,23 @@ class Meter:
         return self._highest - self._base
 
     def _watch(self) -> None:
+        process = psutil.Process()
+        sample, children = 0, []
         while self._running:
-            self._highest = max(self._highest, _resident())
+            if sample % 100 == 0:  # looking for children reads the whole process table: once a second will do
+                children = process.children(recursive=True)
+            self._highest = max(self._highest, _resident([process, *children]))
+            sample += 1
             time.sleep(0.01)
 
 
-def _resident() -> int:
-    process = psutil.Process()
-    total = process.memory_info().rss
-    for child in process.children(recursive=True):
-        try:
-            total += child.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return int(total)
+def _resident(processes: list[psutil.Process]) -> int:
+    """Bytes in memory; a process that has ended counts for nothing."""
+    total = 0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total
 
 
 def _operations(recorded: Any, device: str, top: int = 15) -> list[dict[str, Any]]:
