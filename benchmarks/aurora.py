@@ -96,7 +96,7 @@ class Aurora(VisualSuite):
         unknown = sorted(set(self.tasks or ()) - set(there))
         if unknown and entries:
             raise ValueError(f"{path} has no task {', '.join(unknown)}; it has {', '.join(there)}")
-        found = []
+        found: list[PictureRecord] = []
         for place, entry in entries:
             if self.tasks is None or entry.get("task") in self.tasks:
                 found += self._record(entry, f"test.json{place}", findings, str(entry.get("task")), target=False)

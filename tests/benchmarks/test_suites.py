@@ -30,7 +30,6 @@ def command(*args):
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        timeout=500,
     )
 
 
