@@ -344,7 +344,8 @@ def test_both_phases_take_a_step_and_gradients_are_on_the_policy_alone(case, tmp
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_checkpointing_recomputes_and_changes_no_gradient(name, folders):
+def test_training_gives_the_same_numbers_with_and_without_checkpointing(name, folders):
+    """And the numbers of scoring without gradient: no dropout of the base's own."""
     found, runs = [], []
     for on in (False, True):
         module = SWIRL(backbone_of(name, folders[name], quantization=None, gradient_checkpointing=on))
@@ -359,6 +360,8 @@ def test_checkpointing_recomputes_and_changes_no_gradient(name, folders):
         scored = module.models.score(role, "fwm", [prompt], [completion], training=True)
         found.append(torch.autograd.grad(scored.values.sum(), module.adapters.parameters("fwm")))
         runs.append(len(calls))
+        plain = module.models.score(role, "fwm", [prompt], [completion])
+        torch.testing.assert_close(scored.values, plain.values, atol=1e-5, rtol=1e-5)
     assert runs[1] == 2 * runs[0] > 0
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""What has to be done to a 4-bit base before its first forward."""
+"""What has to be done to a base before its first forward."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ MEMORY_SHARE = 0.25
 
 
 def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = False) -> PreTrainedModel:
-    """Freeze the base, and keep bitsandbytes from repacking its weights on CPUs with AVX512-BF16.
+    """Freeze the base, turn its dropout off, and keep bitsandbytes from repacking it on CPUs with AVX512-BF16.
 
-    There an eval-mode forward would repack `Linear4bit` weights in place, and later training forwards would
-    use an op without autograd: generate-then-update would lose its gradients with no more than a warning.
+    With dropout of its own (Emu3's config has 0.1), a policy's log-probabilities in training would not be
+    those that it sampled with. On such CPUs an eval-mode forward would repack `Linear4bit` weights in place,
+    and later training forwards would use an op without autograd: generate-then-update would lose its
+    gradients with no more than a warning.
 
     Args:
         model: the base as loaded.
@@ -33,6 +35,12 @@ def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = Fal
     for layer in layers:
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
     everywhere = bool(dequantize_once)
     if everywhere or (dequantize_once is None and _fits(layers)):
         for layer in layers:
