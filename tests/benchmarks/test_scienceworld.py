@@ -82,12 +82,27 @@ def test_halves_depend_on_the_split_seed_alone(folder):
 
 
 def test_tasks_can_be_chosen(folder):
-    data = ScienceWorld(str(folder), tasks=["melt"], limit=2)
-    assert [row.id for row in data.split("test")] == ["test/melt/5/0", "test/melt/5/1"]
+    data = ScienceWorld(str(folder), tasks=["melt"])
+    assert [row.id for row in data.split("test")] == [f"test/melt/{v}/{n}" for v in (5, 6) for n in range(3)]
     with pytest.raises(ValueError, match=r"unknown ScienceWorld tasks \['fry'\]; .* has \['boil', 'melt'\]"):
         ScienceWorld(str(folder), tasks=["fry"]).setup("test")
     with pytest.raises(ValueError, match="limit must be at least 1"):
         ScienceWorld(str(folder), limit=0)
+
+
+def test_a_limit_is_spread_over_all_tasks(folder):
+    data = ScienceWorld(str(folder), limit=4)
+    assert [row.id for row in data.split("test")] == [
+        "test/boil/5/0",
+        "test/boil/6/0",
+        "test/melt/5/0",
+        "test/melt/6/0",
+    ]
+    assert [row.id for row in data.split("validation")] == [
+        f"dev/{task}/4/{n}" for task, n in (("boil", 0), ("boil", 1), ("melt", 0), ("melt", 1))
+    ]
+    assert len(ScienceWorld(str(folder), limit=99).split("test")) == 12
+    assert len(data.split("warmup")) == 12
 
 
 def test_missing_and_changed_files_stop_before_the_model(folder, gemma_path, tmp_path):

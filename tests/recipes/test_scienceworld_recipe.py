@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -11,7 +12,7 @@ from swirl_lightning.backbones import TextLLM
 from swirl_lightning.benchmarks.scienceworld import FILE, ScienceWorld
 from swirl_lightning.metrics.bert_score import BERTScore, missing_model
 from swirl_lightning.recipes import scienceworld_trial
-from swirl_lightning.recipes.scienceworld_base import Settings, build
+from swirl_lightning.recipes.scienceworld_base import Settings, _of_like_length, build
 from swirl_lightning.recipes.scienceworld_trial import markdown, run
 
 TINY = Settings(vocabulary=320, hidden=32, layers=1, heads=2, longest=64, batch=2, steps=2, bert_steps=2)
@@ -48,6 +49,14 @@ def test_a_base_that_the_backbone_and_the_metric_load(data, tmp_path):
     assert other < 1
 
 
+def test_batches_are_of_like_length():
+    rows = [[7] * length for length in (9, 1, 8, 2, 9, 1)]
+    batches = _of_like_length(rows, 2, Random(0))
+    seen = [next(batches) for _ in range(50)]
+    assert {tuple(map(len, batch)) for batch in seen} == {(1, 1), (1, 2), (2, 8), (8, 9), (9, 9)}
+    assert len(next(_of_like_length(rows[:1], 2, Random(0)))) == 1
+
+
 def test_the_base_depends_on_its_seed_alone(data, tmp_path):
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
@@ -58,13 +67,13 @@ def test_the_base_depends_on_its_seed_alone(data, tmp_path):
 
 def test_a_trial_does_nothing_twice(tmp_path, monkeypatch):
     config = tmp_path / "c.yaml"
-    config.write_text("phase_switch: {warmup_epochs: 5}\n")
     calls: list[tuple[str, list[str]]] = []
 
     def swirl(command: str, config: Path, arguments: list[str]) -> None:
         calls.append((command, list(arguments)))
         folder = tmp_path / "runs" / "seed3"
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text("phase_switch: {warmup_epochs: 5}\n")
         if command == "test":
             if len(calls) == 3:
                 raise KeyboardInterrupt
@@ -87,6 +96,8 @@ def test_a_trial_does_nothing_twice(tmp_path, monkeypatch):
 
 def test_the_table_by_hand():
     tables = [{"SFT": {"fwm/greedy/exact_match": value}} for value in (0.1, 0.2, 0.3)]
-    row = markdown(tables).splitlines()[-1]
+    lines = markdown(tables).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    row = lines[-1]
     assert row.startswith(f"| SFT | 0.200 ± {0.1 / 3**0.5:.3f} | – |")
     assert "±" not in markdown(tables[:1]).splitlines()[-1]

@@ -48,14 +48,14 @@ class Settings:
     """
 
     vocabulary: int = 2048
-    hidden: int = 192
-    layers: int = 6
-    heads: int = 6
-    longest: int = 384
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    longest: int = 256
     batch: int = 16
-    steps: int = 2000
-    bert_steps: int = 1000
-    learning_rate: float = 1e-3
+    steps: int = 1000
+    bert_steps: int = 300
+    learning_rate: float = 2e-3
 
 
 def build_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
@@ -83,17 +83,16 @@ def build_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
 
 def next_state_batches(pairs: list[tuple[list[int], list[int]]], settings: Settings, seed: int) -> Iterator[Tensor]:
     """Endless (B, L): BOS, a state, two line breaks as part of it, the next state, EOS; padded on the right."""
-    draw = random.Random(seed)
-    while True:
-        chosen = draw.choices(pairs, k=settings.batch)
-        yield _padded([[BOS, *x, *y, EOS][: settings.longest] for x, y in chosen])
+    rows = [[BOS, *x, *y, EOS][: settings.longest] for x, y in pairs]
+    return map(_padded, _of_like_length(rows, settings.batch, random.Random(seed)))
 
 
 def masked_batches(states: list[list[int]], settings: Settings, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless ids and labels (B, L) with 15% of the tokens masked."""
     draw = random.Random(seed)
-    while True:
-        ids = _padded([[CLS, *state[: settings.longest - 2], SEP] for state in draw.choices(states, k=settings.batch)])
+    rows = [[CLS, *state[: settings.longest - 2], SEP] for state in states]
+    for chosen in _of_like_length(rows, settings.batch, draw):
+        ids = _padded(chosen)
         seeded = torch.Generator().manual_seed(draw.randrange(2**31))
         hidden = (torch.rand(ids.shape, generator=seeded) < 0.15) & (ids >= len(SPECIALS))
         yield ids.masked_fill(hidden, MASK), ids.masked_fill(~hidden, LEFT_OUT)
@@ -188,6 +187,14 @@ def build_bert(vocabulary: int, settings: Settings) -> BertForMaskedLM:
 def _next_token_loss(model: GemmaForCausalLM, ids: Tensor) -> Tensor:
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (B, L - 1, V)
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=PAD)
+
+
+def _of_like_length(rows: list[list[int]], size: int, draw: random.Random) -> Iterator[list[list[int]]]:
+    """Endless batches of neighbours in length: at random, a batch would be padding for two thirds."""
+    rows = sorted(rows, key=len)
+    while True:
+        start = draw.randrange(max(1, len(rows) - size + 1))
+        yield rows[start : start + size]
 
 
 def _padded(rows: list[list[int]]) -> Tensor:

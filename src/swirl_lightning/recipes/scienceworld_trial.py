@@ -23,10 +23,10 @@ METRICS = {
     "fwm/greedy/exact_match": "exact",
     "fwm/greedy/rouge_l": "ROUGE-L",
     "fwm/greedy/bert_score": "BERTScore",
-    "fwm/greedy/bleu_char": "BLEU, characters",
+    "fwm/greedy/bleu_char": "BLEU of characters, of 100",
     "fwm/sampled/rouge_l": "ROUGE-L, sampled",
     "idm/greedy/exact_match": "IDM exact",
-    "identifiability": "log Q(z|x,ŷ)",
+    "identifiability": "log Q(z; x, ŷ)",  # a bar would end the cell
 }
 
 
@@ -42,7 +42,8 @@ def run(config: Path, folder: Path, seed: int, extra: Sequence[str]) -> dict[str
         resumed = ["--ckpt_path", str(checkpoints / "last.ckpt")] if (checkpoints / "last.ckpt").is_file() else []
         _swirl("fit", config, [*settings, *resumed])
         (folder / f"seed{seed}" / "trained").touch()
-    warmup = yaml.safe_load(config.read_text())["phase_switch"]["warmup_epochs"]
+    trained = yaml.safe_load((folder / f"seed{seed}" / "config.yaml").read_text())  # with what ``extra`` changed
+    warmup = trained["phase_switch"]["warmup_epochs"]
     table = folder / f"seed{seed}" / FILE
     for count, checkpoint in enumerate((f"epoch={warmup - 1}.ckpt", "last.ckpt"), start=1):
         if len(read(table).get("test", {})) < count:
