@@ -128,7 +128,7 @@ class Aurora(VisualSuite):
                             PictureRecord(self.data_dir / picture, None, words, f"{name}-{side}-{sample}", meta)
                         )
                 item += 1
-        if not found:
+        if not found and not findings.problems:
             raise FileNotFoundError(f"AURORA: no DiscEdit records in {self.data_dir}. {self.source}")
         return found
 
