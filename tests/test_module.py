@@ -342,6 +342,22 @@ def test_unlabelled_warmup_is_named(gemma_path, tmp_path):
         trainer(tmp_path).fit(build(gemma_path), Unlabelled())
 
 
+def test_states_are_tokenised_once_for_all_runs(gemma_path, tmp_path, monkeypatch):
+    asked, counts = [], []
+    for _ in range(2):
+        module = build(gemma_path, token_cache=str(tmp_path / "tokens"))
+        encode = module.backbone.encode_states
+        monkeypatch.setattr(
+            module.backbone,
+            "encode_states",
+            lambda states, device, e=encode: asked.append(len(states)) or e(states, device),
+        )
+        trainer(tmp_path, PhaseSwitch(1, iterations=0)).fit(module, Digits(size=8, batch_size=4))
+        counts.append(sum(asked))
+    assert counts[0] == counts[1] > 0
+    assert list((tmp_path / "tokens").rglob("*.safetensors"))
+
+
 def test_bf16_precision_trains(gemma_path, tmp_path):
     module = build(gemma_path)
     trainer(tmp_path, precision="bf16-mixed").fit(module, Digits(size=8, batch_size=8))

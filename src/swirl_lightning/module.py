@@ -46,6 +46,7 @@ class SWIRL(LightningModule):
         evaluation: what validation and test do.
         max_tokens_per_forward: rows times the longest of them in one forward pass; None takes a batch whole. An
             update beyond it is taken in parts, each run again in the backward pass: slower, for less memory.
+        token_cache: folder that keeps the tokens of visual states from run to run; None keeps none.
         seed: of rollouts, evaluation and noise; together with a pair's id it fixes each sample.
     """
 
@@ -64,6 +65,7 @@ class SWIRL(LightningModule):
         templates: PromptTemplates = PromptTemplates(),  # noqa: B008
         evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
         max_tokens_per_forward: int | None = None,
+        token_cache: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -76,7 +78,7 @@ class SWIRL(LightningModule):
         self.reward: Reward = reward or MeanLogProb()
         self.anchor_weight, self.idm_state_noise = anchor_weight, idm_state_noise
         self.templates, self.evaluation, self.seed = templates, evaluation, seed
-        self.max_tokens_per_forward = max_tokens_per_forward
+        self.max_tokens_per_forward, self.token_cache = max_tokens_per_forward, token_cache
         self.schedule = PhaseSchedule()  # PhaseSwitch puts its own here
         self.label = "base"  # what the weights of now are called in result tables
         self.tokens_seen = 0
@@ -102,7 +104,7 @@ class SWIRL(LightningModule):
         ]
         self.models = WorldModels(self.backbone, base, self.adapters, self.max_tokens_per_forward)
         self.prompts = PromptBuilder(self.backbone, self.templates)
-        self.states = StateTokens(self.backbone)
+        self.states = StateTokens(self.backbone, cache_dir=self.token_cache)
         self.evaluator = Evaluator(
             self.models, self.prompts, self.backbone, self.states, self.evaluation, self.sampling
         )
@@ -355,6 +357,11 @@ class SWIRL(LightningModule):
 
         if stage == "fit" and not any(isinstance(c, PhaseSwitch) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise ValueError("SWIRL trains in phases: add swirl_lightning.callbacks.PhaseSwitch to the callbacks")
+
+    def teardown(self, stage: str) -> None:
+        """Write the tokens of the states that are new."""
+        if self.model is not None:
+            self.states.flush()
 
     def on_validation_epoch_start(self) -> None:
         """Fresh metrics."""

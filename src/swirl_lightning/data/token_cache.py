@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -56,9 +57,9 @@ class StateTokens:
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
         self._shard_size = shard_size
         self._folder: Path | None = None  # known when the backbone is first used
-        self._memory: OrderedDict[bytes, TokenIds] = OrderedDict()
+        self._memory: OrderedDict[bytes, NDArray[np.int32]] = OrderedDict()  # lists would take ten times as much
         self._stored: set[bytes] = set()
-        self._new: dict[bytes, TokenIds] = {}
+        self._new: dict[bytes, NDArray[np.int32]] = {}
 
     def __len__(self) -> int:
         return len(self._memory)
@@ -78,7 +79,7 @@ class StateTokens:
                 missing.setdefault(key, state)
         if missing:
             encoded = self._backbone.encode_states(list(missing.values()), device)
-            found.update(zip(missing, encoded, strict=True))
+            found.update(zip(missing, (np.array(ids, np.int32) for ids in encoded), strict=True))
             if self._folder is not None:
                 self._new.update((key, found[key]) for key in missing if key not in self._stored)
         for key in keys:
@@ -88,7 +89,7 @@ class StateTokens:
             self._memory.popitem(last=False)
         if len(self._new) >= self._shard_size:
             self.flush()
-        return [list(found[key]) for key in keys]
+        return [found[key].tolist() for key in keys]
 
     def flush(self) -> None:
         """Writes the states encoded since the last file; nothing without a ``cache_dir``."""
@@ -101,7 +102,7 @@ class StateTokens:
             {
                 "keys": np.frombuffer(b"".join(self._new), np.uint8).reshape(-1, _KEY_BYTES).copy(),
                 "lengths": np.array([len(ids) for ids in self._new.values()], np.int64),
-                "ids": np.array([i for ids in self._new.values() for i in ids], np.int32),
+                "ids": np.concatenate(list(self._new.values())),
             },
             partial,
         )
@@ -119,7 +120,7 @@ class StateTokens:
                 if sum(lengths) != len(shard["ids"]) or any(len(key) != _KEY_BYTES for key in keys):
                     raise ValueError("its parts do not agree")
                 pieces = np.split(shard["ids"], np.cumsum(lengths)[:-1])
-                entries = dict(zip(keys, (piece.tolist() for piece in pieces), strict=True))
+                entries = dict(zip(keys, pieces, strict=True))
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 rank_zero_warn(f"ignoring the damaged token cache file {path}: {error}")
                 continue
