@@ -223,7 +223,7 @@ class _Estimator:
             for role, judge in (("fwm", "idm"), ("idm", "fwm")):
                 if role in phases:
                     size = self.module.group_size(role)
-                    found[f"{role} rollout"] = self._rollout(role, batch_size * size, lengths[role])
+                    found[f"{role} rollout"] = self._rollout(role, batch_size, size, lengths[role])
                     found[f"{role} reward"] = self._judge(judge, batch_size, size, lengths[judge])
                     found[f"{role} update"] = self._update(role, batch_size, size, lengths)
         return found
@@ -240,10 +240,9 @@ class _Estimator:
 
     def _update(self, role: str, groups: int, size: int, lengths: dict[str, Lengths]) -> int:
         length = lengths[role]
-        shape = (length.prompt, size, length.completion)
-        fitted = self._fitted("update")
-        total = self._predict(fitted, groups, shape, self.shares)
-        total += self._logits(role, groups * size * length.completion)
+        at_once, members = self._at_once(groups, size, length.prompt + length.completion)
+        total = self._predict(self._fitted("update"), at_once, (length.prompt, members, length.completion), self.shares)
+        total += self._logits(role, at_once * members * length.completion)
         if role == "fwm" and self.module.anchor_weight > 0:  # one row more per group
             anchor = (length.prompt, 1, length.completion)
             tokens = self._features(groups, anchor, False)[1]
@@ -260,20 +259,32 @@ class _Estimator:
         return min(max(2 * two - one, two / 2), two)
 
     def _judge(self, role: str, groups: int, size: int, length: Lengths) -> int:
-        """Members of a group share the first state alone; one chunk of the budget at a time."""
-        rows, budget = groups * size, self.module.max_tokens_per_forward
+        """Members of a group share the first state alone."""
         width = length.prompt + length.completion
-        if budget is not None:
-            rows = min(rows, max(size, budget // width // size * size))
+        groups, size = self._at_once(groups, size, width)
         shape = (length.prompt // 2, size, width - length.prompt // 2)
-        head = self._logits(role, rows * length.completion)
-        return self._predict(self._fitted("scoring"), rows // size, shape, True) + head
+        head = self._logits(role, groups * size * length.completion)
+        return self._predict(self._fitted("scoring"), groups, shape, True) + head
 
-    def _rollout(self, role: str, rows: int, length: Lengths) -> int:
-        """Keys and values of all rows, a layer's prompt copied into its buffer, and the drawing of a token."""
+    def _rollout(self, role: str, groups: int, size: int, length: Lengths) -> int:
+        """Keys and values, a layer's prompt copied into its buffer, the mask, and the drawing of a token."""
+        groups, size = self._at_once(groups, size, length.prompt + length.completion)
         per_token, layers = self._cache_bytes()
-        keys = rows * (length.prompt + length.completion) * per_token
-        return round(keys * (1 + 1 / layers)) + rows * len(self.models.vocabulary(role)) * _DRAW_BYTES
+        if self.models.side_by_side:
+            width = length.prompt + size * length.completion  # of a row, which is a prompt and its rollouts
+            tokens, mask = groups * width, groups * size * width
+        else:
+            tokens, mask = groups * size * (length.prompt + length.completion), 0
+        drawing = groups * size * len(self.models.vocabulary(role)) * _DRAW_BYTES
+        return round(tokens * per_token * (1 + 1 / layers)) + mask + drawing
+
+    def _at_once(self, groups: int, size: int, width: int) -> tuple[int, int]:
+        """Groups, and rows of each, that the budget lets run at one time."""
+        budget = self.module.max_tokens_per_forward
+        if budget is None or budget >= groups * size * width:
+            return groups, size
+        rows = max(1, budget // width)
+        return max(1, rows // size), min(rows, size)
 
     def _logits(self, role: str, tokens: int) -> int:
         return min(tokens * len(self.models.vocabulary(role)), LOGITS_PER_CHUNK) * 4 * _LOGITS_COPIES

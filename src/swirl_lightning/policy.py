@@ -44,7 +44,7 @@ class WorldModels:
         self._head = backbone.head(model)
         self._can_cache_in_training = not backbone.gradient_checkpointing
         self._budget = TokenBudget(max_tokens)
-        self._side_by_side = backbone.attn_implementation == "sdpa"
+        self.side_by_side = backbone.attn_implementation == "sdpa"
         self._slices: dict[tuple[str, torch.device], VocabularySlice] = {}
 
     def vocabulary(self, role: str) -> VocabularySlice:
@@ -60,7 +60,7 @@ class WorldModels:
         """Rollouts of ``role`` by ``adapter``: see :func:`swirl_lightning.sampling.sample`."""
         with self.adapters.use(adapter):
             vocabulary, grammar = self.vocabulary(role), self.grammars[role]
-            return sample(self._trunk, vocabulary, grammar, prompts, noise, config, self._budget, self._side_by_side)
+            return sample(self._trunk, vocabulary, grammar, prompts, noise, config, self._budget, self.side_by_side)
 
     def score(
         self,
