@@ -53,8 +53,8 @@ class Settings:
     heads: int = 4
     longest: int = 256
     batch: int = 16
-    steps: int = 1000
-    bert_steps: int = 300
+    steps: int = 2000
+    bert_steps: int = 1500
     learning_rate: float = 2e-3
 
 
