@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from test_module import CONSTANT, SGD, build, randomize, snapshot
-from world import Digits
 
 from swirl_lightning import GRPOConfig
 from swirl_lightning.callbacks import PhaseSwitch
+from test_module import CONSTANT, SGD, build, randomize, snapshot
+from world import Digits
 
 
 class Write(Callback):

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import constants
-from tiny import gemma_folder
 
 from swirl_lightning.cli import main
+from tiny import gemma_folder
 
 TESTS = Path(__file__).parent
 

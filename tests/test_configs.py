@@ -9,14 +9,14 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import text_backbone
-from world import Digits
 
 from swirl_lightning import SWIRL, GRPOConfig, OptimConfig
 from swirl_lightning.backbones import Backbone
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.cli import SaveConfig, SwirlCLI, main
 from swirl_lightning.data import TransitionDataModule
+from tiny import text_backbone
+from world import Digits
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import text_backbone
-from world import Digits
 
 from swirl_lightning import SWIRL, SamplingConfig
 from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.noise import uniforms
+from tiny import text_backbone
+from world import Digits
 
 CPU = torch.device("cpu")
 

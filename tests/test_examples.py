@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from swirl_lightning import SWIRL
@@ -15,6 +14,7 @@ from swirl_lightning.backbones import Backbone
 from swirl_lightning.cli import SwirlCLI
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.transition import Transition
+from tiny import byte_tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny import text_backbone
 
 from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.noise import uniforms
 from swirl_lightning.sampling import SamplingConfig, sample
 from swirl_lightning.scoring import score
 from swirl_lightning.vocabulary import VocabularySlice
+from tiny import text_backbone
 
 ROWS = Grammar(tuple(range(20, 60)), 9, forced=((2, 7), (5, 7), (7, 8), (8, 9)))
 FREE = [0, 1, 3, 4, 6]

@@ -8,16 +8,16 @@ import json
 
 import pytest
 from jsonargparse import ArgumentParser
-from judge_server import KEY, serving
 from PIL import Image
-from visual_world import liquid_folder, model, picture, trainer, write_aurora
 
+from judge_server import KEY, serving
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.judge import Judge
 from swirl_lightning.judge_templates import TEMPLATES
 from swirl_lightning.metrics.judge import JudgeScore
 from swirl_lightning.transition import Transition
+from visual_world import liquid_folder, model, picture, trainer, write_aurora
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import random
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from tiny import gemma_folder, text_backbone
 
 from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, Transition
 from swirl_lightning.callbacks import MemoryReport, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.memory import peak_of, size_of
+from tiny import gemma_folder, text_backbone
 
 CPU = torch.device("cpu")
 HIDDEN, LAYERS, RANK = 128, 2, 8

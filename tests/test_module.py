@@ -6,13 +6,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import gemma_folder, text_backbone
-from world import Digits
 
 from swirl_lightning import SWIRL, GRPOConfig, OptimConfig, PhaseOptimConfigs, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.rewards import MeanLogProb
 from swirl_lightning.rollouts import Update
+from tiny import gemma_folder, text_backbone
+from world import Digits
 
 OPTIM = PhaseOptimConfigs(OptimConfig(3e-3), OptimConfig(1e-3), OptimConfig(1e-3))
 

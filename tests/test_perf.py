@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict
 
 import pytest
-
 from perf import scaling, step
 from perf.common import CASES, SPECIALS, build_base, small
 from perf.floor import Floor, Rates

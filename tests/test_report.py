@@ -7,7 +7,6 @@ import runpy
 
 import pytest
 from PIL import Image
-from visual_world import clip_folder, liquid_folder, model, trainer, write_aurora
 
 from swirl_lightning import cli
 from swirl_lightning.benchmarks.aurora import Aurora
@@ -15,6 +14,7 @@ from swirl_lightning.callbacks.predictions import Predictions
 from swirl_lightning.callbacks.results import Results, read
 from swirl_lightning.paper_results import SUITES
 from swirl_lightning.report import build, main, markdown, results_file
+from visual_world import clip_folder, liquid_folder, model, trainer, write_aurora
 
 
 def write(folder, suite="AURORA", row="SWIRL iteration 1", **values):

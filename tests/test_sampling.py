@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tiny import text_backbone
 from transformers import DynamicCache
 
 from swirl_lightning.backbones.base import Grammar
@@ -10,6 +9,7 @@ from swirl_lightning.noise import replace_tokens, uniforms
 from swirl_lightning.sampling import GREEDY, SamplingConfig, draw, sample
 from swirl_lightning.scoring import score
 from swirl_lightning.vocabulary import VocabularySlice
+from tiny import text_backbone
 
 
 def truncated(logits, config):

@@ -3,7 +3,6 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import text_backbone
 from torch.utils.checkpoint import noop_context_fn
 
 from swirl_lightning.backbones.base import Grammar
@@ -12,6 +11,7 @@ from swirl_lightning.noise import uniforms
 from swirl_lightning.sampling import SamplingConfig, sample
 from swirl_lightning.scoring import score
 from swirl_lightning.vocabulary import VocabularySlice
+from tiny import text_backbone
 
 TEMPERATURE = 0.8
 

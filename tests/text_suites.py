@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from tiny import byte_tokenizer, text_backbone
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel
 
 from swirl_lightning import SWIRL, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch, Results
 from swirl_lightning.evaluation import EvaluationConfig
+from tiny import byte_tokenizer, text_backbone
 
 SAMPLES = Path(__file__).parents[1] / "../shared/samples"
 

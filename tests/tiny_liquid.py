@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import byte_tokenizer
 from transformers import GemmaConfig, GemmaForCausalLM
 
 from swirl_lightning.backbones.vqgan import VQGAN, VQGANConfig
+from tiny import byte_tokenizer
 
 CODES, SIDE, GRID = 16, 8, 4
 SIZES: dict[str, Any] = {

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import tiny_liquid
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+import tiny_liquid
 from swirl_lightning import SWIRL, SamplingConfig
 from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.callbacks import PhaseSwitch

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import SPECIALS, byte_tokenizer, gemma_folder
 from tiny_families import CODES, CPU, FAMILIES, SIDE, backbone_of, pictures, vqgan
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import ChameleonForConditionalGeneration, Emu3ForConditionalGeneration, PreTrainedTokenizerFast
@@ -18,6 +17,7 @@ from transformers import ChameleonForConditionalGeneration, Emu3ForConditionalGe
 from swirl_lightning.backbones.images import to_pixels
 from swirl_lightning.data import StateTokens
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
+from tiny import SPECIALS, byte_tokenizer, gemma_folder
 
 
 @pytest.fixture(scope="module")

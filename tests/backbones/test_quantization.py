@@ -1,9 +1,9 @@
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from tiny import text_backbone
 
 from swirl_lightning.backbones import quantization
+from tiny import text_backbone
 
 
 def load(path, **kwargs):

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import byte_tokenizer, gemma_folder
-from tiny_liquid import CODES, SIDE, SIZES, liquid_folder, pictures, vqgan
 from transformers import (
     ChameleonConfig,
     ChameleonForConditionalGeneration,
@@ -32,6 +30,8 @@ from swirl_lightning.backbones.emu3 import Emu3
 from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.backbones.vlm import VLM
+from tiny import byte_tokenizer, gemma_folder
+from tiny_liquid import CODES, SIDE, SIZES, liquid_folder, pictures, vqgan
 
 CPU = torch.device("cpu")
 CHATML = (

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from lightning.pytorch import Callback
+
 from visual_world import clip_folder, write_aurora
 
 HOMES = {

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from visual_world import clip_folder, liquid_folder, model, odd_pictures, save, trainer, write_aurora
 
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.callbacks.predictions import Predictions
+from visual_world import clip_folder, liquid_folder, model, odd_pictures, save, trainer, write_aurora
 
 REAL = Path(__file__).parents[3] / "shared" / "samples" / "aurora"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 
 import pytest
-from visual_world import clip_folder, liquid_folder, model, odd_pictures, picture, trainer
 
 from swirl_lightning.benchmarks.bytemorph import ByteMorph
+from visual_world import clip_folder, liquid_folder, model, odd_pictures, picture, trainer
 
 pa = pytest.importorskip("pyarrow")
 

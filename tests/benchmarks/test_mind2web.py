@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from text_suites import evaluated, tiny_model, tiny_trainer
 
 pytest.importorskip("lxml", reason="Mind2Web needs lxml")

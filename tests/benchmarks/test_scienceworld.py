@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_suites import SAMPLES, evaluated, tiny_model, tiny_trainer
 
 from swirl_lightning.benchmarks.scienceworld import FILE, ScienceWorld, sha256
 from swirl_lightning.benchmarks.scienceworld_generate import choose, freeze, generate, replay
+from text_suites import SAMPLES, evaluated, tiny_model, tiny_trainer
 
 REAL = SAMPLES / "scienceworld" / "gold_transitions.jsonl"
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from text_suites import SAMPLES, bert_folder, evaluated, tiny_model, tiny_trainer
 
 pytest.importorskip("nltk", reason="StableToolBench's metric needs nltk")

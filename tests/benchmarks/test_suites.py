@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from judge_server import KEY, serving
 from PIL import Image
 from suites import HOMES, VISUAL, write_config
-from visual_world import liquid_folder
 
+from judge_server import KEY, serving
 from swirl_lightning.callbacks.results import read
 from swirl_lightning.cli import main
+from visual_world import liquid_folder
 
 HERE = Path(__file__).parent
 

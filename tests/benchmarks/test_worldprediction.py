@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from videos import number, write_sound, write_video
-from visual_world import clip_folder, liquid_folder, model, trainer
 
 from swirl_lightning.benchmarks.worldprediction import WorldPrediction
 from swirl_lightning.callbacks.predictions import Predictions
+from videos import number, write_sound, write_video
+from visual_world import clip_folder, liquid_folder, model, trainer
 
 pytest.importorskip("av")
 

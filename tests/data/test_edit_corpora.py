@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from visual_world import picture, save, write_aurora
 
 from swirl_lightning.data import JSONLTransitions
 from swirl_lightning.data.edit_corpora import main, write
+from visual_world import picture, save, write_aurora
 
 
 def manifest(path, *entries):

@@ -1,9 +1,9 @@
 """Frames by time."""
 
 import pytest
-from videos import number, write_sound, write_video
 
 from swirl_lightning.data.video import Video, VideoError
+from videos import number, write_sound, write_video
 
 pytest.importorskip("av")
 

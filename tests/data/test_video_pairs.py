@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from videos import write_video
 
 from swirl_lightning.data import JSONLTransitions, video_pairs
 from swirl_lightning.data.video_pairs import PairSettings, main, make_pairs, rejection, ssim
+from videos import write_video
 
 pytest.importorskip("av")
 
