@@ -2,9 +2,8 @@
 
     python -m swirl_lightning.recipes.minigrid_table --seeds 0 1 2
 
-Each seed is warmed up once (the SFT row); every other row goes on from that checkpoint. The anchor belongs to
-Phase I, and Phase II comes first, so its row goes on from the other's end of Phase II. Finished parts are not
-repeated. Writes ``table.json`` and prints mean ± standard error over seeds, paired differences
+Each seed is warmed up once (the SFT row); every other row goes on from that checkpoint. Finished parts
+are not repeated. Writes ``table.json`` and prints mean ± standard error over seeds, paired differences
 to SFT included.
 """
 
@@ -18,7 +17,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -69,20 +67,9 @@ def run_seed(out: Path, seed: int, split: str, rows: list[str]) -> None:
     for row in rows:
         folder = out / f"seed{seed}" / row.replace(" ", "_")
         if not (folder / "fit.done").exists():
-            swirl(out, seed, row, "fit", "--ckpt_path", str(beginning(out, seed, row)), *ROWS[row])
+            swirl(out, seed, row, "fit", "--ckpt_path", str(start), *ROWS[row])
             (folder / "fit.done").touch()
         finish(out, seed, row, command, split)
-
-
-def beginning(out: Path, seed: int, row: str) -> Path:
-    """The checkpoint that a row goes on from."""
-    folder = out / f"seed{seed}"
-    if row == "SWIRL + anchor":
-        phases = yaml.safe_load(Path(CONFIG).read_text())["phase_switch"]
-        same = folder / "SWIRL_(paper)" / "checkpoints" / f"epoch={phases['warmup_epochs']}.ckpt"
-        if phases["phases"][0] == "idm" and same.exists():
-            return same
-    return folder / "SFT" / "checkpoints" / "last.ckpt"
 
 
 def finish(out: Path, seed: int, row: str, command: str, split: str) -> None:
