@@ -85,7 +85,7 @@ def test_phase_one_pays_log_q_of_the_action_given_the_imagined_state(module):
         head = prompt(x, [], "fwm")[: -len(tail)]
         z = asked[len(head) : -len(tail)]
         assert prompt(x, z, "fwm") == asked
-        completion = [*z[: LONGEST - 1], EOS]
+        completion = z if len(z) == LONGEST else [*z, EOS]  # as sampled: at its longest it has no EOS
         reward = straightforward(module, "idm", prompt(x, future, "idm"), completion, ACTION_IDS)
         assert float(rollouts.rewards[n]) == pytest.approx(reward, abs=1e-5)
 
