@@ -97,7 +97,11 @@ def score(
 
 def token_mask(completions: Sequence[TokenIds], forced: Sequence[int], device: torch.device) -> Tensor:
     """(N, L) bool: the tokens that count, neither padding nor forced by the grammar."""
-    mask = pad_right(completions, device)[1].bool()
+    return _without_forced(pad_right(completions, device)[1], forced)
+
+
+def _without_forced(mask: Tensor, forced: Sequence[int]) -> Tensor:
+    mask = mask.bool()
     mask[:, [place for place in forced if place < mask.shape[1]]] = False
     return mask
 
@@ -178,7 +182,8 @@ def _score_groups(
         )
     hidden = hidden.last_hidden_state  # (N, C, H)
 
-    targets, completion_mask = pad_right(completions, device)[0], token_mask(completions, forced, device)  # (N, L)
+    targets, completion_mask = pad_right(completions, device)  # (N, L)
+    completion_mask = _without_forced(completion_mask, forced)
     first = torch.tensor([len(r) - len(c) for r, c in zip(rests, completions, strict=True)], device=device)
     column = first[:, None] + torch.arange(targets.shape[1], device=device)  # (N, L)
     row, place = completion_mask.nonzero(as_tuple=True)  # (T,) twice: only completion positions meet the head
