@@ -227,6 +227,7 @@ class _Layout:
     def __init__(self, columns: Tensor, prompt_mask: Tensor, longest: int, padded: bool) -> None:
         self.columns, self.prompt_mask, self.longest, self.padded = columns, prompt_mask, longest, padded
         self.width = columns.shape[1]
+        self._lengths = prompt_mask.sum(1, keepdim=True)  # (B, 1)
         self.places = (columns.flatten() >= 0).nonzero()[:, 0]  # (R,)
         self.rows = columns.flatten()[self.places]  # (R,)
         if self.width == 1:
@@ -251,7 +252,7 @@ class _Layout:
 
     def position(self, step: int) -> Tensor:
         """(B, K) positions of the tokens of a step."""
-        return (self.prompt_mask.sum(1, keepdim=True) + step).expand(-1, self.width)
+        return (self._lengths + step).expand(-1, self.width)
 
     def without(self, running: Tensor, step: int, cache: Cache) -> _Layout | None:
         """The layout of those that are still running, the cache with it; None if that would spare too little."""
