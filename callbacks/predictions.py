@@ -85,10 +85,10 @@ class Predictions(Callback):
             evaluator.memory = evaluator.listener = None
 
     def _write(
-        self, mode: str, rows: Sequence[Transition], states: Sequence[State], words: Sequence[str | None]
+        self, mode: str, rows: Sequence[Transition], states: Sequence[State | None], words: Sequence[str | None]
     ) -> None:
         for row, state, guess in zip(rows, states, words, strict=True):
-            shown: str = state if isinstance(state, str) else self._picture(mode, row, state)
+            shown = self._picture(mode, row, state) if isinstance(state, Image.Image) else state
             entry = {
                 "id": row.id,
                 "action": row.action,
@@ -98,8 +98,8 @@ class Predictions(Callback):
             }
             file = self._file(mode)
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            is_picture = not isinstance(state, str) and not isinstance(row.before, str)
-            if is_picture and not self._rank and len(self._sheet) < self.contact_sheet_rows:
+            visual = isinstance(state, Image.Image) and isinstance(row.before, Image.Image)
+            if state is not None and visual and not self._rank and len(self._sheet) < self.contact_sheet_rows:
                 self._sheet.append((row, state))
         self._file(mode).flush()
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torchmetrics import MeanMetric, MetricCollection
 
+from swirl_lightning.adapters import ROLES
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.generation_memory import GenerationMemory
@@ -20,8 +21,8 @@ from swirl_lightning.transition import State, Transition
 
 MODES = ("sampled", "greedy")
 
-Listener = Callable[[str, Sequence[Transition], Sequence[State], Sequence[str | None]], None]
-"""Called with the mode, transitions, predicted states, and predicted actions (None where not asked for)."""
+Listener = Callable[[str, Sequence[Transition], Sequence[State | None], Sequence[str | None]], None]
+"""Called with the mode, transitions, predicted states and predicted actions (None where not asked for)."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Evaluator:
         states: tokens of states.
         config: what to do.
         sampling: how rollouts are drawn in training.
+        roles: the models that are asked; what needs the other one is left out.
 
     Attributes:
         memory: generations to reuse and to add to; None generates everything.
@@ -84,7 +86,9 @@ class Evaluator:
         states: StateTokens,
         config: EvaluationConfig,
         sampling: SamplingConfig,
+        roles: Sequence[str] = ROLES,
     ) -> None:
+        self._forward, self._inverse = "fwm" in roles, "idm" in roles
         self._models, self._prompts, self._backbone = models, prompts, backbone
         self._states, self._config = states, config
         self._sampling = {"sampled": sampling, "greedy": GREEDY}
@@ -96,8 +100,10 @@ class Evaluator:
         self._means = {}
         self._metrics = {}
         for mode in self._config.modes:
-            self._metrics[f"fwm/{mode}"] = benchmark.state_metrics().to(device)
-            self._metrics[f"idm/{mode}"] = benchmark.action_metrics().to(device)
+            if self._forward:
+                self._metrics[f"fwm/{mode}"] = benchmark.state_metrics().to(device)
+            if self._inverse:
+                self._metrics[f"idm/{mode}"] = benchmark.action_metrics().to(device)
         names = ["identifiability", "likelihood", "fwm/log_prob", "idm/log_prob"]
         if getattr(benchmark, "multiple_choice", False):
             names += ["choice/idm_accuracy", "choice/fwm_accuracy"]
@@ -114,22 +120,25 @@ class Evaluator:
         if seen:
             self._teacher_forced(x, y, [actions[n] for n in known])
         for mode in self._config.modes:
-            futures = self._futures(rows, before, actions, mode)
-            states = self._backbone.decode_states(futures, device)
-            self._metrics[f"fwm/{mode}"].update(states, rows)
+            states: list[State | None] = [None] * len(rows)
             words: list[str | None] = [None] * len(rows)
-            guesses = self._actions(seen, x, y, mode) if seen else []
-            for n, guess in zip(known, guesses, strict=True):
-                words[n] = self._backbone.decode_action(guess)
-            if seen:
+            if self._forward:
+                futures = self._futures(rows, before, actions, mode)
+                states = [*self._backbone.decode_states(futures, device)]
+                self._metrics[f"fwm/{mode}"].update(states, rows)
+            if self._inverse and seen:
+                guesses = self._actions(seen, x, y, mode)
+                for n, guess in zip(known, guesses, strict=True):
+                    words[n] = self._backbone.decode_action(guess)
                 self._metrics[f"idm/{mode}"].update([words[n] for n in known], seen)
-            if mode == self._config.modes[0]:
+            if mode == self._config.modes[0] and self._forward and self._inverse:
                 self._means["identifiability"].update(self._identifiability(before, futures, actions))
                 if seen:
                     self._means["likelihood"].update(self._likelihood(x, guesses, y))
             if self.listener is not None:
                 self.listener(mode, rows, states, words)
-            self._roll_on(rows, futures, states, mode, device)
+            if self._forward:
+                self._roll_on(rows, futures, states, mode, device)
         self._choose([row for row in rows if "choices" in row.meta], device)
 
     def _roll_on(
@@ -161,10 +170,12 @@ class Evaluator:
             x, y = self._states.encode([row.before, choices["after"]], device)
             actions = [self._backbone.encode_action(words) for words in choices["actions"]]
             count = len(actions)
-            for role, value in (
-                ("idm", self._identifiability([x] * count, [y] * count, actions)),
-                ("fwm", self._likelihood([x] * count, actions, [y] * count)),
-            ):
+            values = {}
+            if self._inverse:
+                values["idm"] = self._identifiability([x] * count, [y] * count, actions)
+            if self._forward:
+                values["fwm"] = self._likelihood([x] * count, actions, [y] * count)
+            for role, value in values.items():
                 right = int(value.argmax()) == choices["answer"]
                 self._means[f"choice/{role}_accuracy"].update(float(right))
 
@@ -178,27 +189,24 @@ class Evaluator:
         return values | {name: mean for name, mean in means.items() if not mean.isnan()}  # NaN: never asked
 
     def predict(self, transitions: Sequence[Transition], device: torch.device) -> list[dict[str, Any]]:
-        """One row per transition: its id, the IDM's action and the FWM's next state.
+        """One row per transition: its id, its action, the IDM's action and the FWM's next state.
 
-        The FWM follows the record's own action where there is one, else the IDM's.
+        The FWM follows the record's own action where there is one, else the IDM's. The part of a model that
+        is not asked is left out.
         """
         mode = self._config.modes[0]
         before, after = self._encode_states(transitions, device)
-        guesses = self._actions(transitions, before, after, mode)
-        actions = [
-            self._backbone.encode_action(t.action) if t.action else guess
-            for t, guess in zip(transitions, guesses, strict=True)
-        ]
-        futures = self._backbone.decode_states(self._futures(transitions, before, actions, mode), device)
-        return [
-            {
-                "id": t.id,
-                "action": t.action,
-                "predicted_action": self._backbone.decode_action(g),
-                "predicted_state": y,
-            }
-            for t, g, y in zip(transitions, guesses, futures, strict=True)
-        ]
+        found: list[dict[str, Any]] = [{"id": t.id, "action": t.action} for t in transitions]
+        actions = [self._backbone.encode_action(t.action or "") for t in transitions]
+        if self._inverse:
+            for n, guess in enumerate(self._actions(transitions, before, after, mode)):
+                found[n]["predicted_action"] = self._backbone.decode_action(guess)
+                actions[n] = actions[n] if transitions[n].action else guess
+        if self._forward:
+            futures = self._futures(transitions, before, actions, mode)
+            for n, state in enumerate(self._backbone.decode_states(futures, device)):
+                found[n]["predicted_state"] = state
+        return found
 
     # ---- parts -----------------------------------------------------------------------------------
     def _encode_states(self, rows: Sequence[Transition], device: torch.device) -> tuple[list[TokenIds], list[TokenIds]]:
@@ -267,8 +275,10 @@ class Evaluator:
         return self._mean_log_prob("fwm", prompts, after)
 
     def _teacher_forced(self, before: list[TokenIds], after: list[TokenIds], actions: list[TokenIds]) -> None:
-        self._means["fwm/log_prob"].update(self._likelihood(before, actions, after))
-        self._means["idm/log_prob"].update(self._identifiability(before, after, actions))
+        if self._forward:
+            self._means["fwm/log_prob"].update(self._likelihood(before, actions, after))
+        if self._inverse:
+            self._means["idm/log_prob"].update(self._identifiability(before, after, actions))
 
     def _mean_log_prob(
         self, role: str, prompts: list[TokenIds], contents: list[TokenIds], group_size: int = 1

@@ -10,12 +10,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from swirl_lightning import checkpoint as ckpt
-from swirl_lightning.adapters import Adapters, LoraSettings
+from swirl_lightning.adapters import ROLES, Adapters, LoraSettings
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.evaluation import EvaluationConfig, Evaluator
 from swirl_lightning.grpo import GRPOConfig, group_advantages, grpo_loss, token_weights, zero_variance_share
+from swirl_lightning.host_memory import give_freed_blocks_back
 from swirl_lightning.noise import replace_tokens, uniforms
 from swirl_lightning.policy import WorldModels
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates, TokenIds
@@ -34,6 +35,8 @@ class SWIRL(LightningModule):
         backbone: the model family and its checkpoint.
         lora: size and place of the adapters.
         shared_weights: one adapter plays both models (less memory, less stable).
+        roles: the models that the warm-up trains and evaluation asks. ``[idm]`` alone learns to name what
+            happened between frames that the family cannot generate; RL needs both.
         grpo: group sizes, β, ε, normalisation.
         sampling: temperature and truncation of rollouts.
         optim: learning rate of each phase.
@@ -55,6 +58,7 @@ class SWIRL(LightningModule):
         backbone: Backbone,
         lora: LoraSettings = LoraSettings(),  # noqa: B008 - frozen
         shared_weights: bool = False,
+        roles: tuple[str, ...] = ROLES,
         grpo: GRPOConfig = GRPOConfig(),  # noqa: B008
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
         optim: PhaseOptimConfigs = PhaseOptimConfigs(),  # noqa: B008
@@ -73,7 +77,11 @@ class SWIRL(LightningModule):
             raise ValueError("sampling.temperature must be above 0: a group of equal rollouts teaches nothing")
         if anchor_weight < 0 or not 0 <= idm_state_noise < 1:
             raise ValueError("anchor_weight must be >= 0 and idm_state_noise in [0, 1)")
-        self.backbone, self.lora, self.shared_weights = backbone, lora, shared_weights
+        if not roles or set(roles) - set(ROLES):
+            raise ValueError(f"roles must be among {list(ROLES)}, got {list(roles)}")
+        if evaluation.best_of > 1 and len(set(roles)) == 1:
+            raise ValueError(f"evaluation.best_of asks both models, got roles {list(roles)}")
+        self.backbone, self.lora, self.shared_weights, self.roles = backbone, lora, shared_weights, roles
         self.grpo, self.sampling, self.optim, self.optimizer_factory = grpo, sampling, optim, optimizer
         self.reward: Reward = reward or MeanLogProb()
         self.anchor_weight, self.idm_state_noise = anchor_weight, idm_state_noise
@@ -106,7 +114,7 @@ class SWIRL(LightningModule):
         self.prompts = PromptBuilder(self.backbone, self.templates)
         self.states = StateTokens(self.backbone, cache_dir=self.token_cache)
         self.evaluator = Evaluator(
-            self.models, self.prompts, self.backbone, self.states, self.evaluation, self.sampling
+            self.models, self.prompts, self.backbone, self.states, self.evaluation, self.sampling, self.roles
         )
 
     def configure_optimizers(self) -> Any:
@@ -249,33 +257,32 @@ class SWIRL(LightningModule):
         Warm-up trains both models on labelled triples; Bootstrap trains the FWM on the IDM's own labels.
         """
         before, after = self._tokens(batch.transitions)
+        scored: dict[str, LogProbs] = {}
         if labelled_by_idm:
             actions = self.models.contents("idm", self._latent_actions(batch, before, after))
         else:
             actions = [self.backbone.encode_action(_label(t)) for t in batch.transitions]
-        fwm = self.models.score(
-            "fwm",
-            self.adapters.policy("fwm"),
-            [self.prompts.fwm(x, z) for x, z in zip(before, actions, strict=True)],
-            [self.models.grammars["fwm"].complete(y) for y in after],
-            training=True,
-        )
-        losses = {"fwm_nll": -fwm.mean_per_token()}
-        tokens = int(fwm.mask.sum())
-        if not labelled_by_idm:
-            idm = self.models.score(
+        if "fwm" in self.roles:
+            scored["fwm"] = self.models.score(
+                "fwm",
+                self.adapters.policy("fwm"),
+                [self.prompts.fwm(x, z) for x, z in zip(before, actions, strict=True)],
+                [self.models.grammars["fwm"].complete(y) for y in after],
+                training=True,
+            )
+        if "idm" in self.roles and not labelled_by_idm:
+            scored["idm"] = self.models.score(
                 "idm",
                 self.adapters.policy("idm"),
                 [self.prompts.idm(x, y) for x, y in zip(before, self._noisy(batch, after), strict=True)],
                 [self.models.grammars["idm"].complete(z) for z in actions],
                 training=True,
             )
-            losses["idm_nll"] = -idm.mean_per_token()
-            tokens += int(idm.mask.sum())
-        self._log(f"{self.phase.name}/", {k: v.detach().mean() for k, v in losses.items()}, len(before))
-        self.tokens_seen += tokens
-        rows = fwm.values.new_tensor(float(len(before)))
-        return self._sum_loss(sum(value.sum() for value in losses.values()), rows)  # type: ignore[arg-type]
+        losses = torch.stack([-each.mean_per_token() for each in scored.values()])  # (models, N)
+        names = [f"{role}_nll" for role in scored]
+        self._log(f"{self.phase.name}/", dict(zip(names, losses.mean(1), strict=True)), len(before))
+        self.tokens_seen += sum(int(each.mask.sum()) for each in scored.values())
+        return self._sum_loss(losses.sum(), losses.new_tensor(float(len(before))))
 
     # ---- one denominator over micro-batches and ranks --------------------------------------------
     def _sum_loss(self, loss: Tensor, denominator: Tensor) -> Tensor:
@@ -352,11 +359,17 @@ class SWIRL(LightningModule):
 
     # ---- evaluation ------------------------------------------------------------------------------
     def setup(self, stage: str) -> None:
-        """Refuse to train without phases, before the base is loaded."""
+        """Refuse phases that cannot be trained, before the base is loaded; set the allocator up on CPUs."""
         from swirl_lightning.callbacks.phase_switch import PhaseSwitch  # callbacks know the module's parts
 
         if stage == "fit" and not any(isinstance(c, PhaseSwitch) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise ValueError("SWIRL trains in phases: add swirl_lightning.callbacks.PhaseSwitch to the callbacks")
+        if stage == "fit" and len(set(self.roles)) == 1 and self.schedule.iterations != 0:
+            raise ValueError(
+                f"roles {list(self.roles)} has one model, and RL needs both: set iterations of PhaseSwitch to 0"
+            )
+        if self.trainer.strategy.root_device.type == "cpu":
+            give_freed_blocks_back()
 
     def teardown(self, stage: str) -> None:
         """Write the tokens of the states that are new."""

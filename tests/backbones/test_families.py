@@ -1,4 +1,4 @@
-"""What is particular to Emu3, Chameleon and text models, and what they say when parts do not fit."""
+"""What is particular to Emu3, Chameleon, text models and VLMs, and what they say when parts do not fit."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_families import CODES, CPU, FAMILIES, SIDE, backbone_of, pictures, vqgan
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import ChameleonForConditionalGeneration, Emu3ForConditionalGeneration, PreTrainedTokenizerFast
 
+from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfigs
 from swirl_lightning.backbones.images import to_pixels
-from swirl_lightning.data import StateTokens
+from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.callbacks.predictions import Predictions
+from swirl_lightning.data import StateTokens, TransitionDataModule
+from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
+from swirl_lightning.transition import Transition
 from tiny import SPECIALS, byte_tokenizer, gemma_folder
 
 
@@ -306,3 +312,61 @@ def test_vlm_names_what_does_not_fit(folders, tmp_path):
     byte_tokenizer(["<image>"]).save_pretrained(smol)
     with pytest.raises(ValueError, match="lacks <fake_token_around_image>, <global-img>"):
         backbone_of("smolvlm", smol).load_model()
+
+
+class Frames(TransitionDataModule):
+    """Pairs of pictures; the action tells which picture comes second."""
+
+    def load_split(self, split):
+        first, *others = pictures(4)
+        return [Transition(first, y, z, id=z) for y, z in zip(others, ("go", "turn", "wait"), strict=True)]
+
+
+def test_a_vlm_learns_to_name_actions_between_frames(tmp_path):
+    """The IDM alone: the next state is a picture, which the FWM cannot say."""
+    module = SWIRL(
+        backbone_of("qwen_vl", FAMILIES["qwen_vl"].write(tmp_path)),
+        roles=("idm",),
+        optim=PhaseOptimConfigs(warmup=OptimConfig(5e-3)),
+    )
+    predictions = Predictions(folder=str(tmp_path / "predictions"))
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        limit_val_batches=0,
+        callbacks=[PhaseSwitch(100, iterations=0), predictions],
+    )
+    data = Frames(batch_size=3)
+    trainer.fit(module, data)
+    assert not any(p.any() for n, p in module.named_parameters() if "lora_B.fwm." in n)
+    (found,) = trainer.test(module, data, verbose=False)
+    assert found["test/idm/greedy/exact_match"] == 1.0
+    assert not [name for name in found if "fwm" in name or name in ("test/identifiability", "test/likelihood")]
+    rows = [json.loads(line) for line in (tmp_path / "predictions/greedy-rank0.jsonl").read_text().splitlines()]
+    assert [(row["predicted_action"], row["predicted_state"]) for row in rows] == [
+        (name, None) for name in ("go", "turn", "wait")
+    ]
+    (answers,) = trainer.predict(module, data)
+    assert [sorted(row) for row in answers] == [["action", "id", "predicted_action"]] * 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"roles": ("judge",)}, "roles must be among"),
+        ({"roles": ("fwm",), "evaluation": EvaluationConfig(best_of=2)}, "asks both models"),
+    ],
+)
+def test_roles_that_do_not_fit_are_refused(settings, said, folders):
+    with pytest.raises(ValueError, match=said):
+        SWIRL(backbone_of("chat", folders["chat"]), **settings)
+
+
+def test_one_role_takes_no_part_in_rl(folders, tmp_path):
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[PhaseSwitch(1)])
+    with pytest.raises(ValueError, match="RL needs both"):
+        trainer.fit(SWIRL(backbone_of("chat", folders["chat"]), roles=("idm",)), Frames(batch_size=3))

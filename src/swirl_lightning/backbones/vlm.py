@@ -32,7 +32,7 @@ class TextGrammar(Grammar):
         if content and max(content) > self.allowed[-1]:
             raise ValueError(
                 "this model generates text, and a picture was given as the state to predict: describe it in words "
-                "(a transition's `after` as text); pictures can be read as `before`"
+                "(a transition's `after` as text), or train the IDM alone (model.init_args.roles: [idm])"
             )
         return super().complete(content)
 
@@ -40,10 +40,11 @@ class TextGrammar(Grammar):
 class VLM(TextLLM):
     """An image-text-to-text model as a world model that reads pictures and writes text.
 
-    ``before`` may be a picture or a text; ``after`` is text wherever the FWM predicts or judges it. Each
-    position of a picture has an id of its own above the vocabulary, a hash of that picture, so that
-    prompts remain plain ids and a shared prefix is shared exactly when its pictures are equal; the trunk
-    replaces those ids by the vision tower's features. Adapters go into the language model alone.
+    ``before`` may be a picture or a text; ``after`` is text wherever the FWM predicts or judges it. The IDM
+    reads pairs of pictures, too: train it alone on them (``roles: [idm]`` of ``SWIRL``). Each position of a
+    picture has an id of its own above the vocabulary, a hash of that picture, so that prompts remain plain ids
+    and a shared prefix is shared exactly when its pictures are equal; the trunk replaces those ids by the
+    vision tower's features. Adapters go into the language model alone.
 
     Args:
         model_name_or_path: folder or hub name.
