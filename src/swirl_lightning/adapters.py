@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from swirl_lightning.backbones.quantization import merge, unmerge
 
 ROLES = ("fwm", "idm")
 
@@ -116,6 +120,26 @@ class Adapters:
                 layer._active_adapter = active
             if was_training != training:
                 self.model.train(was_training)
+
+    @contextmanager
+    def merged(self, name: str) -> Iterator[None]:
+        """Within :meth:`use`, without gradient: the adapter becomes part of the weights that are kept dequantised.
+
+        A decode step multiplies few rows, and an adapter's two thin products cost it about as much as the base's one.
+        """
+        layers: list[Any] = [
+            layer
+            for layer in self._layers
+            if name in layer.lora_A and merge(layer.get_base_layer(), partial(layer.get_delta_weight, name))
+        ]
+        for layer in layers:
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+                unmerge(layer.get_base_layer())
 
     def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """``context_fn`` of gradient checkpointing: recompute with the adapter of the forward.

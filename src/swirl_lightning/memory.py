@@ -267,7 +267,7 @@ class _Estimator:
         return self._predict(self._fitted("scoring"), groups, shape, True) + head
 
     def _rollout(self, role: str, groups: int, size: int, length: Lengths) -> int:
-        """Keys and values, a layer's prompt copied into its buffer, the mask, and the drawing of a token."""
+        """Keys and values, a prompt copied into a layer's buffer, masks, the drawing of a token, merged weights."""
         groups, size = self._at_once(groups, size, length.prompt + length.completion)
         per_token, layers = self._cache_bytes()
         if self.models.side_by_side:
@@ -276,7 +276,8 @@ class _Estimator:
         else:
             tokens, mask = groups * size * (length.prompt + length.completion), 0
         drawing = groups * size * len(self.models.vocabulary(role)) * _DRAW_BYTES
-        return round(tokens * per_token * (1 + 1 / layers)) + mask + drawing
+        merged = dense_bytes(self.module, self.device) if self.device.type == "cpu" else 0
+        return round(tokens * per_token * (1 + 1 / layers)) + mask + drawing + merged
 
     def _at_once(self, groups: int, size: int, width: int) -> tuple[int, int]:
         """Groups, and rows of each, that the budget lets run at one time."""

@@ -58,7 +58,7 @@ class WorldModels:
         self, role: str, adapter: str, prompts: Sequence[TokenIds], noise: Tensor, config: SamplingConfig
     ) -> Completions:
         """Rollouts of ``role`` by ``adapter``: see :func:`swirl_lightning.sampling.sample`."""
-        with self.adapters.use(adapter):
+        with self.adapters.use(adapter), torch.no_grad(), self.adapters.merged(adapter):
             vocabulary, grammar = self.vocabulary(role), self.grammars[role]
             return sample(self._trunk, vocabulary, grammar, prompts, noise, config, self._budget, self.side_by_side)
 

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LOGITS_PER_CHUNK = 1 << 24
-"""Logits that exist at one time (64 MiB in float32), whatever the number of tokens and the vocabulary."""
+from swirl_lightning.linear import linear
+
+LOGITS_PER_CHUNK = 1 << 22
+"""Logits that exist at one time (16 MiB in float32), whatever the number of tokens and the vocabulary."""
 
 
 class VocabularySlice:
@@ -47,7 +49,7 @@ class VocabularySlice:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits over the allowed ids: (T, H) -> (T, V); -inf on the holes."""
-        logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
         return logits if self.excluded is None else logits.masked_fill_(self.excluded, -torch.inf)
 
     def index_of(self, ids: Tensor) -> Tensor:

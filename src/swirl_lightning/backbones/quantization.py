@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from bitsandbytes.nn import Linear4bit
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from swirl_lightning.linear import linear
 
 MEMORY_SHARE = 0.25
 """Of the free memory: what weights that are kept dequantised may take unless they are asked for."""
@@ -51,10 +54,24 @@ def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = Fal
 
 @dataclass
 class _Dense:
-    """The dequantised weight of a layer, (out, in), once it has been needed; on CPUs alone or everywhere."""
+    """The dequantised weight of a layer, (out, in), once it has been needed; on CPUs alone or everywhere.
+
+    Attributes:
+        everywhere: on GPUs, too.
+        weight: as dequantised.
+        merged: with an adapter's product added, while :func:`merge` lasts.
+    """
 
     everywhere: bool
     weight: Tensor | None = None
+    merged: Tensor | None = None
+
+    def get(self, layer: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The weight on a device, dequantised at the first call alone."""
+        if self.weight is None or self.weight.device != device:
+            with torch.inference_mode(False), torch.no_grad():  # it will serve training forwards, too
+                self.weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
+        return self.weight
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
@@ -63,11 +80,30 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     if not dense.everywhere and x.device.type != "cpu":
         return Linear4bit.forward(layer, x)
     dtype = layer.compute_dtype or x.dtype
-    if dense.weight is None or dense.weight.device != x.device:
-        with torch.inference_mode(False), torch.no_grad():  # it will serve training forwards, too
-            dense.weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
+    weight = dense.get(layer, x.device, dtype) if dense.merged is None else dense.merged
     bias = None if layer.bias is None else layer.bias.to(dtype)
-    return nn.functional.linear(x.to(dtype), dense.weight, bias).to(x.dtype)
+    return linear(x.to(dtype), weight, bias).to(x.dtype)
+
+
+def merge(layer: Any, delta: Callable[[], Tensor]) -> bool:
+    """Add to a copy of the weight that is kept dequantised, until :func:`unmerge`; False where there is none.
+
+    In float32 alone, where the sum rounds no more than the two products do; the quantised weight stays as it is.
+
+    Args:
+        layer: any module.
+        delta: gives what is added, (out, in).
+    """
+    dense: _Dense | None = getattr(layer, "dense", None)
+    if dense is None or layer.weight.device.type != "cpu" or layer.compute_dtype not in (None, torch.float32):
+        return False
+    dense.merged = delta().add_(dense.get(layer, layer.weight.device, torch.float32))
+    return True
+
+
+def unmerge(layer: Any) -> None:
+    """Undo :func:`merge`."""
+    layer.dense.merged = None
 
 
 def dense_bytes(model: nn.Module, device: torch.device) -> int:
