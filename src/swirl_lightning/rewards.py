@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -10,9 +10,10 @@ from torch import Tensor
 from swirl_lightning.scoring import LogProbs
 
 
-class Reward(Protocol):
+class Reward(ABC):
     """Turns the frozen model's log-probabilities into rewards: pluggable by class path."""
 
+    @abstractmethod
     def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
         """Rewards (N,) float32 from the log-probabilities of N scored completions.
 
@@ -21,7 +22,7 @@ class Reward(Protocol):
         """
 
 
-class MeanLogProb:
+class MeanLogProb(Reward):
     """Mean log-probability per token, the reward of the paper in both phases (section 3).
 
     Args:
