@@ -127,9 +127,10 @@ class Adapters:
 
         A decode step multiplies few rows, and an adapter's two thin products cost it about as much as the base's one.
         """
-        layers: list[Any] = [
+        every: list[Any] = list(self._layers)
+        layers = [
             layer
-            for layer in self._layers
+            for layer in every
             if name in layer.lora_A and merge(layer.get_base_layer(), partial(layer.get_delta_weight, name))
         ]
         for layer in layers:

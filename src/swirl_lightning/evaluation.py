@@ -120,11 +120,11 @@ class Evaluator:
         if seen:
             self._teacher_forced(x, y, [actions[n] for n in known])
         for mode in self._config.modes:
-            states: list[State | None] = [None] * len(rows)
+            states: list[State] = []
             words: list[str | None] = [None] * len(rows)
             if self._forward:
                 futures = self._futures(rows, before, actions, mode)
-                states = [*self._backbone.decode_states(futures, device)]
+                states = self._backbone.decode_states(futures, device)
                 self._metrics[f"fwm/{mode}"].update(states, rows)
             if self._inverse and seen:
                 guesses = self._actions(seen, x, y, mode)
@@ -136,7 +136,7 @@ class Evaluator:
                 if seen:
                     self._means["likelihood"].update(self._likelihood(x, guesses, y))
             if self.listener is not None:
-                self.listener(mode, rows, states, words)
+                self.listener(mode, rows, states or [None] * len(rows), words)
             if self._forward:
                 self._roll_on(rows, futures, states, mode, device)
         self._choose([row for row in rows if "choices" in row.meta], device)
