@@ -15,7 +15,7 @@ quickstart: install  ## set up, train the embedded default, test SFT and SWIRL, 
 	@echo "table: runs/quickstart/results.json; pictures: $(BIN)/tensorboard --logdir runs"
 
 test: install lint types  ## set up, then ruff, mypy and pytest with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 lint:
 	$(BIN)/ruff check .
