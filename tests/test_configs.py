@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from swirl_lightning import SWIRL, GRPOConfig, OptimConfig
 from swirl_lightning.backbones import Backbone
 from swirl_lightning.callbacks import PhaseSwitch
-from swirl_lightning.cli import SaveConfig, SwirlCLI, main
+from swirl_lightning.cli import main, swirl_cli
 from swirl_lightning.data import TransitionDataModule
 from tiny import text_backbone
 from world import Digits
@@ -41,18 +41,7 @@ def test_the_first_line_is_the_launch_command(path):
 
 def test_the_real_parser_builds_it(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # whatever it writes
-    cli = SwirlCLI(
-        SWIRL,
-        TransitionDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfig,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        trainer_defaults={"max_epochs": -1},
-        run=False,
-        args=["--config", str(path)],
-    )
+    cli = swirl_cli(["--config", str(path)], run=False)
     assert isinstance(cli.model, SWIRL)
     assert cli.model.model is None  # no weights were loaded
     assert isinstance(cli.model.backbone, Backbone)

@@ -27,9 +27,10 @@ def test_plain_and_ours_give_the_same_log_probabilities(name, tmp_path):
 
 def test_the_step_table(tmp_path, capsys):
     out = tmp_path / "step.json"
-    step.main(f"--case text --scale small --methods ours plain --repeats 1 --threads 1 --json {out}".split())
+    step.main(f"--case text --scale small --methods ours plain --repeats 1 --threads 1 --profile --json {out}".split())
     printed = capsys.readouterr().out
     assert "ours faster" in printed
+    assert "self time" in printed
     found = json.loads(out.read_text())
     assert [(row["method"], row["phase"]) for row in found["rows"]] == [
         (method, phase) for method in ("ours", "plain") for phase in ("Phase I", "Phase II", "both")
@@ -39,6 +40,7 @@ def test_the_step_table(tmp_path, capsys):
         assert row["peak_bytes"] > 0
         assert row["tokens_per_second"] > 0
         assert 0 < row["floor_share"] < 1
+    assert found["runs"]["ours"][0]["operations"].keys() == {"fwm", "idm"}
 
 
 def test_the_floor_by_hand():

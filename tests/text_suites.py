@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 from swirl_lightning import SWIRL, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch, Results
 from swirl_lightning.evaluation import EvaluationConfig
-from tiny import byte_tokenizer, text_backbone
+from tiny import byte_tokenizer, quiet_trainer, text_backbone
 
 SAMPLES = Path(__file__).parents[1] / "../shared/samples"
 
@@ -28,16 +28,7 @@ def tiny_model(gemma: Path, **kwargs: Any) -> SWIRL:
 
 
 def tiny_trainer(folder: Path, **kwargs: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[PhaseSwitch(warmup_epochs=1, iterations=1), Results()],
-        **kwargs,
-    )
+    return quiet_trainer(folder, PhaseSwitch(warmup_epochs=1, iterations=1), Results(), **kwargs)
 
 
 def evaluated(data: Any, gemma: Path, folder: Path) -> dict[str, float]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
@@ -16,6 +17,7 @@ from swirl_lightning import SWIRL, SamplingConfig
 from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.evaluation import EvaluationConfig
+from tiny import quiet_trainer
 
 
 def liquid_folder(out: Path) -> Path:
@@ -100,14 +102,6 @@ def model(base: Path, **kwargs: object) -> SWIRL:
     return SWIRL(backbone, sampling=SamplingConfig(1.0, 1.0), evaluation=evaluation, **kwargs)  # type: ignore[arg-type]
 
 
-def trainer(folder: Path, *callbacks: object, **kwargs: object) -> Trainer:
-    settings = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-        "limit_val_batches": 0,
-        "default_root_dir": folder,
-    }
-    return Trainer(callbacks=[PhaseSwitch(warmup_epochs=1, iterations=1), *callbacks], **(settings | kwargs))  # type: ignore[arg-type]
+def trainer(folder: Path, *callbacks: Callback, **kwargs: Any) -> Trainer:
+    switch = PhaseSwitch(warmup_epochs=1, iterations=1)
+    return quiet_trainer(folder, switch, *callbacks, **({"limit_val_batches": 0} | kwargs))

@@ -50,6 +50,28 @@ class SwirlCLI(LightningCLI):
         super()._parse_ckpt_path()
 
 
+def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:
+    """The parser of the ``swirl`` command, and what it builds from ``args`` (None: the command line's).
+
+    Args:
+        args: with ``run``, the subcommand comes first.
+        run: run the subcommand; False only builds trainer, model and data.
+    """
+    return SwirlCLI(
+        SWIRL,
+        TransitionDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        trainer_defaults={"max_epochs": -1},  # the schedule of phases ends the training
+        run=run,
+        args=args,
+    )
+
+
 def main(args: list[str] | None = None) -> None:
     """Entry point of the console script.
 
@@ -60,18 +82,7 @@ def main(args: list[str] | None = None) -> None:
         if given[:1] == ["report"]:
             report(given[1:])
             return
-        SwirlCLI(
-            SWIRL,
-            TransitionDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            trainer_defaults={"max_epochs": -1},  # the schedule of phases ends the training
-            args=args,
-        )
+        swirl_cli(args)
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("SWIRL_TRACEBACK"):
             raise

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from tiny_families import CPU, FAMILIES, backbone_of
 
 from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, OptimConfig, PhaseOptimConfigs, SamplingConfig
@@ -17,6 +17,7 @@ from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.rollouts import Completions
 from swirl_lightning.sampling import GREEDY, draw
 from swirl_lightning.transition import Transition
+from tiny import quiet_trainer
 
 LABELS = ["go", "turn", "wait"]
 ADAPTERS = ("fwm", "idm")
@@ -139,16 +140,7 @@ class Rows(TransitionDataModule):
 
 
 def fit(module, name, tmp_path, switch, callbacks=()):
-    Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        default_root_dir=tmp_path,
-        limit_val_batches=0,
-        callbacks=[switch, *callbacks],
-    ).fit(module, Rows(name))
+    quiet_trainer(tmp_path, switch, *callbacks, limit_val_batches=0).fit(module, Rows(name))
 
 
 def test_prompts_are_the_same_ids_in_warmup_sampling_and_scoring(case, tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_families import CODES, CPU, FAMILIES, SIDE, backbone_of, pictures, vqgan
@@ -23,7 +22,7 @@ from swirl_lightning.data import StateTokens, TransitionDataModule
 from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.transition import Transition
-from tiny import SPECIALS, byte_tokenizer, gemma_folder
+from tiny import SPECIALS, byte_tokenizer, gemma_folder, quiet_trainer
 
 
 @pytest.fixture(scope="module")
@@ -330,16 +329,7 @@ def test_a_vlm_learns_to_name_actions_between_frames(tmp_path):
         optim=PhaseOptimConfigs(warmup=OptimConfig(5e-3)),
     )
     predictions = Predictions(folder=str(tmp_path / "predictions"))
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        default_root_dir=tmp_path,
-        limit_val_batches=0,
-        callbacks=[PhaseSwitch(100, iterations=0), predictions],
-    )
+    trainer = quiet_trainer(tmp_path, PhaseSwitch(100, iterations=0), predictions, limit_val_batches=0)
     data = Frames(batch_size=3)
     trainer.fit(module, data)
     assert not any(p.any() for n, p in module.named_parameters() if "lora_B.fwm." in n)
@@ -367,6 +357,6 @@ def test_roles_that_do_not_fit_are_refused(settings, said, folders):
 
 
 def test_one_role_takes_no_part_in_rl(folders, tmp_path):
-    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[PhaseSwitch(1)])
+    trainer = quiet_trainer(tmp_path, PhaseSwitch(1))
     with pytest.raises(ValueError, match="RL needs both"):
         trainer.fit(SWIRL(backbone_of("chat", folders["chat"]), roles=("idm",)), Frames(batch_size=3))

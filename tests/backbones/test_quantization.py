@@ -14,11 +14,12 @@ def load(path, **kwargs):
 
 def test_weights_dequantised_once_compute_the_same(gemma_path):
     torch.manual_seed(0)
-    ids = torch.randint(3, 60, (3, 7))
+    ids = torch.randint(3, 60, (5, 7))
+    assert ids.numel() > FEW_ROWS  # fewer are summed in another order
     each, once = load(gemma_path, dequantize_once=False), load(gemma_path, dequantize_once=True)
     packed = [m.weight.data.clone() for m in once.modules() if isinstance(m, Linear4bit)]
     with torch.inference_mode():
-        torch.testing.assert_close(once(ids).logits, each(ids).logits, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(once(ids).logits, each(ids).logits, atol=0, rtol=0)
     gradients = []
     for model in (each, once):
         embedded = model.get_input_embeddings()(ids).requires_grad_()

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swirl_lightning import SWIRL
-from swirl_lightning.cli import SaveConfig, SwirlCLI
-from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.cli import swirl_cli
 from swirl_lightning.recipes import minigrid_table as table
 from swirl_lightning.rewards import MeanLogProb, ShuffledWithinGroup
 
@@ -20,17 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("row", table.ROWS)
 def test_the_parser_takes_every_row(row, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # whatever it writes
-    cli = SwirlCLI(
-        SWIRL,
-        TransitionDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfig,
-        auto_configure_optimizers=False,
-        trainer_defaults={"max_epochs": -1},
-        run=False,
-        args=["--config", str(ROOT / table.CONFIG), *table.ROWS[row]],
-    )
+    cli = swirl_cli(["--config", str(ROOT / table.CONFIG), *table.ROWS[row]], run=False)
     shuffled = row == "shuffled rewards"
     assert type(cli.model.reward) is (ShuffledWithinGroup if shuffled else MeanLogProb)
     assert (cli.model.anchor_weight == 0) == (shuffled or row == "SWIRL (paper)")
