@@ -98,8 +98,8 @@ class Predictions(Callback):
             }
             file = self._file(mode)
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            visual = isinstance(state, Image.Image) and isinstance(row.before, Image.Image)
-            if state is not None and visual and not self._rank and len(self._sheet) < self.contact_sheet_rows:
+            room = not self._rank and len(self._sheet) < self.contact_sheet_rows
+            if room and isinstance(state, Image.Image) and isinstance(row.before, Image.Image):
                 self._sheet.append((row, state))
         self._file(mode).flush()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swirl_lightning.backbones.quantization import merge, unmerge
+from swirl_lightning.backbones.quantization import merge, mergeable, unmerge
 
 ROLES = ("fwm", "idm")
 
@@ -81,7 +80,7 @@ class Adapters:
         self.model: PeftModel = get_peft_model(model, config, adapter_name=self.names[0])
         for name in self.names[1:]:
             self.model.add_adapter(name, config)
-        self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        self._layers: list[Any] = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
         self._params = {name: dict(self._collect(name)) for name in self.names}
         for name in self.names:
             for parameter in self._params[name].values():
@@ -127,15 +126,11 @@ class Adapters:
 
         A decode step multiplies few rows, and an adapter's two thin products cost it about as much as the base's one.
         """
-        every: list[Any] = list(self._layers)
-        layers = [
-            layer
-            for layer in every
-            if name in layer.lora_A and merge(layer.get_base_layer(), partial(layer.get_delta_weight, name))
-        ]
-        for layer in layers:
-            layer._disable_adapters = True
+        layers = [layer for layer in self._layers if mergeable(layer.get_base_layer())]
         try:
+            for layer in layers:
+                merge(layer.get_base_layer(), layer.get_delta_weight(name))
+                layer._disable_adapters = True
             yield
         finally:
             for layer in layers:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
-from swirl_lightning.backbones.quantization import dense_bytes
+from swirl_lightning.backbones.quantization import dense_bytes, merged_bytes
 from swirl_lightning.schedule import WARMUP
 from swirl_lightning.scoring import score
 from swirl_lightning.vocabulary import LOGITS_PER_CHUNK, VocabularySlice
@@ -217,9 +217,9 @@ class _Estimator:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # leave no trace in random states
             if WARMUP in phases:
-                found["warmup"] = self._supervised(warmup_batch_size, lengths, True)
+                found["warmup"] = self._supervised(warmup_batch_size, lengths, self.module.roles)
             if "bootstrap" in phases:
-                found["bootstrap"] = self._supervised(batch_size, lengths, False)
+                found["bootstrap"] = self._supervised(batch_size, lengths, ("fwm",))
             for role, judge in (("fwm", "idm"), ("idm", "fwm")):
                 if role in phases:
                     size = self.module.group_size(role)
@@ -229,13 +229,13 @@ class _Estimator:
         return found
 
     # ---- parts of a step -------------------------------------------------------------------------
-    def _supervised(self, rows: int, lengths: dict[str, Lengths], both: bool) -> int:
-        """Graphs of both models live until the backward pass; the head's temporaries follow one another."""
-        shapes = [(lengths[role].prompt, 1, lengths[role].completion) for role in ("fwm", "idm")[: 1 + both]]
+    def _supervised(self, rows: int, lengths: dict[str, Lengths], roles: Sequence[str]) -> int:
+        """Graphs of all models live until the backward pass; the head's temporaries follow one another."""
+        shapes = [(lengths[role].prompt, 1, lengths[role].completion) for role in roles]
         features = sum(self._features(rows, shape, False)[1] for shape in shapes)
-        fitted = self._fitted("warmup" if both else "update")
+        fitted = self._fitted("warmup" if len(roles) > 1 else "update")
         masks = sum(self._mask(rows, shape, False) for shape in shapes)
-        heads = [self._logits(role, rows * lengths[role].completion) for role in ("fwm", "idm")[: 1 + both]]
+        heads = [self._logits(role, rows * lengths[role].completion) for role in roles]
         return max(0, round(float(fitted[0] + (fitted[1] + fitted[2]) * features))) + masks + max(heads)
 
     def _update(self, role: str, groups: int, size: int, lengths: dict[str, Lengths]) -> int:
@@ -276,8 +276,7 @@ class _Estimator:
         else:
             tokens, mask = groups * size * (length.prompt + length.completion), 0
         drawing = groups * size * len(self.models.vocabulary(role)) * _DRAW_BYTES
-        merged = dense_bytes(self.module, self.device) if self.device.type == "cpu" else 0
-        return round(tokens * per_token * (1 + 1 / layers)) + mask + drawing + merged
+        return round(tokens * per_token * (1 + 1 / layers)) + mask + drawing + merged_bytes(self.module)
 
     def _at_once(self, groups: int, size: int, width: int) -> tuple[int, int]:
         """Groups, and rows of each, that the budget lets run at one time."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -85,20 +84,18 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     return linear(x.to(dtype), weight, bias).to(x.dtype)
 
 
-def merge(layer: Any, delta: Callable[[], Tensor]) -> bool:
-    """Add to a copy of the weight that is kept dequantised, until :func:`unmerge`; False where there is none.
+def mergeable(layer: Any) -> bool:
+    """Whether :func:`merge` may serve a layer: its weight is kept dequantised on a CPU, in float32.
 
-    In float32 alone, where the sum rounds no more than the two products do; the quantised weight stays as it is.
-
-    Args:
-        layer: any module.
-        delta: gives what is added, (out, in).
+    There the sum rounds no more than the base's and the adapter's products do.
     """
-    dense: _Dense | None = getattr(layer, "dense", None)
-    if dense is None or layer.weight.device.type != "cpu" or layer.compute_dtype not in (None, torch.float32):
-        return False
-    dense.merged = delta().add_(dense.get(layer, layer.weight.device, torch.float32))
-    return True
+    kept = isinstance(getattr(layer, "dense", None), _Dense) and layer.weight.device.type == "cpu"
+    return kept and layer.compute_dtype in (None, torch.float32)
+
+
+def merge(layer: Any, delta: Tensor) -> None:
+    """Compute with the dequantised weight + ``delta`` (out, in), until :func:`unmerge`; ``delta`` is overwritten."""
+    layer.dense.merged = delta.add_(layer.dense.get(layer, layer.weight.device, torch.float32))
 
 
 def unmerge(layer: Any) -> None:
@@ -110,6 +107,11 @@ def dense_bytes(model: nn.Module, device: torch.device) -> int:
     """What the weights that are kept dequantised take on a device, in bytes."""
     kept: list[Any] = [module for module in model.modules() if isinstance(getattr(module, "dense", None), _Dense)]
     return sum(_bytes(layer) for layer in kept if layer.dense.everywhere or device.type == "cpu")
+
+
+def merged_bytes(model: nn.Module) -> int:
+    """What those take that :func:`merge` copies, in bytes."""
+    return sum(_bytes(layer) for layer in model.modules() if mergeable(layer))
 
 
 def _fits(layers: list[Any]) -> bool:
