@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from swirl_lightning.attention import install
 from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.noise import uniforms
 from swirl_lightning.sampling import SamplingConfig, sample
@@ -17,6 +18,7 @@ FREE = [0, 1, 3, 4, 6]
 @pytest.fixture(scope="module")
 def engine(gemma_path):
     model = text_backbone(gemma_path, quantization=None).load_model().eval()
+    assert install(model)
     return model, VocabularySlice(model.get_output_embeddings(), ROWS.allowed)
 
 

@@ -24,6 +24,15 @@ def test_advantages_by_hand():
     assert zero_variance_share(rewards, 3) == 0.5
 
 
+def test_advantages_scaled_by_the_batch_leave_groups_that_hardly_differ_small():
+    rewards = torch.tensor([1.0, 2.0, 3.0, -1.0, -1.0, -1.00001])
+    got = group_advantages(rewards, 3, "batch")
+    torch.testing.assert_close(got[:3], torch.tensor([-1.0, 0.0, 1.0]) / (rewards.std() + 1e-4))
+    assert got[3:].abs().max() < 1e-5 < group_advantages(rewards, 3)[3:].abs().max()
+    wider = group_advantages(rewards, 3, "batch", torch.tensor(4.0))
+    torch.testing.assert_close(wider[:3], torch.tensor([-1.0, 0.0, 1.0]) / 4.0001)
+
+
 def test_surrogate_by_hand():
     old = torch.zeros(4, 1)
     policy = torch.tensor([[1.5], [0.5], [1.5], [0.5]]).log()
@@ -88,7 +97,7 @@ def test_shuffled_rewards_stay_within_their_group():
     [
         ({"group_size": 1}, "group"),
         ({"beta": -0.1}, "beta"),
-        ({"advantage_scale": "batch"}, "advantage_scale"),
+        ({"advantage_scale": "global"}, "advantage_scale"),
         ({"loss_normalization": "mean"}, "loss_normalization"),
         ({"num_iterations": 0}, "num_iterations"),
     ],

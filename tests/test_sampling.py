@@ -1,10 +1,9 @@
 import pytest
 import torch
-from transformers import DynamicCache
 
+from swirl_lightning.attention import install
 from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.budget import TokenBudget
-from swirl_lightning.kv_cache import rollout_cache
 from swirl_lightning.noise import replace_tokens, uniforms
 from swirl_lightning.sampling import GREEDY, SamplingConfig, draw, sample
 from swirl_lightning.scoring import score
@@ -66,6 +65,7 @@ def test_uniforms_depend_on_the_key_alone():
 def engine(gemma_path):
     backbone = text_backbone(gemma_path, quantization=None)
     model = backbone.load_model().eval()
+    assert install(model)
     allowed = backbone.action_grammar.allowed
     return backbone, model, VocabularySlice(backbone.head(model), allowed), allowed
 
@@ -130,16 +130,16 @@ class Counting(torch.nn.Module):
         return self.trunk(input_ids=input_ids, **kwargs)
 
 
-@pytest.mark.parametrize("side_by_side", [True, False])
+@pytest.mark.parametrize("shared_attention", [True, False])
 @pytest.mark.parametrize("prompts", [[[2, 40, 41], [2, 50, 51]], [[2, 40], [2, 50, 51, 52, 53]]])
 @torch.no_grad()
-def test_prompts_run_once_and_finished_rows_leave(engine, prompts, side_by_side):
+def test_prompts_run_once_and_finished_rows_leave(engine, prompts, shared_attention):
     _, model, _, _ = engine
     grammar = Grammar(tuple(range(1, 9)), 24, eos=1)
     vocabulary = VocabularySlice(model.get_output_embeddings(), grammar.allowed)
     noise, config = uniforms(["p", "q"], 8, 24), SamplingConfig(2.0, 1.0)
     trunk = Counting(model.get_decoder())
-    got = sample(trunk, vocabulary, grammar, prompts, noise, config, side_by_side=side_by_side)
+    got = sample(trunk, vocabulary, grammar, prompts, noise, config, shared_attention=shared_attention)
     assert got.rows() == plain_rollouts(model, grammar.allowed, grammar, prompts, noise, config)
     assert trunk.tokens[:2] == [2 * max(map(len, prompts)), 16]
     assert trunk.tokens[-1] < 8
@@ -154,22 +154,6 @@ def test_rows_of_a_split_group_stand_beside_those_of_whole_ones(engine):
     whole = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig())
     part = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig(), TokenBudget(30))
     assert part.rows() == whole.rows()
-
-
-@torch.inference_mode()
-def test_the_cache_writes_in_place_and_survives_a_selection():
-    cache, plain = rollout_cache(room=4), DynamicCache()
-    torch.manual_seed(0)
-    buffers = set()
-    for step in range(12):
-        new = torch.randn(2, 2 if step > 5 else 3, 2, 5 if step == 0 else 1, 4)
-        kept, expected = cache.update(*new, 0), plain.update(*new, 0)
-        torch.testing.assert_close(kept, expected, atol=0, rtol=0)
-        buffers.add(kept[0].data_ptr())
-        if step == 5:
-            for held in (cache, plain):
-                held.batch_select_indices(torch.tensor([2, 0]))
-    assert len(buffers) < 6
 
 
 @torch.no_grad()

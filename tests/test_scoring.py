@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.checkpoint import noop_context_fn
 
+from swirl_lightning.attention import install
 from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.budget import Group, TokenBudget
 from swirl_lightning.noise import uniforms
@@ -20,7 +21,9 @@ TEMPERATURE = 0.8
 def engine(gemma_path, request):
     backbone = text_backbone(gemma_path, quantization=request.param)
     torch.manual_seed(1)
-    model = get_peft_model(backbone.load_model(), LoraConfig(r=4, target_modules="all-linear"))
+    base = backbone.load_model()
+    assert install(base)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.1)
@@ -64,6 +67,7 @@ def brute_force(model, vocabulary, prompts, completions):
     [
         {},
         {"share_prefix": False},
+        {"shared_attention": False},
         {"budget": TokenBudget(30), "recompute_contexts": noop_context_fn},
         {"budget": TokenBudget(1), "recompute_contexts": noop_context_fn},
     ],

@@ -10,7 +10,7 @@ from torch import Tensor
 from swirl_lightning.scoring import LogProbs
 
 STD_EPSILON = 1e-4
-ADVANTAGE_SCALES = ("group", "none")
+ADVANTAGE_SCALES = ("group", "batch", "none")
 NORMALIZATIONS = ("token", "sequence", "constant")
 
 
@@ -24,7 +24,9 @@ class GRPOConfig:
         beta: β, weight of the KL to the reference; 1 makes Phase II the ELBO exactly.
         epsilon: ε of the clipped surrogate.
         epsilon_high: upper ε if it differs (DAPO); None means ``epsilon``.
-        advantage_scale: ``group`` divides by the group's standard deviation, ``none`` does not (Dr. GRPO).
+        advantage_scale: ``group`` divides by the group's standard deviation; ``batch`` by that of all rewards of the
+            micro-batch, on all ranks, so that groups whose rewards hardly differ hardly count; ``none`` does not
+            divide (Dr. GRPO).
         loss_normalization: ``token`` (over the global batch), ``sequence`` (mean of each sequence's mean)
             or ``constant`` (Dr. GRPO: by the longest possible length).
         num_iterations: policy updates per batch of rollouts.
@@ -51,13 +53,16 @@ class GRPOConfig:
         _choose("loss_normalization", self.loss_normalization, NORMALIZATIONS)
 
 
-def group_advantages(rewards: Tensor, group_size: int, scale: str = "group") -> Tensor:
+def group_advantages(
+    rewards: Tensor, group_size: int, scale: str = "group", batch_std: Tensor | None = None
+) -> Tensor:
     """A = (r - mean(r)) / (std(r) + 1e-4) within each group (GRPO; unbiased std, as the paper and TRL).
 
     Args:
         rewards: (B * G,) float32, members of a group are neighbours.
         group_size: G.
-        scale: ``group`` or ``none`` (no division).
+        scale: which std: ``group``, ``batch`` or ``none`` (no division).
+        batch_std: what ``batch`` divides by, where there are more rewards than these; None means theirs.
 
     Returns:
         (B * G,) float32.
@@ -66,6 +71,8 @@ def group_advantages(rewards: Tensor, group_size: int, scale: str = "group") -> 
     advantages = groups - groups.mean(1, keepdim=True)
     if scale == "group":
         advantages = advantages / (groups.std(1, keepdim=True) + STD_EPSILON)
+    elif scale == "batch":
+        advantages = advantages / ((rewards.std() if batch_std is None else batch_std) + STD_EPSILON)
     return advantages.flatten()
 
 

@@ -1,55 +1,127 @@
-"""The key-value cache of rollouts, in which decode steps write in place."""
+"""Key-value caches in which the completions of a prompt share its one copy."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import repeat_kv
+
+from swirl_lightning.attention import GroupAttention, attend_rollouts
+
+NO_MASK_BUILT = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+"""Given as attention mask: what is seen follows from the cache, and transformers need not build a mask."""
 
 
-def rollout_cache(room: int) -> Cache:
-    """A cache for generation without gradient; ``DynamicCache`` copies all that it holds at every step.
+def _is_attended(layer: DynamicLayer) -> bool:
+    """Whether a layer holds keys and values, not the numbers of a trunk that travel with the cache."""
+    return layer.keys.dtype.is_floating_point
+
+
+def _hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return mask.to(dtype).log()[:, None, None]  # 0 and -inf
+
+
+class RolloutCache(Cache):
+    """Of a decode step, in which K rollouts of a prompt run a token each: (B, K) ids; without gradient.
 
     Args:
-        room: tokens to make room for whenever a layer is full.
-    """
-    return Cache(layer_class_to_replicate=partial(_RoomyLayer, room))  # type: ignore[arg-type]
-
-
-class _RoomyLayer(DynamicLayer):
-    """Keys and values at the front of larger buffers.
-
-    Whoever selects or repeats rows replaces ``keys`` and ``values`` by tensors without room; the next
-    step then moves them into new buffers.
+        prompts: the cache that the prompts, (B, P) padded on the left, were run with.
+        mask: (B, P) of 0 and 1; None: no prompt is padded.
+        width: K.
+        room: tokens that a rollout may take.
     """
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, prompts: Cache, mask: Tensor | None, width: int, room: int) -> None:
+        hidden = None if mask is None else _hidden(mask, prompts.layers[0].keys.dtype)
+        super().__init__(
+            layers=[_RolloutLayer(la, hidden, width, room) if _is_attended(la) else la for la in prompts.layers]
+        )
+
+    def keep(self, prompts: Tensor, places: Tensor) -> None:
+        """Go on with some prompts, (b,), and for each of them with some of its rollouts, (b, k)."""
+        for layer in self.layers:
+            if isinstance(layer, _RolloutLayer):
+                layer.keep(prompts, places)
+            else:
+                layer.batch_select_indices(prompts)
+
+
+class _RolloutLayer(DynamicLayer):
+    """``keys`` and ``values`` are the prompts', (B, h, P, D); those of the rollouts stand in buffers."""
+
+    def __init__(self, prompts: DynamicLayer, hidden: Tensor | None, width: int, room: int) -> None:
         super().__init__()
-        self._room = room
-        self._buffers: tuple[Tensor, Tensor] | None = None
-        self._front: Tensor | None = None  # the keys within the buffer
+        self.is_initialized = True
+        self.keys, self.values, self._hidden = prompts.keys, prompts.values, hidden
+        batch, heads, _, size = self.keys.shape
+        self._own = [part.new_empty(batch, heads, width, room, size) for part in (self.keys, self.values)]
+        self._steps = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append keys and values (N, heads, T, D) and return all of them."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states  # the prompt: nothing to copy yet
-            return key_states, value_states
-        assert self.keys is not None
-        assert self.values is not None
-        start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        if self._buffers is None or self._front is not self.keys or end > self._buffers[0].shape[2]:
-            self._buffers = self._roomy(self.keys, end), self._roomy(self.values, end)
-        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = new
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
-        self._front = self.keys
-        return self.keys, self.values
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple:  # type: ignore[override, type-arg]
+        """Take a token of each rollout, (B, h, K, D); what attends is this layer itself."""
+        for own, new in zip(self._own, (key_states, value_states), strict=True):
+            own[:, :, :, self._steps] = new
+        self._steps += 1
+        return self, self
 
-    def _roomy(self, held: Tensor, end: int) -> Tensor:
-        rows, heads, length, width = held.shape
-        buffer = held.new_empty(rows, heads, max(end, length + self._room), width)
-        buffer[:, :, :length] = held
-        return buffer
+    def attend(self, query: Tensor, scaling: float) -> Tensor:
+        """(B, H, K, D) -> (B, K, H, D)."""
+        key, value = (own[:, :, :, : self._steps] for own in self._own)
+        return attend_rollouts(query, (self.keys, self.values), (key, value), self._hidden, scaling)
+
+    def keep(self, prompts: Tensor, places: Tensor) -> None:
+        """See :meth:`RolloutCache.keep`."""
+        self.keys, self.values = self.keys[prompts], self.values[prompts]
+        self._hidden = None if self._hidden is None else self._hidden[prompts]
+        rows = prompts[:, None]
+        self._own = [own.transpose(1, 2)[rows, places].transpose(1, 2).contiguous() for own in self._own]
+
+
+class GroupCache(Cache):
+    """Of completions, (N, C) padded on the right, whose groups share a prefix; with gradient, on CPUs alone.
+
+    Args:
+        prefixes: the cache that the groups' prefixes, (B, P) padded on the left, were run with.
+        lengths: of each prefix.
+        sizes: completions of each group, which are neighbours.
+    """
+
+    def __init__(self, prefixes: Cache, lengths: Sequence[int], sizes: Sequence[int]) -> None:
+        members = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        for layer in prefixes.layers:
+            if not _is_attended(layer):
+                layer.batch_select_indices(members)
+        super().__init__(
+            layers=[_GroupLayer(la, lengths, sizes) if _is_attended(la) else la for la in prefixes.layers]
+        )
+
+
+class _GroupLayer(DynamicLayer):
+    """``keys`` and ``values`` are the prefixes', (B, h, P, D)."""
+
+    def __init__(self, prefixes: DynamicLayer, lengths: Sequence[int], sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.is_initialized = True
+        self.keys, self.values, self._lengths, self._sizes = prefixes.keys, prefixes.values, lengths, sizes
+        self._own: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple:  # type: ignore[override, type-arg]
+        """Take the completions' keys and values, (N, h, C, D); what attends is this layer itself."""
+        self._own = key_states, value_states
+        return self, self
+
+    def attend(self, query: Tensor, scaling: float) -> Tensor:
+        """(N, H, C, D) -> (N, C, H, D)."""
+        assert self._own is not None
+        share = query.shape[1] // self._own[0].shape[1]
+        own = [repeat_kv(part, share) for part in self._own]
+        prefixes = [
+            row[None, :, row.shape[1] - length :]
+            for part in (self.keys, self.values)
+            for row, length in zip(part.unbind(0), self._lengths, strict=True)
+        ]
+        bounds = [0, *torch.tensor(self._sizes).cumsum(0).tolist()]
+        return GroupAttention.apply(query, *own, bounds, scaling, *prefixes).transpose(1, 2)

@@ -270,7 +270,7 @@ class _Estimator:
         """Keys and values, a prompt copied into a layer's buffer, masks, the drawing of a token, merged weights."""
         groups, size = self._at_once(groups, size, length.prompt + length.completion)
         per_token, layers = self._cache_bytes()
-        if self.models.side_by_side:
+        if self.models.shared_attention:
             width = length.prompt + size * length.completion  # of a row, which is a prompt and its rollouts
             tokens, mask = groups * width, groups * size * width
         else:

@@ -214,7 +214,9 @@ class SWIRL(LightningModule):
         """Rewards, group-relative advantages and the reference's log-probabilities."""
         size = self.group_size(phase)
         rewards = self.reward(judged, size)
-        advantages = group_advantages(rewards, size, self.grpo.advantage_scale)
+        scale = self.grpo.advantage_scale
+        spread = self._std_over_ranks(rewards) if scale == "batch" else None
+        advantages = group_advantages(rewards, size, scale, spread)
         update = Update([p for p in prompts for _ in range(size)], sampled.rows(), advantages, prompts, observed)
         if self.grpo.beta > 0:
             rows = list(range(len(update.prompts)))
@@ -414,6 +416,13 @@ class SWIRL(LightningModule):
             "completion_length": rollouts.completions.mask.sum(1).float().mean(),
         }
         self._log(f"{rollouts.phase}/", means, len(rollouts.transitions))
+
+    def _std_over_ranks(self, values: Tensor) -> Tensor:
+        """Standard deviation of (N,) values and those of the other ranks together."""
+        values = values.double()
+        sums = torch.stack([values.new_tensor(float(len(values))), values.sum(), values.square().sum()])
+        count, total, squares = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return ((squares - total.square() / count) / (count - 1)).clamp(min=0).sqrt().float()
 
     def _log(self, prefix: str, values: dict[str, Tensor], batch_size: int) -> None:
         """Mean over ranks in one reduction."""

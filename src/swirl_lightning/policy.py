@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from swirl_lightning.adapters import Adapters
+from swirl_lightning.attention import install
 from swirl_lightning.backbones.base import Backbone, Grammar
 from swirl_lightning.budget import TokenBudget
 from swirl_lightning.prompts import TokenIds
@@ -44,7 +45,7 @@ class WorldModels:
         self._head = backbone.head(model)
         self._can_cache_in_training = not backbone.gradient_checkpointing
         self._budget = TokenBudget(max_tokens)
-        self.side_by_side = backbone.attn_implementation == "sdpa"
+        self.shared_attention = install(model)
         self._slices: dict[tuple[str, torch.device], VocabularySlice] = {}
 
     def vocabulary(self, role: str) -> VocabularySlice:
@@ -60,7 +61,7 @@ class WorldModels:
         """Rollouts of ``role`` by ``adapter``: see :func:`swirl_lightning.sampling.sample`."""
         with self.adapters.use(adapter), torch.no_grad(), self.adapters.merged(adapter):
             vocabulary, grammar = self.vocabulary(role), self.grammars[role]
-            return sample(self._trunk, vocabulary, grammar, prompts, noise, config, self._budget, self.side_by_side)
+            return sample(self._trunk, vocabulary, grammar, prompts, noise, config, self._budget, self.shared_attention)
 
     def score(
         self,
@@ -83,6 +84,7 @@ class WorldModels:
                 group_size=group_size,
                 temperature=temperature,
                 share_prefix=self._can_cache_in_training or not training,
+                shared_attention=self.shared_attention,
                 budget=self._budget,
                 recompute_contexts=self.adapters.recompute_contexts,
                 forced=self._forced(role),

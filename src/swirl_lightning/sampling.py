@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.budget import Group, TokenBudget
-from swirl_lightning.kv_cache import rollout_cache
+from swirl_lightning.kv_cache import NO_MASK_BUILT, RolloutCache
 from swirl_lightning.prompts import TokenIds
 from swirl_lightning.rollouts import Completions
 from swirl_lightning.vocabulary import VocabularySlice
@@ -96,7 +96,7 @@ def sample(
     noise: Tensor,
     config: SamplingConfig,
     budget: TokenBudget | None = None,
-    side_by_side: bool = True,
+    shared_attention: bool = True,
 ) -> Completions:
     """Draw completions after prompts.
 
@@ -108,8 +108,8 @@ def sample(
         noise: (B * G, >= grammar.max_length) from :func:`swirl_lightning.noise.uniforms`; G follows from its shape.
         config: temperature and truncation.
         budget: of the rollouts that are under way at one time.
-        side_by_side: rollouts of a prompt share its keys and values, by a mask over (rollouts, keys), which the
-            trunk's attention must heed as ``sdpa`` does; False gives each a copy.
+        shared_attention: rollouts of a prompt share its keys and values, which needs
+            :func:`swirl_lightning.attention.install`; False gives each a copy.
 
     Returns:
         Completions (B * G, L); rows of one prompt are neighbours. One that reaches ``max_length`` before
@@ -126,7 +126,7 @@ def sample(
         rows = [row for group in batch for row in group.rows]
         member = [number for number, group in enumerate(batch) for _ in group.rows]
         shared = [prompts[group.rows[0] // size] for group in batch]
-        return _rollouts(trunk, vocabulary, grammar, shared, member, noise[rows], config, side_by_side)
+        return _rollouts(trunk, vocabulary, grammar, shared, member, noise[rows], config, shared_attention)
 
     done = (budget or TokenBudget()).run(groups, run)
     length = max(part.ids.shape[1] for _, part in done)
@@ -146,14 +146,14 @@ def _rollouts(
     members: list[int],
     noise: Tensor,
     config: SamplingConfig,
-    side_by_side: bool,
+    shared_attention: bool,
 ) -> Completions:
     """One micro-batch: row n goes on from prompt ``members[n]``, which is run once."""
     device, total, longest = noise.device, noise.shape[0], grammar.max_length
     ids, mask = pad_left(prompts, device)  # (B, P)
     padded = len({len(prompt) for prompt in prompts}) > 1  # without padding no attention mask is needed
     columns = _columns(members, device)
-    cache = rollout_cache(longest * columns.shape[1])
+    cache: Cache = DynamicCache()
     hidden = trunk(
         input_ids=ids,
         attention_mask=mask if padded else None,
@@ -161,11 +161,13 @@ def _rollouts(
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1:]  # (B, 1, H)
-    if not side_by_side:
+    if shared_attention:
+        cache = RolloutCache(cache, mask if padded else None, columns.shape[1], longest)
+    else:
         member = torch.tensor(members, device=device)
         cache.batch_select_indices(member)
         hidden, mask, columns = hidden[member], mask[member], torch.arange(total, device=device)[:, None]
-    layout = _Layout(columns, mask, longest, padded)
+    layout = _Layout(columns, mask, cache)
     hidden = hidden.expand(-1, layout.width, -1)
 
     tokens = torch.zeros(total, longest, dtype=torch.long, device=device)
@@ -187,7 +189,7 @@ def _rollouts(
             if step % STEPS_BETWEEN_LEAVING == 0:  # looking at the device's values waits for the device
                 if not running.any():
                     break
-                if (smaller := layout.without(running, step, cache)) is not None:
+                if (smaller := layout.without(running)) is not None:
                     kept = torch.isin(rows, smaller.rows)
                     layout, token, running = smaller, token[kept], running[kept]
         if step >= last_drawn:
@@ -214,29 +216,21 @@ def _columns(members: list[int], device: torch.device) -> Tensor:
 class _Layout:
     """Where rollouts stand in the batch: a row is a prompt, and its K rollouts stand side by side in it.
 
-    A decode step runs K tokens of every row, one of each rollout, under a mask that lets a rollout see the prompt
-    and itself. So keys and values of a prompt exist once and are read once a step for all of its rollouts.
+    A decode step runs K tokens of every row, one of each rollout. So keys and values of a prompt exist once and are
+    read once a step for all of its rollouts. Without shared attention K is 1, and every row has a copy.
 
     Args:
         columns: (B, K) numbers of the rollouts, -1 where there is none.
         prompt_mask: (B, P) of 0 and 1.
-        longest: steps at most.
-        padded: whether any prompt is.
+        cache: of the prompts and what follows them.
     """
 
-    def __init__(self, columns: Tensor, prompt_mask: Tensor, longest: int, padded: bool) -> None:
-        self.columns, self.prompt_mask, self.longest, self.padded = columns, prompt_mask, longest, padded
+    def __init__(self, columns: Tensor, prompt_mask: Tensor, cache: Cache) -> None:
+        self.columns, self.prompt_mask, self._cache = columns, prompt_mask, cache
         self.width = columns.shape[1]
         self._lengths = prompt_mask.sum(1, keepdim=True)  # (B, 1)
         self.places = (columns.flatten() >= 0).nonzero()[:, 0]  # (R,)
         self.rows = columns.flatten()[self.places]  # (R,)
-        if self.width == 1:
-            ones = prompt_mask.new_ones(len(columns), longest)
-            self._mask = torch.cat([prompt_mask, ones], 1)  # (B, P + L)
-        else:
-            own = torch.eye(self.width, dtype=torch.bool, device=columns.device).repeat(1, longest)  # (K, L * K)
-            seen = prompt_mask.bool()[:, None].expand(-1, self.width, -1)
-            self._mask = torch.cat([seen, own.expand(len(columns), -1, -1)], 2)[:, None]  # (B, 1, K, P + L * K)
 
     def on_grid(self, token: Tensor) -> Tensor:
         """(R,) -> (B, K); places without a rollout run an id of no consequence."""
@@ -244,17 +238,17 @@ class _Layout:
         grid[self.places] = token
         return grid.view(self.columns.shape)
 
-    def mask(self, step: int) -> Tensor | None:
-        """What the tokens of a step may see, or None for all there is."""
-        if self.width == 1 and not self.padded:
-            return None
-        return self._mask[..., : self.prompt_mask.shape[1] + (step + 1) * self.width]
+    def mask(self, step: int) -> Tensor:
+        """What the tokens of a step may see."""
+        if isinstance(self._cache, RolloutCache):
+            return NO_MASK_BUILT
+        return nn.functional.pad(self.prompt_mask, (0, step + 1), value=1)
 
     def position(self, step: int) -> Tensor:
         """(B, K) positions of the tokens of a step."""
         return (self._lengths + step).expand(-1, self.width)
 
-    def without(self, running: Tensor, step: int, cache: Cache) -> _Layout | None:
+    def without(self, running: Tensor) -> _Layout | None:
         """The layout of those that are still running, the cache with it; None if that would spare too little."""
         grid = torch.zeros_like(self.columns, dtype=torch.bool).flatten().index_put((self.places,), running)
         grid = grid.view(self.columns.shape)
@@ -265,16 +259,11 @@ class _Layout:
         grid, columns = grid[prompts], self.columns[prompts]
         order = torch.argsort(grid.byte(), dim=1, descending=True, stable=True)[:, :width]  # those that run first
         columns = columns.gather(1, order).where(grid.gather(1, order), -1)
-        length = self.prompt_mask.shape[1]
-        prompt = torch.arange(length, device=order.device).expand(len(prompts), -1)
-        steps = torch.arange(step, device=order.device)[:, None] * self.width + length
-        kept = torch.cat([prompt, (steps + order[:, None]).flatten(1)], 1)  # (B, P + step * K)
-        for layer in cache.layers:
-            for name in ("keys", "values"):
-                held = getattr(layer, name)[prompts]
-                index = kept[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
-                setattr(layer, name, held.gather(2, index))
-        return _Layout(columns, self.prompt_mask[prompts], self.longest, self.padded)
+        if isinstance(self._cache, RolloutCache):
+            self._cache.keep(prompts, order)
+        else:
+            self._cache.batch_select_indices(prompts)
+        return _Layout(columns, self.prompt_mask[prompts], self._cache)
 
 
 def pad_left(rows: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:

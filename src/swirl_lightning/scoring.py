@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from swirl_lightning.budget import Group, TokenBudget
+from swirl_lightning.kv_cache import NO_MASK_BUILT, GroupCache
 from swirl_lightning.prompts import TokenIds
 from swirl_lightning.sampling import pad_left, pad_right, positions
 from swirl_lightning.vocabulary import VocabularySlice
@@ -48,6 +49,7 @@ def score(
     group_size: int = 1,
     temperature: float = 1.0,
     share_prefix: bool = True,
+    shared_attention: bool = True,
     budget: TokenBudget | None = None,
     recompute_contexts: ContextFunction | None = None,
     forced: Sequence[int] = (),
@@ -66,6 +68,8 @@ def score(
         temperature: divides the logits.
         share_prefix: False runs every row whole: the plain path, and the one that gradient
             checkpointing of layers needs, since it cannot keep a cache.
+        shared_attention: members attend to one copy of the prefix, on CPUs, which needs
+            :func:`swirl_lightning.attention.install`; False gives each a copy of its keys and values.
         budget: of one forward pass. With gradient, each of several passes is run again in the backward pass, so
             that the activations of one of them exist at a time.
         recompute_contexts: ``context_fn`` of torch's checkpoint for those passes.
@@ -78,7 +82,7 @@ def score(
 
     def run(batch: list[Group], several: bool) -> LogProbs:
         parts = [[(prompts[n], completions[n]) for n in group.rows] for group in batch]
-        work = partial(_score_groups, trunk, vocabulary, parts, temperature, share_prefix, forced)
+        work = partial(_score_groups, trunk, vocabulary, parts, temperature, share_prefix, shared_attention, forced)
         if several and torch.is_grad_enabled() and recompute_contexts is not None:
             again: LogProbs = checkpoint(work, use_reentrant=False, context_fn=recompute_contexts)
             return again
@@ -143,6 +147,7 @@ def _score_groups(
     groups: list[list[_Row]],
     temperature: float,
     share_prefix: bool,
+    shared_attention: bool,
     forced: Sequence[int],
 ) -> LogProbs:
     device = vocabulary.weight.device
@@ -162,7 +167,7 @@ def _score_groups(
         prefix_ids, prefix_mask = pad_left(
             [rows[0][0][:shared] for rows, shared in zip(groups, prefix_lengths, strict=True)], device
         )  # (B, P)
-        cache = DynamicCache()
+        cache: Cache = DynamicCache()
         trunk(
             input_ids=prefix_ids,
             attention_mask=prefix_mask,
@@ -171,14 +176,14 @@ def _score_groups(
             use_cache=True,
         )
         member = torch.tensor(group_of, device=device)
-        cache.batch_select_indices(member)  # autograd sums the members' gradients into the one prefix
         full_mask = torch.cat([prefix_mask[member], mask], 1)  # (N, P + C)
+        places = positions(full_mask)[:, prefix_mask.shape[1] :]
+        if shared_attention and device.type == "cpu":
+            cache, full_mask = GroupCache(cache, prefix_lengths, [len(rows) for rows in groups]), NO_MASK_BUILT
+        else:
+            cache.batch_select_indices(member)  # autograd sums the members' gradients into the one prefix
         hidden = trunk(
-            input_ids=ids,
-            attention_mask=full_mask,
-            position_ids=positions(full_mask)[:, prefix_mask.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
+            input_ids=ids, attention_mask=full_mask, position_ids=places, past_key_values=cache, use_cache=True
         )
     hidden = hidden.last_hidden_state  # (N, C, H)
 
