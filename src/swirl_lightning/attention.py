@@ -6,6 +6,7 @@ nothing of a prompt is repeated for its completions (Hydragen, arXiv 2402.05099;
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -35,14 +36,14 @@ def install(model: PreTrainedModel) -> bool:
     It does not if its attention does not go through transformers' interface, or if some of its layers do not see
     all that came before.
     """
-    configs = {id(m.config): m.config for m in model.modules() if getattr(m, "config", None) is not None}
+    configs: list[Any] = [m.config for m in model.modules() if getattr(m, "config", None) is not None]
     decoder = model.config.get_text_config(decoder=True)
     kinds = set(getattr(decoder, "layer_types", None) or ["full_attention"])
     window = None if hasattr(decoder, "layer_types") else getattr(decoder, "sliding_window", None)
     fits = model._supports_attention_backend and kinds == {"full_attention"} and window is None
     if not fits or decoder._attn_implementation not in ("sdpa", NAME):
         return False
-    for config in configs.values():
+    for config in configs:
         if getattr(config, "_attn_implementation", None) == "sdpa":
             config._attn_implementation = NAME
     decoder._attn_implementation = NAME
@@ -89,7 +90,7 @@ def attend_rollouts(
     folded = query.reshape(batch, shared, share * width, size)
     seen, seen_lse = _attend(folded, *prompt, hidden, scaling)
     apart = query.view(batch, shared, share, width, size).transpose(2, 3).reshape(batch, shared * width, share, size)
-    mine, mine_lse = _attend(apart, *(part.flatten(1, 2) for part in own), None, scaling)
+    mine, mine_lse = _attend(apart, own[0].flatten(1, 2), own[1].flatten(1, 2), None, scaling)
     seen, seen_lse = (part.view(batch, shared, share, width, -1).transpose(2, 3) for part in (seen, seen_lse))
     mine, mine_lse = (part.view(batch, shared, width, share, -1) for part in (mine, mine_lse))
     out = torch.lerp(mine, seen, (seen_lse - mine_lse).sigmoid().to(mine.dtype))  # (B, h, K, H / h, D)
@@ -135,7 +136,7 @@ class GroupAttention(torch.autograd.Function):
         """Put the parts together."""
         out, lse = _FLASH(query, key, value, 0.0, True, scale=scaling)
         groups = len(bounds) - 1
-        for n, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for n, (start, end) in enumerate(pairwise(bounds)):
             if prefixes[n].shape[2] == 0:
                 continue
             folded = _fold(query[start:end], prefixes[n].shape[1])
@@ -157,7 +158,7 @@ class GroupAttention(torch.autograd.Function):
         groups = len(ctx.bounds) - 1
         grad_query, *grads_own = _FLASH_BACKWARD(grad, query, key, value, out, lse, 0.0, True, scale=ctx.scaling)
         grads_prefix = [torch.zeros_like(part) for part in prefixes]
-        for n, (start, end) in enumerate(zip(ctx.bounds, ctx.bounds[1:], strict=False)):
+        for n, (start, end) in enumerate(pairwise(ctx.bounds)):
             if prefixes[n].shape[2] == 0:
                 continue
             rows, heads = slice(start, end), prefixes[n].shape[1]

@@ -53,9 +53,7 @@ class GRPOConfig:
         _choose("loss_normalization", self.loss_normalization, NORMALIZATIONS)
 
 
-def group_advantages(
-    rewards: Tensor, group_size: int, scale: str = "group", batch_std: Tensor | None = None
-) -> Tensor:
+def group_advantages(rewards: Tensor, group_size: int, scale: str = "group", batch_std: Tensor | None = None) -> Tensor:
     """A = (r - mean(r)) / (std(r) + 1e-4) within each group (GRPO; unbiased std, as the paper and TRL).
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,9 @@ NO_MASK_BUILT = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 """Given as attention mask: what is seen follows from the cache, and transformers need not build a mask."""
 
 
-def _is_attended(layer: DynamicLayer) -> bool:
+def _is_attended(layer: Any) -> bool:
     """Whether a layer holds keys and values, not the numbers of a trunk that travel with the cache."""
-    return layer.keys.dtype.is_floating_point
+    return bool(layer.keys.dtype.is_floating_point)
 
 
 def _hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -35,14 +36,14 @@ class RolloutCache(Cache):
     """
 
     def __init__(self, prompts: Cache, mask: Tensor | None, width: int, room: int) -> None:
-        hidden = None if mask is None else _hidden(mask, prompts.layers[0].keys.dtype)
-        super().__init__(
-            layers=[_RolloutLayer(la, hidden, width, room) if _is_attended(la) else la for la in prompts.layers]
-        )
+        layers: list[Any] = prompts.layers
+        hidden = None if mask is None else _hidden(mask, layers[0].keys.dtype)
+        super().__init__(layers=[_RolloutLayer(la, hidden, width, room) if _is_attended(la) else la for la in layers])
 
     def keep(self, prompts: Tensor, places: Tensor) -> None:
         """Go on with some prompts, (b,), and for each of them with some of its rollouts, (b, k)."""
-        for layer in self.layers:
+        layers: list[Any] = self.layers
+        for layer in layers:
             if isinstance(layer, _RolloutLayer):
                 layer.keep(prompts, places)
             else:
@@ -52,15 +53,15 @@ class RolloutCache(Cache):
 class _RolloutLayer(DynamicLayer):
     """``keys`` and ``values`` are the prompts', (B, h, P, D); those of the rollouts stand in buffers."""
 
-    def __init__(self, prompts: DynamicLayer, hidden: Tensor | None, width: int, room: int) -> None:
+    def __init__(self, prompts: Any, hidden: Tensor | None, width: int, room: int) -> None:
         super().__init__()
         self.is_initialized = True
         self.keys, self.values, self._hidden = prompts.keys, prompts.values, hidden
-        batch, heads, _, size = self.keys.shape
-        self._own = [part.new_empty(batch, heads, width, room, size) for part in (self.keys, self.values)]
+        batch, heads, _, size = prompts.keys.shape
+        self._own = [prompts.keys.new_empty(batch, heads, width, room, size) for _ in range(2)]
         self._steps = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple:  # type: ignore[override, type-arg]
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Take a token of each rollout, (B, h, K, D); what attends is this layer itself."""
         for own, new in zip(self._own, (key_states, value_states), strict=True):
             own[:, :, :, self._steps] = new
@@ -69,12 +70,13 @@ class _RolloutLayer(DynamicLayer):
 
     def attend(self, query: Tensor, scaling: float) -> Tensor:
         """(B, H, K, D) -> (B, K, H, D)."""
+        prompt: Any = self.keys, self.values
         key, value = (own[:, :, :, : self._steps] for own in self._own)
-        return attend_rollouts(query, (self.keys, self.values), (key, value), self._hidden, scaling)
+        return attend_rollouts(query, prompt, (key, value), self._hidden, scaling)
 
     def keep(self, prompts: Tensor, places: Tensor) -> None:
         """See :meth:`RolloutCache.keep`."""
-        self.keys, self.values = self.keys[prompts], self.values[prompts]
+        self.batch_select_indices(prompts)
         self._hidden = None if self._hidden is None else self._hidden[prompts]
         rows = prompts[:, None]
         self._own = [own.transpose(1, 2)[rows, places].transpose(1, 2).contiguous() for own in self._own]
@@ -91,24 +93,23 @@ class GroupCache(Cache):
 
     def __init__(self, prefixes: Cache, lengths: Sequence[int], sizes: Sequence[int]) -> None:
         members = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        for layer in prefixes.layers:
+        layers: list[Any] = prefixes.layers
+        for layer in layers:
             if not _is_attended(layer):
                 layer.batch_select_indices(members)
-        super().__init__(
-            layers=[_GroupLayer(la, lengths, sizes) if _is_attended(la) else la for la in prefixes.layers]
-        )
+        super().__init__(layers=[_GroupLayer(la, lengths, sizes) if _is_attended(la) else la for la in layers])
 
 
 class _GroupLayer(DynamicLayer):
     """``keys`` and ``values`` are the prefixes', (B, h, P, D)."""
 
-    def __init__(self, prefixes: DynamicLayer, lengths: Sequence[int], sizes: Sequence[int]) -> None:
+    def __init__(self, prefixes: Any, lengths: Sequence[int], sizes: Sequence[int]) -> None:
         super().__init__()
         self.is_initialized = True
         self.keys, self.values, self._lengths, self._sizes = prefixes.keys, prefixes.values, lengths, sizes
         self._own: tuple[Tensor, Tensor] | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple:  # type: ignore[override, type-arg]
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Take the completions' keys and values, (N, h, C, D); what attends is this layer itself."""
         self._own = key_states, value_states
         return self, self
@@ -116,11 +117,12 @@ class _GroupLayer(DynamicLayer):
     def attend(self, query: Tensor, scaling: float) -> Tensor:
         """(N, H, C, D) -> (N, C, H, D)."""
         assert self._own is not None
+        prompt: Any = self.keys, self.values
         share = query.shape[1] // self._own[0].shape[1]
         own = [repeat_kv(part, share) for part in self._own]
         prefixes = [
             row[None, :, row.shape[1] - length :]
-            for part in (self.keys, self.values)
+            for part in prompt
             for row, length in zip(part.unbind(0), self._lengths, strict=True)
         ]
         bounds = [0, *torch.tensor(self._sizes).cumsum(0).tolist()]

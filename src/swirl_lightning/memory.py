@@ -267,16 +267,15 @@ class _Estimator:
         return self._predict(self._fitted("scoring"), groups, shape, True) + head
 
     def _rollout(self, role: str, groups: int, size: int, length: Lengths) -> int:
-        """Keys and values, a prompt copied into a layer's buffer, masks, the drawing of a token, merged weights."""
+        """Keys and values, the drawing of a token, merged weights."""
         groups, size = self._at_once(groups, size, length.prompt + length.completion)
         per_token, layers = self._cache_bytes()
         if self.models.shared_attention:
-            width = length.prompt + size * length.completion  # of a row, which is a prompt and its rollouts
-            tokens, mask = groups * width, groups * size * width
-        else:
-            tokens, mask = groups * size * (length.prompt + length.completion), 0
+            held = groups * (length.prompt + size * length.completion) * per_token
+        else:  # a layer grows by being copied
+            held = groups * size * (length.prompt + length.completion) * per_token * (layers + 1) // layers
         drawing = groups * size * len(self.models.vocabulary(role)) * _DRAW_BYTES
-        return round(tokens * per_token * (1 + 1 / layers)) + mask + drawing + merged_bytes(self.module)
+        return held + drawing + merged_bytes(self.module)
 
     def _at_once(self, groups: int, size: int, width: int) -> tuple[int, int]:
         """Groups, and rows of each, that the budget lets run at one time."""
@@ -301,6 +300,8 @@ class _Estimator:
     def _mask(self, groups: int, shape: tuple[int, int, int], shares: bool) -> int:
         """Bytes of the attention mask: quadratic, and too small to see in a probe."""
         prompt, size, completion = shape
+        if shares and size > 1 and self.models.shared_attention and self.device.type == "cpu":
+            return 0
         queries = completion if shares and size > 1 else prompt + completion
         entry = 1 if self.module.backbone.attn_implementation == "sdpa" else 4
         return groups * size * queries * (prompt + completion) * entry
@@ -333,7 +334,16 @@ class _Estimator:
         prompts, name = [[allowed[0]] * prompt] * size, adapters.policy("fwm")
         with adapters.use(name, training), torch.set_grad_enabled(training):
             scored = [
-                score(self.trunk, few, prompts, rows, group_size=size, share_prefix=shares) for _ in range(graphs)
+                score(
+                    self.trunk,
+                    few,
+                    prompts,
+                    rows,
+                    group_size=size,
+                    share_prefix=shares,
+                    shared_attention=self.models.shared_attention,
+                )
+                for _ in range(graphs)
             ]
         if training:  # as in training, after the switch back
             total = torch.stack([part.values.sum() for part in scored]).sum()

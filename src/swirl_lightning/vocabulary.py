@@ -80,7 +80,10 @@ class VocabularySlice:
 
 
 class _SlicedLogProb(torch.autograd.Function):
-    """Chunked log-softmax through a frozen head; the backward recomputes logits instead of keeping them."""
+    """Chunked log-softmax through a frozen head.
+
+    The gradient of a token's log-probability is made while its logits exist, and the backward scales it.
+    """
 
     @staticmethod
     def forward(
@@ -91,38 +94,31 @@ class _SlicedLogProb(torch.autograd.Function):
         temperature: float,
         with_entropy: bool,
     ) -> Any:
-        log_probs, entropies, normalizers = [], [], []
+        log_probs, entropies, gradients = [], [], []
         rows = max(1, LOGITS_PER_CHUNK // len(vocabulary))
         with torch.autocast(hidden.device.type, enabled=False):
             for h, i in zip(hidden.split(rows), index.split(rows), strict=True):
                 logits = vocabulary.logits(h).div_(temperature)  # (t, V)
                 lse = logits.logsumexp(-1)  # (t,)
                 log_probs.append(logits.gather(1, i[:, None])[:, 0] - lse)
-                normalizers.append(lse)
+                if not with_entropy and not ctx.needs_input_grad[0]:
+                    continue
+                p = (logits - lse[:, None]).exp_()
                 if with_entropy:
                     # entropy = lse - E[logit]; a hole has probability 0, and 0 * -inf must not count
-                    expected = (logits - lse[:, None]).exp_().mul_(logits.nan_to_num_(neginf=0.0)).sum(-1)
-                    entropies.append(lse - expected)
-        ctx.save_for_backward(hidden, index, _cat(normalizers, hidden))
-        ctx.vocabulary, ctx.temperature, ctx.rows = vocabulary, temperature, rows
+                    entropies.append(lse - logits.nan_to_num_(neginf=0.0).mul_(p).sum(-1))
+                if ctx.needs_input_grad[0]:  # d logp / d logits = onehot - p
+                    grad = p.neg_().scatter_add_(1, i[:, None], torch.ones_like(p[:, :1])).div_(temperature)
+                    gradients.append((grad.to(vocabulary.weight.dtype) @ vocabulary.weight).to(h.dtype))
+        ctx.save_for_backward(torch.cat(gradients) if gradients else hidden)
         entropy = _cat(entropies, hidden) if with_entropy else hidden.new_zeros(len(hidden), dtype=torch.float32)
         ctx.mark_non_differentiable(entropy)
         return _cat(log_probs, hidden), entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        hidden, index, lse = ctx.saved_tensors
-        weight = ctx.vocabulary.weight
-        grad_hidden = torch.empty_like(hidden)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(hidden), ctx.rows):
-                part = slice(start, start + ctx.rows)
-                logits = ctx.vocabulary.logits(hidden[part]).div_(ctx.temperature)
-                grad = logits.sub_(lse[part, None]).exp_().neg_()  # d logp / d logits = onehot - p
-                grad.scatter_add_(1, index[part, None], torch.ones_like(grad[:, :1]))
-                grad.mul_((grads[0][part] / ctx.temperature)[:, None])
-                grad_hidden[part] = (grad.to(weight.dtype) @ weight).to(hidden.dtype)
-        return grad_hidden, None, None, None, None
+        (gradient,) = ctx.saved_tensors  # (T, H)
+        return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None, None
 
 
 def _cat(parts: list[Tensor], like: Tensor) -> Tensor:
