@@ -5,7 +5,8 @@ import torch
 from transformers import GemmaConfig, GemmaForCausalLM, MistralConfig, MistralForCausalLM
 
 from swirl_lightning import attention
-from swirl_lightning.attention import GroupAttention, attend_rollouts, install
+from swirl_lightning.attention import PackedAttention, attend_rollouts, install
+from swirl_lightning.packing import Packing
 
 
 def by_definition(query, key, value, seen, scaling):
@@ -39,31 +40,60 @@ def test_rollouts_attend_to_their_prompt_and_themselves(heads, padded, flash, mo
         torch.testing.assert_close(got[:, k], expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-def test_groups_attend_to_their_prefix_and_causally_to_themselves(heads):
-    """Values and gradients, in float64; groups of unlike sizes and prefixes, one of them empty."""
-    many, few = heads
-    sizes, lengths, own, size = (3, 1, 2), (5, 0, 9), 4, 8
-    torch.manual_seed(0)
-    double = {"dtype": torch.float64, "requires_grad": True}
-    query = torch.randn(sum(sizes), many, own, size, **double)
-    key, value = (torch.randn(sum(sizes), many, own, size, **double) for _ in range(2))
-    prefixes = [torch.randn(1, few, length, size, **double) for _ in range(2) for length in lengths]
-    leaves = [query, key, value, *prefixes]
-    weights = torch.randn(sum(sizes), many, own, size, dtype=torch.float64)
+GROUPS = [([1, 2, 3], [[4, 5], [6, 7], [8]]), ([], [[9, 10, 11]]), ([12], [[13], [14, 15], [16, 17]])]
 
-    got = GroupAttention.apply(query, key, value, [0, 3, 4, 6], 0.3, *prefixes)
+
+def sequences():
+    """Group by group: the columns, in one row, of each member's sequence with its prefix before it."""
+    at = 0
+    for prefix, members in GROUPS:
+        shared, at = list(range(at, at + len(prefix))), at + len(prefix)
+        for member in members:
+            yield shared, list(range(at, at + len(member)))
+            at += len(member)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_packed_sequences_attend_as_if_alone(heads):
+    """Values and gradients, in float64."""
+    many, few = heads
+    packing = Packing(GROUPS, torch.device("cpu"), one_row=True)
+    length = packing.ids.shape[1]
+    torch.manual_seed(0)
+    leaves = [torch.randn(1, n, length, 8, dtype=torch.float64, requires_grad=True) for n in (many, few, few)]
+    weights = torch.randn(1, many, length, 8, dtype=torch.float64)
+    got = PackedAttention.apply(*leaves, packing.spans, 0.3)
     grads = torch.autograd.grad((got * weights).sum(), leaves)
-    expected = []
-    for row, group in enumerate(n for n, size in enumerate(sizes) for _ in range(size)):
-        shared = [prefixes[group + 3 * part].repeat_interleave(many // few, 1) for part in range(2)]
-        keys, values = (torch.cat([s, p[row, None]], 2) for s, p in zip(shared, (key, value), strict=True))
-        seen = torch.ones(own, lengths[group] + own, dtype=torch.bool).tril(lengths[group])[None]
-        expected.append(by_definition(query[row, None], keys, values, seen, 0.3))
-    expected = torch.cat(expected)
+    expected = torch.zeros_like(got)
+    for prefix, own in sequences():
+        columns = prefix + own
+        causal = torch.ones(len(columns), len(columns), dtype=torch.bool).tril()[None]
+        whole = by_definition(*(part[:, :, columns] for part in leaves), causal, 0.3)
+        expected[:, :, columns] = whole  # a prefix is the same beside every member
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-10)
     for mine, true in zip(grads, torch.autograd.grad((expected * weights).sum(), leaves), strict=True):
         torch.testing.assert_close(mine, true, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("one_row", [True, False])
+def test_packed_sequences_keep_their_tokens_positions_and_sums(one_row):
+    packing = Packing(GROUPS, torch.device("cpu"), one_row)
+    places = iter(packing.places())
+    numbers = torch.arange(packing.ids.numel()).view(packing.ids.shape) ** 2
+    sums = packing.running_sum(numbers)
+    for n, (prefix, members) in enumerate(GROUPS):
+        begin = packing.spans[n].start
+        before = [(0 if one_row else n, begin + k) for k in range(len(prefix))]
+        for member in members:
+            row, column = next(places)
+            found = before + [(row, column + k) for k in range(len(member))]
+            assert [int(packing.ids[at]) for at in found] == prefix + member
+            assert [int(packing.positions[at]) for at in found] == list(range(len(found)))
+            assert int(sums[found[-1]]) == sum(int(numbers[at]) for at in found)
+            if not one_row:
+                seen = packing.mask[n, 0, column + len(member) - 1].nonzero()[:, 0].tolist()
+                assert seen == [at for _, at in found]
+    assert packing.ids.shape == ((1, 17) if one_row else (3, 8))
 
 
 def test_a_model_whose_layers_do_not_see_everything_keeps_its_own_attention():

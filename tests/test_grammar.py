@@ -60,14 +60,16 @@ def test_forced_tokens_are_emitted_and_the_rest_is_drawn_after_them(engine):
             assert int((logits.softmax(-1).cumsum(0) <= noise[n, step]).sum()) == row[step]
 
 
-@pytest.mark.parametrize("share_prefix", [True, False])
+@pytest.mark.parametrize("shared_attention", [True, False])
 @torch.no_grad()
-def test_forced_tokens_count_in_no_log_prob_and_no_mean(engine, share_prefix):
+def test_forced_tokens_count_in_no_log_prob_and_no_mean(engine, shared_attention):
     model, vocabulary = engine
     rows = [ROWS.complete([20, 30, 40, 50, n]) for n in (21, 22)]
     prompts = [[2, 99, 5], [2, 99, 6]]
     places = [place for place, _ in ROWS.forced]
-    got = score(model.get_decoder(), vocabulary, prompts, rows, group_size=2, share_prefix=share_prefix, forced=places)
+    got = score(
+        model.get_decoder(), vocabulary, prompts, rows, group_size=2, shared_attention=shared_attention, forced=places
+    )
     mask = torch.full((model.config.vocab_size,), -torch.inf)
     mask[20:60] = 0
     for n, row in enumerate(rows):

@@ -5,10 +5,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.checkpoint import noop_context_fn
 
+from swirl_lightning import scoring
 from swirl_lightning.attention import install
 from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.budget import Group, TokenBudget
 from swirl_lightning.noise import uniforms
+from swirl_lightning.packing import Packing
 from swirl_lightning.sampling import SamplingConfig, sample
 from swirl_lightning.scoring import score
 from swirl_lightning.vocabulary import VocabularySlice
@@ -66,13 +68,14 @@ def brute_force(model, vocabulary, prompts, completions):
     "kwargs",
     [
         {},
-        {"share_prefix": False},
         {"shared_attention": False},
         {"budget": TokenBudget(30), "recompute_contexts": noop_context_fn},
         {"budget": TokenBudget(1), "recompute_contexts": noop_context_fn},
     ],
 )
-def test_values_and_gradients_equal_brute_force(engine, kwargs):
+@pytest.mark.parametrize("one_row", [True, False])  # as on CPUs, as on other devices
+def test_values_and_gradients_equal_brute_force(engine, kwargs, one_row, monkeypatch):
+    monkeypatch.setattr(scoring, "Packing", lambda groups, device, **_: Packing(groups, device, one_row))
     base, trunk, vocabulary, model = engine
     prompts, completions = groups()
     params = [p for p in model.parameters() if p.requires_grad]
@@ -95,6 +98,17 @@ def test_values_and_gradients_equal_brute_force(engine, kwargs):
     model.zero_grad()
 
 
+def test_a_trunk_that_drops_what_it_does_not_know_is_named(engine):
+    _, trunk, vocabulary, _ = engine
+
+    class Deaf(torch.nn.Module):
+        def forward(self, input_ids, attention_mask, position_ids, **kwargs):
+            return trunk(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+
+    with torch.no_grad(), pytest.raises(RuntimeError, match="Deaf does not hand .* eager"):
+        score(Deaf(), vocabulary, *groups(), group_size=4)
+
+
 @torch.no_grad()
 def test_batch_composition_changes_nothing(engine):
     _, trunk, vocabulary, _ = engine
@@ -110,10 +124,10 @@ def test_equal_rows_run_once(engine):
     _, trunk, vocabulary, _ = engine
     prompts, completions = groups()
     seen = []
-    handle = trunk.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].shape[0]), with_kwargs=True)
+    handle = trunk.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].numel()), with_kwargs=True)
     score(trunk, vocabulary, [prompts[0]] * 8, [completions[0]] * 8, group_size=8)
     handle.remove()
-    assert sum(seen) == 1
+    assert sum(seen) == len(prompts[0]) + len(completions[0]) - 1
 
 
 class Small(torch.nn.Module):
@@ -121,13 +135,12 @@ class Small(torch.nn.Module):
 
     def __init__(self, trunk, tokens):
         super().__init__()
-        self.trunk, self.tokens, self.widths = trunk, tokens, []
+        self.trunk, self.tokens = trunk, tokens
 
     def forward(self, input_ids, past_key_values=None, **kwargs):
         held = past_key_values.get_seq_length() if past_key_values is not None else 0
         if input_ids.shape[0] * (input_ids.shape[1] + held) > self.tokens:
             raise torch.OutOfMemoryError
-        self.widths.append(input_ids.shape[1] + held)
         return self.trunk(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
 
 

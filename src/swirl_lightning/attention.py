@@ -1,4 +1,4 @@
-"""Attention of completions to the one copy of their prompt's keys and values, and each to its own.
+"""Attention of completions to the one copy of their prompt, and of each to itself.
 
 Softmax over both at once is put together from the two parts and their log-sum-exp, forward and backward, so that
 nothing of a prompt is repeated for its completions (Hydragen, arXiv 2402.05099; Prefix Grouper, arXiv 2506.05433).
@@ -6,15 +6,17 @@ nothing of a prompt is repeated for its completions (Hydragen, arXiv 2402.05099;
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from swirl_lightning.packing import Packing, Span
 
 NAME = "swirl_sdpa"
 """What transformers calls it: ``sdpa``, but for keys that attend by themselves."""
@@ -58,11 +60,17 @@ def _attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if packing is not None:
+        packing.heeded = True
+        if packing.one_row:
+            return PackedAttention.apply(query, key, value, packing.spans, scaling).transpose(1, 2), None
     if isinstance(key, Tensor):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    return key.attend(query, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+    return key.attend(query, scaling), None
 
 
 AttentionInterface.register(NAME, _attention)
@@ -115,70 +123,80 @@ def _attend_by_products(
     return (scores - lse).exp().to(value.dtype) @ value, lse
 
 
-class GroupAttention(torch.autograd.Function):
-    """Causal attention of each group's completions to themselves and to their group's prefix; on CPUs alone.
+class PackedAttention(torch.autograd.Function):
+    """Attention within a :class:`Packing` of one row; on CPUs alone.
 
-    ``apply(query, key, value, bounds, scaling, *prefixes)`` -> (N, H, C, D)
-
-    Args:
-        query: (N, H, C, D), padded on the right.
-        key: (N, H, C, D) of the completions themselves.
-        value: the same.
-        bounds: rows ``bounds[n]`` to ``bounds[n + 1]`` belong to group n.
-        scaling: of the products.
-        prefixes: keys of each group's prefix, (1, h, P, D) each, then as many values; P may be 0.
+    ``apply(query, key, value, spans, scaling)``: (1, H, T, D), (1, h, T, D) twice -> (1, H, T, D), where H / h queries
+    share a head of keys and values.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bounds: list[int], scaling: float, *prefixes: Tensor
-    ) -> Tensor:
-        """Put the parts together."""
-        out, lse = _FLASH(query, key, value, 0.0, True, scale=scaling)
-        groups = len(bounds) - 1
-        for n, (start, end) in enumerate(pairwise(bounds)):
-            if prefixes[n].shape[2] == 0:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scaling: float) -> Tensor:
+        """Each sequence causally to itself, then the members' part of the prefix joined to it."""
+        out = torch.empty(query.shape, dtype=query.dtype)
+        lse = query.new_empty(
+            *query.shape[:3], 1, dtype=torch.float64 if query.dtype == torch.float64 else torch.float32
+        )
+        share, few = query.shape[1] // key.shape[1], key.shape[1]
+        for span in spans:
+            for run in span.runs():
+                q, k, v = _cut(query, run), *(repeat_kv(_cut(part, run), share) for part in (key, value))
+                own, own_lse = _FLASH(q, k, v, 0.0, True, scale=scaling)
+                _cut(out, run).copy_(own)
+                _cut(lse, run).copy_(own_lse[..., None])
+            if not span.prefix:
                 continue
-            folded = _fold(query[start:end], prefixes[n].shape[1])
-            seen, seen_lse = _FLASH(folded, prefixes[n], prefixes[groups + n], scale=scaling)
-            seen, seen_lse = (_unfold(part, query[start:end].shape) for part in (seen, seen_lse[..., None]))
-            weight = (seen_lse[..., 0] - lse[start:end]).sigmoid()[..., None]
-            lse[start:end] = torch.logaddexp(lse[start:end], seen_lse[..., 0])
-            out[start:end].lerp_(seen, weight.to(out.dtype))
-        ctx.save_for_backward(query, key, value, out, lse, *prefixes)
-        ctx.bounds, ctx.scaling = bounds, scaling
+            prefix, members = span.both()
+            seen, seen_lse = _FLASH(
+                _fold(query[:, :, members], few), key[:, :, prefix], value[:, :, prefix], scale=scaling
+            )
+            seen, seen_lse = (_unfold(part, share) for part in (seen, seen_lse[..., None]))
+            weight = (seen_lse - lse[:, :, members]).sigmoid()
+            lse[:, :, members] = torch.logaddexp(lse[:, :, members], seen_lse)
+            out[:, :, members].lerp_(seen, weight.to(out.dtype))
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.spans, ctx.scaling = spans, scaling
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """The parts' own backward, given the whole's output and log-sum-exp."""
-        query, key, value, out, lse, *prefixes = ctx.saved_tensors
+        """The parts' own backward, each given the whole's output and log-sum-exp."""
+        query, key, value, out, lse = ctx.saved_tensors
         (grad,) = grads
-        groups = len(ctx.bounds) - 1
-        grad_query, *grads_own = _FLASH_BACKWARD(grad, query, key, value, out, lse, 0.0, True, scale=ctx.scaling)
-        grads_prefix = [torch.zeros_like(part) for part in prefixes]
-        for n, (start, end) in enumerate(pairwise(ctx.bounds)):
-            if prefixes[n].shape[2] == 0:
+        share, few = query.shape[1] // key.shape[1], key.shape[1]
+        found = [torch.empty(part.shape, dtype=part.dtype) for part in (query, key, value)]
+        for span in ctx.spans:
+            for run in span.runs():
+                g, q, o, z = (_cut(part, run) for part in (grad, query, out, lse))
+                k, v = (repeat_kv(_cut(part, run), share) for part in (key, value))
+                parts = _FLASH_BACKWARD(g, q, k, v, o, z[..., 0].contiguous(), 0.0, True, scale=ctx.scaling)
+                for whole, part in zip(found, parts, strict=True):
+                    into = _cut(whole, run)
+                    into.copy_(part.unflatten(1, (into.shape[1], -1)).sum(2))
+            if not span.prefix:
                 continue
-            rows, heads = slice(start, end), prefixes[n].shape[1]
-            folded = [_fold(part[rows], heads) for part in (grad, query, out, lse[..., None])]
-            g, grads_prefix[n], grads_prefix[groups + n] = _FLASH_BACKWARD(
-                *folded[:2], prefixes[n], prefixes[groups + n], folded[2], folded[3][..., 0], 0.0, False,
-                scale=ctx.scaling,
-            )  # fmt: skip
-            grad_query[rows] += _unfold(g, query[rows].shape)
-        return grad_query, *grads_own, None, None, *grads_prefix
+            prefix, members = span.both()
+            g, q, o, z = (_fold(part[:, :, members], few) for part in (grad, query, out, lse))
+            k, v = key[:, :, prefix], value[:, :, prefix]
+            parts = _FLASH_BACKWARD(g, q, k, v, o, z[..., 0], 0.0, False, scale=ctx.scaling)
+            found[0][:, :, members] += _unfold(parts[0], share)
+            found[1][:, :, prefix] += parts[1]
+            found[2][:, :, prefix] += parts[2]
+        return *found, None, None
+
+
+def _cut(part: Tensor, run: tuple[int, int, int]) -> Tensor:
+    """Neighbours of one length as rows: (1, heads, T, D) -> (count, heads, length, D), a view."""
+    start, count, length = run
+    return part[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
 
 
 def _fold(part: Tensor, heads: int) -> Tensor:
-    """Queries of n rows as those of one: (n, H, C, D) -> (1, h, n * H / h * C, D)."""
-    rows, _, length, size = part.shape
-    return part.view(rows, heads, -1, length, size).transpose(0, 1).reshape(1, heads, -1, size)
+    """Queries that share a head of keys, one after the other: (1, H, Q, D) -> (1, h, H / h * Q, D)."""
+    return part.unflatten(1, (heads, -1)).flatten(2, 3)
 
 
-def _unfold(part: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of :func:`_fold`, to (n, H, C, ...) of ``shape``."""
-    rows, _, length, _ = shape
-    heads = part.shape[1]
-    return part.view(heads, rows, -1, length, part.shape[-1]).transpose(0, 1).reshape(rows, -1, length, part.shape[-1])
+def _unfold(part: Tensor, share: int) -> Tensor:
+    """The inverse of :func:`_fold`."""
+    return part.unflatten(2, (share, -1)).flatten(1, 2)

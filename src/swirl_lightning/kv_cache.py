@@ -1,19 +1,14 @@
-"""Key-value caches in which the completions of a prompt share its one copy."""
+"""The key-value cache of rollouts, which share the one copy of their prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
-from transformers.integrations.sdpa_attention import repeat_kv
 
-from swirl_lightning.attention import GroupAttention, attend_rollouts
-
-NO_MASK_BUILT = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-"""Given as attention mask: what is seen follows from the cache, and transformers need not build a mask."""
+from swirl_lightning.attention import attend_rollouts
 
 
 def _is_attended(layer: Any) -> bool:
@@ -80,50 +75,3 @@ class _RolloutLayer(DynamicLayer):
         self._hidden = None if self._hidden is None else self._hidden[prompts]
         rows = prompts[:, None]
         self._own = [own.transpose(1, 2)[rows, places].transpose(1, 2).contiguous() for own in self._own]
-
-
-class GroupCache(Cache):
-    """Of completions, (N, C) padded on the right, whose groups share a prefix; with gradient, on CPUs alone.
-
-    Args:
-        prefixes: the cache that the groups' prefixes, (B, P) padded on the left, were run with.
-        lengths: of each prefix.
-        sizes: completions of each group, which are neighbours.
-    """
-
-    def __init__(self, prefixes: Cache, lengths: Sequence[int], sizes: Sequence[int]) -> None:
-        members = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        layers: list[Any] = prefixes.layers
-        for layer in layers:
-            if not _is_attended(layer):
-                layer.batch_select_indices(members)
-        super().__init__(layers=[_GroupLayer(la, lengths, sizes) if _is_attended(la) else la for la in layers])
-
-
-class _GroupLayer(DynamicLayer):
-    """``keys`` and ``values`` are the prefixes', (B, h, P, D)."""
-
-    def __init__(self, prefixes: Any, lengths: Sequence[int], sizes: Sequence[int]) -> None:
-        super().__init__()
-        self.is_initialized = True
-        self.keys, self.values, self._lengths, self._sizes = prefixes.keys, prefixes.values, lengths, sizes
-        self._own: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Take the completions' keys and values, (N, h, C, D); what attends is this layer itself."""
-        self._own = key_states, value_states
-        return self, self
-
-    def attend(self, query: Tensor, scaling: float) -> Tensor:
-        """(N, H, C, D) -> (N, C, H, D)."""
-        assert self._own is not None
-        prompt: Any = self.keys, self.values
-        share = query.shape[1] // self._own[0].shape[1]
-        own = [repeat_kv(part, share) for part in self._own]
-        prefixes = [
-            row[None, :, row.shape[1] - length :]
-            for part in prompt
-            for row, length in zip(part.unbind(0), self._lengths, strict=True)
-        ]
-        bounds = [0, *torch.tensor(self._sizes).cumsum(0).tolist()]
-        return GroupAttention.apply(query, *own, bounds, scaling, *prefixes).transpose(1, 2)

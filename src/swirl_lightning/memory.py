@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 _PROBES = ((16, 2, 16), (48, 2, 16), (16, 2, 48), (16, 6, 16))  # (prompt, group, completion) in tokens
-_LOGITS_COPIES = 4  # logits, their gradient and two temporaries live at once in the chunked head
+_LOGITS_COPIES = 3  # logits, probabilities and a temporary live at once in the chunked head
 _DRAW_BYTES = 32  # a token's logit while sampling: logits, probabilities, sorted values, sums and temporaries
 
 
@@ -199,13 +199,13 @@ def _optimizer_ratio(module: SWIRL) -> float:
 
 
 class _Estimator:
-    """Peaks of a step's parts, linear in the tokens that run and in the keys that they attend to."""
+    """Peaks of a step's parts, linear in the tokens that run."""
 
     def __init__(self, module: SWIRL) -> None:
         self.module = module
         self.models = module.models
         self.device = module.device
-        self.shares = not module.backbone.gradient_checkpointing
+        self.shares = self.models.shared_attention
         self.trunk = module.backbone.trunk(module.adapters.model.get_base_model())
         self._fits: dict[str, Tensor] = {}
 
@@ -224,7 +224,7 @@ class _Estimator:
                 if role in phases:
                     size = self.module.group_size(role)
                     found[f"{role} rollout"] = self._rollout(role, batch_size, size, lengths[role])
-                    found[f"{role} reward"] = self._judge(judge, batch_size, size, lengths[judge])
+                    found[f"{role} reward"] = self._judge(judge, batch_size, size, lengths[judge], lengths[role])
                     found[f"{role} update"] = self._update(role, batch_size, size, lengths)
         return found
 
@@ -232,21 +232,20 @@ class _Estimator:
     def _supervised(self, rows: int, lengths: dict[str, Lengths], roles: Sequence[str]) -> int:
         """Graphs of all models live until the backward pass; the head's temporaries follow one another."""
         shapes = [(lengths[role].prompt, 1, lengths[role].completion) for role in roles]
-        features = sum(self._features(rows, shape, False)[1] for shape in shapes)
+        tokens = sum(rows * self._tokens(shape) for shape in shapes)
         fitted = self._fitted("warmup" if len(roles) > 1 else "update")
-        masks = sum(self._mask(rows, shape, False) for shape in shapes)
+        masks = sum(self._mask(rows, shape) for shape in shapes)
         heads = [self._logits(role, rows * lengths[role].completion) for role in roles]
-        return max(0, round(float(fitted[0] + (fitted[1] + fitted[2]) * features))) + masks + max(heads)
+        return max(0, round(float(fitted[0] + fitted[1] * tokens))) + masks + max(heads)
 
     def _update(self, role: str, groups: int, size: int, lengths: dict[str, Lengths]) -> int:
         length = lengths[role]
         at_once, members = self._at_once(groups, size, length.prompt + length.completion)
-        total = self._predict(self._fitted("update"), at_once, (length.prompt, members, length.completion), self.shares)
+        total = self._predict(self._fitted("update"), at_once, (length.prompt, members, length.completion))
         total += self._logits(role, at_once * members * length.completion)
         if role == "fwm" and self.module.anchor_weight > 0:  # one row more per group
             anchor = (length.prompt, 1, length.completion)
-            tokens = self._features(groups, anchor, False)[1]
-            total += round(self._kept_per_token() * tokens) + self._mask(groups, anchor, False)
+            total += round(self._kept_per_token() * groups * self._tokens(anchor)) + self._mask(groups, anchor)
         return total
 
     def _kept_per_token(self) -> float:
@@ -255,16 +254,17 @@ class _Estimator:
         One graph takes k + t per token, with t for temporaries of its backward pass; two of equal size take
         k + t / 2 per token, since only one at a time is differentiated.
         """
-        one, two = (float(self._fitted(kind)[1:].sum()) for kind in ("update", "warmup"))
+        one, two = (float(self._fitted(kind)[1]) for kind in ("update", "warmup"))
         return min(max(2 * two - one, two / 2), two)
 
-    def _judge(self, role: str, groups: int, size: int, length: Lengths) -> int:
-        """Members of a group share the first state alone."""
+    def _judge(self, role: str, groups: int, size: int, length: Lengths, judged: Lengths) -> int:
+        """Members of a group share all of the prompt but what is judged."""
         width = length.prompt + length.completion
         groups, size = self._at_once(groups, size, width)
-        shape = (length.prompt // 2, size, width - length.prompt // 2)
+        own = min(judged.completion, length.prompt)
+        shape = (length.prompt - own, size, own + length.completion)
         head = self._logits(role, groups * size * length.completion)
-        return self._predict(self._fitted("scoring"), groups, shape, True) + head
+        return max(self._predict(self._fitted("scoring"), groups, shape), head)  # nothing of a layer is kept
 
     def _rollout(self, role: str, groups: int, size: int, length: Lengths) -> int:
         """Keys and values, the drawing of a token, merged weights."""
@@ -289,43 +289,37 @@ class _Estimator:
         return min(tokens * len(self.models.vocabulary(role)), LOGITS_PER_CHUNK) * 4 * _LOGITS_COPIES
 
     # ---- probes ----------------------------------------------------------------------------------
-    @staticmethod
-    def _features(groups: int, shape: tuple[int, int, int], shares: bool) -> tuple[float, float, float]:
-        """1, tokens that run, and keys over all rows."""
+    def _tokens(self, shape: tuple[int, int, int]) -> int:
+        """Tokens of a group that run."""
         prompt, size, completion = shape
-        shares = shares and size > 1
-        tokens = prompt + size * completion if shares else size * (prompt + completion)
-        return 1.0, float(groups * tokens), float(groups * size * (prompt + completion))
+        return prompt + size * completion if self.shares else size * (prompt + completion)
 
-    def _mask(self, groups: int, shape: tuple[int, int, int], shares: bool) -> int:
+    def _mask(self, groups: int, shape: tuple[int, int, int]) -> int:
         """Bytes of the attention mask: quadratic, and too small to see in a probe."""
         prompt, size, completion = shape
-        if shares and size > 1 and self.models.shared_attention and self.device.type == "cpu":
-            return 0
-        queries = completion if shares and size > 1 else prompt + completion
-        entry = 1 if self.module.backbone.attn_implementation == "sdpa" else 4
-        return groups * size * queries * (prompt + completion) * entry
+        if not self.shares:
+            entry = 1 if self.module.backbone.attn_implementation == "sdpa" else 4
+            return groups * size * (prompt + completion) ** 2 * entry
+        return 0 if self.device.type == "cpu" else groups * (prompt + size * completion) ** 2
 
-    def _predict(self, fitted: Tensor, groups: int, shape: tuple[int, int, int], shares: bool) -> int:
-        features = torch.tensor(self._features(groups, shape, shares), dtype=torch.float64)
-        return max(0, round(float(features @ fitted))) + self._mask(groups, shape, shares)
+    def _predict(self, fitted: Tensor, groups: int, shape: tuple[int, int, int]) -> int:
+        return max(0, round(float(fitted[0] + fitted[1] * groups * self._tokens(shape)))) + self._mask(groups, shape)
 
     def _fitted(self, kind: str) -> Tensor:
-        """(3,) bytes per feature of an ``update``, of ``scoring`` without gradient, or of a ``warmup``."""
+        """(2,) bytes, and bytes per token, of an ``update``, of ``scoring`` without gradient, or of a ``warmup``."""
         if kind not in self._fits:
-            shares = kind == "scoring" or (kind == "update" and self.shares)
             graphs = 2 if kind == "warmup" else 1
             rows, peaks = [], []
-            self._run(*_PROBES[0], False, False, 1)  # what is made once and stays is not part of a step
+            self._run(*_PROBES[0], False, 1)  # what is made once and stays is not part of a step
             for shape in _PROBES:
-                rows.append([graphs * f if n else f for n, f in enumerate(self._features(1, shape, shares))])
-                peak = peak_of(lambda: self._run(*shape, kind != "scoring", shares, graphs), self.device)  # noqa: B023
-                peaks.append([peak - graphs * self._mask(1, shape, shares)])
+                rows.append([1.0, float(graphs * self._tokens(shape))])
+                peak = peak_of(lambda: self._run(*shape, kind != "scoring", graphs), self.device)  # noqa: B023
+                peaks.append([float(peak - graphs * self._mask(1, shape))])
             matrix, target = (torch.tensor(m, dtype=torch.float64) for m in (rows, peaks))
-            self._fits[kind] = torch.linalg.lstsq(matrix, target, driver="gelsd").solution[:, 0]
+            self._fits[kind] = torch.linalg.lstsq(matrix, target).solution[:, 0]
         return self._fits[kind]
 
-    def _run(self, prompt: int, size: int, completion: int, training: bool, shares: bool, graphs: int) -> None:
+    def _run(self, prompt: int, size: int, completion: int, training: bool, graphs: int) -> None:
         """Score groups of different rows through a head of a few ids, and differentiate."""
         adapters, allowed = self.module.adapters, list(self.models.grammars["fwm"].allowed[:4])
         few = VocabularySlice(self.module.backbone.head(adapters.model.get_base_model()), allowed)
@@ -334,15 +328,7 @@ class _Estimator:
         prompts, name = [[allowed[0]] * prompt] * size, adapters.policy("fwm")
         with adapters.use(name, training), torch.set_grad_enabled(training):
             scored = [
-                score(
-                    self.trunk,
-                    few,
-                    prompts,
-                    rows,
-                    group_size=size,
-                    share_prefix=shares,
-                    shared_attention=self.models.shared_attention,
-                )
+                score(self.trunk, few, prompts, rows, group_size=size, shared_attention=self.shares)
                 for _ in range(graphs)
             ]
         if training:  # as in training, after the switch back

@@ -43,7 +43,6 @@ class WorldModels:
         self.grammars: dict[str, Grammar] = {"fwm": backbone.state_grammar, "idm": backbone.action_grammar}
         self._trunk = backbone.trunk(model)
         self._head = backbone.head(model)
-        self._can_cache_in_training = not backbone.gradient_checkpointing
         self._budget = TokenBudget(max_tokens)
         self.shared_attention = install(model)
         self._slices: dict[tuple[str, torch.device], VocabularySlice] = {}
@@ -83,7 +82,6 @@ class WorldModels:
                 completions,
                 group_size=group_size,
                 temperature=temperature,
-                share_prefix=self._can_cache_in_training or not training,
                 shared_attention=self.shared_attention,
                 budget=self._budget,
                 recompute_contexts=self.adapters.recompute_contexts,

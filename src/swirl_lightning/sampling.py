@@ -12,7 +12,8 @@ from transformers import Cache, DynamicCache
 
 from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.budget import Group, TokenBudget
-from swirl_lightning.kv_cache import NO_MASK_BUILT, RolloutCache
+from swirl_lightning.kv_cache import RolloutCache
+from swirl_lightning.packing import MASK_UNREAD
 from swirl_lightning.prompts import TokenIds
 from swirl_lightning.rollouts import Completions
 from swirl_lightning.vocabulary import VocabularySlice
@@ -241,7 +242,7 @@ class _Layout:
     def mask(self, step: int) -> Tensor:
         """What the tokens of a step may see."""
         if isinstance(self._cache, RolloutCache):
-            return NO_MASK_BUILT
+            return MASK_UNREAD
         return nn.functional.pad(self.prompt_mask, (0, step + 1), value=1)
 
     def position(self, step: int) -> Tensor:

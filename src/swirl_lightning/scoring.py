@@ -10,12 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache, DynamicCache
 
 from swirl_lightning.budget import Group, TokenBudget
-from swirl_lightning.kv_cache import NO_MASK_BUILT, GroupCache
+from swirl_lightning.packing import Packing
 from swirl_lightning.prompts import TokenIds
-from swirl_lightning.sampling import pad_left, pad_right, positions
+from swirl_lightning.sampling import pad_right, positions
 from swirl_lightning.vocabulary import VocabularySlice
 
 ContextFunction = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
@@ -48,7 +47,6 @@ def score(
     *,
     group_size: int = 1,
     temperature: float = 1.0,
-    share_prefix: bool = True,
     shared_attention: bool = True,
     budget: TokenBudget | None = None,
     recompute_contexts: ContextFunction | None = None,
@@ -56,8 +54,8 @@ def score(
 ) -> LogProbs:
     """Log-probability of each completion after its prompt, under the constrained distribution.
 
-    Rows n * G ... n * G + G - 1 form a group. What the prompts of a group have in common is run once and
-    its key-value cache is shared by the members, forward and backward; equal rows are run once.
+    Rows n * G ... n * G + G - 1 form a group. What the prompts of a group have in common is run once for all
+    members, forward and backward; equal rows are run once.
 
     Args:
         trunk: maps ids to ``last_hidden_state``; the adapter in use is the caller's choice.
@@ -66,10 +64,7 @@ def score(
         completions: N completions as ids, none empty, all within the vocabulary.
         group_size: G; 1 shares nothing.
         temperature: divides the logits.
-        share_prefix: False runs every row whole: the plain path, and the one that gradient
-            checkpointing of layers needs, since it cannot keep a cache.
-        shared_attention: members attend to one copy of the prefix, on CPUs, which needs
-            :func:`swirl_lightning.attention.install`; False gives each a copy of its keys and values.
+        shared_attention: needs :func:`swirl_lightning.attention.install`; False runs every row whole: the plain path.
         budget: of one forward pass. With gradient, each of several passes is run again in the backward pass, so
             that the activations of one of them exist at a time.
         recompute_contexts: ``context_fn`` of torch's checkpoint for those passes.
@@ -78,11 +73,11 @@ def score(
     Returns:
         LogProbs with L = the longest completion.
     """
-    groups, row_of = _unique_rows(prompts, completions, group_size if share_prefix else 1)
+    groups, row_of = _unique_rows(prompts, completions, group_size if shared_attention else 1)
 
     def run(batch: list[Group], several: bool) -> LogProbs:
         parts = [[(prompts[n], completions[n]) for n in group.rows] for group in batch]
-        work = partial(_score_groups, trunk, vocabulary, parts, temperature, share_prefix, shared_attention, forced)
+        work = partial(_score_groups, trunk, vocabulary, parts, temperature, shared_attention, forced)
         if several and torch.is_grad_enabled() and recompute_contexts is not None:
             again: LogProbs = checkpoint(work, use_reentrant=False, context_fn=recompute_contexts)
             return again
@@ -125,7 +120,9 @@ def _unique_rows(
             if not prompts[n] or not completions[n]:
                 raise ValueError("an empty prompt or completion cannot be scored")
             row_of.append(seen.setdefault((tuple(prompts[n]), tuple(completions[n])), n))
-        rows = tuple(seen.values())
+        rows = tuple(
+            sorted(seen.values(), key=lambda n: len(prompts[n]) + len(completions[n]))
+        )  # neighbours of a length
         groups.append(Group(rows, max(len(prompts[n]) + len(completions[n]) for n in rows)))
     return groups, row_of
 
@@ -146,52 +143,54 @@ def _score_groups(
     vocabulary: VocabularySlice,
     groups: list[list[_Row]],
     temperature: float,
-    share_prefix: bool,
     shared_attention: bool,
     forced: Sequence[int],
 ) -> LogProbs:
     device = vocabulary.weight.device
-    share_prefix = share_prefix and any(len(rows) > 1 for rows in groups)
-    prefix_lengths = [_common_prefix(rows) if share_prefix else 0 for rows in groups]
-    rests, completions, group_of = [], [], []
-    for number, (rows, shared) in enumerate(zip(groups, prefix_lengths, strict=True)):
-        for prompt, completion in rows:
-            rests.append(prompt[shared:] + completion[:-1])  # the last token predicts nothing
-            completions.append(completion)
-            group_of.append(number)
-
-    ids, mask = pad_right(rests, device)  # (N, C)
-    if max(prefix_lengths) == 0:
-        hidden = trunk(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
-    else:
-        prefix_ids, prefix_mask = pad_left(
-            [rows[0][0][:shared] for rows, shared in zip(groups, prefix_lengths, strict=True)], device
-        )  # (B, P)
-        cache: Cache = DynamicCache()
-        trunk(
-            input_ids=prefix_ids,
-            attention_mask=prefix_mask,
-            position_ids=positions(prefix_mask),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        member = torch.tensor(group_of, device=device)
-        full_mask = torch.cat([prefix_mask[member], mask], 1)  # (N, P + C)
-        places = positions(full_mask)[:, prefix_mask.shape[1] :]
-        if shared_attention and device.type == "cpu":
-            cache, full_mask = GroupCache(cache, prefix_lengths, [len(rows) for rows in groups]), NO_MASK_BUILT
-        else:
-            cache.batch_select_indices(member)  # autograd sums the members' gradients into the one prefix
-        hidden = trunk(
-            input_ids=ids, attention_mask=full_mask, position_ids=places, past_key_values=cache, use_cache=True
-        )
-    hidden = hidden.last_hidden_state  # (N, C, H)
-
+    completions = [completion for rows in groups for _, completion in rows]
+    hidden, first = (_packed if shared_attention else _expanded)(trunk, groups, device)
     targets, completion_mask = pad_right(completions, device)  # (N, L)
     completion_mask = _without_forced(completion_mask, forced)
-    first = torch.tensor([len(r) - len(c) for r, c in zip(rests, completions, strict=True)], device=device)
-    column = first[:, None] + torch.arange(targets.shape[1], device=device)  # (N, L)
+    rows, columns = torch.tensor(first, device=device).T  # (N,) twice
     row, place = completion_mask.nonzero(as_tuple=True)  # (T,) twice: only completion positions meet the head
-    values, entropy = vocabulary.log_probs(hidden[row, column[row, place]], targets[row, place], temperature)  # (T,)
+    values, entropy = vocabulary.log_probs(
+        hidden[rows[row], columns[row] + place], targets[row, place], temperature
+    )  # (T,)
     blank = values.new_zeros(targets.shape)
     return LogProbs(blank.index_put((row, place), values), blank.index_put((row, place), entropy), completion_mask)
+
+
+def _packed(trunk: nn.Module, groups: list[list[_Row]], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Hidden states, with what the prompts of a group have in common run once, and where completions are predicted.
+
+    Returns:
+        (R, T, H), and for each completion the row and column of the state that predicts its first token.
+    """
+    parts, before = [], []
+    for rows in groups:
+        shared = _common_prefix(rows) if len(rows) > 1 else 0
+        # the last token predicts nothing
+        parts.append((rows[0][0][:shared], [prompt[shared:] + completion[:-1] for prompt, completion in rows]))
+        before += [len(prompt) - shared - 1 for prompt, _ in rows]
+    packing = Packing(parts, device, one_row=device.type == "cpu")
+    hidden = trunk(
+        input_ids=packing.ids,
+        attention_mask=packing.mask,
+        position_ids=packing.positions,
+        packing=packing,
+        use_cache=False,
+    ).last_hidden_state
+    if not packing.heeded:
+        raise RuntimeError(
+            f"{type(trunk).__name__} does not hand what it is called with to its attention; "
+            "with attn_implementation: eager every completion is run with a prompt of its own"
+        )
+    return hidden, [(row, column + n) for (row, column), n in zip(packing.places(), before, strict=True)]
+
+
+def _expanded(trunk: nn.Module, groups: list[list[_Row]], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
+    """As :func:`_packed`, with every row run whole: the plain path."""
+    flat = [row for rows in groups for row in rows]
+    ids, mask = pad_right([prompt + completion[:-1] for prompt, completion in flat], device)
+    hidden = trunk(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
+    return hidden.last_hidden_state, [(n, len(prompt) - 1) for n, (prompt, _) in enumerate(flat)]

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from swirl_lightning.backbones.images import square
+from swirl_lightning.packing import Packing
 from swirl_lightning.prompts import TokenIds
 
 FEATURES_KEPT = 64
@@ -108,17 +109,18 @@ class PictureTrunk(nn.Module):
         attention_mask: Tensor,
         position_ids: Tensor,
         past_key_values: Any = None,
+        packing: Packing | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Ids, mask and positions, (B, S) each, as for any causal language model."""
+        """Ids, mask and positions, (B, S) each, as for any causal language model; ``packing`` if they are one."""
         if self._by_grid:
-            position_ids = self._grid_positions(input_ids, position_ids, past_key_values)
+            position_ids = self._grid_positions(input_ids, position_ids, past_key_values, packing)
         return self._model.get_decoder()(
             inputs_embeds=self._embed(input_ids),
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            **kwargs,
+            **kwargs | ({} if packing is None else {"packing": packing}),
         )
 
     def _embed(self, ids: Tensor) -> Tensor:
@@ -146,13 +148,14 @@ class PictureTrunk(nn.Module):
             self._kept.popitem(last=False)
         return found
 
-    def _grid_positions(self, ids: Tensor, flat: Tensor, cache: Any) -> Tensor:
+    def _grid_positions(self, ids: Tensor, flat: Tensor, cache: Any, packing: Packing | None) -> Tensor:
         """Positions by number of tokens (B, S) -> by time, row and column (3, B, S)."""
         grid, size = self._store.grid, self._store.size
         pictured = ids >= self._store.start
         place = (ids - self._store.start).remainder(size) * pictured
         ends = pictured & (place == size - 1)
-        lag = ends.long().cumsum(1) * (size - grid)  # what a finished picture has taken less than its tokens
+        finished = ends.long().cumsum(1) if packing is None else packing.running_sum(ends.long())
+        lag = finished * (size - grid)  # what finished pictures have taken less than their tokens
         before = lag - ends.long() * (size - grid)
         if cache is not None:
             layer = len(self._model.get_decoder().layers)
