@@ -105,7 +105,7 @@ def test_a_trunk_that_drops_what_it_does_not_know_is_named(engine):
         def forward(self, input_ids, attention_mask, position_ids, **kwargs):
             return trunk(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
 
-    with torch.no_grad(), pytest.raises(RuntimeError, match="Deaf does not hand .* eager"):
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"Deaf does not hand .* eager"):
         score(Deaf(), vocabulary, *groups(), group_size=4)
 
 
