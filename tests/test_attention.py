@@ -32,7 +32,7 @@ def test_rollouts_attend_to_their_prompt_and_themselves(heads, padded, flash, mo
     if not flash:
         monkeypatch.setattr(attention, "_attend", attention._attend_by_products)
     hidden = mask.float().log()[:, None, None] if padded else None
-    got = attend_rollouts(query, tuple(prompts), tuple(mine), hidden, 0.3)
+    got = attend_rollouts(query, tuple(prompts), tuple(mine), 0.3, hidden)
     for k in range(width):
         keys, values = (torch.cat([p, m[:, :, k]], 2) for p, m in zip(prompts, mine, strict=True))
         seen = torch.cat([mask, torch.ones(batch, own, dtype=torch.bool)], 1)[:, None]

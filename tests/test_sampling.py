@@ -130,20 +130,41 @@ class Counting(torch.nn.Module):
         return self.trunk(input_ids=input_ids, **kwargs)
 
 
-@pytest.mark.parametrize("shared_attention", [True, False])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"shared_attention": False}, {"cuda_graphs": True}], ids=["shared", "copied", "in place"]
+)
 @pytest.mark.parametrize("prompts", [[[2, 40, 41], [2, 50, 51]], [[2, 40], [2, 50, 51, 52, 53]]])
 @torch.no_grad()
-def test_prompts_run_once_and_finished_rows_leave(engine, prompts, shared_attention):
+def test_prompts_run_once_and_finished_rows_leave(engine, prompts, kwargs):
     _, model, _, _ = engine
     grammar = Grammar(tuple(range(1, 9)), 24, eos=1)
     vocabulary = VocabularySlice(model.get_output_embeddings(), grammar.allowed)
     noise, config = uniforms(["p", "q"], 8, 24), SamplingConfig(2.0, 1.0)
     trunk = Counting(model.get_decoder())
-    got = sample(trunk, vocabulary, grammar, prompts, noise, config, shared_attention=shared_attention)
+    got = sample(trunk, vocabulary, grammar, prompts, noise, config, **kwargs)
     assert got.rows() == plain_rollouts(model, grammar.allowed, grammar, prompts, noise, config)
     assert trunk.tokens[:2] == [2 * max(map(len, prompts)), 16]
     assert trunk.tokens[-1] < 8
     assert len({len(row) for row in got.rows()}) > 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+@torch.no_grad()
+def test_replayed_steps_draw_what_steps_draw(gemma_path, quantization):
+    backbone = text_backbone(gemma_path, quantization=quantization)
+    model = backbone.load_model().eval().cuda()
+    assert install(model)
+    grammar = Grammar(tuple(range(1, 60)), 24, eos=1)
+    vocabulary = VocabularySlice(backbone.head(model), grammar.allowed)
+    prompts, noise = [[2, 40, 41], [2, 50]], uniforms(["p", "q"], 8, 24)
+    rows = [
+        sample(
+            model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig(2.0, 1.0), cuda_graphs=replayed
+        ).rows()
+        for replayed in (False, True)
+    ]
+    assert rows[0] == rows[1]
 
 
 @torch.no_grad()

@@ -78,7 +78,12 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def attend_rollouts(
-    query: Tensor, prompt: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], hidden: Tensor | None, scaling: float
+    query: Tensor,
+    prompt: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
+    scaling: float,
+    hidden: Tensor | None = None,
+    to_come: Tensor | None = None,
 ) -> Tensor:
     """One token of each of K rollouts a prompt; without gradient.
 
@@ -86,8 +91,9 @@ def attend_rollouts(
         query: (B, H, K, D).
         prompt: keys and values of the prompts, (B, h, P, D) each; H / h queries share a head of them.
         own: keys and values of the rollouts, (B, h, K, T, D) each.
-        hidden: (B, 1, 1, P) float, -inf where a prompt is padded; None: nowhere.
         scaling: of the products.
+        hidden: (B, 1, 1, P) float, -inf where a prompt is padded; None: nowhere.
+        to_come: (1, 1, 1, T) float, -inf where rollouts have not been yet; None: nowhere.
 
     Returns:
         (B, K, H, D).
@@ -98,7 +104,7 @@ def attend_rollouts(
     folded = query.reshape(batch, shared, share * width, size)
     seen, seen_lse = _attend(folded, *prompt, hidden, scaling)
     apart = query.view(batch, shared, share, width, size).transpose(2, 3).reshape(batch, shared * width, share, size)
-    mine, mine_lse = _attend(apart, own[0].flatten(1, 2), own[1].flatten(1, 2), None, scaling)
+    mine, mine_lse = _attend(apart, own[0].flatten(1, 2), own[1].flatten(1, 2), to_come, scaling)
     seen, seen_lse = (part.view(batch, shared, share, width, -1).transpose(2, 3) for part in (seen, seen_lse))
     mine, mine_lse = (part.view(batch, shared, width, share, -1) for part in (mine, mine_lse))
     out = torch.lerp(mine, seen, (seen_lse - mine_lse).sigmoid().to(mine.dtype))  # (B, h, K, H / h, D)

@@ -28,12 +28,16 @@ class RolloutCache(Cache):
         mask: (B, P) of 0 and 1; None: no prompt is padded.
         width: K.
         room: tokens that a rollout may take.
+        step: (1,) long, the number of the step of now; then every step reads and writes the same memory and may be
+            run twice, as CUDA graphs need. None: each run is a step.
     """
 
-    def __init__(self, prompts: Cache, mask: Tensor | None, width: int, room: int) -> None:
+    def __init__(self, prompts: Cache, mask: Tensor | None, width: int, room: int, step: Tensor | None = None) -> None:
         layers: list[Any] = prompts.layers
         hidden = None if mask is None else _hidden(mask, layers[0].keys.dtype)
-        super().__init__(layers=[_RolloutLayer(la, hidden, width, room) if _is_attended(la) else la for la in layers])
+        super().__init__(
+            layers=[_RolloutLayer(la, hidden, width, room, step) if _is_attended(la) else la for la in layers]
+        )
 
     def keep(self, prompts: Tensor, places: Tensor) -> None:
         """Go on with some prompts, (b,), and for each of them with some of its rollouts, (b, k)."""
@@ -48,26 +52,34 @@ class RolloutCache(Cache):
 class _RolloutLayer(DynamicLayer):
     """``keys`` and ``values`` are the prompts', (B, h, P, D); those of the rollouts stand in buffers."""
 
-    def __init__(self, prompts: Any, hidden: Tensor | None, width: int, room: int) -> None:
+    def __init__(self, prompts: Any, hidden: Tensor | None, width: int, room: int, step: Tensor | None) -> None:
         super().__init__()
         self.is_initialized = True
         self.keys, self.values, self._hidden = prompts.keys, prompts.values, hidden
         batch, heads, _, size = prompts.keys.shape
-        self._own = [prompts.keys.new_empty(batch, heads, width, room, size) for _ in range(2)]
-        self._steps = 0
+        make = prompts.keys.new_empty if step is None else prompts.keys.new_zeros
+        self._own = [make(batch, heads, width, room, size) for _ in range(2)]
+        self._step, self._steps = step, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Take a token of each rollout, (B, h, K, D); what attends is this layer itself."""
         for own, new in zip(self._own, (key_states, value_states), strict=True):
-            own[:, :, :, self._steps] = new
+            if self._step is None:
+                own[:, :, :, self._steps] = new
+            else:
+                own.index_copy_(3, self._step, new.unsqueeze(3))
         self._steps += 1
         return self, self
 
     def attend(self, query: Tensor, scaling: float) -> Tensor:
         """(B, H, K, D) -> (B, K, H, D)."""
         prompt: Any = self.keys, self.values
-        key, value = (own[:, :, :, : self._steps] for own in self._own)
-        return attend_rollouts(query, prompt, (key, value), self._hidden, scaling)
+        if self._step is None:
+            key, value = (own[:, :, :, : self._steps] for own in self._own)
+            return attend_rollouts(query, prompt, (key, value), scaling, self._hidden)
+        key, value = self._own
+        to_come = torch.arange(key.shape[3], device=key.device) > self._step
+        return attend_rollouts(query, prompt, (key, value), scaling, self._hidden, _hidden(~to_come[None], key.dtype))
 
     def keep(self, prompts: Tensor, places: Tensor) -> None:
         """See :meth:`RolloutCache.keep`."""

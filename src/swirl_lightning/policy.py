@@ -45,6 +45,8 @@ class WorldModels:
         self._head = backbone.head(model)
         self._budget = TokenBudget(max_tokens)
         self.shared_attention = install(model)
+        # a trunk that looks pictures up by id cannot be captured
+        self._cuda_graphs = backbone.cuda_graphs and self.shared_attention and backbone.ids_suffice
         self._slices: dict[tuple[str, torch.device], VocabularySlice] = {}
 
     def vocabulary(self, role: str) -> VocabularySlice:
@@ -60,7 +62,17 @@ class WorldModels:
         """Rollouts of ``role`` by ``adapter``: see :func:`swirl_lightning.sampling.sample`."""
         with self.adapters.use(adapter), torch.no_grad(), self.adapters.merged(adapter):
             vocabulary, grammar = self.vocabulary(role), self.grammars[role]
-            return sample(self._trunk, vocabulary, grammar, prompts, noise, config, self._budget, self.shared_attention)
+            return sample(
+                self._trunk,
+                vocabulary,
+                grammar,
+                prompts,
+                noise,
+                config,
+                self._budget,
+                self.shared_attention,
+                self._cuda_graphs,
+            )
 
     def score(
         self,

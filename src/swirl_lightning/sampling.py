@@ -12,6 +12,7 @@ from transformers import Cache, DynamicCache
 
 from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.budget import Group, TokenBudget
+from swirl_lightning.cuda_graph import CapturedTrunk
 from swirl_lightning.kv_cache import RolloutCache
 from swirl_lightning.packing import MASK_UNREAD
 from swirl_lightning.prompts import TokenIds
@@ -98,6 +99,7 @@ def sample(
     config: SamplingConfig,
     budget: TokenBudget | None = None,
     shared_attention: bool = True,
+    cuda_graphs: bool = False,
 ) -> Completions:
     """Draw completions after prompts.
 
@@ -111,6 +113,8 @@ def sample(
         budget: of the rollouts that are under way at one time.
         shared_attention: rollouts of a prompt share its keys and values, which needs
             :func:`swirl_lightning.attention.install`; False gives each a copy.
+        cuda_graphs: decode steps read and write the same memory each time, and on CUDA devices are replayed; needs
+            ``shared_attention``, and a trunk that does not look at values.
 
     Returns:
         Completions (B * G, L); rows of one prompt are neighbours. One that reaches ``max_length`` before
@@ -127,7 +131,7 @@ def sample(
         rows = [row for group in batch for row in group.rows]
         member = [number for number, group in enumerate(batch) for _ in group.rows]
         shared = [prompts[group.rows[0] // size] for group in batch]
-        return _rollouts(trunk, vocabulary, grammar, shared, member, noise[rows], config, shared_attention)
+        return _rollouts(trunk, vocabulary, grammar, shared, member, noise[rows], config, shared_attention, cuda_graphs)
 
     done = (budget or TokenBudget()).run(groups, run)
     length = max(part.ids.shape[1] for _, part in done)
@@ -148,6 +152,7 @@ def _rollouts(
     noise: Tensor,
     config: SamplingConfig,
     shared_attention: bool,
+    cuda_graphs: bool,
 ) -> Completions:
     """One micro-batch: row n goes on from prompt ``members[n]``, which is run once."""
     device, total, longest = noise.device, noise.shape[0], grammar.max_length
@@ -162,13 +167,15 @@ def _rollouts(
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1:]  # (B, 1, H)
+    clock = torch.zeros(1, dtype=torch.long, device=device) if cuda_graphs else None
     if shared_attention:
-        cache = RolloutCache(cache, mask if padded else None, columns.shape[1], longest)
+        cache = RolloutCache(cache, mask if padded else None, columns.shape[1], longest, clock)
     else:
         member = torch.tensor(members, device=device)
         cache.batch_select_indices(member)
         hidden, mask, columns = hidden[member], mask[member], torch.arange(total, device=device)[:, None]
     layout = _Layout(columns, mask, cache)
+    replayed = CapturedTrunk(trunk) if cuda_graphs and device.type == "cuda" else None
     hidden = hidden.expand(-1, layout.width, -1)
 
     tokens = torch.zeros(total, longest, dtype=torch.long, device=device)
@@ -195,13 +202,14 @@ def _rollouts(
                     layout, token, running = smaller, token[kept], running[kept]
         if step >= last_drawn:
             continue  # nothing is drawn any more: the forced tokens that are left need no hidden state
-        hidden = trunk(
-            input_ids=layout.on_grid(token),
-            attention_mask=layout.mask(step),
-            position_ids=layout.position(step),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state  # (B, K, H)
+        seen = {"attention_mask": layout.mask(step), "past_key_values": cache, "use_cache": True}
+        grid, place = layout.on_grid(token), layout.position(step)
+        if replayed is None:
+            hidden = trunk(input_ids=grid, position_ids=place, **seen).last_hidden_state  # (B, K, H)
+        else:
+            hidden = replayed(grid, place, **seen)
+        if clock is not None:
+            clock += 1
     used = int(alive.any(0).sum())
     return Completions(tokens[:, :used], alive[:, :used])
 

@@ -83,6 +83,7 @@ class Backbone(ABC):
         trust_remote_code: as in transformers; off unless you set it.
         dequantize_once: keep a copy of the 4-bit weights in ``dtype`` after their first use: more memory for
             much less work at every token. None: on CPUs alone, where the copy fits into the free memory.
+        cuda_graphs: replay the decode steps of rollouts as CUDA graphs.
     """
 
     lora_targets: str | Sequence[str] = "all-linear"
@@ -102,6 +103,7 @@ class Backbone(ABC):
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
         dequantize_once: bool | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         if quantization not in ("nf4", None):
             raise ValueError(f"quantization must be 'nf4' or null, got {quantization!r}")
@@ -116,6 +118,7 @@ class Backbone(ABC):
         self.gradient_checkpointing = gradient_checkpointing
         self.trust_remote_code = trust_remote_code
         self.dequantize_once = dequantize_once
+        self.cuda_graphs = cuda_graphs
 
     # ---- the model -------------------------------------------------------------------------------
     @abstractmethod
