@@ -30,7 +30,7 @@ from swirl_lightning.benchmarks.minigrid.tiles import CELLS, atlas
 from swirl_lightning.recipes import tiny_edits, tiny_lm, tiny_tasks, tiny_text, tiny_vqgan
 from swirl_lightning.recipes.tiny_edits import FLOOR, WALL, Scenes
 from swirl_lightning.recipes.tiny_lm import LMSettings, build_lm, train_lm
-from swirl_lightning.recipes.tiny_tasks import COMPARE, NAMES, PLACES, Tasks
+from swirl_lightning.recipes.tiny_tasks import COMPARE, NAMES, PLACES, TURNS, Tasks
 from swirl_lightning.recipes.tiny_text import build_tokenizer
 
 SEED = 0
@@ -40,7 +40,8 @@ HELD_OUT_TRANSITIONS = 100
 STAGES = (
     (PLACES, LMSettings(steps=1750, decay=0.01)),
     (NAMES, LMSettings(steps=2000)),
-    (COMPARE, LMSettings(steps=1200, decay=0.5)),
+    (COMPARE, LMSettings(steps=1000, decay=0.5)),
+    (TURNS, LMSettings(steps=700, decay=0.5)),
 )
 """Task shares and training settings of the language model's stages, one after the other."""
 HELD_OUT_TASKS = {

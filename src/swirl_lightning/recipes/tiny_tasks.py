@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from swirl_lightning.benchmarks.minigrid.tiles import CELLS, GRID, Scene
+from swirl_lightning.benchmarks.minigrid.tiles import CELLS, FACINGS, GRID, Scene
 from swirl_lightning.recipes.tiny_edits import FLOOR, WALL, Scenes, agent_place, ahead
 from swirl_lightning.recipes.tiny_text import commands, place
 
@@ -56,6 +56,18 @@ COMPARE = {
     "text": 0.02,
 }
 """Shares of the tasks in the third stage, which says what differs between two frames without saying where."""
+TURNS = {
+    "faced": 0.22,
+    "turned": 0.38,
+    "was": 0.12,
+    "changed": 0.1,
+    "difference": 0.03,
+    "edit": 0.08,
+    "copy": 0.02,
+    "look": 0.03,
+    "ahead": 0.02,
+}
+"""Shares of the tasks in the fourth stage, which measures by how much the agent has turned."""
 SEEN_WEIGHT = 0.2
 """Loss weight of a second frame that nothing announces: most of it is a copy of the first."""
 BARE_WEIGHT = 0.3
@@ -161,11 +173,21 @@ class Tasks:
         self._answer(sample, "; ".join(changes))
 
     def _faced(self, sample: Sample) -> None:
-        """Mostly pairs in which the agent has turned, by any angle."""
+        before, after, degrees = self._turn(sample)
+        self._say(sample, "\nFaced, faces, degrees clockwise: ")
+        self._answer(sample, f"{before}, {after}, {degrees}")
+
+    def _turned(self, sample: Sample) -> None:
+        _, _, degrees = self._turn(sample)
+        self._say(sample, "\nDegrees clockwise: ")
+        self._answer(sample, str(degrees))
+
+    def _turn(self, sample: Sample) -> tuple[str, str, int]:
+        """Shows a pair in which the agent has mostly turned, by any angle: both facings and the angle."""
         any_pair = self._rng.random() < 0.3
-        first, second = self._pair(sample, lambda a, b: any_pair or _facing(a) != _facing(b))
-        self._say(sample, "\nFaced, and faces: ")
-        self._answer(sample, f"{_facing(first)}, {_facing(second)}")
+        before, after = (_facing(s) for s in self._pair(sample, lambda a, b: any_pair or _facing(a) != _facing(b)))
+        quarters = (FACINGS.index(after) - FACINGS.index(before) + 1) % len(FACINGS) - 1
+        return before, after, 90 * quarters
 
     def _was(self, sample: Sample) -> None:
         """One cell that is other than before, the agent's own apart."""
