@@ -24,12 +24,11 @@ class Write(Callback):
         torch.save(snapshot(pl_module), self.folder / f"{name}.pt")
 
 
-def main(model: str, out: str, devices: int, batch_size: int, accumulate: int) -> None:
+def main(model: str, out: str, devices: int, batch_size: int, accumulate: int, scale: str) -> None:
     torch.set_num_threads(1)
     seed_everything(0)
-    module = build(
-        model, quantization=None, anchor_weight=0.3, optimizer=SGD, optim=CONSTANT, grpo=GRPOConfig(group_size=4)
-    )
+    grpo = GRPOConfig(group_size=4, advantage_scale=scale)
+    module = build(model, quantization=None, anchor_weight=0.3, optimizer=SGD, optim=CONSTANT, grpo=grpo)
     randomize(module)
     data = Digits(size=24, batch_size=batch_size)
     trainer = Trainer(
@@ -50,4 +49,4 @@ def main(model: str, out: str, devices: int, batch_size: int, accumulate: int) -
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6])

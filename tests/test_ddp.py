@@ -18,7 +18,14 @@ HERE = Path(__file__).parent
 def runs(tmp_path_factory, gemma_path):
     """The same global batch of 8: one process, two processes, two processes with accumulation."""
     folders = {}
-    for name, args in {"one": (1, 8, 1), "two": (2, 4, 1), "two accumulated": (2, 2, 2)}.items():
+    cases = {
+        "one": (1, 8, 1, "group"),
+        "two": (2, 4, 1, "group"),
+        "two accumulated": (2, 2, 2, "group"),
+        "one, scaled by the batch": (1, 8, 1, "batch"),
+        "two, scaled by the batch": (2, 4, 1, "batch"),
+    }
+    for name, args in cases.items():
         folder = folders[name] = tmp_path_factory.mktemp("ddp")
         done = subprocess.run(
             [sys.executable, str(HERE / "ddp_run.py"), str(gemma_path), str(folder), *map(str, args)],
@@ -44,10 +51,11 @@ def test_phases_switch_together_and_adapters_are_bit_equal_on_both_ranks(runs):
         assert all(torch.equal(first[k], second[k]) for k in first), stem
 
 
-@pytest.mark.parametrize("name", ["two", "two accumulated"])
+@pytest.mark.parametrize("name", ["two", "two accumulated", "two, scaled by the batch"])
 def test_two_processes_train_the_same_weights_as_one(runs, name):
     """In the first iteration; later, rounding may flip a sampled token, and then rollouts are not the same."""
-    one, two = load(runs["one"]), load(runs[name])
+    alone = "one, scaled by the batch" if name.endswith("batch") else "one"
+    one, two = load(runs[alone]), load(runs[name])
     for epoch, state in list(one.items())[:3]:
         for key, value in state.items():
             torch.testing.assert_close(two[epoch][key], value, atol=1e-5, rtol=1e-4, msg=lambda m, e=epoch: f"{e}: {m}")
