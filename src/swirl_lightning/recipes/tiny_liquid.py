@@ -30,31 +30,16 @@ from swirl_lightning.benchmarks.minigrid.tiles import CELLS, atlas
 from swirl_lightning.recipes import tiny_edits, tiny_lm, tiny_tasks, tiny_text, tiny_vqgan
 from swirl_lightning.recipes.tiny_edits import FLOOR, WALL, Scenes
 from swirl_lightning.recipes.tiny_lm import LMSettings, build_lm, train_lm
-from swirl_lightning.recipes.tiny_tasks import COMPARE, NAMES, PLACES, TURNS, Tasks
+from swirl_lightning.recipes.tiny_tasks import NAMES, PLACES, Tasks
 from swirl_lightning.recipes.tiny_text import build_tokenizer
 
 SEED = 0
 BASE_TRANSITIONS = 1200
 """How many steps of the ``base`` split give their frames."""
 HELD_OUT_TRANSITIONS = 100
-STAGES = (
-    (PLACES, LMSettings(steps=1750, decay=0.01)),
-    (NAMES, LMSettings(steps=2000)),
-    (COMPARE, LMSettings(steps=1000, decay=0.5)),
-    (TURNS, LMSettings(steps=700, decay=0.5)),
-)
+STAGES = ((PLACES, LMSettings(steps=1750, decay=0.01)), (NAMES, LMSettings(steps=2000)))
 """Task shares and training settings of the language model's stages, one after the other."""
-HELD_OUT_TASKS = {
-    "changed": 72,
-    "edit": 48,
-    "difference": 24,
-    "copy": 24,
-    "look": 24,
-    "where": 24,
-    "ahead": 24,
-    "faced": 48,
-    "was": 48,
-}
+HELD_OUT_TASKS = {"changed": 72, "edit": 48, "difference": 24, "copy": 24, "look": 24, "where": 24, "ahead": 24}
 HASH_FILE = "RECIPE.sha256"
 
 Log = Callable[[str], None]
