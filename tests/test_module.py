@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -307,6 +309,17 @@ def test_fast_dev_run_validation_test_and_predict(gemma_path, tmp_path):
     } <= metrics.keys()
     rows = [row for batch in run.predict(module, data) for row in batch]
     assert sorted(row["id"] for row in rows) == sorted(f"test-{n}" for n in range(16))
+
+
+def test_an_fwm_alone_predicts_nothing_without_an_action(gemma_path, tmp_path):
+    class Bare(Digits):
+        def load_split(self, split):
+            return [replace(row, action=None) if row.id.endswith("-3") else row for row in super().load_split(split)]
+
+    module = build(gemma_path, roles=("fwm",))
+    with pytest.raises(ValueError, match=r"record .test-3. has no action .*roles"):
+        trainer(tmp_path).predict(module, Bare(size=8, batch_size=8))
+    assert "predicted_state" in trainer(tmp_path).predict(module, Digits(size=8, batch_size=8))[0][0]
 
 
 def test_a_checkpoint_holds_the_adapters_and_never_the_base(gemma_path, tmp_path):

@@ -193,8 +193,15 @@ class Evaluator:
 
         The FWM follows the record's own action where there is one, else the IDM's. The part of a model that
         is not asked is left out.
+
+        Raises:
+            ValueError: a record has no action, and there is no IDM to ask.
         """
         mode = self._config.modes[0]
+        if not self._inverse and (bare := next((t for t in transitions if not t.action), None)):
+            raise ValueError(
+                f"record {bare.id!r} has no action for the FWM to follow: give it one, or ask both models (roles)"
+            )
         before, after = self._encode_states(transitions, device)
         found: list[dict[str, Any]] = [{"id": t.id, "action": t.action} for t in transitions]
         actions = [self._backbone.encode_action(t.action or "") for t in transitions]

@@ -69,6 +69,12 @@ def examples(module, name):
     return found
 
 
+def test_completions_share_their_prompt(case):
+    """Else everything below would pass on the plain path alone."""
+    _, module = case
+    assert module.models.shared_attention
+
+
 # ---- states and actions --------------------------------------------------------------------------
 def test_states_and_actions_round_trip(case, record_property):
     name, module = case
