@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from perf.common import Case, build_base
+from swirl_lightning.host_memory import HUGE_PAGES
 
 PHASES = {"fwm": "Phase I", "idm": "Phase II"}
 MIB = 2**20
@@ -60,7 +61,7 @@ class Runner:
             given.write_text(json.dumps(job | {"device": self.device, "threads": self.threads}))
             done = subprocess.run(
                 [sys.executable, "-m", "perf.worker", str(given), str(result)],
-                env=os.environ | {"OMP_NUM_THREADS": str(self.threads)} | visible,
+                env=os.environ | {HUGE_PAGES: "1", "OMP_NUM_THREADS": str(self.threads)} | visible,
                 capture_output=True,
                 text=True,
                 cwd=Path(__file__).parents[1],

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,3 +133,16 @@ def test_the_report_names_what_it_counts(folder, tmp_path, caplog):
         assert word in text
     with pytest.raises(ValueError, match="samples"):
         MemoryReport(samples=0)
+
+
+SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not SWITCH.exists() or "[never]" in SWITCH.read_text(), reason="this system has no transparent huge pages"
+)
+def test_large_tensors_lie_in_huge_pages():
+    code = "import swirl_lightning, torch; x = torch.ones(16 << 20); print(open('/proc/self/smaps_rollup').read())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("AnonHugePages"))
+    assert int(line.split()[1]) >= 60 << 10  # of 64 MiB, in KiB

@@ -1,5 +1,8 @@
 """Self-improving world models from state-only data: SWIRL (arXiv 2602.06130) on PyTorch Lightning."""
 
+from swirl_lightning import host_memory as host_memory  # before anything makes a tensor
+
+# isort: split
 from swirl_lightning.adapters import LoraSettings
 from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.grpo import GRPOConfig
