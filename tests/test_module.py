@@ -371,7 +371,8 @@ def test_states_are_tokenised_once_for_all_runs(gemma_path, tmp_path, monkeypatc
     assert list((tmp_path / "tokens").rglob("*.safetensors"))
 
 
-def test_bf16_precision_trains(gemma_path, tmp_path):
-    module = build(gemma_path)
+@pytest.mark.parametrize("quantization", ["nf4", None])
+def test_bf16_precision_trains(gemma_path, tmp_path, quantization):
+    module = build(gemma_path, quantization=quantization)
     trainer(tmp_path, precision="bf16-mixed").fit(module, Digits(size=8, batch_size=8))
     assert all(torch.isfinite(v).all() for v in snapshot(module).values())

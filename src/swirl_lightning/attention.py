@@ -67,7 +67,10 @@ def _attention(
     if packing is not None:
         packing.heeded = True
         if packing.one_row:
-            return PackedAttention.apply(query, key, value, packing.spans, scaling).transpose(1, 2), None
+            assert isinstance(key, Tensor)
+            # under autocast rotated queries and keys are float32 beside values that are not; sdpa casts, kernels refuse
+            same = query.to(value.dtype), key.to(value.dtype), value
+            return PackedAttention.apply(*same, packing.spans, scaling).transpose(1, 2), None
     if isinstance(key, Tensor):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     return key.attend(query, scaling), None

@@ -34,7 +34,7 @@ class RolloutCache(Cache):
 
     def __init__(self, prompts: Cache, mask: Tensor | None, width: int, room: int, step: Tensor | None = None) -> None:
         layers: list[Any] = prompts.layers
-        hidden = None if mask is None else _hidden(mask, layers[0].keys.dtype)
+        hidden = None if mask is None else _hidden(mask, layers[0].values.dtype)
         super().__init__(
             layers=[_RolloutLayer(la, hidden, width, room, step) if _is_attended(la) else la for la in layers]
         )
@@ -55,9 +55,10 @@ class _RolloutLayer(DynamicLayer):
     def __init__(self, prompts: Any, hidden: Tensor | None, width: int, room: int, step: Tensor | None) -> None:
         super().__init__()
         self.is_initialized = True
-        self.keys, self.values, self._hidden = prompts.keys, prompts.values, hidden
-        batch, heads, _, size = prompts.keys.shape
-        make = prompts.keys.new_empty if step is None else prompts.keys.new_zeros
+        # under autocast rotated keys are float32 beside values that are not
+        self.keys, self.values, self._hidden = prompts.keys.to(prompts.values.dtype), prompts.values, hidden
+        batch, heads, _, size = prompts.values.shape
+        make = prompts.values.new_empty if step is None else prompts.values.new_zeros
         self._own = [make(batch, heads, width, room, size) for _ in range(2)]
         self._step, self._steps = step, 0
 
@@ -67,13 +68,14 @@ class _RolloutLayer(DynamicLayer):
             if self._step is None:
                 own[:, :, :, self._steps] = new
             else:
-                own.index_copy_(3, self._step, new.unsqueeze(3))
+                own.index_copy_(3, self._step, new.to(own.dtype).unsqueeze(3))
         self._steps += 1
         return self, self
 
     def attend(self, query: Tensor, scaling: float) -> Tensor:
         """(B, H, K, D) -> (B, K, H, D)."""
         prompt: Any = self.keys, self.values
+        query = query.to(prompt[1].dtype)
         if self._step is None:
             key, value = (own[:, :, :, : self._steps] for own in self._own)
             return attend_rollouts(query, prompt, (key, value), scaling, self._hidden)

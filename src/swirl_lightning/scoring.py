@@ -120,9 +120,8 @@ def _unique_rows(
             if not prompts[n] or not completions[n]:
                 raise ValueError("an empty prompt or completion cannot be scored")
             row_of.append(seen.setdefault((tuple(prompts[n]), tuple(completions[n])), n))
-        rows = tuple(
-            sorted(seen.values(), key=lambda n: len(prompts[n]) + len(completions[n]))
-        )  # neighbours of a length
+        # rows of one length side by side, which attention then takes at once
+        rows = tuple(sorted(seen.values(), key=lambda n: len(prompts[n]) + len(completions[n])))
         groups.append(Group(rows, max(len(prompts[n]) + len(completions[n]) for n in rows)))
     return groups, row_of
 
