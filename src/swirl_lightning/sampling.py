@@ -14,8 +14,9 @@ from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.budget import Group, TokenBudget
 from swirl_lightning.cuda_graph import CapturedTrunk
 from swirl_lightning.kv_cache import RolloutCache
-from swirl_lightning.packing import MASK_UNREAD
+from swirl_lightning.padding import pad_left, positions
 from swirl_lightning.prompts import TokenIds
+from swirl_lightning.rollout_layout import RolloutLayout, side_by_side
 from swirl_lightning.rollouts import Completions
 from swirl_lightning.vocabulary import VocabularySlice
 
@@ -48,8 +49,6 @@ class SamplingConfig:
 
 STEPS_BETWEEN_LEAVING = 4
 """How often finished rows are looked for."""
-LEAVING_SHARE = 0.8
-"""Finished rows leave the batch once no more than this share of it is left, since leaving copies the cache."""
 
 GREEDY = SamplingConfig(temperature=0.0, top_p=1.0)
 
@@ -158,7 +157,7 @@ def _rollouts(
     device, total, longest = noise.device, noise.shape[0], grammar.max_length
     ids, mask = pad_left(prompts, device)  # (B, P)
     padded = len({len(prompt) for prompt in prompts}) > 1  # without padding no attention mask is needed
-    columns = _columns(members, device)
+    columns = side_by_side(members, device)
     cache: Cache = DynamicCache()
     hidden = trunk(
         input_ids=ids,
@@ -174,7 +173,7 @@ def _rollouts(
         member = torch.tensor(members, device=device)
         cache.batch_select_indices(member)
         hidden, mask, columns = hidden[member], mask[member], torch.arange(total, device=device)[:, None]
-    layout = _Layout(columns, mask, cache)
+    layout = RolloutLayout(columns, mask, cache)
     replayed = CapturedTrunk(trunk) if cuda_graphs and device.type == "cuda" else None
     hidden = hidden.expand(-1, layout.width, -1)
 
@@ -212,86 +211,3 @@ def _rollouts(
             clock += 1
     used = int(alive.any(0).sum())
     return Completions(tokens[:, :used], alive[:, :used])
-
-
-def _columns(members: list[int], device: torch.device) -> Tensor:
-    """(B, K): the rows that go on from each prompt, -1 where it has fewer than others."""
-    rows: list[list[int]] = [[] for _ in range(max(members) + 1)]
-    for row, member in enumerate(members):
-        rows[member].append(row)
-    return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=-1).to(device)
-
-
-class _Layout:
-    """Where rollouts stand in the batch: a row is a prompt, and its K rollouts stand side by side in it.
-
-    A decode step runs K tokens of every row, one of each rollout. So keys and values of a prompt exist once and are
-    read once a step for all of its rollouts. Without shared attention K is 1, and every row has a copy.
-
-    Args:
-        columns: (B, K) numbers of the rollouts, -1 where there is none.
-        prompt_mask: (B, P) of 0 and 1.
-        cache: of the prompts and what follows them.
-    """
-
-    def __init__(self, columns: Tensor, prompt_mask: Tensor, cache: Cache) -> None:
-        self.columns, self.prompt_mask, self._cache = columns, prompt_mask, cache
-        self.width = columns.shape[1]
-        self._lengths = prompt_mask.sum(1, keepdim=True)  # (B, 1)
-        self.places = (columns.flatten() >= 0).nonzero()[:, 0]  # (R,)
-        self.rows = columns.flatten()[self.places]  # (R,)
-
-    def on_grid(self, token: Tensor) -> Tensor:
-        """(R,) -> (B, K); places without a rollout run an id of no consequence."""
-        grid = token.new_zeros(self.columns.numel())
-        grid[self.places] = token
-        return grid.view(self.columns.shape)
-
-    def mask(self, step: int) -> Tensor:
-        """What the tokens of a step may see."""
-        if isinstance(self._cache, RolloutCache):
-            return MASK_UNREAD
-        return nn.functional.pad(self.prompt_mask, (0, step + 1), value=1)
-
-    def position(self, step: int) -> Tensor:
-        """(B, K) positions of the tokens of a step."""
-        return (self._lengths + step).expand(-1, self.width)
-
-    def without(self, running: Tensor) -> _Layout | None:
-        """The layout of those that are still running, the cache with it; None if that would spare too little."""
-        grid = torch.zeros_like(self.columns, dtype=torch.bool).flatten().index_put((self.places,), running)
-        grid = grid.view(self.columns.shape)
-        prompts = grid.any(1).nonzero()[:, 0]
-        width = int(grid.sum(1).max())
-        if len(prompts) * width > LEAVING_SHARE * self.columns.numel():
-            return None
-        grid, columns = grid[prompts], self.columns[prompts]
-        order = torch.argsort(grid.byte(), dim=1, descending=True, stable=True)[:, :width]  # those that run first
-        columns = columns.gather(1, order).where(grid.gather(1, order), -1)
-        if isinstance(self._cache, RolloutCache):
-            self._cache.keep(prompts, order)
-        else:
-            self._cache.batch_select_indices(prompts)
-        return _Layout(columns, self.prompt_mask[prompts], self._cache)
-
-
-def pad_left(rows: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (B, P) padded with 0 on the left, and their mask (B, P) of 0 and 1."""
-    return _pad(rows, "left", device)
-
-
-def pad_right(rows: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (B, P) padded with 0 on the right, and their mask (B, P) of 0 and 1."""
-    return _pad(rows, "right", device)
-
-
-def _pad(rows: Sequence[TokenIds], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    ids = [torch.tensor(row, dtype=torch.long) for row in rows]  # on the CPU: one copy to the device for all
-    mask = [torch.ones_like(row) for row in ids]
-    padded = (nn.utils.rnn.pad_sequence(part, batch_first=True, padding_side=side) for part in (ids, mask))
-    return tuple(part.to(device) for part in padded)  # type: ignore[return-value]
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Position of each token among the unmasked ones: (B, P) -> (B, P); 0 on padding."""
-    return (mask.cumsum(1) - 1).clamp_(min=0)

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from swirl_lightning.budget import Group, TokenBudget
 from swirl_lightning.packing import Packing
+from swirl_lightning.padding import pad_right, positions
 from swirl_lightning.prompts import TokenIds
-from swirl_lightning.sampling import pad_right, positions
 from swirl_lightning.vocabulary import VocabularySlice
 
 ContextFunction = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
