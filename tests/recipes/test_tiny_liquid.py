@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,8 @@ from swirl_lightning.benchmarks.minigrid.simulator import generate
 from swirl_lightning.benchmarks.minigrid.tiles import CELLS, HELD_OUT, Scene, read, split_of
 from swirl_lightning.recipes import tiny_liquid, tiny_vqgan
 from swirl_lightning.recipes.tiny_edits import FLOOR, WALL, Scenes, agent_place, ahead
-from swirl_lightning.recipes.tiny_lm import LMSettings, build_lm, exact_match, train_lm
-from swirl_lightning.recipes.tiny_tasks import Sample, Tasks
+from swirl_lightning.recipes.tiny_lm import LMSettings, build_lm, exact_match, learning_rate, train_lm
+from swirl_lightning.recipes.tiny_tasks import NAMES, PLACES, Sample, Tasks
 from swirl_lightning.recipes.tiny_text import build_tokenizer, commands
 
 BASE = "builtin/tiny-liquid"
@@ -94,7 +96,7 @@ def test_no_held_out_layout_is_learnt_from(training_scenes: Scenes) -> None:
 
 
 def test_no_sample_ties_an_action_to_frames(training_scenes: Scenes, tokenizer: PreTrainedTokenizerFast) -> None:
-    tasks = Tasks(training_scenes, tokenizer, CODES)
+    tasks = Tasks(training_scenes, tokenizer, CODES, PLACES | NAMES)
     for _ in range(300):
         sample = tasks.draw()
         text = tokenizer.decode([i for i in sample.ids if i < len(tokenizer)])
@@ -112,8 +114,11 @@ def _shown(sample: Sample, first_id: int) -> list[Scene]:
 
 
 def test_answers_are_true(training_scenes: Scenes, tokenizer: PreTrainedTokenizerFast) -> None:
-    tasks, start = Tasks(training_scenes, tokenizer, CODES), len(tokenizer)
-    for task in ("changed", "count", "copy", "difference", "where", "ahead", "look", "objects", "draw", "edit"):
+    tasks, start = Tasks(training_scenes, tokenizer, CODES, PLACES | NAMES), len(tokenizer)
+    for task in (
+        *("changed", "count", "copy", "difference", "edit"),
+        *("where", "ahead", "glance", "look", "objects", "draw"),
+    ):
         sample = tasks.draw(task)
         scenes = _shown(sample, start)
         text = tokenizer.decode([i for i in sample.ids if i < start], skip_special_tokens=True)
@@ -133,6 +138,27 @@ def test_answers_are_true(training_scenes: Scenes, tokenizer: PreTrainedTokenize
             assert f"agent: {name}" in text
             at = agent_place(scenes[0])
             assert text.endswith(f"row {at // 6 + 1} column {at % 6 + 1}")
+        elif task in ("glance", "look"):
+            said = re.findall(r"row (\d) column (\d): ([^;]+);", text)
+            assert len(said) == {"glance": 6, "look": 7}[task]
+            for row, column, name in said:
+                assert CELLS[scenes[0][int(row) - 1, int(column) - 1]].name == name
+
+
+@pytest.mark.parametrize("bare_weight", [0.3, 1.0])
+def test_bare_cells_of_an_answer_weigh_less(
+    bare_weight: float, training_scenes: Scenes, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    sample = Tasks(training_scenes, tokenizer, CODES, PLACES, bare_weight).draw("copy")
+    first_id, cells = len(tokenizer), _shown(sample, len(tokenizer))[1].reshape(-1)
+    weights = [w for i, w in zip(sample.ids, sample.weights, strict=True) if i >= first_id][-len(cells) :]
+    assert weights == [bare_weight if cell in (FLOOR, WALL) else 1.0 for cell in cells]
+
+
+def test_learning_rate_rises_stays_and_falls() -> None:
+    settings = LMSettings(steps=1000, warmup=100, decay=0.5, learning_rate=1.0)
+    assert [learning_rate(step, settings) for step in (0, 49, 99, 499, 750, 999)] == [0.01, 0.5, 1, 1, 0.5, 0.01]
+    assert learning_rate(999, replace(settings, decay=0.0)) == 1
 
 
 def test_the_vqgan_learns_and_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,9 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class LMSettings:
-    """Size of the model and length of its training."""
+    """Size of the model, and length and speed of its training; ``decay`` is the share of the steps in which the
+    learning rate falls.
+    """
 
     hidden: int = 128
     layers: int = 6
@@ -108,7 +110,7 @@ def exact_match(model: GemmaForCausalLM, samples: list[Sample], pad: int) -> dic
 
 def learning_rate(step: int, settings: LMSettings) -> float:
     """Linear warm-up, a plateau, then a linear fall over the last ``decay`` of the steps."""
-    left = (settings.steps - step) / (settings.decay * settings.steps)
+    left = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
     return settings.learning_rate * min(1.0, (step + 1) / settings.warmup, max(left, 0.01))
 
 

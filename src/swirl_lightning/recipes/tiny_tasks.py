@@ -22,7 +22,7 @@ PLACES = {
     "objects": 0.04,
     "draw": 0.03,
     "where": 0.03,
-    "look": 0.05,
+    "glance": 0.05,
     "ahead": 0.03,
     "text": 0.02,
 }
@@ -44,8 +44,6 @@ NAMES = {
 """Shares of the tasks in the second stage, which adds what they are."""
 SEEN_WEIGHT = 0.2
 """Loss weight of a second frame that nothing announces: most of it is a copy of the first."""
-BARE_WEIGHT = 0.3
-"""Loss weight of floor and wall in a frame that is the answer: there is much of it, and it is easy."""
 
 
 @dataclass
@@ -71,6 +69,7 @@ class Tasks:
         tokenizer: the tiny base's.
         codes: the VQ code of each kind of cell, (len(CELLS),).
         shares: how often each task comes; the tasks are the methods of these names.
+        bare_weight: loss weight of floor and wall in a frame that is the answer: there is much of them.
     """
 
     def __init__(
@@ -79,6 +78,7 @@ class Tasks:
         tokenizer: PreTrainedTokenizerFast,
         codes: list[int],
         shares: Mapping[str, float] = NAMES,
+        bare_weight: float = 1.0,
     ) -> None:
         self._scenes = scenes
         self._rng = scenes.rng
@@ -89,6 +89,7 @@ class Tasks:
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._commands = commands()
         self._shares = shares
+        self._bare_weight = bare_weight
         self._makers: dict[str, Callable[[Sample], None]] = {name: getattr(self, f"_{name}") for name in shares}
 
     def draw(self, task: str | None = None) -> Sample:
@@ -114,7 +115,7 @@ class Tasks:
         self._add(sample, [self._boi], 0.0)
         cells = scene.reshape(-1)
         sample.ids.extend(self._image_ids[cells].tolist())
-        bare = min(weight, BARE_WEIGHT)
+        bare = min(weight, self._bare_weight)
         sample.weights.extend(bare if cell in (FLOOR, WALL) else weight for cell in cells)
         self._add(sample, [self._eoi], 0.0)
 
@@ -200,17 +201,26 @@ class Tasks:
         self._say(sample, f"\nWhere is the {name}? ")
         self._answer(sample, "; ".join(places))
 
-    def _look(self, sample: Sample) -> None:
+    def _glance(self, sample: Sample) -> None:
+        """Any six cells, most of them bare."""
         scene = self._scenes.draw()
-        self._say(sample, "Frame: ")
-        self._show(sample, scene)
-        self._say(sample, "\nLook:")
+        self._name_cells(sample, scene, self._rng.permutation(GRID * GRID)[:6])
+
+    def _look(self, sample: Sample) -> None:
+        """Up to five things, and any cells to make it seven."""
+        scene = self._scenes.draw()
         cells = scene.reshape(-1)
         things = self._rng.permutation(np.flatnonzero((cells != FLOOR) & (cells != WALL)))[:5]
         others = self._rng.integers(GRID * GRID, size=7 - len(things))
-        for i in self._rng.permutation(np.concatenate([things, others])):
-            self._say(sample, f" {place(int(i))}:")
-            self._say(sample, f" {CELLS[cells[i]].name};", 1.0)
+        self._name_cells(sample, scene, self._rng.permutation(np.concatenate([things, others])))
+
+    def _name_cells(self, sample: Sample, scene: Scene, chosen: np.ndarray) -> None:
+        self._say(sample, "Frame: ")
+        self._show(sample, scene)
+        self._say(sample, "\nLook:")
+        for i in chosen.tolist():
+            self._say(sample, f" {place(i)}:")
+            self._say(sample, f" {CELLS[scene.reshape(-1)[i]].name};", 1.0)
 
     def _ahead(self, sample: Sample) -> None:
         scene = self._scenes.draw()
