@@ -33,7 +33,12 @@ def config(tmp_path, model_path, **changes):
                 {"class_path": "swirl_lightning.callbacks.Results"},
                 {
                     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                    "init_args": {"save_last": True, "save_top_k": -1, "every_n_train_steps": 1},
+                    "init_args": {
+                        "save_last": True,
+                        "save_top_k": -1,
+                        "every_n_train_steps": 1,
+                        "enable_version_counter": False,
+                    },
                 },
             ],
         },
@@ -115,6 +120,14 @@ def test_fit_writes_results_config_and_checkpoints(finished):
     assert set(json.loads((run / "results.json").read_text())["validation"]) == {"SFT", "SWIRL iteration 1"}
     assert (run / "config.yaml").exists()
     assert (run / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_second_run_in_the_same_folder_replaces_the_first(tmp_path, gemma_path):
+    path, last = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / "checkpoints" / "last.ckpt"
+    here("fit", "-c", path, "--trainer.max_steps", "2")
+    here("fit", "-c", path, "--trainer.max_steps", "1")
+    assert torch.load(last, weights_only=True)["global_step"] == 1
+    assert not list(last.parent.glob("*-v*"))
 
 
 def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, gemma_path):

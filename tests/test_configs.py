@@ -49,6 +49,14 @@ def test_the_real_parser_builds_it(path, tmp_path, monkeypatch):
     assert any(isinstance(callback, PhaseSwitch) for callback in cli.trainer.callbacks)
 
 
+def test_checkpoints_are_those_of_the_last_run(path):
+    """All runs of a config share a folder: a checkpoint kept from an older one would be tested in place of the new."""
+    callbacks = yaml.safe_load(path.read_text())["trainer"].get("callbacks", [])
+    for callback in callbacks:
+        if callback["class_path"].endswith("ModelCheckpoint"):
+            assert callback["init_args"]["enable_version_counter"] is False
+
+
 def test_print_config_shows_it_whole(path, monkeypatch, capsys):
     """The launch command, parsed by the real parser."""
     monkeypatch.chdir(FOLDER.parent)

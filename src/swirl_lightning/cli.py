@@ -67,6 +67,10 @@ def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         trainer_defaults={"max_epochs": -1},  # the schedule of phases ends the training
+        parser_kwargs={
+            "description": "World models from state-only data: SWIRL on PyTorch Lightning.",
+            "epilog": "swirl report RUN ... puts results of runs beside the paper's, as Markdown and HTML.",
+        },
         run=run,
         args=args,
     )

@@ -59,6 +59,24 @@ def test_both_corpora_in_one_file(tmp_path, pico):
     assert rows["aurora/kubric/2"].action == "turn 2"
 
 
+def test_a_part_is_held_out_for_validation(tmp_path, pico):
+    write_aurora(tmp_path / "aurora")
+    out = tmp_path / "edits" / "warmup.jsonl"
+    with pytest.warns(UserWarning, match="cannot be used"):
+        write(out, [tmp_path / "aurora"], [pico / "multi_turn.jsonl"], validation=4)
+    data = JSONLTransitions(warmup=str(out), validation=str(out.with_name("validation.jsonl")), strict=True)
+    trained, held_out = ([row.id for row in data.split(name)] for name in ("warmup", "validation"))
+    assert len(held_out) == 4
+    assert not set(trained) & set(held_out)
+    first = out.with_name("validation.jsonl").read_text()
+    with pytest.warns(UserWarning, match="cannot be used"):
+        write(out, [tmp_path / "aurora"], [pico / "multi_turn.jsonl"], validation=4)
+    assert out.with_name("validation.jsonl").read_text() == first
+    assert len({"pico-banana/multi_turn/1/turn 1", "pico-banana/multi_turn/1/turn 2"} & set(held_out)) != 1
+    with pytest.raises(ValueError, match="would leave none"), pytest.warns(UserWarning, match="cannot be used"):
+        write(out, pico_banana_files=[pico / "multi_turn.jsonl"], validation=2)
+
+
 def test_command_line_and_errors(tmp_path, pico, capsys):
     out = tmp_path / "x.jsonl"
     main([str(out), "--pico-banana", str(pico / "multi_turn.jsonl")])

@@ -1,9 +1,10 @@
 """Labelled picture edits for the warm-up, from the corpora of the paper, as one JSON lines file.
 
     python -m swirl_lightning.data.edit_corpora data/edits/warmup.jsonl --aurora AURORA \
-        --pico-banana PICO/sft_with_local_source_image_path.jsonl --pico-banana PICO/multi_turn.jsonl
+        --pico-banana PICO/sft_with_local_source_image_path.jsonl --pico-banana PICO/multi_turn.jsonl --validation 200
 
-`JSONLTransitions(warmup=...)` reads it. Pictures stay where they are: the file has their places, relative to
+`JSONLTransitions(warmup=...)` reads it. With ``--validation``, that many records, chosen at random, go to
+``validation.jsonl`` beside it instead. Pictures stay where they are: the file has their places, relative to
 itself. Records whose pictures are not there are left out and counted.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from swirl_lightning.data.pictures import Findings, PictureRecord, usable
+from swirl_lightning.data.reading import rank_of
 
 AURORA_TASKS = ("magicbrush", "ag", "something", "kubric")
 
@@ -86,21 +88,23 @@ def write(
     aurora: Sequence[str | Path] = (),
     pico_banana_files: Sequence[str | Path] = (),
     strict: bool = False,
+    validation: int = 0,
 ) -> dict[str, int]:
-    """Writes one JSON lines file of all records whose pictures are whole.
+    """Writes a JSON lines file of all records whose pictures are whole.
 
     Args:
         out: the file.
         aurora: folders in AURORA's layout.
         pico_banana_files: manifests of Pico-Banana-400K.
         strict: stop if anything is wrong.
+        validation: how many records go to ``validation.jsonl`` beside ``out`` instead.
 
     Returns:
         Counts: records, used, skipped, and skipped by kind.
 
     Raises:
         FileNotFoundError: a corpus is not there.
-        ValueError: nothing is usable, or ``strict`` and anything is wrong.
+        ValueError: nothing is usable, ``strict`` and anything is wrong, or ``validation`` leaves nothing.
     """
     out, findings = Path(out), Findings("edits")
     records: list[PictureRecord] = []
@@ -110,10 +114,22 @@ def write(
         records += pico_banana(Path(path), findings)
     kept = usable(records, findings, decode=False)
     findings.report(strict)
+    if validation >= len(kept):
+        raise ValueError(f"of {len(kept)} usable records, validation={validation} would leave none to train on")
+    # turns of one picture follow one another in this order, so they are on the same side, but for one picture's
+    by_picture = sorted(kept, key=lambda record: rank_of(record.id.split("/turn ")[0], 0))
+    held_out = {record.id for record in by_picture[:validation]}
+    _write_lines(out, [record for record in kept if record.id not in held_out])
+    if held_out:
+        _write_lines(out.with_name("validation.jsonl"), [record for record in kept if record.id in held_out])
+    return findings.counts
+
+
+def _write_lines(out: Path, records: list[PictureRecord]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial")
     with open(partial, "w", encoding="utf-8") as file:
-        for record in kept:
+        for record in records:
             line = {
                 "before_image": _relative(record.before, out.parent),
                 "after_image": _relative(record.after, out.parent),
@@ -123,7 +139,6 @@ def write(
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     partial.replace(out)
-    return findings.counts
 
 
 def _turns(entry: dict[str, Any], folder: Path, place: str) -> Iterator[PictureRecord]:
@@ -164,10 +179,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--aurora", action="append", default=[], help="folder in AURORA's layout")
     parser.add_argument("--pico-banana", action="append", default=[], help="manifest of Pico-Banana-400K")
     parser.add_argument("--strict", action="store_true", help="stop if anything is wrong")
+    parser.add_argument("--validation", type=int, default=0, help="records that go to validation.jsonl beside it")
     options = parser.parse_args(args)
     if not options.aurora and not options.pico_banana:
         parser.error("give --aurora, --pico-banana or both")
-    counts = write(options.out, options.aurora, options.pico_banana, options.strict)
+    counts = write(options.out, options.aurora, options.pico_banana, options.strict, options.validation)
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))
 
 
