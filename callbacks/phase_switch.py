@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseSchedule
 
@@ -50,6 +52,9 @@ class PhaseSwitch(Callback):
         """Hand the schedule to the module, and make the trainer reload its data with each phase."""
         pl_module.schedule = self.schedule  # type: ignore[assignment]
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        if (epochs := self.schedule.epochs) is not None:  # so that a finished run, resumed, has nothing left to do
+            loop = trainer.fit_loop
+            loop.max_epochs = epochs if loop.max_epochs in (None, -1) else min(loop.max_epochs, epochs)
         if isinstance(trainer.strategy, DDPStrategy):
             # the adapter at rest gets no gradient; toggling requires_grad instead would break DDP silently
             trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
@@ -61,8 +66,11 @@ class PhaseSwitch(Callback):
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         curve: PhaseLR = trainer.lr_scheduler_configs[0].scheduler  # type: ignore[assignment]
         if phase.name == WARMUP:
+            total = steps * self.schedule.warmup_epochs
             if trainer.current_epoch == 0:
-                curve.begin(WARMUP, steps * self.schedule.warmup_epochs)
+                curve.begin(WARMUP, total)
+            else:  # a resumed run may have more epochs of warm-up, or other batches, than the one it goes on from
+                curve.resize(total)
             return
         if phase.starts_iteration and (self.refresh_references or phase.iteration == 0):
             pl_module.adapters.refresh_references()
@@ -76,7 +84,25 @@ class PhaseSwitch(Callback):
             phase = self.schedule.at(trainer.current_epoch)
             pl_module.label = phase.ends or f"after {phase.name} {phase.iteration + 1}"
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Stop at the end of the schedule."""
-        if self.schedule.epochs is not None and trainer.current_epoch + 1 >= self.schedule.epochs:
-            trainer.should_stop = True
+    def state_dict(self) -> dict[str, Any]:
+        """The schedule, so that a resumed run knows which phases are behind it."""
+        return asdict(self.schedule)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to train on under a schedule that gives other names to the epochs already run.
+
+        Raises:
+            ValueError: it does.
+        """
+        saved = checkpoint["callbacks"].get(self.state_key)
+        if not saved or trainer.state.fn != TrainerFn.FITTING:
+            return
+        before = PhaseSchedule(**{**saved, "phases": tuple(saved["phases"])})
+        done = range(checkpoint["epoch"])
+        were, would_be = ([schedule.at(epoch).name for epoch in done] for schedule in (before, self.schedule))
+        if were != would_be:
+            raise ValueError(
+                f"the checkpoint's epochs were {were}, and by this schedule they would have been {would_be}: set "
+                f"phase_switch.warmup_epochs (there {before.warmup_epochs}) and phases (there {list(before.phases)}) "
+                "so that they agree"
+            )

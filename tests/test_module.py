@@ -376,3 +376,9 @@ def test_bf16_precision_trains(gemma_path, tmp_path, quantization):
     module = build(gemma_path, quantization=quantization)
     trainer(tmp_path, precision="bf16-mixed").fit(module, Digits(size=8, batch_size=8))
     assert all(torch.isfinite(v).all() for v in snapshot(module).values())
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_a_trainer_that_would_cast_packed_weights_is_refused(gemma_path, tmp_path, precision):
+    with pytest.raises(ValueError, match="would cast the packed 4-bit weights"):
+        trainer(tmp_path, precision=precision).fit(build(gemma_path), Digits(size=8, batch_size=8))

@@ -59,6 +59,11 @@ def test_uniforms_depend_on_the_key_alone():
     assert not torch.equal(both[:3], both[3:])
     assert both.min() >= 0
     assert both.max() < 1
+    torch.set_default_dtype(torch.bfloat16)  # as a Trainer in half precision does within a step
+    try:
+        assert torch.equal(uniforms(["a", "b"], 3, 5), both)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")

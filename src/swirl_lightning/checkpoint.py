@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from swirl_lightning.adapters import LoraSettings
 
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "quantization_config")
 
@@ -23,13 +26,20 @@ def base_identity(model: PreTrainedModel) -> dict[str, str]:
     The embedding is never quantised, so the same base gives the same hash at any quantisation; it is
     hashed in bfloat16, so that the dtype of computation does not matter either.
     """
-    config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_IDENTITY}
+    config = _without(model.config.to_dict(), _NOT_IDENTITY)
     weight: Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
     rows = weight[:: max(1, len(weight) // 64)].to(torch.bfloat16).float().cpu().contiguous()
     return {
         "architecture": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
         "weights": _digest(rows.numpy().tobytes()),
     }
+
+
+def _without(config: Any, names: Sequence[str]) -> Any:
+    """A nested config without some of its keys, at any depth."""
+    if not isinstance(config, dict):
+        return config
+    return {k: _without(v, names) for k, v in config.items() if k not in names}
 
 
 def check_base(saved: dict[str, Any], here: dict[str, str], name: str) -> None:
@@ -39,6 +49,15 @@ def check_base(saved: dict[str, Any], here: dict[str, str], name: str) -> None:
         raise ValueError(
             f"the checkpoint's adapters were trained on base {saved['name']!r} (revision {saved['revision']}), "
             f"and {name!r} has other {' and '.join(different)}. Set model.backbone.model_name_or_path to that base."
+        )
+
+
+def check_lora(saved: dict[str, Any], here: LoraSettings) -> None:
+    """Raise ValueError if adapters were trained at another strength: no shape tells one ``alpha`` from another."""
+    if saved["alpha"] != here.alpha:
+        raise ValueError(
+            f"the checkpoint's adapters were trained with lora.alpha {saved['alpha']}, and it is {here.alpha} here: "
+            f"set model.lora.alpha to {saved['alpha']}"
         )
 
 
@@ -79,11 +98,16 @@ def rng_states() -> list[dict[str, Any]]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+    return over_ranks(own)
+
+
+def over_ranks(own: Any) -> list[Any]:
+    """What every rank has, in their order. Collective."""
     if not (dist.is_available() and dist.is_initialized()):
         return [own]
-    states: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(states, own)
-    return states
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
 
 
 def restore_rng(states: list[dict[str, Any]]) -> None:

@@ -21,7 +21,8 @@ class GRPOConfig:
     Attributes:
         group_size: G, rollouts per prompt in Phase I, and in Phase II unless ``idm_group_size`` is set.
         idm_group_size: G in Phase II.
-        beta: β, weight of the KL to the reference; 1 makes Phase II the ELBO exactly.
+        beta: β, weight of the KL to the reference. (The ELBO has 1, but on sums; here rewards and KL are means per
+            token, and advantages are scaled, so β is a free weight.)
         epsilon: ε of the clipped surrogate.
         epsilon_high: upper ε if it differs (DAPO); None means ``epsilon``.
         advantage_scale: ``group`` divides by the group's standard deviation; ``batch`` by that of all rewards of the

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from swirl_lightning import checkpoint as ckpt
@@ -50,7 +51,7 @@ class SWIRL(LightningModule):
         max_tokens_per_forward: rows times the longest of them in one forward pass; None takes a batch whole. An
             update beyond it is taken in parts, each run again in the backward pass: slower, for less memory.
         token_cache: folder that keeps the tokens of visual states from run to run; None keeps none.
-        seed: of rollouts, evaluation and noise; together with a pair's id it fixes each sample.
+        seed: of rollouts and noise; together with a pair's id it fixes each sample. Evaluation has its own.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class SWIRL(LightningModule):
         self.model: torch.nn.Module | None = None
         self._denominator: Tensor | None = None  # of the losses since the last optimiser step
         self._updates: dict[int, Update] = {}  # by batch index, while replays are to come
+        self._resumed: dict[str, Any] | None = None  # of a checkpoint, until the training starts
 
     # ---- construction ----------------------------------------------------------------------------
     def configure_model(self) -> None:
@@ -370,8 +372,19 @@ class SWIRL(LightningModule):
             raise ValueError(
                 f"roles {list(self.roles)} has one model, and RL needs both: set iterations of PhaseSwitch to 0"
             )
+        self._check_precision()
         if self.trainer.strategy.root_device.type == "cpu":
             give_freed_blocks_back()
+
+    def _check_precision(self) -> None:
+        """A half-precision Trainer casts all floating-point tensors, and 4-bit weights are packed into such."""
+        wanted = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+        dtype = wanted.get(str(self.trainer.precision), self.backbone.dtype)
+        if self.backbone.quantization is not None and dtype != self.backbone.dtype:
+            raise ValueError(
+                f"trainer.precision {self.trainer.precision} would cast the packed 4-bit weights. The base computes in "
+                f"backbone.dtype ({self.backbone.dtype}) whatever the Trainer says: leave precision at 32-true"
+            )
 
     def teardown(self, stage: str) -> None:
         """Write the tokens of the states that are new."""
@@ -447,23 +460,37 @@ class SWIRL(LightningModule):
             "base": {"name": self.backbone.name, "revision": self.backbone.revision, **self.base_identity},
             "label": self.label,
             "tokens_seen": self.tokens_seen,
+            "lora": {"r": self.lora.r, "alpha": self.lora.alpha},
             "rng": ckpt.rng_states(),
-            "updates": {index: update.state() for index, update in self._updates.items()},
+            "updates": ckpt.over_ranks({index: update.state() for index, update in self._updates.items()}),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the base is the one the adapters were trained on; restore the rest."""
+        """Check that the base is the one the adapters were trained on; restore the rest.
+
+        Raises:
+            ValueError: another base, another ``lora.alpha``, or rollouts in use on another number of ranks.
+        """
         state = ckpt.own_state(checkpoint)
         ckpt.check_base(state["base"], self.base_identity, self.backbone.name)
+        if "lora" in state:
+            ckpt.check_lora(state["lora"], self.lora)
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and any(state["updates"]) and len(state["updates"]) != self.trainer.world_size:
+            raise ValueError(
+                f"the checkpoint was written while rollouts of {len(state['updates'])} devices were in use; resume on "
+                f"as many instead of {self.trainer.world_size}, or from the end of an epoch"
+            )
         self.label, self.tokens_seen = state["label"], state["tokens_seen"]
-        self._rng = state["rng"]
-        self._updates = {index: Update.of(saved) for index, saved in state["updates"].items()}
+        self._resumed = state
 
     def on_train_start(self) -> None:
-        """Random states last, so that nothing between loading and training draws from them."""
-        if (states := getattr(self, "_rng", None)) is not None:
-            ckpt.restore_rng(states)
-            self._rng = None
+        """Rollouts once the device is known; random states last, so that nothing before training draws from them."""
+        if (state := self._resumed) is not None:
+            own = state["updates"][self.trainer.global_rank] if any(state["updates"]) else {}
+            self._updates = {index: Update.of(saved, self.device) for index, saved in own.items()}
+            ckpt.restore_rng(state["rng"])
+            self._resumed = None
 
 
 def _label(transition: Transition) -> str:

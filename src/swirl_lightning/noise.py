@@ -20,7 +20,9 @@ def uniforms(keys: Sequence[str], group_size: int, length: int) -> Tensor:
     rows = []
     for key in keys:
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
-        rows.append(torch.rand(group_size, length, generator=torch.Generator().manual_seed(seed)))
+        generator = torch.Generator().manual_seed(seed)
+        # whatever the default dtype: a half-precision Trainer sets it, and bfloat16 has 256 numbers below 1
+        rows.append(torch.rand(group_size, length, generator=generator, dtype=torch.float32))
     return torch.cat(rows) if rows else torch.zeros(0, length)
 
 

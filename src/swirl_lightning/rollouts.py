@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from swirl_lightning.prompts import TokenIds
@@ -92,11 +93,12 @@ class Update:
         return [row for group in groups for row in range(group * size, group * size + size)]
 
     def state(self) -> dict[str, Any]:
-        """Lists and tensors only, for a checkpoint."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Lists and CPU tensors only, for a checkpoint."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in values.items()}
 
     @classmethod
-    def of(cls, state: dict[str, Any], device: Any = None) -> Update:
+    def of(cls, state: dict[str, Any], device: torch.device) -> Update:
         """The inverse of :meth:`state`, on a device."""
         moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
         return cls(**moved)

@@ -37,7 +37,7 @@ class PhaseSchedule:
     """Epoch -> phase: warm-up epochs, then the phases of an iteration in turn, again and again.
 
     Attributes:
-        warmup_epochs: epochs of SFT; 0 starts with RL (from adapters of an earlier run).
+        warmup_epochs: epochs of SFT; 0 starts with RL, on the adapters as they are.
         phases: the phases of one iteration: ``[fwm, idm]`` is the paper's iterative variant,
             ``[idm, fwm]`` its one-shot variant with ``iterations: 1``.
         iterations: how often; None goes on until ``max_epochs``.
@@ -139,6 +139,11 @@ class PhaseLR(LRScheduler):
     def begin(self, phase: str, total_steps: int) -> None:
         """Start the curve of a phase of ``total_steps`` optimiser steps."""
         self.phase, self.phase_step, self.phase_total = phase, 0, max(1, total_steps)
+        self._apply()
+
+    def resize(self, total_steps: int) -> None:
+        """Go on with the curve of a phase that turns out to have ``total_steps``."""
+        self.phase_total = max(1, total_steps)
         self._apply()
 
     def get_lr(self) -> list[float]:  # type: ignore[override]

@@ -12,17 +12,26 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_families import CODES, CPU, FAMILIES, SIDE, backbone_of, pictures, vqgan
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import ChameleonForConditionalGeneration, Emu3ForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import (
+    ChameleonForConditionalGeneration,
+    Emu3ForConditionalGeneration,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfigs
 from swirl_lightning.backbones.images import to_pixels
+from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.callbacks.predictions import Predictions
+from swirl_lightning.checkpoint import base_identity
 from swirl_lightning.data import StateTokens, TransitionDataModule
 from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.transition import Transition
 from tiny import SPECIALS, byte_tokenizer, gemma_folder, quiet_trainer
+from tiny_liquid import SIZES
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +219,29 @@ def test_text_names_what_does_not_fit(broken, tmp_path):
 
 
 # ---- families ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("scaling", [1.0, 8.0])
+def test_logits_beyond_the_output_layer_are_refused(tmp_path, scaling):
+    tokenizer = byte_tokenizer()
+    config = GraniteConfig(vocab_size=len(tokenizer), logits_scaling=scaling, **SIZES)
+    GraniteForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = TextLLM(str(tmp_path), quantization=None, dtype="float32")
+    if scaling != 1:
+        with pytest.raises(ValueError, match="scales or caps"):
+            backbone.load_model()
+    else:
+        backbone.load_model()
+
+
+@pytest.mark.parametrize("name", ["chat", "emu3", "chameleon", "qwen_vl", "smolvlm"])
+def test_a_base_is_the_same_at_any_dtype(tmp_path, name):
+    folder = FAMILIES[name].write(tmp_path)
+    models = [
+        backbone_of(name, folder, dtype=dtype, quantization=None).load_model() for dtype in ("float32", "bfloat16")
+    ]
+    assert base_identity(models[0]) == base_identity(models[1])
+
+
 def test_another_family_is_named(folders):
     for name, folder, wanted in (
         ("emu3", "chat", r"'qwen2' model, needed: \['emu3'\]"),

@@ -116,6 +116,8 @@ def merged_bytes(model: nn.Module) -> int:
 
 def _fits(layers: list[Any]) -> bool:
     """Whether the dequantised weights take no more than :data:`MEMORY_SHARE` of what is free."""
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:  # macOS does not say
+        return False
     needed = sum(_bytes(layer) for layer in layers)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > MEMORY_SHARE * free:

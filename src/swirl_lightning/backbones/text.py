@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from swirl_lightning.backbones.base import Backbone, Grammar
@@ -78,7 +79,29 @@ class TextLLM(Backbone):
         rows = len(self.head(model).weight)
         if highest >= rows:
             misfit(self, f"its tokenizer has id {highest}, its output layer {rows} rows; use its own tokenizer files")
+        if not self._logits_are_the_heads(model):
+            misfit(self, "it scales or caps what its output layer gives, as Granite and Gemma-2 do; use another")
         return model
+
+    @torch.no_grad()
+    def _logits_are_the_heads(self, model: PreTrainedModel) -> bool:
+        """Whether the model's logits are its output layer's product alone: all that sampling and scoring compute.
+
+        The trunk is left out and hands over random hidden states, so that this costs next to nothing.
+        """
+        head, trunk = self.head(model), self.trunk(model)
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(1, 2, head.in_features, generator=generator).to(head.weight)
+        hidden = hidden * (20 / head(hidden).std())  # large enough for a cap to show
+        output: Any = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
+        output.router_logits = None  # mixtures of experts ask for it
+        forward = trunk.forward
+        trunk.forward = lambda *args, **kwargs: output
+        try:
+            given = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=hidden.device)).logits
+        finally:
+            trunk.forward = forward
+        return torch.allclose(given.float(), head(hidden).float(), rtol=0.05, atol=0.5)
 
     @cached_property
     def config(self) -> Any:

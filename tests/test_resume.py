@@ -1,0 +1,110 @@
+"""What a run goes on from: the end of another, its middle, and settings that have changed in between."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from swirl_lightning import GRPOConfig, LoraSettings
+from swirl_lightning.callbacks import PhaseSwitch
+from test_module import build, equal, snapshot, trainer
+from world import Digits
+
+HERE = Path(__file__).parent
+
+
+class Rates(Callback):
+    """The learning rate of every step, with its epoch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append((trainer.current_epoch, trainer.optimizers[0].param_groups[0]["lr"]))
+
+
+def fit(path, folder, switch, resume=None, limit_val_batches=0, **kwargs):
+    """Two steps an epoch; a checkpoint after each, and at the end of each epoch."""
+    module, rates = build(path, **kwargs), Rates()
+    saves = [
+        ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1),
+        ModelCheckpoint(folder, save_last=True, enable_version_counter=False, save_top_k=0),
+    ]
+    run = trainer(folder, switch, [rates, *saves], limit_val_batches=limit_val_batches)
+    run.fit(module, Digits(size=16, batch_size=8), ckpt_path=resume)
+    return module, rates.seen, run
+
+
+@pytest.mark.parametrize("limit_val_batches", [0, 1])
+def test_a_finished_run_has_nothing_left_to_do(gemma_path, tmp_path, limit_val_batches):
+    switch, last = {"warmup_epochs": 1, "iterations": 1}, tmp_path / "last.ckpt"
+    module, seen, run = fit(gemma_path, tmp_path, PhaseSwitch(**switch), limit_val_batches=limit_val_batches)
+    assert [epoch for epoch, _ in seen] == [0, 0, 1, 1, 2, 2]
+    again, seen, run = fit(gemma_path, tmp_path, PhaseSwitch(**switch), last, limit_val_batches)
+    assert not seen
+    assert run.global_step == 6
+    assert equal(snapshot(again), snapshot(module))
+    longer = PhaseSwitch(warmup_epochs=1, iterations=2)
+    _, seen, _ = fit(gemma_path, tmp_path, longer, last, limit_val_batches)
+    assert [epoch for epoch, _ in seen] == [3, 3, 4, 4]
+
+
+def test_more_warm_up_goes_on_with_the_longer_curve(gemma_path, tmp_path):
+    fit(gemma_path, tmp_path, PhaseSwitch(warmup_epochs=2, iterations=0))
+    _, alone, _ = fit(gemma_path, tmp_path / "alone", PhaseSwitch(warmup_epochs=4, iterations=0))
+    _, seen, _ = fit(gemma_path, tmp_path, PhaseSwitch(warmup_epochs=4, iterations=0), tmp_path / "last.ckpt")
+    assert seen == alone[4:]
+    assert all(rate > 0 for _, rate in seen)
+
+
+def test_a_schedule_that_renames_what_was_done_is_refused(gemma_path, tmp_path):
+    fit(gemma_path, tmp_path, PhaseSwitch(warmup_epochs=2, iterations=0))
+    with pytest.raises(ValueError, match=r"epochs were \['warmup', 'warmup'\].*phase_switch.warmup_epochs \(there 2\)"):
+        fit(gemma_path, tmp_path, PhaseSwitch(warmup_epochs=0, iterations=1), tmp_path / "last.ckpt")
+    module = build(gemma_path)  # a test trains nothing, so its schedule does not matter
+    trainer(tmp_path, PhaseSwitch(0)).test(module, Digits(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+
+
+def test_adapters_of_another_strength_are_refused(gemma_path, tmp_path):
+    switch = {"warmup_epochs": 1, "iterations": 0}
+    fit(gemma_path, tmp_path, PhaseSwitch(**switch), lora=LoraSettings(r=4, alpha=16))
+    with pytest.raises(ValueError, match=r"set model\.lora\.alpha to 16"):
+        trainer(tmp_path).test(
+            build(gemma_path, lora=LoraSettings(r=4, alpha=32)), Digits(), ckpt_path=tmp_path / "last.ckpt"
+        )
+
+
+def test_rollouts_in_use_survive(gemma_path, tmp_path):
+    """num_iterations 2, resumed between the two updates of a batch."""
+    settings = {"grpo": GRPOConfig(group_size=4, num_iterations=2)}
+    module, *_ = fit(gemma_path, tmp_path, PhaseSwitch(0, ["fwm"], 1), **settings)
+    again, seen, _ = fit(gemma_path, tmp_path / "2", PhaseSwitch(0, ["fwm"], 1), tmp_path / "step=1.ckpt", **settings)
+    assert len(seen) == 3
+    assert equal(snapshot(again), snapshot(module))
+
+
+def test_rollouts_in_use_survive_on_every_rank(gemma_path, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(HERE / "ddp_resume.py"), str(gemma_path), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        alone, resumed = (
+            torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for name in ("alone", "resumed")
+        )
+        assert equal(alone, resumed)
+    module = build(gemma_path, grpo=GRPOConfig(group_size=4, num_iterations=2))
+    with pytest.raises(ValueError, match="rollouts of 2 devices"):
+        trainer(tmp_path, PhaseSwitch(0, ["fwm"], 1)).fit(module, Digits(), ckpt_path=tmp_path / "step=1.ckpt")
+    trainer(tmp_path).test(module, Digits(), ckpt_path=tmp_path / "step=1.ckpt", verbose=False)
