@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -35,7 +36,8 @@ class Aurora(VisualSuite):
 
     Args:
         data_dir: see above.
-        tasks: of the test split; null for all that ``test.json`` has.
+        tasks: of the test split; null for all that ``test.json`` has. ``disc_edit`` takes those of them that have
+            such a file, and names the others.
         train_tasks: training sets to read; null for those of the paper that are there.
         validation_size: training records kept for validation.
         protocol: ``edit`` predicts the result of every instruction. ``disc_edit`` is the discriminative
@@ -105,13 +107,16 @@ class Aurora(VisualSuite):
     def _disc_records(self, findings: Findings) -> list[PictureRecord]:
         found: list[PictureRecord] = []
         item = 0
-        for task in self.tasks or [t for t in DISC_TASKS if self._disc_file(t) is not None]:
-            path = self._disc_file(task)
-            if path is None:
-                raise FileNotFoundError(
-                    f"AURORA: DiscEdit needs data/{task}/ or disc_edit_data/{task}/ with itm_test.json or "
-                    f"valid.json in {self.data_dir}. {self.source}"
-                )
+        chosen = self.tasks or DISC_TASKS
+        paths = {task: path for task in chosen if (path := self._disc_file(task)) is not None}
+        if not paths:
+            raise FileNotFoundError(
+                f"AURORA: DiscEdit needs data/<task>/ or disc_edit_data/<task>/ with itm_test.json or valid.json in "
+                f"{self.data_dir} for one of {', '.join(chosen)}; AURORA has {', '.join(DISC_TASKS)}. {self.source}"
+            )
+        if lacking := [task for task in self.tasks or () if task not in paths]:
+            rank_zero_warn(f"AURORA: DiscEdit goes without {', '.join(lacking)}: no itm_test.json or valid.json there")
+        for task, path in paths.items():
             for place, entry in self._entries(path, findings):
                 name = f"disc-{task}{place}"
                 picture = entry.get("input") or entry.get("image")
@@ -182,10 +187,9 @@ class Aurora(VisualSuite):
         return [PictureRecord(self.data_dir / str(before), after_path, words, place, meta)]
 
     # ---- metrics ---------------------------------------------------------------------------------
-    @property
-    def missing_metrics(self) -> dict[str, str]:
-        """As in `VisualSuite`; DiscEdit needs neither CLIP nor a judge."""
-        return {} if self.protocol == "disc_edit" else super().missing_metrics
+    def _look_for_missing(self) -> dict[str, str]:
+        """DiscEdit needs neither CLIP nor a judge."""
+        return {} if self.protocol == "disc_edit" and self._stage != "fit" else super()._look_for_missing()
 
     def state_metrics(self) -> MetricCollection:
         """DiscEdit, or CLIP scores and judge."""

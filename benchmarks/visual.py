@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torchmetrics import Metric, MetricCollection
 
 from swirl_lightning.benchmarks.suite import Suite
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.pictures import Findings, PictureRecord, PictureTransitions, usable
+from swirl_lightning.data.reading import first
 from swirl_lightning.judge import Judge
-from swirl_lightning.metrics.bert_score import BERTScore
+from swirl_lightning.metrics.bert_score import BERTScore, missing_model
 from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
 from swirl_lightning.metrics.exact_match import ExactMatch
 from swirl_lightning.metrics.judge import JudgeScore
@@ -33,8 +35,8 @@ class VisualSuite(Suite):
 
     Args:
         data_dir: folder in the official layout.
-        clip: CLIP checkpoint for CLIP scores, a hub name or a folder; null goes without, and
-            :attr:`missing_metrics` says so.
+        clip: CLIP checkpoint for CLIP scores, a hub name or a folder. Where it is null or cannot be loaded, runs go
+            without, and :attr:`missing_metrics` says so; ``bert`` likewise.
         judge: LLM judge of ``swirl test``; null goes without.
         kwargs: as for `Suite` (strict, bert, limit) and `TransitionDataModule`.
     """
@@ -52,6 +54,7 @@ class VisualSuite(Suite):
         super().__init__(data_dir, **kwargs)
         self.clip, self.judge = clip, judge
         self._checked: dict[str, list[PictureRecord]] = {}
+        self._missing: dict[str, str] = {}
         self._stage: str | None = None
 
     # ---- what a suite says -----------------------------------------------------------------------
@@ -67,15 +70,24 @@ class VisualSuite(Suite):
     category_key = "task"
 
     @property
+    def averages(self) -> Mapping[str, Sequence[str]]:
+        """Name of each mean over means of categories -> those categories; see `CategoryMeans`."""
+        return {}
+
+    @property
     def splits(self) -> tuple[Split, ...]:
         """The splits that this stage uses (and that :meth:`check` therefore reads)."""
         return ("warmup", "validation") if self._stage == "fit" else ("test",)
 
     # ---- Lightning's hooks -----------------------------------------------------------------------
     def setup(self, stage: str) -> None:
-        """Remembers the stage and runs :meth:`check`."""
+        """Remembers the stage, runs :meth:`check` and says which metrics are left out."""
         self._stage = stage
         super().setup(stage)
+        self._missing = self._look_for_missing()
+        if self._missing:
+            reasons = [f"{name}: {reason}" for name, reason in self._missing.items()]
+            rank_zero_warn(f"{self.suite}: metrics left out:{first(reasons)}")
 
     def check(self) -> None:
         """Reads and looks at everything that this stage uses, once.
@@ -111,10 +123,13 @@ class VisualSuite(Suite):
     # ---- metrics ---------------------------------------------------------------------------------
     @property
     def missing_metrics(self) -> dict[str, str]:
-        """Metrics that are not computed here, and what to do for each."""
+        """Metrics that are not computed here, and why; known after `setup`."""
+        return dict(self._missing)
+
+    def _look_for_missing(self) -> dict[str, str]:
         found = {
-            "clip": None if self.clip else f"set clip, for example to {DEFAULT_CLIP}",
-            "bert_score": None if self.bert else "set bert, for example to roberta-large",
+            "clip": missing_model(self.clip, "clip", DEFAULT_CLIP),
+            "bert_score": missing_model(self.bert),
             "bleu_word": None if find_spec("nltk") else "pip install swirl-lightning[text]",
             "judge": None if self.judge else "set judge",
         }
@@ -128,10 +143,10 @@ class VisualSuite(Suite):
     def state_metrics(self) -> MetricCollection:
         """CLIP scores and judge, as configured."""
         metrics: dict[str, Metric | MetricCollection] = {}
-        if self.clip:
+        if self.clip and "clip" not in self._missing:
             metrics |= self.clip_metrics(CLIPEncoder(self.clip))
         if self.judge is not None and self._judging:
-            metrics["judge"] = JudgeScore(self.judge, self.judge_template, self.categories, self.category_key)
+            metrics["judge"] = self._judge_score(self.judge, self.judge_template)
         return MetricCollection(metrics, compute_groups=False)
 
     def action_metrics(self) -> MetricCollection:
@@ -142,15 +157,18 @@ class VisualSuite(Suite):
         }
         if find_spec("nltk") is not None:
             metrics["bleu_word"] = BLEU("bleu_word", "word", field="action")
-        if self.bert:
+        if self.bert and "bert_score" not in self._missing:
             metrics["bert_score"] = BERTScore(self.bert, field="action")
         if self.judge is not None and self._judging:
-            metrics["judge"] = JudgeScore(self.judge, "action", self.categories, self.category_key)
+            metrics["judge"] = self._judge_score(self.judge, "action")
         return MetricCollection(metrics, compute_groups=False)
+
+    def _judge_score(self, judge: Judge, template: str) -> JudgeScore:
+        return JudgeScore(judge, template, self.categories, self.category_key, averages=self.averages)
 
     def clip_metrics(self, encoder: CLIPEncoder) -> dict[str, Metric]:
         """Similarity to target and source; a suite with scores of its own overrides this."""
-        return {"clip": CLIPSimilarity(encoder, self.categories, self.category_key)}
+        return {"clip": CLIPSimilarity(encoder, self.categories, self.category_key, averages=self.averages)}
 
     # ---- files -----------------------------------------------------------------------------------
     def require(self, path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +33,9 @@ class WorldPrediction(VisualSuite):
     Rollout: the start frame is the first frame of the first segment; step k has the label of segment k as
     its action and the last frame of segment k as its reference; each step starts from the model's own
     previous frame. Scores are given for each turn, dataset and both (``judge/turn 3``, ``judge/COIN``,
-    ``judge/COIN/turn 3``). The segments are the sample's ``original_segments`` where the file names them, and
-    otherwise those of the right candidate.
+    ``judge/COIN/turn 3``), and as the paper's mean over turns (``judge/mean over turns``): the late turns, which few
+    samples have, weigh as much as the first, and in ``judge`` as many as they are. The segments are the sample's
+    ``original_segments`` where the file names them, and otherwise those of the right candidate.
 
     Multiple choice: ``choice/idm_accuracy`` and ``choice/fwm_accuracy``, see `Evaluator`; a candidate of
     several segments is read as "first label, then second label".
@@ -97,8 +98,12 @@ class WorldPrediction(VisualSuite):
     def categories(self) -> tuple[str, ...]:
         """Turns, datasets, and turns of datasets."""
         names = sorted({record.meta["dataset"] for record in self.checked("test")})
-        turns = [f"turn {turn}" for turn in range(1, self.max_turns + 1)]
-        return (*turns, *names, *(f"{name}/{turn}" for name in names for turn in turns))
+        return (*self._turns, *names, *(f"{name}/{turn}" for name in names for turn in self._turns))
+
+    @property
+    def averages(self) -> Mapping[str, Sequence[str]]:
+        """The paper's headline number."""
+        return {"mean over turns": self._turns}
 
     def prepare_data(self) -> None:
         """Cuts out the frames in one process, so that the others find them."""
@@ -138,6 +143,10 @@ class WorldPrediction(VisualSuite):
         return _Rollouts(self.checked(split), self.max_turns, self._groups)
 
     # ---- parts -----------------------------------------------------------------------------------
+    @property
+    def _turns(self) -> list[str]:
+        return [f"turn {turn}" for turn in range(1, self.max_turns + 1)]
+
     def _plans(self, findings: Findings) -> list[Plan]:
         paths = {task: self.data_dir / f"WorldPrediction-{task}.json" for task in self.tasks or TASKS}
         if self.tasks is None:

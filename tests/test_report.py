@@ -50,6 +50,16 @@ def test_a_run_beside_the_paper(tmp_path, capsys):
     assert "SWIRL iteration 1" in capsys.readouterr().out
 
 
+def test_world_prediction_is_compared_by_its_mean_over_turns(tmp_path):
+    """The paper's figure; a mean over all steps would weigh the first turns more."""
+    values = {"fwm/sampled/judge": 9.0, "fwm/sampled/judge/mean over turns": 2.0, "fwm/sampled/judge/turn 6": 1.0}
+    main([str(write(tmp_path / "run", "WorldPrediction", **values))])
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "| | judge 0-10, mean over turns | turn 6 |" in text
+    assert "| SFT (paper) | 1.63 | 0.97 |" in text
+    assert "| SWIRL iteration 1 | 2.00 | 1.00 |" in text
+
+
 def test_several_runs_and_suites(tmp_path, monkeypatch):
     runs = [write(tmp_path / "a"), write(tmp_path / "b" / "version_0"), write(tmp_path / "c", "ByteMorph")]
     monkeypatch.chdir(tmp_path)

@@ -66,17 +66,17 @@ SUITES: dict[str, SuiteTable] = {
     ),
     "WorldPrediction": SuiteTable(
         {
-            f"{_STATE}judge": "judge 0-10, all turns",
+            f"{_STATE}judge/mean over turns": "judge 0-10, mean over turns",
             **_TURNS,
-            f"{_STATE}clip_target": "CLIP target",
+            f"{_STATE}clip_target/mean over turns": "CLIP target, mean over turns",
             "choice/idm_accuracy": "choice % (IDM)",
             "choice/fwm_accuracy": "choice % (FWM)",
         },
         {
-            "SFT (paper)": {f"{_STATE}judge": 1.63, f"{_STATE}judge/turn 6": 0.97},
-            "SWIRL one-shot, IDM→FWM (paper)": {f"{_STATE}judge": 1.89},
-            "SWIRL iterative (paper)": {f"{_STATE}judge": 1.74},
-            "SWIRL iterative, shared weights (paper)": {f"{_STATE}judge": 1.68},
+            "SFT (paper)": {f"{_STATE}judge/mean over turns": 1.63, f"{_STATE}judge/turn 6": 0.97},
+            "SWIRL one-shot, IDM→FWM (paper)": {f"{_STATE}judge/mean over turns": 1.89},
+            "SWIRL iterative (paper)": {f"{_STATE}judge/mean over turns": 1.74},
+            "SWIRL iterative, shared weights (paper)": {f"{_STATE}judge/mean over turns": 1.68},
             "best SWIRL at turn 6 (paper)": {f"{_STATE}judge/turn 6": 1.11},
         },
         {"choice/idm_accuracy": 100, "choice/fwm_accuracy": 100},

@@ -11,6 +11,7 @@ from PIL import Image
 
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.callbacks.predictions import Predictions
+from text_suites import bert_folder
 from visual_world import clip_folder, liquid_folder, model, odd_pictures, save, trainer, write_aurora
 
 REAL = Path(__file__).parents[3] / "shared" / "samples" / "aurora"
@@ -170,6 +171,23 @@ def test_end_to_end_and_resumed(tmp_path, base, clip, monkeypatch):
     assert fourth.memory.hits == 0
 
 
+def test_models_that_cannot_be_loaded_leave_their_metrics_out(tmp_path, base, clip):
+    """Before the base is loaded, and told in the results; the rest is scored."""
+    write_aurora(tmp_path / "data")
+    bert = str(bert_folder(tmp_path / "bert"))
+    data = Aurora(data_dir=str(tmp_path / "data"), clip=str(tmp_path / "none"), bert=bert, eval_batch_size=6)
+    with pytest.warns(UserWarning, match=r"AURORA: metrics left out:\n  clip: '.*none' cannot be loaded"):
+        results, _ = run(base, data, tmp_path)
+    assert list(data.missing_metrics) == ["clip", "judge"]
+    assert not any("clip" in key for key in results)
+    assert "test/idm/sampled/bert_score" in results
+    data = Aurora(data_dir=str(tmp_path / "data"), clip=clip, bert="no such model!")
+    data.setup("test")
+    assert "'no such model!' cannot be loaded" in data.missing_metrics["bert_score"]
+    assert "bert_score" not in data.action_metrics()
+    assert "clip" in data.state_metrics()
+
+
 def test_broken_data_is_named_counted_and_the_rest_is_scored(tmp_path, base, clip):
     """Issue 4, must show 5."""
     root = tmp_path / "data"
@@ -227,6 +245,22 @@ def test_disc_edit(tmp_path, base):
     score, error = (results[f"test/fwm/sampled/disc_edit{s}"] for s in ("", "_standard_error"))
     assert 6 * score == pytest.approx(round(6 * score))
     assert error == pytest.approx((score * (1 - score) / 6) ** 0.5)
+
+
+def test_disc_edit_takes_the_chosen_tasks_that_have_such_files(tmp_path):
+    save(tmp_path / "a.png", 1)
+    item = {"image": "a.png", "pos": "put it there", "neg": "put it away"}
+    for task in ("whatsup", "clevr"):
+        (tmp_path / "data" / task).mkdir(parents=True)
+        (tmp_path / "data" / task / "valid.json").write_text(json.dumps([item]))
+    options = {"data_dir": str(tmp_path), "protocol": "disc_edit", "clip": str(tmp_path / "none")}
+    data = Aurora(tasks=["magicbrush", "whatsup", "something"], **options)
+    with pytest.warns(UserWarning, match="DiscEdit goes without magicbrush, something") as caught:
+        data.setup("test")
+    assert not any("left out" in str(w.message) for w in caught)  # it needs no CLIP
+    assert {r.meta["task"] for r in data.split("test")} == {"whatsup"}
+    with pytest.raises(FileNotFoundError, match=r"DiscEdit needs .* for one of magicbrush; AURORA has whatsup, "):
+        Aurora(tasks=["magicbrush"], **options).setup("test")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no AURORA samples beside the repository")

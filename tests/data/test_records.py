@@ -3,7 +3,10 @@ import json
 import pytest
 from PIL import Image
 
+from swirl_lightning import SWIRL
+from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import JSONLTransitions
+from tiny import quiet_trainer, text_backbone
 
 
 def write(path, *records):
@@ -40,6 +43,7 @@ BROKEN = {
     '{"before": "a", "after_image": "none.png", "action": "c"}': "cannot read after_image",
     '{"before": "a", "after_image": "w.jsonl", "action": "c"}': "cannot read after_image",
 }
+HALF = "a\ud83d"  # json.dumps escapes it, so the file itself is UTF-8
 
 
 def test_broken_records_are_skipped_counted_and_reported(tmp_path):
@@ -57,6 +61,13 @@ def test_strict_raises_with_the_line_number(tmp_path):
     data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", GOOD, "{"), strict=True)
     with pytest.raises(ValueError, match=r"w\.jsonl:2: not JSON"):
         data.split("warmup")
+
+
+@pytest.mark.parametrize("field", ["before", "after", "action", "id", "task"])
+def test_half_of_a_surrogate_pair_breaks_its_record(tmp_path, field):
+    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", GOOD, GOOD | {field: HALF}))
+    with pytest.warns(UserWarning, match=rf"w\.jsonl:2: {field} holds half of a surrogate pair"):
+        assert len(data.split("warmup")) == 1
 
 
 def test_bytes_that_are_no_text_break_one_record_only(tmp_path):
@@ -126,3 +137,63 @@ def test_missing_files_and_splits(tmp_path):
     empty = JSONLTransitions(test=write(tmp_path / "t.jsonl"))
     with pytest.raises(ValueError, match="JSONLTransitions: the split 'test' is empty"):
         empty.test_dataloader()
+
+
+class ModelLoads(Exception):
+    """The data are fine."""
+
+
+class Model(SWIRL):
+    def configure_model(self):
+        raise ModelLoads
+
+
+def start(data, folder, base, *, phases=None, command="fit", **options):
+    switch = PhaseSwitch(**({"warmup_epochs": 1, "iterations": 1} | (phases or {})))
+    trainer = quiet_trainer(folder, switch, max_epochs=options.pop("max_epochs", -1), **options)
+    getattr(trainer, command)(Model(text_backbone(base)), datamodule=data)
+
+
+WRONG = {"source": "a door", "target": "an open door", "action": "open"}
+
+
+@pytest.mark.parametrize(
+    ("split", "command"),
+    [
+        *((split, "fit") for split in ("warmup", "state_only", "validation")),
+        *(("validation", "validate"), ("test", "test"), ("test", "predict")),
+    ],
+)
+def test_a_split_that_cannot_be_used_is_told_before_the_model_loads(tmp_path, gemma_path, split, command):
+    paths = {name: write(tmp_path / f"{name}.jsonl", GOOD) for name in ("warmup", "state_only", "validation", "test")}
+    with pytest.raises(ModelLoads):
+        start(JSONLTransitions(**paths), tmp_path, gemma_path, command=command)
+    (tmp_path / f"{split}.jsonl").write_text(json.dumps(WRONG))
+    with pytest.raises(ValueError, match=rf"none of .*{split}\.jsonl .* {split}:\n.*:1: needs one of before and"):
+        start(JSONLTransitions(**paths), tmp_path, gemma_path, command=command)
+    del paths[split]
+    with pytest.raises(ValueError, match=f"no file is given for the split '{split}'; set it in data"):
+        start(JSONLTransitions(**paths), tmp_path, gemma_path, command=command)
+
+
+@pytest.mark.parametrize(
+    ("unused", "phases", "options"),
+    [
+        ("warmup", {"warmup_epochs": 0}, {}),
+        ("state_only", {"iterations": 0}, {}),
+        ("state_only", {"warmup_epochs": 2, "iterations": None}, {"max_epochs": 2}),
+        ("validation", {}, {"limit_val_batches": 0}),
+        ("test", {}, {}),
+    ],
+)
+def test_a_split_that_is_not_needed_need_not_be_there(tmp_path, gemma_path, unused, phases, options):
+    paths = {name: write(tmp_path / f"{name}.jsonl", GOOD) for name in ("warmup", "state_only", "validation", "test")}
+    del paths[unused]
+    with pytest.raises(ModelLoads):
+        start(JSONLTransitions(**paths), tmp_path, gemma_path, phases=phases, **options)
+
+
+def test_without_a_schedule_what_is_named_is_read(tmp_path):
+    data = JSONLTransitions(state_only=write(tmp_path / "s.jsonl", WRONG))
+    with pytest.raises(ValueError, match=r"s\.jsonl:1: needs one of before"):
+        data.setup("fit")

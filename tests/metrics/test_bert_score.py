@@ -54,3 +54,4 @@ def test_missing_model(encoder, tmp_path):
     assert missing_model(encoder) is None
     assert missing_model(None) == "set bert, for example to roberta-large"
     assert "cannot be loaded" in missing_model(str(tmp_path))
+    assert missing_model(None, "clip", "a/b") == "set clip, for example to a/b"

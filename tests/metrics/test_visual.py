@@ -81,6 +81,14 @@ def test_similarity_by_hand():
     assert found["clip_source/b"] == 0
 
 
+def test_the_mean_of_the_means_of_categories():
+    metric = CLIPSimilarity(Vectors(), ["a", "b", "c"], averages={"mean over tasks": ["a", "b", "c"], "none": ["c"]})
+    metric.update([Y, Y, X, Y], [row(X, Y, task=task) for task in "aaab"])
+    found = {k: float(v) for k, v in metric.compute().items() if k.startswith("clip_target")}
+    names = ("clip_target", "clip_target/a", "clip_target/b", "clip_target/mean over tasks")
+    assert found == pytest.approx(dict(zip(names, (3 / 4, 2 / 3, 1, 5 / 6), strict=True)))
+
+
 def test_byte_morph_by_hand():
     metric = ByteMorphDirections(Vectors(), ["camera_zoom", "interaction"])
     texts = {"src_caption": "1 0 0", "tgt_caption": "0 1 0"}

@@ -157,11 +157,20 @@ def text_field(fields: Mapping[str, Any], name: str, *, empty: bool = False) -> 
     value = fields.get(name)
     if not isinstance(value, str) or not (empty or value.strip()):
         raise BrokenRecord(f"{name} must be a text that is not empty, got {str(value)[:60]!r}")
+    return encodable(value, name)
+
+
+def encodable(text: str, name: str) -> str:
+    """The text of a field.
+
+    Raises:
+        BrokenRecord: it holds half of a surrogate pair, as JSON's escapes may: it cannot be hashed or written.
+    """
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise BrokenRecord(f"{name} holds half of a surrogate pair") from None
-    return value
+    return text
 
 
 def halves(episodes: Mapping[str, str], seed: int) -> tuple[set[str], set[str]]:

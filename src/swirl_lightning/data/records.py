@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from swirl_lightning.data.images import PictureSource, open_rgb, picture_problem
 from swirl_lightning.data.module import Split, TransitionDataModule
-from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, lines, parse_object
+from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, encodable, first, lines, parse_object
 from swirl_lightning.transition import State, Transition
 
 
@@ -23,6 +23,7 @@ class JSONLTransitions(TransitionDataModule):
 
     A parquet file has the same names as columns; its pictures may also be stored in it, as bytes or as the hub's
     ``{bytes, path}``. Files are read line by line; pictures are checked at the start and opened when they are needed.
+    The splits that a command needs are read in `setup`, before the model loads.
 
     Args:
         warmup: file of labelled transitions.
@@ -34,9 +35,10 @@ class JSONLTransitions(TransitionDataModule):
         kwargs: see `TransitionDataModule`.
 
     Raises:
-        FileNotFoundError: a named file does not exist.
-        ImportError: a parquet file, and no ``pyarrow``.
-        ValueError: ``strict`` and a broken record, or a split without any record.
+        FileNotFoundError: at setup, a named file does not exist.
+        ImportError: at setup, a parquet file and no ``pyarrow``.
+        ValueError: at setup, ``strict`` and a broken record, a split without any usable record, or no file for a
+            split that the command needs.
     """
 
     def __init__(
@@ -62,11 +64,41 @@ class JSONLTransitions(TransitionDataModule):
         if missing:
             raise FileNotFoundError(f"no such file: {'; '.join(missing)}")
 
+    def setup(self, stage: str) -> None:
+        """Runs :meth:`check`, then reads the splits that the command needs."""
+        super().setup(stage)
+        for split in self._splits_of(stage):
+            self.split(split)
+
+    def _splits_of(self, stage: str) -> list[Split]:
+        from swirl_lightning.callbacks.phase_switch import PhaseSwitch  # callbacks know the data
+
+        trainer: Any = self.trainer
+        if stage in ("test", "predict"):
+            return ["test"]
+        validated: list[Split] = [] if trainer and trainer.limit_val_batches == 0 else ["validation"]
+        if stage == "validate":
+            return validated
+        # data are set up before PhaseSwitch hands its schedule to the module
+        switches = [callback for callback in trainer.callbacks if isinstance(callback, PhaseSwitch)] if trainer else []
+        if not switches:
+            return [split for split in get_args(Split) if split in self.paths and split != "test"]
+        schedule = switches[0].schedule
+        ends = [epochs for epochs in (schedule.epochs, trainer.max_epochs) if epochs not in (None, -1)]
+        needed: list[Split] = ["warmup"] if schedule.warmup_epochs > 0 else []
+        if not ends or min(ends) > schedule.warmup_epochs:
+            needed.append("state_only")
+        return needed + validated
+
     def load_split(self, split: Split) -> Sequence[Transition]:
-        """Reads a split's file."""
+        """Reads a split's file.
+
+        Raises:
+            ValueError: no file is given, or none of its records can be used.
+        """
         if split not in self.paths:
             raise ValueError(
-                f"no file is given for the split {split!r}; set it in data.init_args "
+                f"no file is given for the split {split!r}; set it in data.init_args{_WITHOUT.get(split, '')} "
                 f"(given: {sorted(self.paths)} of {list(get_args(Split))})"
             )
         found: list[_Record] = []
@@ -77,9 +109,18 @@ class JSONLTransitions(TransitionDataModule):
             except BrokenRecord as error:
                 broken.add(place, error)
         self.skipped[split] = len(broken)
+        if broken.messages and not found:
+            every = f"none of the {len(broken)} records in {self.paths[split]} can be used as {split}"
+            raise ValueError(f"{every}:{first(broken.messages)}")
         broken.report(len(found))
         return _Records(found)
 
+
+_WITHOUT = {
+    "state_only": ", or phase_switch.iterations to 0",
+    "validation": ", or trainer.limit_val_batches to 0",
+}
+"""How to do without a split."""
 
 _Source = str | PictureSource
 """A text, or a picture that is not open yet."""
@@ -134,6 +175,9 @@ def _rows(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, An
 
 
 def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool) -> _Record:
+    for name, value in fields.items():
+        if isinstance(value, str):
+            encodable(value, name)
     before, after = (_state(fields, name, folder) for name in ("before", "after"))
     action = fields.pop("action", None)
     if action is not None and not (isinstance(action, str) and action.strip()):

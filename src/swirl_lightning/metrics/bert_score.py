@@ -65,12 +65,18 @@ class BERTScore(RowMean):
         return values
 
 
-def missing_model(model: str | None) -> str | None:
-    """Why BERTScore cannot be computed with this model, without loading it; None if it can."""
+def missing_model(model: str | None, option: str = "bert", example: str = "roberta-large") -> str | None:
+    """Why a metric cannot be computed with this model, without loading its weights; None if it can.
+
+    Args:
+        model: hub name or folder.
+        option: of the DataModule, which names the model.
+        example: of its value.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
-    if model is None:
-        return "set bert, for example to roberta-large"
+    if not model:
+        return f"set {option}, for example to {example}"
     try:
         AutoConfig.from_pretrained(model)
         AutoTokenizer.from_pretrained(model)

@@ -34,7 +34,7 @@ class ByteMorphDirections(CategoryMeans):
         encoder: the CLIP model; the benchmark's is ``openai/clip-vit-base-patch32``.
         categories: edit types.
         by: see `CategoryMeans`.
-        kwargs: as for `torchmetrics.Metric`.
+        kwargs: as for `CategoryMeans`.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,15 @@ class CategoryMeans(Metric):
     """Base of metrics that give each transition some values; subclasses implement ``update``.
 
     ``compute`` returns a dictionary: ``<name>`` is the mean over all rows that have the value, and
-    ``<name>/<category>`` the mean within a category. A category without rows is left out.
+    ``<name>/<category>`` the mean within a category, ``<name>/<average>`` the mean of the means of several
+    categories, whatever the number of their rows. A category without rows is left out of both.
 
     Args:
         names: of the values.
         categories: known in advance, so that all devices agree on them; rows of others count for the
             overall mean only.
         by: key of ``Transition.meta`` that holds a row's category, or a list of several.
+        averages: name of each average -> its categories.
         kwargs: as for `torchmetrics.Metric`.
     """
 
@@ -32,9 +34,17 @@ class CategoryMeans(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, names: Sequence[str], categories: Sequence[str] = (), by: str = "task", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        categories: Sequence[str] = (),
+        by: str = "task",
+        averages: Mapping[str, Sequence[str]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.names, self.categories, self.by = tuple(names), tuple(categories), by
+        self.averages = dict(averages or {})
         shape = (len(self.categories) + 1, len(self.names))  # the last row: all
         self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
@@ -58,4 +68,8 @@ class CategoryMeans(Metric):
             for place, key in enumerate(keys):
                 if (count := self.counts[place, column]) > 0:
                     found[key] = (self.sums[place, column] / count).float()
+            for average, categories in self.averages.items():
+                means = [found[key] for category in categories if (key := f"{name}/{category}") in found]
+                if means:
+                    found[f"{name}/{average}"] = torch.stack(means).mean()
         return found

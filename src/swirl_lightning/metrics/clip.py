@@ -102,7 +102,7 @@ class CLIPSimilarity(CategoryMeans):
         encoder: the CLIP model.
         categories: see `CategoryMeans`.
         by: see `CategoryMeans`.
-        kwargs: as for `torchmetrics.Metric`.
+        kwargs: as for `CategoryMeans`.
     """
 
     def __init__(self, encoder: CLIPEncoder, categories: Sequence[str] = (), by: str = "task", **kwargs: Any) -> None:

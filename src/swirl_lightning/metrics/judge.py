@@ -29,7 +29,7 @@ class JudgeScore(CategoryMeans):
         template: name in `swirl_lightning.judge_templates.TEMPLATES`.
         categories: see `CategoryMeans`.
         by: see `CategoryMeans`.
-        kwargs: as for `torchmetrics.Metric`.
+        kwargs: as for `CategoryMeans`.
     """
 
     COUNTS = ("asked", "unparsable", "failed", "prompt_tokens", "completion_tokens")
