@@ -77,7 +77,8 @@ class VisualSuite(Suite):
     @property
     def splits(self) -> tuple[Split, ...]:
         """The splits that this stage uses (and that :meth:`check` therefore reads)."""
-        return ("warmup", "validation") if self._stage == "fit" else ("test",)
+        used: dict[str | None, tuple[Split, ...]] = {"fit": ("warmup", "validation"), "validate": ("validation",)}
+        return used.get(self._stage, ("test",))
 
     # ---- Lightning's hooks -----------------------------------------------------------------------
     def setup(self, stage: str) -> None:
