@@ -1,4 +1,4 @@
-"""Predictions of a test run as files: pictures, JSON lines, a contact sheet; resumable."""
+"""Predictions as files: pictures, JSON lines, a contact sheet; resumable."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 
 from swirl_lightning.callbacks.pictures import picture_grid
@@ -22,19 +23,19 @@ CONTACT_SHEET = "contact_sheet.png"
 
 
 class Predictions(Callback):
-    """Writes what ``swirl test`` predicts into ``predictions/`` of the run's folder, as it is generated.
+    """Writes what ``swirl test`` and ``swirl predict`` generate into ``predictions/`` of the run's folder, at once.
 
     - ``<mode>-rank<r>.jsonl``: a line per prediction: id, action, the IDM's action, and the predicted state
-      (words, or the name of a picture beside it).
+      (words, or the name of a picture beside it). ``predict`` is a mode of its own.
     - ``<mode>/<id>.png``: predicted pictures.
     - ``contact_sheet.png``: before, after, predicted and the action, for visual suites.
     - ``generated-rank<r>.jsonl``: the tokens of everything generated. Killed and started again with the same
-      settings, weights and data, a test generates none of it twice; anything else is generated anew.
+      settings, weights and data, a command generates none of it twice; anything else is generated anew.
 
     Args:
         folder: name of the folder, in the run's folder, or a path of its own.
         contact_sheet_rows: transitions on the contact sheet; 0 for none.
-        resume: reuse what an earlier, interrupted test has generated.
+        resume: reuse what an earlier, interrupted command has generated.
 
     Raises:
         ValueError: ``contact_sheet_rows`` is negative.
@@ -69,7 +70,11 @@ class Predictions(Callback):
         """Writes the contact sheet and lets go of the evaluator."""
         if self._sheet and trainer.is_global_zero:
             contact_sheet(self._sheet).save(self._place / CONTACT_SHEET)
+        rank_zero_info(f"predictions: {self._place}")
         self.teardown(trainer, pl_module, "test")
+
+    on_predict_start = on_test_start
+    on_predict_end = on_test_end
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Closes the files."""
@@ -136,8 +141,9 @@ def generation_settings(module: Any) -> dict[str, Any]:
     return {
         "base": [backbone.name, backbone.revision, module.base_identity],
         "tokens": backbone.fingerprint(),
-        "precision": [backbone.quantization, str(backbone.dtype)],
-        "adapters": weights.hexdigest(),
+        "grammars": {role: [g.max_length, g.eos, g.forced] for role, g in module.models.grammars.items()},
+        "precision": [backbone.quantization, str(backbone.dtype), str(module.trainer.precision)],
+        "adapters": [weights.hexdigest(), module.lora.alpha],
         "sampling": dataclasses.asdict(module.sampling),
         "seed": module.evaluation.seed,
         "best_of": module.evaluation.best_of,

@@ -157,6 +157,22 @@ def test_test_adds_its_row_and_keeps_the_others(finished, capsys):
     assert yaml.safe_load((run / "config.yaml").read_text())["phase_switch"]["iterations"] == 1
 
 
+def test_predict_writes_every_row_and_generates_none_twice(finished):
+    path, run = finished / "config.yaml", finished / "runs" / "r"
+    written, sizes = run / "predictions" / "predict-rank0.jsonl", []
+    for _ in range(2):
+        here("predict", "-c", path, "--ckpt_path", run / "checkpoints" / "last.ckpt")
+        rows = [json.loads(line) for line in written.read_text().splitlines()]
+        assert sorted(row["id"] for row in rows) == sorted(f"test-{n}" for n in range(32))
+        assert all(row["predicted_action"] is not None and row["predicted_state"] is not None for row in rows)
+        sizes.append((run / "predictions" / "generated-rank0.jsonl").stat().st_size)
+    assert sizes[0] == sizes[1]
+    # longer actions may be generated: what is kept of shorter ones does not stand for them
+    longer = ("--model.init_args.backbone.init_args.max_action_tokens", "6")
+    here("predict", "-c", path, "--ckpt_path", run / "checkpoints" / "last.ckpt", *longer)
+    assert (run / "predictions" / "generated-rank0.jsonl").stat().st_size > sizes[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "args", "words"),
     [

@@ -7,11 +7,12 @@ import sys
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from swirl_lightning.callbacks import PhaseProgressBar, PhaseSwitch
+from swirl_lightning.callbacks.predictions import Predictions
 from swirl_lightning.checkpoint import check_file
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
@@ -41,6 +42,12 @@ class SwirlCLI(LightningCLI):
         if config.get("enable_progress_bar") is not False and not own:
             callbacks = [*callbacks, PhaseProgressBar()]
         return super()._instantiate_trainer(config, callbacks)
+
+    def before_predict(self) -> None:
+        """Predictions go to files: as :class:`Predictions` writes them, unless the config has a writer of its own."""
+        if not any(isinstance(c, (Predictions, BasePredictionWriter)) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            self.trainer.callbacks.append(Predictions())  # type: ignore[attr-defined]
+        self.config.predict.return_predictions = False  # nobody reads them, and pictures would fill the memory
 
     def _parse_ckpt_path(self) -> None:
         """Refuse a missing or broken checkpoint before Lightning reads it or a model is loaded."""

@@ -204,15 +204,19 @@ class Evaluator:
             )
         before, after = self._encode_states(transitions, device)
         found: list[dict[str, Any]] = [{"id": t.id, "action": t.action} for t in transitions]
+        words: list[str | None] = [None] * len(transitions)
+        states: list[State | None] = [None] * len(transitions)
         actions = [self._backbone.encode_action(t.action or "") for t in transitions]
         if self._inverse:
             for n, guess in enumerate(self._actions(transitions, before, after, mode)):
-                found[n]["predicted_action"] = self._backbone.decode_action(guess)
+                found[n]["predicted_action"] = words[n] = self._backbone.decode_action(guess)
                 actions[n] = actions[n] if transitions[n].action else guess
         if self._forward:
             futures = self._futures(transitions, before, actions, mode)
             for n, state in enumerate(self._backbone.decode_states(futures, device)):
-                found[n]["predicted_state"] = state
+                found[n]["predicted_state"] = states[n] = state
+        if self.listener is not None:
+            self.listener("predict", transitions, states, words)
         return found
 
     # ---- parts -----------------------------------------------------------------------------------

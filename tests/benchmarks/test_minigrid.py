@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ from swirl_lightning.benchmarks.minigrid import (
     split_of,
 )
 from swirl_lightning.benchmarks.minigrid.tiles import HELD_OUT, INDEX, Cell, atlas, layout
+from swirl_lightning.cli import main
 from swirl_lightning.transition import Transition
 
 FLOOR, WALL, KEY, AGENT = (
@@ -299,3 +301,17 @@ def test_missing_simulator_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "minigrid", None)
     with pytest.raises(ImportError, match=r"pip install swirl-lightning\[minigrid\]"):
         MiniGrid().setup("fit")
+
+
+def test_predict_writes_the_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    data = ["--data.init_args.test_size", "3", "--data.init_args.eval_batch_size", "2"]
+    log = ["--trainer.logger.init_args.save_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"]
+    main(["predict", "-c", "configs/minigrid_quickstart.yaml", *data, *log])
+    folder = tmp_path / "quickstart" / "predictions"
+    rows = [json.loads(line) for line in (folder / "predict-rank0.jsonl").read_text().splitlines()]
+    assert len({row["predicted_state"] for row in rows}) == 3
+    for row in rows:
+        with Image.open(folder / row["predicted_state"]) as frame:
+            assert frame.size == (48, 48)
+    assert (folder / "contact_sheet.png").exists()
