@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from swirl_lightning.benchmarks.text_suite import Part, TextSuite
-from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, records, text_field
 from swirl_lightning.transition import Transition
 
@@ -34,8 +33,6 @@ class ScienceWorld(TextSuite):
         tasks: names of tasks to keep; None for all.
         file: the file's name.
         per_task: report the metrics of states for each task, too.
-        limit: so many steps of the validation and of the test split, at equal distances: the file is in the
-            order of tasks, and its beginning would be a few of them. None for all.
         kwargs: as for `TextSuite`.
     """
 
@@ -92,14 +89,6 @@ class ScienceWorld(TextSuite):
         if unknown:
             raise ValueError(f"unknown ScienceWorld tasks {unknown}; {self.path} has {sorted(known)}")
         return [row for row in rows if self.tasks is None or row.meta["task"] in self.tasks]
-
-    def load_split(self, split: Split) -> Sequence[Transition]:
-        """A half of the training episodes, or an official split, thinned out to ``limit``."""
-        if split not in ("validation", "test"):
-            return super().load_split(split)
-        rows = self._part("test" if split == "test" else "validation")
-        count = min(self.limit or len(rows), len(rows))
-        return [rows[place * len(rows) // count] for place in range(count)]
 
     def stratum(self, row: Transition) -> str:
         """Each task is halved on its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,15 +27,18 @@ class TextSuite(Suite):
     """A benchmark of textual states in a folder of its official layout.
 
     A subclass says which files it needs (`files`), reads them (`read`), and gives every transition the key
-    ``episode`` in its ``meta``. Half of the training episodes are labelled, half are state-only. Everything
-    that a command needs is read and checked in `setup`, before the model loads.
+    ``episode`` in its ``meta``, and ``split`` where it tests on several. Half of the training episodes are
+    labelled, half are state-only. Everything that a command needs is read and checked in `setup`, before the
+    model loads.
 
     Args:
         data_dir: the folder.
         split_seed: of the choice of labelled episodes. Apart from ``seed``, so that runs with different seeds
             can be compared on the same data.
         validation_episodes: training episodes kept for validation, where the suite has no validation split.
-        kwargs: as for `Suite` (strict, bert, limit) and `TransitionDataModule`.
+        limit: so many transitions of the test part, and of an official validation part, chosen by `spread`;
+            :attr:`counts` says how many are left out. None for all.
+        kwargs: as for `Suite` (strict, bert) and `TransitionDataModule`.
 
     Raises:
         FileNotFoundError: at setup, with the number of missing files and the first ten.
@@ -103,11 +107,9 @@ class TextSuite(Suite):
 
     # ---- splits ----------------------------------------------------------------------------------
     def load_split(self, split: Split) -> Sequence[Transition]:
-        """A half of the training episodes, or an official split."""
-        if split == "test":
-            return self._part("test")[: self.limit]
-        if split == "validation" and self.validation_is_official:
-            return self._part("validation")
+        """A half of the training episodes, or an official split, thinned out to ``limit``."""
+        if split == "test" or (split == "validation" and self.validation_is_official):
+            return self._limited("test" if split == "test" else "validation")
         rows = self._part("train")
         strata = {str(row.meta["episode"]): self.stratum(row) for row in rows}
         held: set[str] = set()
@@ -123,6 +125,14 @@ class TextSuite(Suite):
         if part not in self._parts:
             self._parts[part] = self.read(part)
         return self._parts[part]
+
+    def _limited(self, part: Part) -> Sequence[Transition]:
+        rows = self._part(part)
+        kept = spread(rows, self.limit)
+        if left_out := len(rows) - len(kept):
+            counts = {"records": len(rows), **self.counts.get(part, {})}
+            self.counts[part] = {**counts, "used": len(kept), "left out by limit": left_out}
+        return kept
 
     def _count(self, part: str, broken: BrokenRecords, used: int) -> None:
         """Note and report what was read."""
@@ -172,3 +182,21 @@ class TextSuite(Suite):
                 except ImportError as error:
                     missing[name] = str(error)
         return missing
+
+
+def spread(rows: Sequence[Transition], limit: int | None) -> Sequence[Transition]:
+    """``limit`` transitions, always the same: one of each ``meta["split"]``, the rest in proportion to its size.
+
+    Within a split they are at equal distances: files are in the order of tasks, and the first rows would be a few
+    tasks' alone.
+    """
+    if limit is None or limit >= len(rows):
+        return rows
+    splits: dict[str, list[Transition]] = {}
+    for row in rows:
+        splits.setdefault(str(row.meta.get("split")), []).append(row)
+    shares = sorted((place / len(found), name) for name, found in splits.items() for place in range(len(found)))
+    counts = Counter(name for _, name in shares[:limit])
+    return [
+        found[place * len(found) // counts[name]] for name, found in splits.items() for place in range(counts[name])
+    ]

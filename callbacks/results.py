@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -26,6 +28,8 @@ COLUMNS = {
     "identifiability": "logQ(z|x,ŷ)",
     "likelihood": "logP(y|x,ẑ)",
 }
+_SPEED = frozenset(("batch_size", "warmup_batch_size", "eval_batch_size", "num_workers", "devices"))
+"""Settings that change how fast a test is, and nothing of its results."""
 
 
 class Results(Callback):
@@ -33,10 +37,15 @@ class Results(Callback):
 
     During fit a row is added to ``validation`` when a result stands: after warm-up (``SFT``) and after each
     iteration. ``swirl test`` adds a row to ``test``, named by what the checkpoint holds. Rows of
-    other runs of the same folder are kept; a row of the same name is replaced.
+    other names are kept.
+
+    A name is the checkpoint's own (``SFT``, ``SWIRL iteration 2``, ...), with ``shared weights`` and ``best of N``
+    where that is so. Testing the same checkpoint file with the same settings replaces its row. Where a row of that
+    name is of another suite, file or setting, both are kept: the new one's name says what differs, as in
+    ``SFT (data.limit 20)``, and a warning tells of it. Rows of fit always replace, as its checkpoints do.
 
     Args:
-        row: name of the row; None takes the checkpoint's own (``SFT``, ``SWIRL iteration 2``, ...).
+        row: name of the row, which replaces any of that name; None for a name as above.
 
     Example:
         >>> from swirl_lightning.callbacks import Results
@@ -52,11 +61,11 @@ class Results(Callback):
             return
         name = pl_module.phase.ends if trainer.training or trainer.state.fn == "fit" else pl_module.label
         if name is not None:
-            self._add(trainer, pl_module, "validation", "val/", self.row or name)
+            self._add(trainer, pl_module, "validation", "val/", name)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """A row for the weights that were tested."""
-        self._add(trainer, pl_module, "test", "test/", self.row or pl_module.label)
+        self._add(trainer, pl_module, "test", "test/", pl_module.label)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what was gathered."""
@@ -64,7 +73,7 @@ class Results(Callback):
         if trainer.is_global_zero:
             show(path, "validation")
 
-    def _add(self, trainer: Trainer, pl_module: Any, split: str, prefix: str, row: str) -> None:
+    def _add(self, trainer: Trainer, pl_module: Any, split: str, prefix: str, label: str) -> None:
         values = {
             key.removeprefix(prefix): float(value)
             for key, value in trainer.callback_metrics.items()
@@ -74,14 +83,47 @@ class Results(Callback):
         if not trainer.is_global_zero:
             return
         results = read(path)
-        results.setdefault(split, {})[row] = values
-        results.setdefault("about", {}).setdefault(split, {})[row] = about(trainer, pl_module)
+        facts = json.loads(json.dumps(about(trainer, pl_module)))  # tuples become lists, as in the file
+        rows, known = results.setdefault(split, {}), results.setdefault("about", {}).setdefault(split, {})
+        row = self.row or _name(pl_module, label)
+        if trainer.state.fn != "fit":
+            if trainer.ckpt_path:
+                facts["settings"]["checkpoint"] = os.path.relpath(trainer.ckpt_path, path.parent)
+            other = _differences(_of(known[row]), _of(facts)) if self.row is None and row in known else []
+            if other:
+                standing, row = row, f"{row} ({', '.join(other)})"
+                rank_zero_warn(f"{path} keeps its row {standing!r}, which is of another test; this one is {row!r}")
+        rows[row], known[row] = values, facts
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(results, indent=2) + "\n")
         os.replace(partial, path)  # an interrupted run leaves the old table, not half of one
         if split == "test":
             show(path, split)
+
+
+def _name(pl_module: Any, label: str) -> str:
+    """The label of the weights, and what the paper's tables tell apart beside it."""
+    best_of = pl_module.evaluation.best_of
+    parts = [label, "shared weights" if pl_module.shared_weights else "", f"best of {best_of}" if best_of > 1 else ""]
+    return ", ".join(filter(None, parts))
+
+
+def _of(facts: dict[str, Any]) -> dict[str, Any]:
+    """What a row is of, in what `about` says."""
+    return {"suite": facts["suite"], **facts["settings"]}
+
+
+def _differences(standing: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """What is other now, as ``data.limit 20``; what one of the two does not know is no difference."""
+    found = []
+    for key in (key for key in now if key in standing and key not in _SPEED):
+        was, value = standing[key], now[key]
+        if isinstance(was, dict) and isinstance(value, dict):
+            found += _differences(was, value, f"{prefix}{key}.")
+        elif was != value:
+            found.append(prefix + key if isinstance(value, dict) else f"{prefix}{key} {value}")
+    return found
 
 
 def show(path: str | Path, split: str) -> None:
@@ -114,7 +156,7 @@ def table(rows: dict[str, dict[str, float]], title: str = "") -> Table:
     view = Table(Column("", no_wrap=True), *columns.values(), title=title)
     for name, row in rows.items():
         cells = [_cell(key, row[key]) if key in row else "–" for key in columns]
-        view.add_row(name, *cells)
+        view.add_row(fill(name, 22), *cells)  # so that a long name takes no room from the figures
     return view
 
 

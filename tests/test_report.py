@@ -83,6 +83,22 @@ def test_the_quickstarts_table_has_no_paper_rows(tmp_path):
     assert "paper" not in markdown([report], tmp_path)
 
 
+def test_a_suite_of_ones_own_has_the_columns_that_its_rows_have(tmp_path):
+    """A benchmark is one file and one YAML: no table has to name its metrics first."""
+    values = {"fwm/sampled/exact_match": 0.5, "fwm/sampled/cer": 3.25, "fwm/sampled/cer/night": 4.5}
+    run = write(tmp_path / "run", "Weather", **values)
+    results = json.loads((run / "results.json").read_text())
+    results["test"]["SFT"] = {"fwm/sampled/cer": 5.0, "idm/sampled/map": 2.0}
+    results["about"]["test"]["SFT"] = {"suite": "Weather"}
+    (run / "results.json").write_text(json.dumps(results))
+    (report,) = build([results_file(run)])
+    assert report.heading == ["exact", "fwm/sampled/cer", "fwm/sampled/cer/night", "idm/sampled/map"]
+    assert report.rows == {
+        "SWIRL iteration 1": ["50.00", "3.25", "4.50", "–"],
+        "SFT": ["–", "5.00", "–", "2.00"],
+    }
+
+
 def test_problems_are_told(tmp_path):
     with pytest.raises(SystemExit, match=r"error: no results\.json in .*none"):
         cli.main(["report", str(tmp_path / "none")])

@@ -104,7 +104,7 @@ def build(files: Sequence[Path]) -> list[SuiteReport]:
 
 
 def _report(suite: str, split: str, rows: list[tuple[str, Row, dict[str, Any], Path]]) -> SuiteReport:
-    layout = SUITES.get(suite, SuiteTable(COLUMNS, {}, {k: 100 for k in COLUMNS if k.startswith(("fwm/", "idm/"))}))
+    layout = SUITES.get(suite) or _own_layout([values for _, values, _, _ in rows])
     paper = layout.paper if split == "test" else {}
     every = [*paper.values(), *(values for _, values, _, _ in rows)]
     keys = [key for key in layout.columns if any(key in row for row in every)]
@@ -121,6 +121,12 @@ def _report(suite: str, split: str, rows: list[tuple[str, Row, dict[str, Any], P
         if split == "test" and sheet.is_file() and sheet not in report.pictures:
             report.pictures.append(sheet)
     return report
+
+
+def _own_layout(rows: Sequence[Row]) -> SuiteTable:
+    """Of a suite that the paper does not have: the quickstart's columns, then everything else by its key, as it is."""
+    columns = {**COLUMNS, **{key: COLUMNS.get(key, key) for values in rows for key in values}}
+    return SuiteTable(columns, factors={key: 100 for key in COLUMNS if key.startswith(("fwm/", "idm/"))})
 
 
 def _notes(name: str, split: str, values: Row, facts: dict[str, Any]) -> list[str]:

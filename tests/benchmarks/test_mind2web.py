@@ -80,6 +80,9 @@ def test_subsets(folder):
     with pytest.raises(ValueError, match="the split 'test' is empty"):  # the test tasks are on another website
         data.split("test")
     assert len(Mind2Web(str(folder), test_splits=["test_domain"], limit=2).split("test")) == 2
+    spread = Mind2Web(str(folder), limit=4)
+    first = ["test_task/task0/0", "test_website/website0/0", "test_domain/domain0/0", "test_domain/domain1/0"]
+    assert [row.id for row in spread.split("test")] == first
     with pytest.raises(ValueError, match=r"unknown Mind2Web test splits \['test'\]"):
         Mind2Web(str(folder), test_splits=["test"])
     with pytest.raises(ValueError, match=r"unknown Mind2Web domains \['Sea'\]; the files have:\n  Shopping"):

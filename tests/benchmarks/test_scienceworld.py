@@ -101,6 +101,9 @@ def test_a_limit_is_spread_over_all_tasks(folder):
     assert [row.id for row in data.split("validation")] == [
         f"dev/{task}/4/{n}" for task, n in (("boil", 0), ("boil", 1), ("melt", 0), ("melt", 1))
     ]
+    used = {"test": {"records": 12, "used": 4, "left out by limit": 8}}
+    used["validation"] = {"records": 6, "used": 4, "left out by limit": 2}
+    assert data.counts == {"all": {"records": 42, "used": 42, "skipped": 0}, **used}
     assert len(ScienceWorld(str(folder), limit=99).split("test")) == 12
     assert len(data.split("warmup")) == 12
 

@@ -98,6 +98,25 @@ def test_end_to_end_by_split_and_as_the_mean_over_splits(folder, gemma_path, tmp
     assert "fwm/sampled/bleu_char/ID-high" not in results
 
 
+def test_a_limit_is_spread_over_the_splits_and_told(folder, gemma_path, tmp_path):
+    """Splits of 1 to 5 records: each has a place in the mean over splits."""
+    data = StableToolBench(str(folder), limit=7)
+    results = evaluated(data, gemma_path, tmp_path)
+    chosen = ["ID-high/0", "ID-low/0", "ID-medium/0", "OOD/0", "OOD/2", "OOD-fail/0", "OOD-fail/2"]
+    assert [row.id for row in data.split("test")] == chosen
+    assert {f"fwm/sampled/bleu_char/{name}" for name in TEST_FILES} <= results.keys()
+    told = {"records": 15, "used": 7, "skipped": 0, "left out by limit": 8}
+    assert data.counts["test"] == told
+    assert json.loads((tmp_path / "results.json").read_text())["about"]["test"]["base"]["counts"]["test"] == told
+    assert [row.id for row in StableToolBench(str(folder), limit=5).split("test")] == [f"{n}/0" for n in TEST_FILES]
+    for limit in range(1, 16):
+        ids = [row.id for row in StableToolBench(str(folder), limit=limit).split("test")]
+        assert len(set(ids)) == len(ids) == limit
+    everything = StableToolBench(str(folder), limit=99)
+    assert len(everything.split("test")) == 15
+    assert everything.counts["test"] == {"records": 15, "used": 15, "skipped": 0}
+
+
 BROKEN = [
     (mirror(1, instruction="API doc: x"), "instruction has no line 'Request:'"),
     (mirror(1, instruction="API doc: x\n\nRequest:\n "), "the request is empty"),
@@ -156,7 +175,7 @@ def test_real_calls(gemma_path, tmp_path):
     data.setup("fit")
     data.setup("test")
     # eleven records are a model's final words, no calls
-    assert data.counts["test"] == {"records": 120, "used": 109, "skipped": 11}
+    assert data.counts["test"] == {"records": 120, "used": 3, "skipped": 11, "left out by limit": 106}
     rows = [row for name in ("warmup", "state_only", "validation") for row in data.split(name)]
     assert len(rows) == 109
     assert all(row.after.startswith("ERROR: ") and "\nRESPONSE: " in row.after for row in rows)

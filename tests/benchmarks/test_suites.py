@@ -34,7 +34,7 @@ def command(*args):
 
 
 def results(folder):
-    return read(folder / "run" / "results.json")["test"]["base"]
+    return read(folder / "run" / "results.json")["test"]["base, best of 2"]
 
 
 def predicted(folder):
@@ -76,7 +76,7 @@ def test_end_to_end_by_the_command(name, tmp_path, gemma_path, capsys):
     assert {"identifiability", "fwm/log_prob", "idm/sampled/exact_match"} <= results(tmp_path).keys()
     lines = predicted(tmp_path)
     assert len({line["id"] for line in lines}) == len(lines) == count
-    about = read(tmp_path / "run" / "results.json")["about"]["test"]["base"]
+    about = read(tmp_path / "run" / "results.json")["about"]["test"]["base, best of 2"]
     assert about["suite"].lower() == name
     assert [part["skipped"] for part in about["counts"].values()] == [0]
     if name in VISUAL:
@@ -141,7 +141,7 @@ def test_two_processes_give_the_scores_of_one(name, tmp_path, small):
     spread = ("--trainer.strategy=ddp", "--trainer.devices=2")
     done = command("test", "-c", write_config(name, two, small(name)), *spread)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert read(two / "run" / "results.json")["about"]["test"]["base"]["settings"]["devices"] == 2
+    assert read(two / "run" / "results.json")["about"]["test"]["base, best of 2"]["settings"]["devices"] == 2
     assert results(two) == pytest.approx(results(one), abs=1e-5)
     shares = [len((two / "run" / "predictions" / f"sampled-rank{r}.jsonl").read_text().splitlines()) for r in (0, 1)]
     assert shares[0] != shares[1]
