@@ -16,7 +16,8 @@ class Suite(TransitionDataModule):
         strict: stop before the model loads if any record is broken; otherwise broken records are left out,
             counted in :attr:`counts`, and the first ten are named.
         bert: encoder of BERTScore, a hub name or a folder; None leaves that metric out.
-        limit: only the first so many records of the test split; None for all.
+        limit: only so many records of the test split; None for all. The first ones; text suites spread them over
+            their splits.
         kwargs: as for `TransitionDataModule`.
 
     Attributes:
