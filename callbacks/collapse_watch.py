@@ -6,10 +6,12 @@ import hashlib
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.callbacks._shared import phase_name, rollouts_of
+from swirl_lightning.checkpoint import over_ranks
 
 
 class CollapseWatch(Callback):
@@ -22,7 +24,7 @@ class CollapseWatch(Callback):
     - ``<phase>/effective_actions``: exp of the entropy of the actions' frequencies, for worlds with few
       actions, where the share is small by nature.
 
-    After a resume inside a phase, the phase's figures cover the rest of it.
+    They survive a resume inside a phase; on another number of ranks, they then cover the rest of it.
 
     Args:
         threshold: warn when a share falls below this part of what it was in the first iteration.
@@ -83,12 +85,15 @@ class CollapseWatch(Callback):
         self._seen = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The shares of the first iteration."""
-        return {"first": dict(self._first)}
+        """The shares of the first iteration, and what each rank has seen of this phase. Collective."""
+        return {"first": dict(self._first), "seen": over_ranks(torch.tensor(self._seen).view(-1, 2))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
         self._first = dict(state_dict["first"])
+        seen = state_dict.get("seen", [])
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._seen = [(int(name), int(length)) for name, length in seen[rank]] if len(seen) == ranks else []
 
 
 def _hash(action: str) -> int:

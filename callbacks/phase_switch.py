@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
+from swirl_lightning.checkpoint import stop_after_last_batch
 from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseSchedule
 
 
@@ -18,7 +19,8 @@ class PhaseSwitch(Callback):
 
     At the start of a phase it refreshes the frozen adapters, clears the optimiser's state and starts a new
     learning-rate curve. The training ends with the schedule, or with ``max_epochs`` if that comes first.
-    Everything follows from the epoch, so a resumed run goes on in the phase where it stopped.
+    Which phase it is follows from the epoch, and which phase has begun is part of a checkpoint: a run resumed
+    from any checkpoint ends with the weights of one that was never stopped.
 
     Args:
         warmup_epochs: epochs of SFT on labelled triples; 0 starts with RL.
@@ -47,6 +49,7 @@ class PhaseSwitch(Callback):
     ) -> None:
         self.schedule = PhaseSchedule(warmup_epochs, tuple(phases), iterations)
         self.refresh_references = refresh_references
+        self._begun: int | None = None  # the epoch whose phase began last
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the schedule to the module, and make the trainer reload its data with each phase."""
@@ -60,8 +63,17 @@ class PhaseSwitch(Callback):
             trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Begin the phase of this epoch. (Not called when an epoch is resumed in its middle.)"""
+        """Begin the phase of this epoch."""
+        self._begin(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Begin the phase if its epoch was entered without the hook above, as Lightning does on some resumes."""
+        if self._begun != trainer.current_epoch:
+            self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: Trainer, pl_module: Any) -> None:
         phase = self.schedule.at(trainer.current_epoch)
+        self._begun = trainer.current_epoch
         pl_module.label = f"{phase.name} {phase.iteration + 1} unfinished"
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         curve: PhaseLR = trainer.lr_scheduler_configs[0].scheduler  # type: ignore[assignment]
@@ -85,24 +97,26 @@ class PhaseSwitch(Callback):
             pl_module.label = phase.ends or f"after {phase.name} {phase.iteration + 1}"
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule, so that a resumed run knows which phases are behind it."""
-        return asdict(self.schedule)
+        """The schedule and the epoch whose phase has begun, so that a resumed run knows what is behind it."""
+        return {**asdict(self.schedule), "begun": self._begun}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to train on under a schedule that gives other names to the epochs already run.
+        """Go on after the last finished batch; refuse a schedule that gives other names to the epochs already run.
 
         Raises:
-            ValueError: it does.
+            ValueError: the names differ, up to and with the epoch that the checkpoint stands in.
         """
         saved = checkpoint["callbacks"].get(self.state_key)
         if not saved or trainer.state.fn != TrainerFn.FITTING:
             return
-        before = PhaseSchedule(**{**saved, "phases": tuple(saved["phases"])})
-        done = range(checkpoint["epoch"])
-        were, would_be = ([schedule.at(epoch).name for epoch in done] for schedule in (before, self.schedule))
+        entered = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
+        self._begun = saved.get("begun", entered - 1)
+        before = PhaseSchedule(**{**{k: v for k, v in saved.items() if k != "begun"}, "phases": tuple(saved["phases"])})
+        were, would_be = ([schedule.at(epoch).name for epoch in range(entered)] for schedule in (before, self.schedule))
         if were != would_be:
             raise ValueError(
                 f"the checkpoint's epochs were {were}, and by this schedule they would have been {would_be}: set "
                 f"phase_switch.warmup_epochs (there {before.warmup_epochs}) and phases (there {list(before.phases)}) "
                 "so that they agree"
             )
+        stop_after_last_batch(checkpoint)

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from swirl_lightning import GRPOConfig, LoraSettings
-from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.callbacks import CollapseWatch, PhaseSwitch
 from test_module import build, equal, snapshot, trainer
 from world import Digits
 
@@ -79,6 +79,87 @@ def test_adapters_of_another_strength_are_refused(gemma_path, tmp_path):
         trainer(tmp_path).test(
             build(gemma_path, lora=LoraSettings(r=4, alpha=32)), Digits(), ckpt_path=tmp_path / "last.ckpt"
         )
+
+
+class Uneven(Digits):
+    """A warm-up shorter than the phases: a batch counter that is carried over would show."""
+
+    def load_split(self, split):
+        return super().load_split(split)[: {"warmup": 16, "validation": 8}.get(split)]
+
+
+class Seen(Callback):
+    """What a run did, in order: epochs begun and ended, batches with their learning rate, validations."""
+
+    def __init__(self):
+        self.events = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.events.append(("begin", trainer.current_epoch))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.events.append(("batch", trainer.current_epoch, batch_idx, lr, trainer.global_step))
+
+    def on_validation_start(self, trainer, pl_module):
+        self.events.append(("validate", trainer.current_epoch))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        prefix = f"{pl_module.phase.name}/"
+        figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix) and "actions" in k}
+        self.events.append(("end", trainer.current_epoch, figures))
+
+
+REPLAYS = {"grpo": GRPOConfig(group_size=4, num_iterations=2)}
+
+
+@pytest.mark.parametrize(
+    ("validate", "accumulate", "settings"),
+    [(0, 1, {}), (1, 1, {}), (0, 1, {"shared_weights": True}), (0, 2, REPLAYS), (1, 2, REPLAYS)],
+    ids=["plain", "validation", "shared", "replays", "replays-validation"],
+)
+def test_a_run_goes_on_from_every_checkpoint_as_if_never_stopped(gemma_path, tmp_path, validate, accumulate, settings):
+    def run(folder, resume=None):
+        module, seen = build(gemma_path, **settings), Seen()
+        every, best = {"save_top_k": -1}, {"save_top_k": -1, "mode": "max"}
+        saves = [
+            ModelCheckpoint(folder, "{step}", every_n_train_steps=1, **every),
+            ModelCheckpoint(folder, "v{step}", save_on_train_epoch_end=False, monitor="step", **best),
+            ModelCheckpoint(folder, "e{step}", save_on_train_epoch_end=True, monitor="epoch", **best),
+        ]
+        limits = {"limit_val_batches": validate, "num_sanity_val_steps": 0, "accumulate_grad_batches": accumulate}
+        fit = trainer(folder, PhaseSwitch(1, iterations=1), [CollapseWatch(), seen, *saves], **limits)
+        fit.fit(module, Uneven(size=24, batch_size=8), ckpt_path=resume)
+        return snapshot(module), seen.events, fit.global_step
+
+    weights, events, steps = run(tmp_path / "alone")
+    checkpoints = sorted((tmp_path / "alone").glob("*.ckpt"))
+    assert len(checkpoints) == steps + 3 + 3 * validate
+    for checkpoint in checkpoints:
+        resumed, rest, total = run(tmp_path / checkpoint.stem, checkpoint)
+        assert equal(resumed, weights), checkpoint.name
+        assert total == steps, checkpoint.name
+        assert rest == events[len(events) - len(rest) :], checkpoint.name
+
+
+def test_a_phase_begins_though_its_epoch_was_entered_without_a_hook(gemma_path, tmp_path, monkeypatch):
+    """What Lightning does with such a checkpoint if nobody mends it: see ``stop_after_last_batch``."""
+    module, seen, _ = fit(gemma_path, tmp_path, PhaseSwitch(1, iterations=1))
+    monkeypatch.setattr("swirl_lightning.callbacks.phase_switch.stop_after_last_batch", lambda checkpoint: None)
+    again, rest, _ = fit(gemma_path, tmp_path / "2", PhaseSwitch(1, iterations=1), tmp_path / "step=2.ckpt")
+    assert rest == seen[2:]
+    assert equal(snapshot(again), snapshot(module))
+
+
+def test_the_epoch_a_checkpoint_stands_in_keeps_its_phase(gemma_path, tmp_path):
+    fit(gemma_path, tmp_path, PhaseSwitch(warmup_epochs=2, iterations=0))  # step=3 stands in the second epoch
+    with pytest.raises(ValueError, match=r"epochs were \['warmup', 'warmup'\].* been \['warmup', 'fwm'\]"):
+        fit(gemma_path, tmp_path, PhaseSwitch(warmup_epochs=1, iterations=1), tmp_path / "step=3.ckpt")
+    with pytest.raises(ValueError, match=r"epochs were \['warmup', 'warmup'\]"):
+        fit(gemma_path, tmp_path, PhaseSwitch(warmup_epochs=1, iterations=1), tmp_path / "last.ckpt")
+    fit(gemma_path, tmp_path / "rl", PhaseSwitch(0, ["fwm", "idm"], 1))
+    with pytest.raises(ValueError, match=r"epochs were \['fwm'\].* been \['idm'\]"):
+        fit(gemma_path, tmp_path / "rl", PhaseSwitch(0, ["idm", "fwm"], 1), tmp_path / "rl" / "step=1.ckpt")
 
 
 def test_rollouts_in_use_survive(gemma_path, tmp_path):

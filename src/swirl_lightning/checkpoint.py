@@ -89,6 +89,25 @@ def check_file(path: str | Path) -> None:
     own_state(state)
 
 
+def stop_after_last_batch(checkpoint: dict[str, Any]) -> None:
+    """Let a run resumed from an epoch's last batch end that epoch: validation, its hooks, then the next epoch.
+
+    Lightning 2.6 goes from such a checkpoint (``every_n_train_steps``, ``train_time_interval``) straight to the next
+    epoch's batches: neither ``on_train_epoch_end`` nor the next ``on_train_epoch_start`` is called, validation is
+    left out, and the batch counter starts at the length of the last epoch. The state that is set here is the one of
+    a run that was stopped after that batch and before the first of the validation.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    batches, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
+    written_in_hook = batches["current"]["completed"] == batches["current"]["processed"] - 1  # on_train_batch_end
+    if not (batches["is_last_batch"] and written_in_hook):
+        return
+    for counts in (batches["total"], batches["current"]):
+        counts["completed"] += 1
+    validation["current"] = dict.fromkeys(validation["current"], 0)
+    validation["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
+
 def rng_states() -> list[dict[str, Any]]:
     """Random states of every rank: python, numpy, torch and CUDA. Collective."""
     kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
