@@ -33,6 +33,7 @@ def main(model: str, out: str, devices: int, batch_size: int, accumulate: int, s
     data = Digits(size=24, batch_size=batch_size)
     trainer = Trainer(
         accelerator="cpu",
+        precision="64-true",  # so that rounding, which depends on the CPU and the batch, flips no sampled token
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         accumulate_grad_batches=accumulate,
