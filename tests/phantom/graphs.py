@@ -1,0 +1,67 @@
+"""CUDA graphs of the phantom device: a capture records aten calls, a replay runs them again on the same memory.
+
+What Python did between the calls is not repeated, so a step that leans on Python's state gives other tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+if TYPE_CHECKING:
+    from phantom.device import PhantomCuda
+
+
+class Recording:
+    """The calls of one graph."""
+
+    def __init__(self, gpu: PhantomCuda) -> None:
+        self._gpu = gpu
+        self._calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def add(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Take a call; what it reads of the host (scalars) it will read as it is now."""
+        frozen = tree_map(lambda t: t.clone() if isinstance(t, Tensor) and not self._gpu.has(t) else t, (args, kwargs))
+        self._calls.append((func, *frozen, out))
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Run the calls again; what was given out is overwritten."""
+        self._gpu.replays += 1
+        for func, args, kwargs, out in self._calls:
+            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():  # else a view, or written in place
+                    old.copy_(new)
+
+
+def recording_api(gpu: PhantomCuda) -> dict[str, Any]:
+    """What stands in for the names of ``torch.cuda``."""
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None: ...
+
+    @contextmanager
+    def graph(cuda_graph: Recording, *args: Any, **kwargs: Any) -> Iterator[None]:
+        gpu.captures += 1
+        gpu.graph = cuda_graph
+        try:
+            yield
+        finally:
+            gpu.graph = None
+
+    @contextmanager
+    def stream(_: Any) -> Iterator[None]:
+        yield
+
+    return {
+        "Stream": Stream,
+        "current_stream": lambda *_: Stream(),
+        "stream": stream,
+        "CUDAGraph": lambda: Recording(gpu),
+        "graph": graph,
+    }
