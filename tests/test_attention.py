@@ -111,3 +111,13 @@ def test_a_model_whose_layers_do_not_see_everything_keeps_its_own_attention():
         before = model(torch.tensor([[1, 2, 3]])).logits
         assert install(model)
         torch.testing.assert_close(model(torch.tensor([[1, 2, 3]])).logits, before, atol=0, rtol=0)
+
+
+def test_packed_attention_stays_with_its_query_whatever_the_default_device():
+    packing = Packing(GROUPS, torch.device("cpu"), one_row=True)
+    torch.manual_seed(0)
+    leaves = [torch.randn(1, 2, packing.ids.shape[1], 8, requires_grad=True) for _ in range(3)]
+    with torch.device("meta"):
+        out = PackedAttention.apply(*leaves, packing.spans, 0.3)
+        grads = torch.autograd.grad(out.sum(), leaves)
+    assert {t.device.type for t in (out, *grads)} == {"cpu"}

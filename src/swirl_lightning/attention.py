@@ -142,7 +142,7 @@ class PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scaling: float) -> Tensor:
         """Each sequence causally to itself, then the members' part of the prefix joined to it."""
-        out = torch.empty(query.shape, dtype=query.dtype)
+        out = query.new_empty(query.shape)
         lse = query.new_empty(
             *query.shape[:3], 1, dtype=torch.float64 if query.dtype == torch.float64 else torch.float32
         )
@@ -174,7 +174,7 @@ class PackedAttention(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         (grad,) = grads
         share, few = query.shape[1] // key.shape[1], key.shape[1]
-        found = [torch.empty(part.shape, dtype=part.dtype) for part in (query, key, value)]
+        found = [part.new_empty(part.shape) for part in (query, key, value)]
         for span in ctx.spans:
             for run in span.runs():
                 g, q, o, z = (_cut(part, run) for part in (grad, query, out, lse))
