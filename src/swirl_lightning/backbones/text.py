@@ -91,7 +91,8 @@ class TextLLM(Backbone):
         """
         head, trunk = self.head(model), self.trunk(model)
         generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(1, 2, head.in_features, generator=generator).to(head.weight)
+        # on the CPU as the generator is, whatever device the model is being made on
+        hidden = torch.randn(1, 2, head.in_features, generator=generator, device="cpu").to(head.weight)
         hidden = hidden * (20 / head(hidden).std())  # large enough for a cap to show
         output: Any = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
         output.router_logits = None  # mixtures of experts ask for it
