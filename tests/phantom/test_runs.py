@@ -14,7 +14,7 @@ def folders(tmp_path_factory):
     return {name: family.write(tmp_path_factory.mktemp(name)) for name, family in FAMILIES.items()}
 
 
-@pytest.mark.parametrize("name", ["text", "chat", "liquid", "qwen_vl", "smolvlm"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_base_is_loaded_where_lightning_makes_models(name, folders):
     """Lightning configures models under the root device; states are then read and shown there."""
     states = FAMILIES[name].states(2)

@@ -74,7 +74,7 @@ class ImageTokens(Backbone):
     # ---- tokens ----------------------------------------------------------------------------------
     @cached_property
     def code_ids(self) -> Tensor:
-        """(codebook_size,) id of each code.
+        """(codebook_size,) id of each code, on the CPU.
 
         Raises:
             ValueError: the vocabulary does not name every code of the image tokenizer once.
@@ -86,13 +86,13 @@ class ImageTokens(Backbone):
                 f"its vocabulary names {len(ids)} image codes, and its image tokenizer has {self.codebook_size}; "
                 "use the image tokenizer and the config.json (vocabulary_map) of one and the same checkpoint",
             )
-        return torch.tensor([ids[code] for code in range(self.codebook_size)])
+        return torch.tensor([ids[code] for code in range(self.codebook_size)], device="cpu")
 
     @cached_property
     def _codes(self) -> Tensor:
-        """Id -> code, -1 where an id is no code."""
-        table = torch.full((int(self.code_ids.max()) + 1,), -1)
-        table[self.code_ids] = torch.arange(self.codebook_size)
+        """Id -> code, -1 where an id is no code; on the CPU."""
+        table = torch.full((int(self.code_ids.max()) + 1,), -1, device="cpu")
+        table[self.code_ids] = torch.arange(self.codebook_size, device="cpu")
         return table
 
     def encode_text(self, text: str) -> TokenIds:
@@ -126,7 +126,7 @@ class ImageTokens(Backbone):
         """Pictures of image ids."""
         images: list[State] = []
         for start in range(0, len(contents), self.encode_batch):
-            codes = self._codes[torch.tensor(contents[start : start + self.encode_batch])]
+            codes = self._codes[torch.tensor(contents[start : start + self.encode_batch], device="cpu")]
             images.extend(self.decode_images(codes.to(device)))
         return images
 
