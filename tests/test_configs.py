@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_families import FAMILIES, SIDE, pictures
 
 from swirl_lightning import SWIRL, GRPOConfig, OptimConfig
 from swirl_lightning.backbones import Backbone
@@ -139,3 +141,26 @@ def test_reinforcement_goes_on_from_the_checkpoint_of_the_warmup(gemma_path, tmp
         role, rest = key.split(".", 1)
         if role in ("fwm", "idm"):
             assert (reference[f"{role}_ref.{rest}"] == value).all()
+
+
+def test_the_config_of_vlms_trains(tmp_path, monkeypatch):
+    """Its own callbacks, phases and settings, on a small Qwen2.5-VL and a handful of records."""
+    model = FAMILIES["qwen_vl"].write(tmp_path / "model")
+    for n, picture in enumerate(pictures(4)):
+        picture.save(tmp_path / f"{n}.png")
+    rows = [{"before_image": f"{n}.png", "after": f"room {n}", "action": f"go {n}", "id": str(n)} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = yaml.safe_load((FOLDER / "vlm.yaml").read_text())
+    backbone = config["model"]["init_args"]["backbone"]["init_args"]
+    backbone |= {"model_name_or_path": str(model), "resolution": SIDE, "max_state_tokens": 10, "max_action_tokens": 6}
+    for split in ("warmup", "state_only", "validation", "test"):
+        config["data"]["init_args"][split] = str(tmp_path / "rows.jsonl")
+    config["phase_switch"] |= {"warmup_epochs": 1, "iterations": 1}
+    config["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    config["trainer"]["callbacks"] = [
+        callback for callback in config["trainer"]["callbacks"] if "ProgressBar" not in callback["class_path"]
+    ]
+    (tmp_path / "vlm.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "-c", "vlm.yaml"])
+    assert (tmp_path / "runs" / "vlm" / "checkpoints" / "last.ckpt").is_file()

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from swirl_lightning.backbones.quantization import dense_bytes, merged_bytes
+from swirl_lightning.padding import positions
 from swirl_lightning.schedule import WARMUP
 from swirl_lightning.scoring import score
 from swirl_lightning.vocabulary import LOGITS_PER_CHUNK, VocabularySlice
@@ -341,7 +342,10 @@ class _Estimator:
         cache, adapters = DynamicCache(), self.module.adapters
         ids = torch.full((1, 8), self.models.grammars["fwm"].allowed[0], device=self.device)
         with adapters.use(adapters.policy("fwm")):
-            self.trunk(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True)
+            mask = torch.ones_like(ids)
+            self.trunk(
+                input_ids=ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache, use_cache=True
+            )
         kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
         held = [t for t in kept if isinstance(t, Tensor)]
         return sum(t.nbytes for t in held) // 8, max(1, len(cache.layers))

@@ -2,7 +2,8 @@
 
 A device is a tag on a storage, so that views, parameters and what autograd saves share it. A function mode answers
 what Python asks (``.device``, ``.to``, ``with torch.device("cuda")``), and a dispatch mode looks at every aten call,
-those of the backward pass included. Not covered: numbers (the kernels are the CPU's), memory, streams, autocast, NCCL, threads.
+those of the backward pass included. Not covered: numbers (the kernels are the CPU's), memory, streams, autocast, NCCL,
+threads.
 """
 
 from __future__ import annotations
