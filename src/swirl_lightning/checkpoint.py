@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -106,6 +108,23 @@ def stop_after_last_batch(checkpoint: dict[str, Any]) -> None:
         counts["completed"] += 1
     validation["current"] = dict.fromkeys(validation["current"], 0)
     validation["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
+
+def forget_foreign_files(states: dict[str, Any], callbacks: Sequence[Any]) -> None:
+    """Leave out the state of every ModelCheckpoint that names a file outside the folder it writes to.
+
+    ModelCheckpoint deletes what its state calls an older checkpoint, folders and remote paths included. What is
+    lost is which files of another folder were the best.
+    """
+    for callback in callbacks:
+        state = states.get(callback.state_key)
+        if not isinstance(callback, ModelCheckpoint) or not state:
+            continue
+        single = [state.get(key) for key in ("best_model_path", "kth_best_model_path", "last_model_path")]
+        named = [path for path in [*single, *state.get("best_k_models", ())] if path]
+        folder = os.path.join(os.path.normpath(str(callback.dirpath)), "")
+        if not all(os.path.normpath(path).startswith(folder) for path in named):
+            del states[callback.state_key]
 
 
 def rng_states() -> list[dict[str, Any]]:

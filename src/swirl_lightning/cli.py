@@ -50,11 +50,14 @@ class SwirlCLI(LightningCLI):
         self.config.predict.return_predictions = False  # nobody reads them, and pictures would fill the memory
 
     def _parse_ckpt_path(self) -> None:
-        """Refuse a missing or broken checkpoint before Lightning reads it or a model is loaded."""
+        """Refuse a missing or broken checkpoint before a model is loaded, and take no setting from any.
+
+        Lightning's own method, not called here, puts a checkpoint's ``hyper_parameters`` over the user's
+        configuration: class paths and ``trust_remote_code`` included, so that a file of weights runs code.
+        """
         path = self.config.get(self.config.get("subcommand"), {}).get("ckpt_path")
         if path and path not in ("last", "best", "hpc", "registry"):
             check_file(path)
-        super()._parse_ckpt_path()
 
 
 def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:

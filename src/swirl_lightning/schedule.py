@@ -163,7 +163,7 @@ class PhaseLR(LRScheduler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self.__dict__.update(state_dict)
+        self.phase, self.phase_step, self.phase_total = (state_dict[key] for key in self.state_dict())
         self._apply()
 
     def _initial_step(self) -> None:
