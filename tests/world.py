@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.rewards import MeanLogProb
 from swirl_lightning.transition import Transition
 
 ACTIONS = {
@@ -46,3 +47,36 @@ class KillAt(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class BrokenReward(MeanLogProb):
+    """Gives ``value`` for the last rollout of its call number ``call`` (from 1), on one rank."""
+
+    def __init__(self, call: int, value: float, rank: int = 0) -> None:
+        super().__init__()
+        self.call, self.value, self.rank, self._calls = call, value, rank, 0
+
+    def __call__(self, log_probs: Any, group_size: int) -> Any:
+        self._calls += 1
+        rewards = super().__call__(log_probs, group_size)
+        if self._calls == self.call and int(os.environ.get("LOCAL_RANK", 0)) == self.rank:
+            rewards[-1] = self.value
+        return rewards
+
+
+class BrokenModel(Callback):
+    """Makes what a LoRA layer gives, or its gradient, NaN at a step, on one rank."""
+
+    def __init__(self, step: int, what: str, rank: int = 0) -> None:
+        self.step, self.what, self.rank = step, what, rank
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        def broken(tensor: Any) -> Any:
+            now = trainer.global_step == self.step and trainer.global_rank == self.rank
+            return tensor * float("nan") if now else tensor
+
+        layer = next(m for name, m in pl_module.named_modules() if name.endswith("lora_B.fwm"))
+        if self.what == "gradient":
+            layer.weight.register_hook(broken)
+        else:
+            layer.register_forward_hook(lambda module, given, output: broken(output))

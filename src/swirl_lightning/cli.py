@@ -97,7 +97,7 @@ def main(args: list[str] | None = None) -> None:
             report(given[1:])
             return
         swirl_cli(args)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("SWIRL_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")

@@ -16,6 +16,7 @@ from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.evaluation import EvaluationConfig, Evaluator
+from swirl_lightning.finite import FiniteCheck
 from swirl_lightning.grpo import GRPOConfig, group_advantages, grpo_loss, token_weights, zero_variance_share
 from swirl_lightning.host_memory import give_freed_blocks_back
 from swirl_lightning.noise import replace_tokens, uniforms
@@ -92,6 +93,7 @@ class SWIRL(LightningModule):
         self.label = "base"  # what the weights of now are called in result tables
         self.tokens_seen = 0
         self.model: torch.nn.Module | None = None
+        self._finite = FiniteCheck(self)
         self._denominator: Tensor | None = None  # of the losses since the last optimiser step
         self._updates: dict[int, Update] = {}  # by batch index, while replays are to come
         self._resumed: dict[str, Any] | None = None  # of a checkpoint, until the training starts
@@ -216,6 +218,7 @@ class SWIRL(LightningModule):
         """Rewards, group-relative advantages and the reference's log-probabilities."""
         size = self.group_size(phase)
         rewards = self.reward(judged, size)
+        self._finite.check_rewards(rewards, batch.transitions)
         scale = self.grpo.advantage_scale
         spread = self._std_over_ranks(rewards) if scale == "batch" else None
         advantages = group_advantages(rewards, size, scale, spread)
@@ -253,7 +256,7 @@ class SWIRL(LightningModule):
             metrics["anchor_nll"] = -observed.mean_per_token().mean()
         self._log(f"{phase}/", metrics, len(batch.transitions))
         self.tokens_seen += int(policy.mask.sum())
-        return self._sum_loss(loss, denominator)
+        return self._sum_loss(loss, denominator, batch)
 
     def _supervised_loss(self, batch: TransitionBatch, labelled_by_idm: bool) -> Tensor:
         """SFT: mean log-probability per token, summed over transitions: what the rewards measure, too.
@@ -286,10 +289,11 @@ class SWIRL(LightningModule):
         names = [f"{role}_nll" for role in scored]
         self._log(f"{self.phase.name}/", dict(zip(names, losses.mean(1), strict=True)), len(before))
         self.tokens_seen += sum(int(each.mask.sum()) for each in scored.values())
-        return self._sum_loss(losses.sum(), losses.new_tensor(float(len(before))))
+        return self._sum_loss(losses.sum(), losses.new_tensor(float(len(before))), batch)
 
     # ---- one denominator over micro-batches and ranks --------------------------------------------
-    def _sum_loss(self, loss: Tensor, denominator: Tensor) -> Tensor:
+    def _sum_loss(self, loss: Tensor, denominator: Tensor, batch: TransitionBatch) -> Tensor:
+        self._finite.keep(loss, batch.transitions)
         denominator = denominator.detach()
         self._denominator = denominator if self._denominator is None else self._denominator + denominator
         return loss
@@ -309,6 +313,7 @@ class SWIRL(LightningModule):
                 if parameter.grad is not None:
                     parameter.grad.mul_(scale)
         self._denominator = None
+        self._finite.check_step(optimizer)
 
     def on_train_epoch_end(self) -> None:
         """Nothing of a phase outlives it. (A short last window is not replayed.)"""

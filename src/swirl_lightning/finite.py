@@ -1,0 +1,104 @@
+"""Stops a run at the first reward, loss or gradient that is NaN or infinite, before an optimiser step spreads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from swirl_lightning.checkpoint import over_ranks
+from swirl_lightning.transition import Transition
+
+_SHOWN = 5
+
+
+class FiniteCheck:
+    """Checks what a training step computes. Every rank must ask: a finding of one of them stops all.
+
+    Rewards are checked as they are given, losses and gradients once at each optimiser step, so that a micro-batch
+    without rollouts waits for nothing.
+
+    Args:
+        module: names phase and step.
+    """
+
+    def __init__(self, module: LightningModule) -> None:
+        self._module = module
+        self._losses: list[tuple[Tensor, list[Transition]]] = []  # since the last optimiser step
+
+    def check_rewards(self, rewards: Tensor, transitions: Sequence[Transition]) -> None:
+        """Check (B * G,) rewards of B transitions, before they become advantages. Collective.
+
+        Raises:
+            FloatingPointError: on every rank; it names the transitions.
+        """
+        finite = rewards.isfinite()
+        if _everywhere(finite.all()):
+            return
+        groups = zip(rewards.view(len(transitions), -1).tolist(), finite.view(len(transitions), -1), strict=True)
+        found = [
+            f"{row.id!r} ({values[int((~good).nonzero()[0])]})"
+            for row, (values, good) in zip(transitions, groups, strict=True)
+            if not good.all()
+        ]
+        self._stop("the reward", "transitions", found, "look at model.reward and at these records")
+
+    def keep(self, loss: Tensor, transitions: Sequence[Transition]) -> None:
+        """Keep the loss of a micro-batch for :meth:`check_step`."""
+        self._losses.append((loss.detach().isfinite(), list(transitions)))
+
+    def check_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check the losses kept and the gradients, before the optimiser uses them. Collective.
+
+        Raises:
+            FloatingPointError: on every rank; it names the records, and parameters where no loss is at fault.
+        """
+        losses, self._losses = self._losses, []
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        checks = [finite for finite, _ in losses]
+        # fp16 has a scaler, which skips a step whose gradients overflow: that is how it finds its scale
+        scaled = getattr(self._module.trainer.precision_plugin, "scaler", None) is not None
+        if gradients and not scaled:
+            checks.append(get_total_norm(gradients, norm_type=float("inf")).isfinite())
+        if _everywhere(torch.stack(checks).all()):
+            return
+        broken = [repr(row.id) for finite, rows in losses if not finite for row in rows]
+        cure = "look at these records, lower the learning rate or set trainer.gradient_clip_val"
+        if any(over_ranks(bool(broken))):
+            self._stop("the loss", "records", broken, cure)
+        names = {id(p): name for name, p in self._module.named_parameters()}
+        at = [
+            names[id(p)]
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None and not p.grad.isfinite().all()
+        ]
+        seen = [repr(row.id) for _, rows in losses for row in rows]
+        self._stop(f"the gradient of {_list(at)}", "records", seen, cure)
+
+    def _stop(self, what: str, kind: str, found: list[str], cure: str) -> NoReturn:
+        found = [name for own in over_ranks(found) for name in own]
+        phase: Any = self._module.phase
+        raise FloatingPointError(
+            f"{what} is not finite in phase {phase.name!r}, epoch {self._module.current_epoch}, optimiser step "
+            f"{self._module.global_step + 1}, {kind} {_list(found)}. This step was not taken; the adapters and "
+            f"checkpoints are those of the steps before: {cure}, and resume with --ckpt_path last"
+        )
+
+
+def _everywhere(finite: Tensor) -> bool:
+    """Whether it is so on every rank. The host waits for the answer."""
+    broken = (~finite).float()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(broken)
+    return not broken
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,126 @@
+"""A reward, loss or gradient that is NaN or infinite stops the run before it reaches a weight.
+
+A run has 4 steps an epoch (warm-up, Phase I, Phase II) and writes a checkpoint after every one of them.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from test_cli import config, here, swirl
+
+EXPORT = "--trainer.callbacks+=swirl_lightning.callbacks.AdapterExport"
+
+
+def broken(callback):
+    """Options of the command line that add a callback beside those of the config."""
+    options = ["--trainer.callbacks+=world.BrokenModel"]
+    return options + [f"--trainer.callbacks.{key}={value}" for key, value in callback.items()]
+
+
+def reward(**arguments):
+    return {"model/init_args/reward": {"class_path": "world.BrokenReward", "init_args": arguments}}
+
+
+def adapters(folder):
+    """The last checkpoint's tensors, and where it stands."""
+    checkpoint = torch.load(folder / "runs" / "r" / "checkpoints" / "last.ckpt", weights_only=True)
+    return checkpoint["state_dict"], checkpoint["global_step"]
+
+
+def assert_good_until(folder, step):
+    """Nothing was saved after ``step``, and all that was saved is finite."""
+    state, at = adapters(folder)
+    assert at == step
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    saved = folder / "runs" / "r"
+    assert len(list((saved / "checkpoints").glob("*.ckpt"))) == step + 1
+    exported = {path: load_file(path) for path in (saved / "adapters").rglob("*.safetensors")}
+    assert {path.relative_to(saved / "adapters").parts[0] for path in exported} == ({"sft"} if step >= 4 else set())
+    assert all(tensor.isfinite().all() for state in exported.values() for tensor in state.values())
+
+
+def stopped(capsys, *args):
+    """The message with which a command ends, in this process."""
+    with pytest.raises(SystemExit) as end:
+        here(*args)
+    capsys.readouterr()
+    assert isinstance(end.value.code, str)  # which Python makes 1, and prints
+    return end.value.code
+
+
+@pytest.mark.parametrize(
+    ("value", "call", "phase", "step"),
+    [("nan", 2, "fwm", 6), ("inf", 7, "idm", 11), ("-inf", 2, "fwm", 6)],
+)
+def test_a_broken_reward_stops_the_run_and_what_was_saved_goes_on(
+    tmp_path, gemma_path, capsys, value, call, phase, step
+):
+    path = config(tmp_path, gemma_path, **reward(call=call, value=float(value)))
+    told = stopped(capsys, "fit", "-c", path, EXPORT)
+    assert f"the reward is not finite in phase '{phase}'" in told
+    assert f"optimiser step {step}, transitions 'state_only-" in told
+    assert_good_until(tmp_path, step - 1)
+    if value == "nan":
+        here("fit", "-c", config(tmp_path, gemma_path), EXPORT, "--ckpt_path", "last")
+        state, at = adapters(tmp_path)
+        assert at == 12
+        assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+@pytest.mark.parametrize(
+    ("what", "step", "words"),
+    [
+        ("loss", 2, ["the loss is not finite in phase 'warmup'", "optimiser step 3, records 'warmup-"]),
+        ("gradient", 2, ["the gradient of", "lora_B.fwm", "in phase 'warmup'", "optimiser step 3, records 'warmup-"]),
+        ("gradient", 5, ["the gradient of", "lora_B.fwm", "in phase 'fwm'", "optimiser step 6, records 'state_only-"]),
+    ],
+)
+def test_a_broken_loss_or_gradient_stops_the_run(tmp_path, gemma_path, capsys, what, step, words):
+    path = config(tmp_path, gemma_path)
+    told = stopped(capsys, "fit", "-c", path, EXPORT, *broken({"step": step, "what": what}))
+    for word in words:
+        assert word in told
+    assert_good_until(tmp_path, step)
+
+
+def test_accumulated_batches_are_all_checked(tmp_path, gemma_path, capsys):
+    """The NaN is in the first of two micro-batches; the step is taken after the second."""
+    path = config(tmp_path, gemma_path)
+    told = stopped(
+        capsys,
+        *("fit", "-c", path, "--trainer.accumulate_grad_batches", "2", "--data.init_args.batch_size", "4"),
+        *broken({"step": 1, "what": "loss"}),
+    )
+    assert "optimiser step 2, records 'warmup-" in told
+    assert told.count("'warmup-") == 5  # of 8
+    assert "and 3 more" in told
+    assert adapters(tmp_path)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "words", "step"),
+    [
+        (reward(call=2, value=float("nan"), rank=1), [], ["the reward", "phase 'fwm'", "'state_only-"], 5),
+        ({}, broken({"step": 2, "what": "loss", "rank": 1}), ["the loss", "phase 'warmup'", "'warmup-"], 2),
+        ({}, broken({"step": 2, "what": "gradient", "rank": 1}), ["the gradient", "phase 'warmup'", "'warmup-"], 2),
+    ],
+    ids=["reward", "loss", "gradient"],
+)
+def test_both_ranks_stop_where_one_is_broken(tmp_path, gemma_path, changes, options, words, step):
+    changes |= {
+        "trainer/devices": 2,
+        "trainer/strategy": "ddp",
+        "data/init_args/batch_size": 4,
+        "model/init_args/backbone/init_args/quantization": None,
+    }
+    done = swirl("fit", "-c", config(tmp_path, gemma_path, **changes), *options)  # its time limit ends a hang
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 2
+    for word in words:
+        assert word in done.stderr
+    state, at = adapters(tmp_path)
+    assert at == step
+    assert all(tensor.isfinite().all() for tensor in state.values())
