@@ -25,7 +25,7 @@ class PhaseSwitch(Callback):
     Args:
         warmup_epochs: epochs of SFT on labelled triples; 0 starts with RL.
         phases: phases of one iteration, in turn: ``fwm`` (Phase I), ``idm`` (Phase II), ``bootstrap``.
-            ``[idm, fwm]`` with ``iterations: 1`` is the paper's one-shot variant.
+            ``[fwm]`` with ``iterations: 1`` is the paper's IDM→FWM (Phase I alone), ``[idm]`` its FWM→IDM.
         iterations: number of iterations; None goes on until ``max_epochs``.
         refresh_references: snapshot the references of the KL at the start of every iteration; False keeps
             the models of the first one.

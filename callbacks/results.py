@@ -39,9 +39,9 @@ class Results(Callback):
     iteration. ``swirl test`` adds a row to ``test``, named by what the checkpoint holds. Rows of
     other names are kept.
 
-    A name is the checkpoint's own (``SFT``, ``SWIRL iteration 2``, ...), with ``shared weights`` and ``best of N``
-    where that is so. Testing the same checkpoint file with the same settings replaces its row. Where a row of that
-    name is of another suite, file or setting, both are kept: the new one's name says what differs, as in
+    A name is the checkpoint's own (``SFT``, ``IDM→FWM``, ``SWIRL iteration 2``, ...), with ``shared weights`` and
+    ``best of N`` where that is so. Testing the same checkpoint file with the same settings replaces its row. Where a
+    row of that name is of another suite, file or setting, both are kept: the new one's name says what differs, as in
     ``SFT (data.limit 20)``, and a warning tells of it. Rows of fit always replace, as its checkpoints do.
 
     Args:
@@ -83,7 +83,8 @@ class Results(Callback):
         if not trainer.is_global_zero:
             return
         results = read(path)
-        facts = json.loads(json.dumps(about(trainer, pl_module)))  # tuples become lists, as in the file
+        facts = {"label": label, **about(trainer, pl_module)}
+        facts = json.loads(json.dumps(facts))  # tuples become lists, as in the file
         rows, known = results.setdefault(split, {}), results.setdefault("about", {}).setdefault(split, {})
         row = self.row or _name(pl_module, label)
         if trainer.state.fn != "fit":

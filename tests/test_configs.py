@@ -51,6 +51,14 @@ def test_the_real_parser_builds_it(path, tmp_path, monkeypatch):
     assert any(isinstance(callback, PhaseSwitch) for callback in cli.trainer.callbacks)
 
 
+def test_phase_one_alone_is_what_the_paper_calls_idm_to_fwm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli = swirl_cli(["--config", str(FOLDER / "liquid_phase_one.yaml")], run=False)
+    (switch,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, PhaseSwitch)]
+    assert [switch.schedule.at(epoch).name for epoch in range(4, 6)] == ["warmup", "fwm"]
+    assert (switch.schedule.epochs, switch.schedule.at(5).ends) == (6, "IDM→FWM")
+
+
 def test_checkpoints_are_those_of_the_last_run(path):
     """All runs of a config share a folder: a checkpoint kept from an older one would be tested in place of the new."""
     callbacks = yaml.safe_load(path.read_text())["trainer"].get("callbacks", [])
@@ -77,7 +85,7 @@ def test_print_config_shows_it_whole(path, monkeypatch, capsys):
 
 PAPER = {  # pairs a step, learning rate of RL, its warm-up steps, group sizes, iterations, pairs an iteration
     "liquid_warmup": (128, None, None, None, 0, None),
-    "liquid_one_shot": (64, 1e-6, 100, (8, 16), 1, None),
+    "liquid_phase_one": (64, 1e-6, 100, (8, None), 1, None),
     "liquid_iterative": (128, 2e-7, 50, (8, 16), 3, 30_000),
     "liquid_shared": (128, 5e-7, 50, (8, 16), 3, 30_000),
     "qwen_scienceworld": (128, 5e-5, 25, (16, None), 2, None),
@@ -101,8 +109,9 @@ def test_the_papers_hyperparameters(name):
     )
     if rate is not None:
         assert (model["grpo"]["group_size"], model["grpo"].get("idm_group_size")) == groups
-        assert model["optim"]["fwm"] == model["optim"]["idm"] == {"lr": rate, "warmup": steps}
-        assert switch["phases"] == (["idm", "fwm"] if name == "liquid_one_shot" else ["fwm", "idm"])
+        # IDM→FWM is Phase I alone (section 4.1)
+        assert switch["phases"] == (["fwm"] if name == "liquid_phase_one" else ["fwm", "idm"])
+        assert all(model["optim"][phase] == {"lr": rate, "warmup": steps} for phase in switch["phases"])
     if visual:
         assert switch["warmup_epochs"] == 5
         assert model["optim"]["warmup"] == {"lr": 2e-5, "warmup": 0.05}
@@ -114,7 +123,7 @@ def test_the_papers_hyperparameters(name):
 
 
 def test_reinforcement_goes_on_from_the_checkpoint_of_the_warmup(gemma_path, tmp_path):
-    """As liquid_one_shot.yaml does: the same warm-up epochs, other phases, another accumulation."""
+    """As liquid_phase_one.yaml does: the same warm-up epochs, Phase I, another accumulation."""
 
     def fit(switch, name, ckpt_path=None, **kwargs):
         module = SWIRL(text_backbone(gemma_path, quantization=None), grpo=GRPOConfig(group_size=2))
@@ -133,9 +142,9 @@ def test_reinforcement_goes_on_from_the_checkpoint_of_the_warmup(gemma_path, tmp
 
     warm, _ = fit(PhaseSwitch(2, iterations=0), "warm", accumulate_grad_batches=2)
     before = {k: v.clone() for k, v in warm.adapters.state_dict().items()}
-    module, trainer = fit(PhaseSwitch(2, ["idm", "fwm"], 1), "rl", ckpt_path=str(tmp_path / "warm" / "last.ckpt"))
-    assert trainer.current_epoch == 4
-    assert module.label == "SWIRL iteration 1"
+    module, trainer = fit(PhaseSwitch(2, ["fwm"], 1), "rl", ckpt_path=str(tmp_path / "warm" / "last.ckpt"))
+    assert trainer.current_epoch == 3
+    assert module.label == "IDM→FWM"
     reference = module.adapters.state_dict()
     for key, value in before.items():  # the references are the models of the warm-up
         role, rest = key.split(".", 1)

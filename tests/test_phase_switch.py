@@ -25,8 +25,22 @@ def test_the_iterative_schedule():
     assert schedule.epochs == 6
 
 
-def test_the_one_shot_schedule_and_the_endless_one():
-    assert names(PhaseSchedule(0, ("idm", "fwm"), 1), 2) == ["idm", "fwm"]
+@pytest.mark.parametrize(("phase", "label"), [("fwm", "IDM→FWM"), ("idm", "FWM→IDM")])
+def test_one_phase_once_has_the_papers_name(phase, label):
+    schedule = PhaseSchedule(1, (phase,), 1)
+    assert names(schedule, 2) == ["warmup", phase]
+    assert [schedule.at(epoch).ends for epoch in range(2)] == ["SFT", label]
+    for iterative in (PhaseSchedule(0, (phase,), 2), PhaseSchedule(0, (phase,)), PhaseSchedule(0, (phase, phase), 1)):
+        assert iterative.at(len(iterative.phases) - 1).ends == "SWIRL iteration 1"
+
+
+def test_phase_two_first_is_an_iteration_like_any_other():
+    schedule = PhaseSchedule(0, ("idm", "fwm"), 1)
+    assert names(schedule, 2) == ["idm", "fwm"]
+    assert schedule.at(1).ends == "SWIRL iteration 1"
+
+
+def test_the_endless_schedule():
     endless = PhaseSchedule(1)
     assert endless.epochs is None
     assert names(endless, 6) == ["warmup", "fwm", "idm", "fwm", "idm", "fwm"]

@@ -46,8 +46,33 @@ def test_a_run_beside_the_paper(tmp_path, capsys):
     assert "(predictions/contact_sheet.png)" in text
     page = (run / "report.html").read_text()
     assert "<td>SWIRL iterative (paper)</td>\n<td>5.06</td>" in page
-    assert "IDM→FWM" in page
     assert "SWIRL iteration 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "beside"),
+    [
+        ("IDM→FWM, shared weights", ["SFT", "IDM→FWM"]),
+        ("FWM→IDM", ["SFT", "FWM→IDM"]),
+        ("SWIRL iteration 2", ["SFT", "SWIRL iterative", "SWIRL iterative, shared weights"]),
+        ("SFT", ["SFT"]),
+    ],
+)
+def test_the_paper_stands_beside_the_same_schedule_alone(tmp_path, row, beside):
+    """IDM→FWM is Phase I alone: 4.83 is no bar for an iterative run, nor 5.06 for Phase I."""
+    (report,) = build([results_file(write(tmp_path, row=row))])
+    assert list(report.rows) == [*(f"{name} (paper)" for name in beside), row]
+    if row.startswith("IDM→FWM"):
+        assert report.rows["IDM→FWM (paper)"] == ["4.83", "–", "–"]
+
+
+def test_a_row_of_ones_own_name_is_known_by_its_schedule(tmp_path):
+    run = write(tmp_path, row="mine")
+    results = json.loads((run / "results.json").read_text())
+    results["about"]["test"]["mine"]["label"] = "IDM→FWM"
+    (run / "results.json").write_text(json.dumps(results))
+    (report,) = build([results_file(run)])
+    assert list(report.rows) == ["SFT (paper)", "IDM→FWM (paper)", "mine"]
 
 
 def test_world_prediction_is_compared_by_its_mean_over_turns(tmp_path):
@@ -126,6 +151,7 @@ def test_from_a_real_test_run(tmp_path):
     trainer(tmp_path / "run", Predictions(), Results(row="mine")).test(module, data, verbose=False)
     results = read(tmp_path / "run" / "results.json")
     facts = results["about"]["test"]["mine"]
+    assert facts["label"] == "base"
     assert facts["counts"] == {"test": {"records": 6, "used": 6, "skipped": 0}}
     assert list(facts["missing"]) == ["bert_score", "judge"]
     assert facts["seed"] == {"data": 0, "model": 0, "evaluation": 0}

@@ -5,6 +5,8 @@ Scores by a judge are GPT-4o's; with another judge, compare rows of your own onl
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 Row = dict[str, float]
@@ -16,13 +18,28 @@ class SuiteTable:
 
     Attributes:
         columns: metric key in ``results.json`` -> heading.
-        paper: name of a row -> metric key -> value, as printed in the paper.
+        paper: name of a row -> metric key -> value, as printed in the paper. The first word of a name is that of the
+            runs it stands beside: `SFT`, `IDM→FWM`, `FWM→IDM` or `SWIRL` (iterative).
         factors: metric key -> factor that brings our value to the paper's scale; 1 where not named.
     """
 
     columns: dict[str, str]
     paper: dict[str, Row] = field(default_factory=dict)
     factors: dict[str, float] = field(default_factory=dict)
+
+    def paper_beside(self, labels: Iterable[str]) -> dict[str, Row]:
+        """The paper's rows for the schedules of one's own, and for SFT, where all of them start.
+
+        Args:
+            labels: of one's own rows, as `swirl_lightning.schedule.Phase.ends` has them.
+        """
+        schedules = {"SFT", *map(_schedule, labels)}
+        return {name: row for name, row in self.paper.items() if _schedule(name) in schedules}
+
+
+def _schedule(name: str) -> str:
+    """``SWIRL`` of ``SWIRL iteration 2, shared weights``."""
+    return re.split(r"[ ,]", name, maxsplit=1)[0]
 
 
 _STATE, _ACTION = "fwm/sampled/", "idm/sampled/"
@@ -43,7 +60,8 @@ SUITES: dict[str, SuiteTable] = {
         },
         {
             "SFT (paper)": {f"{_STATE}judge": 4.36, f"{_ACTION}judge": 6.38},
-            "SWIRL one-shot, IDM→FWM (paper)": {f"{_STATE}judge": 4.83},
+            "IDM→FWM (paper)": {f"{_STATE}judge": 4.83},
+            "FWM→IDM (paper)": {f"{_ACTION}judge": 6.38},
             "SWIRL iterative (paper)": {f"{_STATE}judge": 5.06, f"{_ACTION}judge": 6.58},
             "SWIRL iterative, shared weights (paper)": {f"{_STATE}judge": 5.00, f"{_ACTION}judge": 6.57},
         },
@@ -59,7 +77,7 @@ SUITES: dict[str, SuiteTable] = {
         },
         {
             "SFT (paper)": {f"{_STATE}judge": 43.38},
-            "SWIRL one-shot, IDM→FWM (paper)": {f"{_STATE}judge": 54.57},
+            "IDM→FWM (paper)": {f"{_STATE}judge": 54.57},
             "SWIRL iterative (paper)": {f"{_STATE}judge": 53.77},
             "SWIRL iterative, shared weights (paper)": {f"{_STATE}judge": 55.72},
         },
@@ -74,10 +92,10 @@ SUITES: dict[str, SuiteTable] = {
         },
         {
             "SFT (paper)": {f"{_STATE}judge/mean over turns": 1.63, f"{_STATE}judge/turn 6": 0.97},
-            "SWIRL one-shot, IDM→FWM (paper)": {f"{_STATE}judge/mean over turns": 1.89},
+            "IDM→FWM (paper)": {f"{_STATE}judge/mean over turns": 1.89},
             "SWIRL iterative (paper)": {f"{_STATE}judge/mean over turns": 1.74},
             "SWIRL iterative, shared weights (paper)": {f"{_STATE}judge/mean over turns": 1.68},
-            "best SWIRL at turn 6 (paper)": {f"{_STATE}judge/turn 6": 1.11},
+            "SWIRL, best at turn 6 (paper)": {f"{_STATE}judge/turn 6": 1.11},
         },
         {"choice/idm_accuracy": 100, "choice/fwm_accuracy": 100},
     ),

@@ -96,7 +96,7 @@ def build(files: Sequence[Path]) -> list[SuiteReport]:
         about = results.get("about", {})
         for split in _SPLITS:
             for row, values in results.get(split, {}).items():
-                facts = about.get(split, {}).get(row, {})
+                facts = {"label": row, **about.get(split, {}).get(row, {})}
                 name = row if len(files) == 1 else f"{_label(path)}: {row}"
                 place = found.setdefault((str(facts.get("suite", "results")), split), [])
                 place.append((name, values, facts, path))
@@ -105,7 +105,7 @@ def build(files: Sequence[Path]) -> list[SuiteReport]:
 
 def _report(suite: str, split: str, rows: list[tuple[str, Row, dict[str, Any], Path]]) -> SuiteReport:
     layout = SUITES.get(suite) or _own_layout([values for _, values, _, _ in rows])
-    paper = layout.paper if split == "test" else {}
+    paper = layout.paper_beside(facts["label"] for _, _, facts, _ in rows) if split == "test" else {}
     every = [*paper.values(), *(values for _, values, _, _ in rows)]
     keys = [key for key in layout.columns if any(key in row for row in every)]
     factors = {key: layout.factors.get(key, 1) for key in keys}

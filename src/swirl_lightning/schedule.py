@@ -12,6 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 WARMUP = "warmup"
 RL_PHASES = ("fwm", "idm")
 PHASES = (WARMUP, "fwm", "idm", "bootstrap")
+ONE_PHASE = {("fwm",): "IDM→FWM", ("idm",): "FWM→IDM"}
+"""The paper's names (sections 4.1 and 4.2) of Phase I alone and of Phase II alone, once."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class PhaseSchedule:
     Attributes:
         warmup_epochs: epochs of SFT; 0 starts with RL, on the adapters as they are.
         phases: the phases of one iteration: ``[fwm, idm]`` is the paper's iterative variant,
-            ``[idm, fwm]`` its one-shot variant with ``iterations: 1``.
+            with ``iterations: 1``, ``[fwm]`` is its IDM→FWM (Phase I alone) and ``[idm]`` its FWM→IDM.
         iterations: how often; None goes on until ``max_epochs``.
     """
 
@@ -66,9 +68,15 @@ class PhaseSchedule:
         if epoch < self.warmup_epochs:
             return Phase(WARMUP, ends="SFT" if epoch == self.warmup_epochs - 1 else None)
         iteration, place = divmod(epoch - self.warmup_epochs, len(self.phases))
-        method = "Bootstrap" if set(self.phases) == {"bootstrap"} else "SWIRL"
         last = place == len(self.phases) - 1
-        return Phase(self.phases[place], iteration, place == 0, f"{method} iteration {iteration + 1}" if last else None)
+        return Phase(self.phases[place], iteration, place == 0, self._label(iteration) if last else None)
+
+    def _label(self, iteration: int) -> str:
+        """What result tables call the models after an iteration; a single phase has the paper's name."""
+        if self.iterations == 1 and self.phases in ONE_PHASE:
+            return ONE_PHASE[self.phases]
+        method = "Bootstrap" if set(self.phases) == {"bootstrap"} else "SWIRL"
+        return f"{method} iteration {iteration + 1}"
 
 
 @dataclass(frozen=True)

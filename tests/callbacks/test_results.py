@@ -120,7 +120,7 @@ def test_what_fit_adds_is_of_its_last_run(gemma_path, tmp_path):
 
 
 def test_long_names_leave_room_for_the_figures():
-    names = ["SWIRL iteration 3", "SWIRL iteration 3 (checkpoint ../liquid_one_shot/checkpoints/last.ckpt)"]
+    names = ["SWIRL iteration 3", "SWIRL iteration 3 (checkpoint ../liquid_phase_one/checkpoints/last.ckpt)"]
     page = StringIO()
     Console(file=page, width=120).print(table({name: dict.fromkeys(COLUMNS, -1.0) for name in names}))
     text = page.getvalue()
