@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from swirl_lightning.host_memory import give_freed_blocks_back
 from swirl_lightning.noise import replace_tokens, uniforms
 from swirl_lightning.policy import WorldModels
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates, TokenIds
+from swirl_lightning.restore import restore
 from swirl_lightning.rewards import MeanLogProb, Reward
 from swirl_lightning.rollouts import Completions, Rollouts, Update
 from swirl_lightning.sampling import SamplingConfig
@@ -468,6 +470,39 @@ class SWIRL(LightningModule):
         """Exactly all adapter tensors; see :meth:`Adapters.load_state_dict`."""
         self.adapters.load_state_dict(state_dict)
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        config_path: str | Path | None = None,
+        **kwargs: Any,
+    ) -> SWIRL:
+        """The module of a checkpoint, in eval mode and ready for use; no Trainer is needed.
+
+        A checkpoint holds adapters and is never trusted with more: what the module is comes from ``kwargs``, the
+        constructor's arguments, or from the run's ``config.yaml``, whose classes are imported and called. So of a
+        checkpoint that is not your own, give ``backbone``: then no file beside the checkpoint is read.
+
+        Args:
+            checkpoint_path: a file that a run of SWIRL has saved.
+            map_location: where the module is to be, as for ``torch.load``.
+            config_path: your own configuration with the key ``model``. None takes the ``config.yaml`` in the
+                checkpoint's folder or the one above, unless there is a ``backbone``.
+            kwargs: constructor arguments; they take the place of the configuration's. With a ``backbone`` and no
+                configuration, rank and α of the adapters are the checkpoint's unless ``lora`` is given.
+
+        Raises:
+            FileNotFoundError: no such checkpoint, or neither a ``backbone`` nor a configuration.
+            ValueError: not a checkpoint of SWIRL, or of another base or other settings of the adapters.
+
+        Example::
+
+            model = SWIRL.load_from_checkpoint("runs/quickstart/checkpoints/last.ckpt")
+            model = SWIRL.load_from_checkpoint("last.ckpt", backbone=Liquid("builtin/tiny-liquid", dtype="float32"))
+        """
+        return restore(cls, checkpoint_path, map_location, config_path, kwargs)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimiser."""
         checkpoint["swirl"] = {
@@ -489,15 +524,17 @@ class SWIRL(LightningModule):
         ckpt.check_base(state["base"], self.base_identity, self.backbone.name)
         if "lora" in state:
             ckpt.check_lora(state["lora"], self.lora)
-        ckpt.forget_foreign_files(checkpoint.get("callbacks", {}), self.trainer.checkpoint_callbacks)
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        fitting = False
+        if self._trainer is not None:
+            ckpt.forget_foreign_files(checkpoint.get("callbacks", {}), self.trainer.checkpoint_callbacks)
+            fitting = self.trainer.state.fn == TrainerFn.FITTING
         if fitting and any(state["updates"]) and len(state["updates"]) != self.trainer.world_size:
             raise ValueError(
                 f"the checkpoint was written while rollouts of {len(state['updates'])} devices were in use; resume on "
                 f"as many instead of {self.trainer.world_size}, or from the end of an epoch"
             )
         self.label, self.tokens_seen = state["label"], state["tokens_seen"]
-        self._resumed = state
+        self._resumed = state if fitting else None
 
     def on_train_start(self) -> None:
         """Rollouts once the device is known; random states last, so that nothing before training draws from them."""

@@ -1,0 +1,85 @@
+"""A module from a checkpoint, without a Trainer. Nothing in a checkpoint becomes configuration or code."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningArgumentParser
+
+from swirl_lightning.adapters import LoraSettings
+from swirl_lightning.checkpoint import check_file, own_state
+
+if TYPE_CHECKING:
+    from swirl_lightning.module import SWIRL
+
+
+def restore(
+    cls: type[SWIRL], path: str | Path, map_location: Any, config_path: str | Path | None, arguments: dict[str, Any]
+) -> SWIRL:
+    """See :meth:`swirl_lightning.SWIRL.load_from_checkpoint`."""
+    check_file(path)
+    checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    if config_path is not None:
+        module = from_config(cls, config_path, arguments)
+    elif "backbone" in arguments:
+        module = cls(**{"lora": _lora(own_state(checkpoint)), **arguments})
+    else:
+        module = from_config(cls, _config_of(path), arguments)
+    module.configure_model()
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    return module.to(next(iter(checkpoint["state_dict"].values())).device).eval()
+
+
+def from_config(cls: type[SWIRL], path: str | Path, arguments: dict[str, Any]) -> SWIRL:
+    """The ``model`` of a run's configuration, built as ``swirl`` builds it; its weights are not loaded yet.
+
+    Args:
+        cls: SWIRL, or the subclass that the configuration must name.
+        path: YAML of the user's own: the classes that it names are imported and called.
+        arguments: constructor arguments that take the place of the file's.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has no ``model``, or one that cannot be built.
+    """
+    found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or "model" not in found:
+        raise ValueError(f"{path} has no key 'model': give the config.yaml of a run, or backbone=...")
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(cls, "model", subclass_mode=True)
+    # the class with the file's arguments, not yet called
+    parser.add_instantiator(lambda kind, *args, **given: partial(kind, *args, **given), cls, subclasses=True)
+    try:
+        model = parser.instantiate_classes(parser.parse_object({"model": found["model"]})).model
+    except ArgumentError as error:
+        raise ValueError(f"{path}: {error}") from None
+    module: SWIRL = model(**arguments)
+    return module
+
+
+def _config_of(path: str | Path) -> Path:
+    """``config.yaml`` of the run whose folder a checkpoint is in, or in whose ``checkpoints/``."""
+    folder = Path(path).absolute().parent
+    for place in (folder, folder.parent):
+        if (place / "config.yaml").is_file():
+            return place / "config.yaml"
+    raise FileNotFoundError(
+        f"no config.yaml in {folder} or {folder.parent}, and a checkpoint holds adapters alone: give backbone=... "
+        "(and whatever else the run had set), or config_path=..., the config.yaml of the run"
+    )
+
+
+def _lora(state: dict[str, Any]) -> LoraSettings:
+    """Rank and α that a checkpoint says; numbers, and nothing else of it, may be taken as settings."""
+    saved = state.get("lora", {})
+    for name in ("r", "alpha"):
+        value = saved.get(name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"the checkpoint's lora.{name} is no positive integer but {value!r}: give lora=...")
+    return LoraSettings(r=saved["r"], alpha=saved["alpha"])

@@ -1,0 +1,171 @@
+"""``SWIRL.load_from_checkpoint``: a trained module without a Trainer, and without trust in the checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from swirl_lightning import SWIRL, LoraSettings
+from swirl_lightning.backbones.text import TextLLM
+from swirl_lightning.callbacks import PhaseSwitch
+from test_cli import config, here
+from test_module import equal
+from tiny import gemma_folder, quiet_trainer, text_backbone
+from world import Digits
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, gemma_path):
+    """The folder of a real run: a warm-up epoch and one iteration, adapters of rank 4 and α 32."""
+    folder = tmp_path_factory.mktemp("run")
+    here("fit", "-c", config(folder, gemma_path))
+    return folder / "runs" / "r"
+
+
+@pytest.fixture
+def last(run):
+    return run / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture
+def backbone(gemma_path):
+    return text_backbone(gemma_path, max_state_tokens=4, max_action_tokens=5)
+
+
+@pytest.fixture
+def alone(last, tmp_path):
+    """The checkpoint's file and nothing beside it."""
+    (tmp_path / "sent").mkdir()
+    return shutil.copy(last, tmp_path / "sent" / "some.ckpt")
+
+
+def saved(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_the_runs_own_configuration_is_found(last):
+    module = SWIRL.load_from_checkpoint(last)
+    assert equal(module.state_dict(), saved(last)["state_dict"])
+    assert (module.lora, module.grpo.group_size) == (LoraSettings(r=4, dropout=0.1), 4)
+    assert (module.label, module.training, module.model.training) == ("SWIRL iteration 1", False, False)
+    assert module.device == torch.device("cpu")
+    assert module.tokens_seen == saved(last)["swirl"]["tokens_seen"] > 0
+
+
+def test_it_predicts_what_a_trainer_predicts(last, backbone, tmp_path):
+    data = Digits(size=8, eval_batch_size=8)
+    fresh = SWIRL(backbone, lora=LoraSettings(r=4))
+    (rows,) = quiet_trainer(tmp_path).predict(fresh, data, ckpt_path=last, weights_only=True)
+    module = SWIRL.load_from_checkpoint(last)
+    assert module.evaluator.predict(data.load_split("test"), module.device) == rows
+    assert all(row["predicted_state"] and row["predicted_action"] is not None for row in rows)
+    untrained = SWIRL(backbone, lora=LoraSettings(r=4))
+    untrained.configure_model()
+    assert untrained.evaluator.predict(data.load_split("test"), untrained.device) != rows
+
+
+def test_arguments_take_the_place_of_the_configurations(last, gemma_path):
+    longer = text_backbone(gemma_path, max_state_tokens=9)
+    module = SWIRL.load_from_checkpoint(str(last), seed=5, backbone=longer, config_path=last.parents[1] / "config.yaml")
+    assert (module.seed, module.backbone, module.grpo.group_size) == (5, longer, 4)
+    with pytest.raises(TypeError, match="sed"):
+        SWIRL.load_from_checkpoint(last, sed=5)
+
+
+def test_with_a_backbone_no_file_beside_the_checkpoint_is_read(alone, last, backbone):
+    (alone.parent / "config.yaml").write_text("model: {class_path: os.system}")
+    module = SWIRL.load_from_checkpoint(alone, backbone=backbone)
+    assert equal(module.state_dict(), saved(last)["state_dict"])
+    assert module.lora == LoraSettings(r=4, alpha=32)  # two numbers that the checkpoint says
+    with pytest.raises(ValueError, match=r"config\.yaml: [\s\S]*os\.system does not correspond to a subclass of SWIRL"):
+        SWIRL.load_from_checkpoint(alone)
+
+
+def test_without_either_the_cure_is_told(alone, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.yaml in .*sent.* give backbone=\.\.\. .*config_path="):
+        SWIRL.load_from_checkpoint(alone)
+    other = tmp_path / "other.yaml"
+    other.write_text("trainer: {}")
+    with pytest.raises(ValueError, match=r"other\.yaml has no key 'model'"):
+        SWIRL.load_from_checkpoint(alone, config_path=other)
+    with pytest.raises(FileNotFoundError, match=r"gone\.ckpt does not exist"):
+        SWIRL.load_from_checkpoint(alone.with_name("gone.ckpt"))
+
+
+def test_nothing_a_checkpoint_says_becomes_configuration(alone, last, backbone, tmp_path):
+    state = saved(last)
+    state["hyper_parameters"] = {
+        "seed": 77,
+        "roles": ["fwm"],
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "_class_path": "os.system",
+        "backbone": {"class_path": "os.system"},
+    }
+    state["hparams_name"] = "backbone"
+    torch.save(state, alone)
+    shutil.copy(last.parents[1] / "config.yaml", tmp_path / "config.yaml")
+    for module in (SWIRL.load_from_checkpoint(alone), SWIRL.load_from_checkpoint(alone, backbone=backbone)):
+        assert (module.seed, module.roles, type(module.backbone)) == (0, ("fwm", "idm"), TextLLM)
+    state["swirl"]["lora"] = {"r": "4", "alpha": 32}
+    torch.save(state, alone)
+    with pytest.raises(ValueError, match=r"lora\.r is no positive integer but '4'"):
+        SWIRL.load_from_checkpoint(alone, backbone=backbone)
+
+
+class Harm:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('a checkpoint ran code')",))
+
+
+def test_code_in_a_checkpoint_is_not_run(alone, last, backbone):
+    torch.save({**saved(last), "extra": Harm()}, alone)
+    with pytest.raises(ValueError, match=r"some\.ckpt cannot be read"):
+        SWIRL.load_from_checkpoint(alone, backbone=backbone)
+
+
+def test_another_base_or_other_adapters_are_refused(last, backbone, tmp_path):
+    other = text_backbone(gemma_folder(tmp_path / "other", seed=1))
+    with pytest.raises(ValueError, match=r"trained on base .* has other weights"):
+        SWIRL.load_from_checkpoint(last, backbone=other)
+    with pytest.raises(ValueError, match=r"lora\.alpha 32, and it is 8 here"):
+        SWIRL.load_from_checkpoint(last, lora=LoraSettings(r=4, alpha=8))
+    with pytest.raises(ValueError, match="do not fit this base"):
+        SWIRL.load_from_checkpoint(last, backbone=backbone, shared_weights=True)
+
+
+def test_map_location_says_where_the_module_is(last, monkeypatch):
+    asked = []
+    load = torch.load
+
+    def watched(path, map_location=None, **kwargs):
+        asked.append((map_location, kwargs["weights_only"]))
+        return load(path, map_location=map_location, **kwargs)
+
+    monkeypatch.setattr(torch, "load", watched)
+    SWIRL.load_from_checkpoint(last)
+    assert asked[-1] == ("cpu", True)
+    with pytest.raises(RuntimeError, match="no-such-device"):
+        SWIRL.load_from_checkpoint(last, map_location="no-such-device")
+
+
+class RandomState(Callback):
+    """Where torch's generator stands when the first epoch begins."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.seen = torch.get_rng_state()
+
+
+def test_what_is_loaded_trains_as_a_run_of_its_own(run, tmp_path):
+    """Of a run cut off in Phase I it has the weights, not the epoch, the rollouts in use and the random states."""
+    middle = run / "checkpoints" / "epoch=1-step=6.ckpt"
+    assert saved(middle)["swirl"]["label"] == "fwm 1 unfinished"
+    module, random = SWIRL.load_from_checkpoint(middle), RandomState()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    trainer = quiet_trainer(tmp_path, PhaseSwitch(0, ["fwm"], 1), random, max_epochs=-1, limit_val_batches=0)
+    trainer.fit(module, Digits(size=8, batch_size=8))
+    assert trainer.global_step == 1
+    assert not equal(module.state_dict(), before)
+    assert not torch.equal(random.seen, saved(middle)["swirl"]["rng"][0]["torch"])
