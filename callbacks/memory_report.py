@@ -63,7 +63,7 @@ class MemoryReport(Callback):
     def _lengths(self, module: Any, data: TransitionDataModule, labelled: bool) -> dict[str, Lengths]:
         rows = data.split("warmup") if labelled else data.pairs(0)
         chosen = [rows[n] for n in range(min(self.samples, len(rows)))]
-        states = module.states.encode([t.before for t in chosen] + [t.after for t in chosen], module.device)
+        states = module.states.encode([t.before for t in chosen] + [t.observed for t in chosen], module.device)
         longest = [0] * (module.models.grammars["idm"].max_length - 1)  # of an action that is still to be sampled
         fwm, idm = 0, 0
         for x, y in zip(states[: len(chosen)], states[len(chosen) :], strict=True):

@@ -79,7 +79,7 @@ def _rows(rollouts: Rollouts, pl_module: LightningModule, max_rows: int) -> list
         return [
             _Row(
                 ["before", "after"],
-                [pair.before, pair.after],
+                [pair.before, pair.observed],
                 [
                     f"{name}: {rollouts.actions[n * size + k]} ({rewards[n, k]:.2f})"
                     for name, k in (("best", best[n]), ("worst", worst[n]))
@@ -95,7 +95,7 @@ def _rows(rollouts: Rollouts, pl_module: LightningModule, max_rows: int) -> list
     return [
         _Row(
             ["before", "after", "predicted, best", "predicted, worst"],
-            [pair.before, pair.after, predicted[2 * n], predicted[2 * n + 1]],
+            [pair.before, pair.observed, predicted[2 * n], predicted[2 * n + 1]],
             [rollouts.actions[n], "", *(f"reward {rewards[n, k]:.2f}" for k in (best[n], worst[n]))],
         )
         for n, pair in enumerate(shown)

@@ -126,7 +126,7 @@ def contact_sheet(rows: Sequence[tuple[Transition, State]]) -> Image.Image:
     """Before, after, predicted, with the action under each row."""
     lines = []
     for row, state in rows:
-        after: State = row.after if row.has_after else Image.new("RGB", _size(row.before), (230, 230, 230))
+        after = Image.new("RGB", _size(row.before), (230, 230, 230)) if row.after is None else row.after
         lines.append(([row.before, after, state], [row.action or "", "", ""]))
     return picture_grid(lines, ["before", "after", "predicted"])
 

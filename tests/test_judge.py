@@ -156,6 +156,11 @@ def test_scales_and_actions(server, tmp_path):
     assert scored(metric, ["lift {it}"], rows(1))["judge"] == 3
     text = server.requests[-1]["messages"][0]["content"][0]["text"]
     assert "Reference action: move 0\nPredicted action: lift {it}\n" in text
+    asked = len(server.requests)  # a template with the reference says nothing of a row without one
+    bare = [Transition(picture(0), None, "move 0", "r0", {"task": "kubric"})]
+    assert scored(JudgeScore(judge(server, tmp_path), "bytemorph"), [picture(5)], bare)["judge_asked"] == 0
+    assert len(server.requests) == asked
+    assert scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(5)], bare)["judge"] == 3
     with pytest.raises(ValueError, match="no judge template 'x'"):
         JudgeScore(judge(server, tmp_path), "x")
 

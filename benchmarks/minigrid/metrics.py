@@ -52,7 +52,7 @@ class CellMetric(Metric, ABC):
             raise ValueError(f"{len(predicted)} predictions for {len(transitions)} transitions")
         hits, trials = self.count(
             _scenes([row.before for row in transitions]),
-            _scenes([row.after for row in transitions]),
+            _scenes([row.observed for row in transitions]),
             _scenes(predicted),
         )
         sums = [len(hits), hits.sum(), trials.sum(), hits @ hits, hits @ trials, trials @ trials]

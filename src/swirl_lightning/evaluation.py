@@ -51,9 +51,9 @@ class EvaluationConfig:
 class Evaluator:
     """Runs both models on transitions and keeps the metrics of one evaluation.
 
-    Three keys of ``Transition.meta`` change what is done with a row:
+    Where y is not known (``after`` is None), the FWM predicts it, and nothing that needs y is asked. Two keys of
+    ``Transition.meta`` change what is done with a row:
 
-    - ``has_after: False``: y is not known; the FWM predicts it, and nothing that needs y is asked.
     - ``turns``: later steps of a rollout, each a transition. Step k starts from the model's own state of
       step k - 1, which takes the place of that transition's ``before``.
     - ``choices``: a dictionary with ``actions`` (candidates in words), ``answer`` (index of the right one)
@@ -114,9 +114,10 @@ class Evaluator:
         rows = [t for t in transitions if t.action]
         if not rows:
             return
-        before, after, actions = self._encode(rows, device)
-        known = [n for n, row in enumerate(rows) if row.has_after]
-        seen, x, y = [rows[n] for n in known], [before[n] for n in known], [after[n] for n in known]
+        before, y = self._encode_states(rows, device)
+        actions = [self._backbone.encode_action(row.action or "") for row in rows]
+        known = [n for n, row in enumerate(rows) if row.after is not None]
+        seen, x = [rows[n] for n in known], [before[n] for n in known]
         if seen:
             self._teacher_forced(x, y, [actions[n] for n in known])
         for mode in self._config.modes:
@@ -191,24 +192,24 @@ class Evaluator:
     def predict(self, transitions: Sequence[Transition], device: torch.device) -> list[dict[str, Any]]:
         """One row per transition: its id, its action, the IDM's action and the FWM's next state.
 
-        The FWM follows the record's own action where there is one, else the IDM's. The part of a model that
-        is not asked is left out.
+        The FWM follows the record's own action where there is one, else the IDM's. The IDM is asked where y is
+        known. The part of a model that is not asked is left out.
 
         Raises:
-            ValueError: a record has no action, and there is no IDM to ask.
+            ValueError: a record lacks what the models that are asked start from.
         """
         mode = self._config.modes[0]
-        if not self._inverse and (bare := next((t for t in transitions if not t.action), None)):
-            raise ValueError(
-                f"record {bare.id!r} has no action for the FWM to follow: give it one, or ask both models (roles)"
-            )
+        for row in transitions:
+            self._check_predictable(row)
         before, after = self._encode_states(transitions, device)
+        known = [n for n, row in enumerate(transitions) if row.after is not None]
         found: list[dict[str, Any]] = [{"id": t.id, "action": t.action} for t in transitions]
         words: list[str | None] = [None] * len(transitions)
         states: list[State | None] = [None] * len(transitions)
         actions = [self._backbone.encode_action(t.action or "") for t in transitions]
-        if self._inverse:
-            for n, guess in enumerate(self._actions(transitions, before, after, mode)):
+        if self._inverse and known:
+            guesses = self._actions([transitions[n] for n in known], [before[n] for n in known], after, mode)
+            for n, guess in zip(known, guesses, strict=True):
                 found[n]["predicted_action"] = words[n] = self._backbone.decode_action(guess)
                 actions[n] = actions[n] if transitions[n].action else guess
         if self._forward:
@@ -220,16 +221,22 @@ class Evaluator:
         return found
 
     # ---- parts -----------------------------------------------------------------------------------
-    def _encode_states(self, rows: Sequence[Transition], device: torch.device) -> tuple[list[TokenIds], list[TokenIds]]:
-        states: list[State] = [t.before for t in rows] + [t.after for t in rows]
-        ids = self._states.encode(states, device)
-        return ids[: len(rows)], ids[len(rows) :]
+    def _check_predictable(self, row: Transition) -> None:
+        if not row.action and row.after is None:
+            raise ValueError(f"record {row.id!r} has neither an action nor a state after: give it one of them")
+        if not row.action and not self._inverse:
+            raise ValueError(
+                f"record {row.id!r} has no action for the FWM to follow: give it one, or ask both models (roles)"
+            )
+        if row.after is None and not self._forward:
+            raise ValueError(
+                f"record {row.id!r} has no state after for the IDM to read: give it one, or ask both models (roles)"
+            )
 
-    def _encode(
-        self, rows: Sequence[Transition], device: torch.device
-    ) -> tuple[list[TokenIds], list[TokenIds], list[TokenIds]]:
-        before, after = self._encode_states(rows, device)
-        return before, after, [self._backbone.encode_action(t.action or "") for t in rows]
+    def _encode_states(self, rows: Sequence[Transition], device: torch.device) -> tuple[list[TokenIds], list[TokenIds]]:
+        """Tokens of every x, and of every y that is known."""
+        ids = self._states.encode([t.before for t in rows] + [t.after for t in rows if t.after is not None], device)
+        return ids[: len(rows)], ids[len(rows) :]
 
     def _sample(
         self, role: str, rows: Sequence[Transition], prompts: list[TokenIds], mode: str, count: int

@@ -324,7 +324,7 @@ class SWIRL(LightningModule):
     # ---- parts -----------------------------------------------------------------------------------
     def _tokens(self, transitions: list[Transition]) -> tuple[list[TokenIds], list[TokenIds]]:
         """Content ids of every x and every y."""
-        ids = self.states.encode([t.before for t in transitions] + [t.after for t in transitions], self.device)
+        ids = self.states.encode([t.before for t in transitions] + [t.observed for t in transitions], self.device)
         return ids[: len(transitions)], ids[len(transitions) :]
 
     def _latent_actions(self, batch: TransitionBatch, before: list[TokenIds], after: list[TokenIds]) -> Completions:

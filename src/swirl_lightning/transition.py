@@ -17,17 +17,18 @@ class Transition:
 
     Attributes:
         before: x, the state before.
-        after: y, the state after.
+        after: y, the state after, or None where it is not known: then there is no training on the record, the FWM
+            predicts y from its action, and nothing that needs y is asked.
         action: z in words, or None for a state-only pair.
         id: names the record in messages, in files of predictions and in the seed of its rollouts;
             unique within its split.
-        meta: whatever else the benchmark needs to score the record (task, split, ...). Three keys mean
-            something to the evaluation: ``has_after``, ``turns`` (later steps of a rollout) and
-            ``choices``; see :class:`swirl_lightning.evaluation.Evaluator`.
+        meta: whatever else the benchmark needs to score the record (task, split, ...). Two keys mean
+            something to the evaluation: ``turns`` (later steps of a rollout) and ``choices``; see
+            :class:`swirl_lightning.evaluation.Evaluator`.
     """
 
     before: State
-    after: State
+    after: State | None
     action: str | None = None
     id: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
@@ -37,6 +38,12 @@ class Transition:
         return Transition(self.before, self.after, None, self.id, self.meta)
 
     @property
-    def has_after(self) -> bool:
-        """Whether y is known. Some benchmarks have no picture of the result; ``after`` is then x again."""
-        return bool(self.meta.get("has_after", True))
+    def observed(self) -> State:
+        """y, for whoever cannot do without it.
+
+        Raises:
+            ValueError: it is not known.
+        """
+        if self.after is None:
+            raise ValueError(f"transition {self.id!r} has no state after, and training and its metrics need one")
+        return self.after

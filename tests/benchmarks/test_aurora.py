@@ -33,7 +33,7 @@ def test_records_of_the_official_layout(tmp_path):
     data.setup("test")
     rows = data.split("test")
     assert [(r.action, r.meta["task"]) for r in rows] == [(e["instruction"], e["task"]) for e in entries]
-    assert [r.has_after for r in rows] == [True] * 4 + [False] * 2
+    assert [r.after is not None for r in rows] == [True] * 4 + [False] * 2
     assert rows[0].before.mode == "RGB"
     assert (rows[0].before.size, rows[0].after.size) == ((16, 16), (16, 20))
     assert len({r.id for r in rows}) == len(rows)

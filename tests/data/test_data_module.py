@@ -207,3 +207,17 @@ def test_default_metrics():
     action.update(["stay", "go"], [row, row.without_action()])
     assert float(state.compute()["exact_match"]) == 0.5
     assert float(action.compute()["exact_match"]) == 0.0
+
+
+@pytest.mark.parametrize("split", ["warmup", "state_only"])
+def test_a_training_split_without_a_state_after_is_refused_by_name(split):
+    class Bare(Data):
+        def load_split(self, split):
+            return [*super().load_split(split), Transition("x", None, "z", id="bare")]
+
+    data = Bare()
+    with pytest.raises(
+        ValueError, match=rf"Bare: 1 of \d+ records of the split '{split}' have no state after.*\n  bare"
+    ):
+        data.split(split)
+    assert data.split("test")[-1].after is None

@@ -128,6 +128,29 @@ def test_state_only_needs_no_action_and_shows_none(tmp_path):
     assert [row.action for row in data.pairs(0)] == [None, None]
 
 
+@pytest.mark.parametrize("split", ["warmup", "state_only", "validation", "test"])
+def test_what_is_trained_on_or_scored_needs_the_state_after(tmp_path, split):
+    data = JSONLTransitions(**{split: write(tmp_path / "w.jsonl", GOOD, {"before": "a", "action": "b", "id": "bare"})})
+    with pytest.warns(UserWarning, match=r"w\.jsonl:2: needs one of after and after_image"):
+        assert [row.action for row in data.split(split)] == ["open"]
+
+
+def test_prediction_needs_one_of_action_and_state_after(tmp_path, gemma_path):
+    half = [{"before": "a", "action": "b", "after": None}, {"before": "a", "after": "c"}]
+    data = JSONLTransitions(test=write(tmp_path / "t.jsonl", GOOD, *half))
+    found = [(row.action, row.after) for row in data.predict_rows()]
+    assert found == [("open", "an open door"), ("b", None), (None, "c")]
+    with pytest.raises(ModelLoads):
+        start(data, tmp_path, gemma_path, command="predict")
+    with pytest.warns(UserWarning, match="skipped 2 broken of 3"):  # to score a record takes both
+        assert len(data.split("test")) == 1
+    bare = {"before": "a", "id": "lonely"}
+    data = JSONLTransitions(test=write(tmp_path / "t.jsonl", GOOD, bare, {"before": "b"}))
+    told = r"2 of 3 records in .*t\.jsonl have neither an action nor a state after.*:\n  lonely\n  .*t\.jsonl:3"
+    with pytest.raises(ValueError, match=told):
+        start(data, tmp_path, gemma_path, command="predict")
+
+
 def test_missing_files_and_splits(tmp_path):
     data = JSONLTransitions(warmup=str(tmp_path / "none.jsonl"))
     with pytest.raises(FileNotFoundError, match=r"warmup: .*none\.jsonl"):

@@ -11,6 +11,7 @@ from lightning import LightningDataModule
 from torchmetrics import MetricCollection
 
 from swirl_lightning.data.loader import TransitionLoader
+from swirl_lightning.data.reading import first
 from swirl_lightning.metrics.exact_match import ExactMatch
 from swirl_lightning.transition import Transition
 
@@ -102,28 +103,36 @@ class TransitionDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> TransitionLoader:
         """The validation split."""
-        return self._eval_loader("validation")
+        return self._eval_loader(self.split("validation"))
 
     def test_dataloader(self) -> TransitionLoader:
         """The test split."""
-        return self._eval_loader("test")
+        return self._eval_loader(self.split("test"))
 
     def predict_dataloader(self) -> TransitionLoader:
-        """The test split."""
-        return self._eval_loader("test")
+        """What :meth:`predict_rows` gives."""
+        return self._eval_loader(self.predict_rows())
 
     # ---- splits ----------------------------------------------------------------------------------
+    def predict_rows(self) -> Sequence[Transition]:
+        """What ``swirl predict`` asks the models about: the test split, unless a subclass has more to ask."""
+        return self.split("test")
+
     def split(self, name: Split) -> Sequence[Transition]:
         """A split, loaded at the first call.
 
         Raises:
-            ValueError: it is empty.
+            ValueError: it is empty, or records that are there to train on lack the state after.
         """
         if name not in self._splits:
             rows = self.load_split(name)
             if len(rows) == 0:
                 cure = "; to train without it set trainer.limit_val_batches to 0" if name == "validation" else ""
                 raise ValueError(f"{type(self).__name__}: the split {name!r} is empty{cure}")
+            bare = [row.id for row in rows if row.after is None] if isinstance(rows, list) else []  # others are lazy
+            if bare and name in ("warmup", "state_only"):
+                told = f"{len(bare)} of {len(rows)} records of the split {name!r} have no state after"
+                raise ValueError(f"{type(self).__name__}: {told}, and training needs one:{first(bare)}")
             self._splits[name] = rows
         return self._splits[name]
 
@@ -155,10 +164,10 @@ class TransitionDataModule(LightningDataModule, ABC):
             window=window,
         )
 
-    def _eval_loader(self, name: Split) -> TransitionLoader:
+    def _eval_loader(self, rows: Sequence[Transition]) -> TransitionLoader:
         rank, world_size = self._place()
         return TransitionLoader(
-            self.split(name),
+            rows,
             batch_size=self.eval_batch_size,
             train=False,
             rank=rank,

@@ -47,10 +47,8 @@ class PictureTransitions(Sequence[Transition]):
 
     def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
         record = self.records[index]
-        before = open_rgb(record.before)
-        if record.after is None:
-            return Transition(before, before, record.action, record.id, {**record.meta, "has_after": False})
-        return Transition(before, open_rgb(record.after), record.action, record.id, record.meta)
+        after = None if record.after is None else open_rgb(record.after)
+        return Transition(open_rgb(record.before), after, record.action, record.id, record.meta)
 
 
 @dataclass

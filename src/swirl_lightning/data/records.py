@@ -21,6 +21,9 @@ class JSONLTransitions(TransitionDataModule):
 
         {"before_image": "frames/0.png", "after_image": "frames/1.png", "action": "turn left"}
 
+    For prediction one of the action and the state after is enough: with the action the FWM predicts the state, with
+    the state after the IDM names the action, which the FWM then follows.
+
     A parquet file has the same names as columns; its pictures may also be stored in it, as bytes or as the hub's
     ``{bytes, path}``. Files are read line by line; pictures are checked at the start and opened when they are needed.
     The splits that a command needs are read in `setup`, before the model loads.
@@ -29,7 +32,7 @@ class JSONLTransitions(TransitionDataModule):
         warmup: file of labelled transitions.
         state_only: file of pairs; actions in it are ignored.
         validation: labelled file for validation.
-        test: labelled file for test and prediction.
+        test: labelled file for test; the file for prediction.
         strict: raise on the first broken record; otherwise it is skipped, counted in :attr:`skipped`, and
             the first ten are reported.
         kwargs: see `TransitionDataModule`.
@@ -38,7 +41,7 @@ class JSONLTransitions(TransitionDataModule):
         FileNotFoundError: at setup, a named file does not exist.
         ImportError: at setup, a parquet file and no ``pyarrow``.
         ValueError: at setup, ``strict`` and a broken record, a split without any usable record, or no file for a
-            split that the command needs.
+            split that the command needs; or records for prediction with neither an action nor a state after.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class JSONLTransitions(TransitionDataModule):
         paths = {"warmup": warmup, "state_only": state_only, "validation": validation, "test": test}
         self.paths = {name: Path(path) for name, path in paths.items() if path is not None}
         self.strict = strict
+        self._predicted: Sequence[Transition] | None = None
         self.skipped: dict[str, int] = {}
         """Number of broken records in each split read so far."""
 
@@ -67,6 +71,9 @@ class JSONLTransitions(TransitionDataModule):
     def setup(self, stage: str) -> None:
         """Runs :meth:`check`, then reads the splits that the command needs."""
         super().setup(stage)
+        if stage == "predict":
+            self.predict_rows()
+            return
         for split in self._splits_of(stage):
             self.split(split)
 
@@ -74,7 +81,7 @@ class JSONLTransitions(TransitionDataModule):
         from swirl_lightning.callbacks.phase_switch import PhaseSwitch  # callbacks know the data
 
         trainer: Any = self.trainer
-        if stage in ("test", "predict"):
+        if stage == "test":
             return ["test"]
         validated: list[Split] = [] if trainer and trainer.limit_val_batches == 0 else ["validation"]
         if stage == "validate":
@@ -90,12 +97,25 @@ class JSONLTransitions(TransitionDataModule):
             needed.append("state_only")
         return needed + validated
 
+    def predict_rows(self) -> Sequence[Transition]:
+        """The test file, whose records may here lack the action or the state after.
+
+        Raises:
+            ValueError: as in :meth:`load_split`, or a record has neither of the two.
+        """
+        if self._predicted is None:
+            self._predicted = self._read("test", partial=True)
+        return self._predicted
+
     def load_split(self, split: Split) -> Sequence[Transition]:
         """Reads a split's file.
 
         Raises:
             ValueError: no file is given, or none of its records can be used.
         """
+        return self._read(split)
+
+    def _read(self, split: Split, partial: bool = False) -> Sequence[Transition]:
         if split not in self.paths:
             raise ValueError(
                 f"no file is given for the split {split!r}; set it in data.init_args{_WITHOUT.get(split, '')} "
@@ -105,13 +125,21 @@ class JSONLTransitions(TransitionDataModule):
         broken = BrokenRecords(self.paths[split], self.strict)
         for place, fields in _rows(self.paths[split], broken):
             try:
-                found.append(_parse(fields, place, self.paths[split].parent, labelled=split != "state_only"))
+                labelled = split != "state_only" and not partial
+                found.append(_parse(fields, place, self.paths[split].parent, labelled, ends=not partial))
             except BrokenRecord as error:
                 broken.add(place, error)
         self.skipped[split] = len(broken)
         if broken.messages and not found:
             every = f"none of the {len(broken)} records in {self.paths[split]} can be used as {split}"
             raise ValueError(f"{every}:{first(broken.messages)}")
+        if bare := [record.id for record in found if record.action is None and record.after is None]:
+            told = (
+                f"{len(bare)} of {len(found)} records in {self.paths[split]} have neither an action nor a state after"
+            )
+            raise ValueError(
+                f"{told}: give each one of the two, so that there is something to predict from:{first(bare)}"
+            )
         broken.report(len(found))
         return _Records(found)
 
@@ -131,7 +159,7 @@ class _Record:
 
     __slots__ = ("action", "after", "before", "id", "meta")
 
-    def __init__(self, before: _Source, after: _Source, action: str | None, name: str, meta: dict) -> None:
+    def __init__(self, before: _Source, after: _Source | None, action: str | None, name: str, meta: dict) -> None:
         self.before, self.after, self.action, self.id, self.meta = before, after, action, name, meta
 
 
@@ -146,7 +174,8 @@ class _Records(Sequence[Transition]):
 
     def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
         record = self._records[index]
-        return Transition(_open(record.before), _open(record.after), record.action, record.id, record.meta)
+        after = None if record.after is None else _open(record.after)
+        return Transition(_open(record.before), after, record.action, record.id, record.meta)
 
 
 def _rows(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -174,11 +203,14 @@ def _rows(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, An
         broken.add(f"{path}[{number}]", f"nothing is read from here on ({error})")
 
 
-def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool) -> _Record:
+def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, ends: bool) -> _Record:
+    """A record; ``labelled``: it needs an action, ``ends``: it needs a state after."""
     for name, value in fields.items():
         if isinstance(value, str):
             encodable(value, name)
-    before, after = (_state(fields, name, folder) for name in ("before", "after"))
+    before = _state(fields, "before", folder)
+    known = ends or any(fields.get(name) is not None for name in ("after", "after_image"))
+    after = _state(fields, "after", folder) if known else None
     action = fields.pop("action", None)
     if action is not None and not (isinstance(action, str) and action.strip()):
         raise BrokenRecord(f"action must be a text that is not empty, got {action!r}")

@@ -58,8 +58,8 @@ class ByteMorphDirections(CategoryMeans):
                 self.add([(0.0, text, text, 0.0)], [row])
                 continue
             assert isinstance(row.before, Image.Image)
-            assert isinstance(row.after, Image.Image)
-            source, target, made = self.encoder.images([row.before, row.after, picture])
+            assert isinstance(row.observed, Image.Image)
+            source, target, made = self.encoder.images([row.before, row.observed, picture])
             sim_txt = d_txt = None
             if written:
                 text_source, text_target = self.encoder.texts([str(caption) for caption in captions])

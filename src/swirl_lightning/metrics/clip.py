@@ -114,12 +114,13 @@ class CLIPSimilarity(CategoryMeans):
         rows = list(zip(predicted, transitions, strict=True))
         usable = [(p, t) for p, t in rows if isinstance(p, Image.Image)]
         pictures = [s for p, t in usable for s in (p, t.before, t.after) if isinstance(s, Image.Image)]
-        features = iter(self.encoder.images(pictures).view(len(usable), 3, -1) if usable else ())
+        features = iter(self.encoder.images(pictures) if pictures else ())
         for picture, transition in rows:
+            known = transition.after is not None
             target, source = 0.0, 0.0
             if isinstance(picture, Image.Image):
-                made, before, after = next(features)
-                target, source = float(made @ after), float(made @ before)
-            known = transition.has_after
+                made = next(features)
+                source = float(made @ next(features))
+                target = float(made @ next(features)) if known else 0.0
             values = (target if known else None, source, float(target > source) if known else None)
             self.add([values], [transition])

@@ -21,7 +21,8 @@ class JudgeScore(CategoryMeans):
     - ``judge``: mean over answers that could be read, and by category. A missing prediction has the lowest
       score: it needs no judge.
     - ``judge_asked``, ``judge_unparsable``, ``judge_failed``: rows, answers without a usable score, questions
-      without an answer. These are not in the mean; the three counts say how many.
+      without an answer. These are not in the mean; the three counts say how many. A row without a state that the
+      template shows is not asked about.
     - ``judge_prompt_tokens``, ``judge_completion_tokens``: used by this run (0 for answers from the cache).
 
     Args:
@@ -53,12 +54,14 @@ class JudgeScore(CategoryMeans):
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
         """Asks about one predicted state, or action, per transition."""
         for state, row in zip(predicted, transitions, strict=True):
+            shown = {"before": row.before, "after": row.after, "predicted": state or ""}
+            states = [found for name in self.template.states if (found := shown[name]) is not None]
+            if len(states) < len(self.template.states):  # the template shows y, and it is not known
+                continue
             self.tally[0] += 1
             if state is None or state == "":
                 self.add([(self.template.low,)], [row])
                 continue
-            shown = {"before": row.before, "after": row.after, "predicted": state}
-            states = [shown[name] for name in self.template.states]
             words = state if isinstance(state, str) else ""
             light = Transition("", "", row.action, row.id, {self.by: row.meta.get(self.by, "")})
             asked = self.judge.submit(self.template, states, action=row.action or "", predicted=words)

@@ -121,7 +121,7 @@ def build(data: ScienceWorld, out: Path, settings: Settings, seed: int, log: Log
     torch.manual_seed(seed)
     labelled, unlabelled = data.split("warmup"), data.split("state_only")
     rows: list[Transition] = [*labelled, *unlabelled]
-    states = sorted({str(state) for row in rows for state in (row.before, row.after)})
+    states = sorted({str(state) for row in rows for state in (row.before, row.observed)})
     tokenizer = build_tokenizer([*states, *sorted({row.action or "" for row in labelled})], settings.vocabulary)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
@@ -130,7 +130,7 @@ def build(data: ScienceWorld, out: Path, settings: Settings, seed: int, log: Log
     log(f"{len(states)} states, tokens: median {lengths[len(lengths) // 2]}, longest {lengths[-1]}")
 
     between = tokenizer.encode("\n\n", add_special_tokens=False)
-    pairs = [(ids[str(row.before)] + between, ids[str(row.after)]) for row in rows]
+    pairs = [(ids[str(row.before)] + between, ids[str(row.observed)]) for row in rows]
     model = build_lm(len(tokenizer), settings)
     log(f"language model: {model.num_parameters():,} parameters")
     batches = next_state_batches(pairs, settings, seed)

@@ -59,7 +59,7 @@ class Scenes:
         self.rng = np.random.default_rng([seed, len(split or "")])
         self.split = split
         steps = generate(split or "base", frames, seed=seed)
-        self._frames = read([s for t in steps for s in (t.before, t.after) if not isinstance(s, str)])
+        self._frames = read([s for t in steps for s in (t.before, t.observed) if not isinstance(s, str)])
 
     def usable(self, scene: Scene) -> bool:
         """Whether the scene's layout belongs to this material."""
