@@ -31,6 +31,7 @@ from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.backbones.vlm import VLM
 from tiny import byte_tokenizer, gemma_folder
+from tiny_gguf import FILE, gguf_folder
 from tiny_liquid import CODES, SIDE, SIZES, liquid_folder, pictures, vqgan
 
 CPU = torch.device("cpu")
@@ -192,6 +193,7 @@ VISUAL = {"max_action_tokens": 6}
 FAMILIES = {
     "text": Family(gemma_folder, TextLLM, texts, TEXT),
     "chat": Family(qwen_folder, TextLLM, texts, TEXT),
+    "gguf": Family(gguf_folder, TextLLM, texts, TEXT | {"gguf_file": FILE}),
     "liquid": Family(liquid_folder, Liquid, pictures, VISUAL),
     "emu3": Family(emu3_folder, Emu3, pictures, VISUAL | {"resolution": SIDE}),
     "chameleon": Family(chameleon_folder, Chameleon, pictures, VISUAL),

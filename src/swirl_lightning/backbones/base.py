@@ -92,6 +92,8 @@ class Backbone(ABC):
     """Module names that stay out of 4-bit. Replaces bitsandbytes' own list."""
     ids_suffice: bool = True
     """Whether the ids of a state may be kept instead of the state; False where they only name it."""
+    gguf_file: str | None = None
+    """Name of the GGUF file that is the checkpoint, for families that read one."""
 
     def __init__(
         self,

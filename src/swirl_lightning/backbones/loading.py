@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.backbones.gguf import gguf_path, set_split
 from swirl_lightning.backbones.quantization import prepare_quantized
 from swirl_lightning.prompts import TokenIds
 
@@ -36,9 +37,15 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
     Raises:
         ValueError: it is of another family.
         OSError: there is no such checkpoint (transformers' own message).
+        ImportError: it is a GGUF file, and what reads those is missing.
     """
+    if backbone.gguf_file is not None:
+        gguf_path(backbone)
     config = AutoConfig.from_pretrained(
-        backbone.path, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code
+        backbone.path,
+        gguf_file=backbone.gguf_file,
+        revision=backbone.revision,
+        trust_remote_code=backbone.trust_remote_code,
     )
     if model_types is not None and config.model_type not in model_types:
         other = FAMILIES.get(config.model_type)
@@ -71,9 +78,15 @@ def load_tokenizer(backbone: Backbone, marks: Sequence[str] = (), bos: bool = Fa
     Raises:
         ValueError: it lacks one of them.
     """
+    path = gguf_path(backbone) if backbone.gguf_file is not None else None
     tokenizer = AutoTokenizer.from_pretrained(
-        backbone.path, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code
+        backbone.path,
+        gguf_file=backbone.gguf_file,
+        revision=backbone.revision,
+        trust_remote_code=backbone.trust_remote_code,
     )
+    if path is not None:
+        set_split(tokenizer, path)
     vocabulary = tokenizer.get_vocab()
     lacking = [mark for mark in marks if mark not in vocabulary]
     lacking += [n for n in ("eos_token", *["bos_token"] * bos) if getattr(tokenizer, n) is None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from swirl_lightning.backbones.base import Backbone, Grammar
+from swirl_lightning.backbones.gguf import SUFFIX, load_gguf
 from swirl_lightning.backbones.loading import (
     FAMILIES,
     encode_plain,
@@ -39,6 +41,8 @@ class TextLLM(Backbone):
 
     Args:
         model_name_or_path: folder or hub name.
+        gguf_file: name of a GGUF file in it, with weights, tokenizer and chat template, which are then dequantised
+            and quantised as configured here; None for the usual format.
         max_state_tokens: of a state, as a completion (EOS included) and within a prompt.
         max_action_tokens: of an action, likewise.
         too_long: ``cut`` keeps head and tail of a long state and the head of a long action, and warns
@@ -55,9 +59,15 @@ class TextLLM(Backbone):
         max_state_tokens: int = 1024,
         max_action_tokens: int = 64,
         too_long: str = "cut",
+        gguf_file: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model_name_or_path, **kwargs)
+        if gguf_file is not None and (not gguf_file.endswith(SUFFIX) or Path(gguf_file).name != gguf_file):
+            raise ValueError(
+                f"gguf_file must be the name of a .gguf file in the folder model_name_or_path, got {gguf_file!r}"
+            )
+        self.gguf_file = gguf_file
         if min(max_state_tokens, max_action_tokens) < 2:
             raise ValueError("max_state_tokens and max_action_tokens must be at least 2: a token and the EOS")
         if too_long not in TOO_LONG:
@@ -75,7 +85,10 @@ class TextLLM(Backbone):
             cure = f"use swirl_lightning.backbones.{other}" if other else "use the backbone class of that family"
             misfit(self, f"it holds a {kind!r} model, which is no causal language model; {cure}")
         highest = max(self.state_grammar.allowed)
-        model = load_base(self, AutoModelForCausalLM)
+        if self.gguf_file is None:
+            model = load_base(self, AutoModelForCausalLM)
+        else:
+            model = load_gguf(self, AutoModelForCausalLM, self.config)
         rows = len(self.head(model).weight)
         if highest >= rows:
             misfit(self, f"its tokenizer has id {highest}, its output layer {rows} rows; use its own tokenizer files")
@@ -195,4 +208,5 @@ class TextLLM(Backbone):
 
     def fingerprint(self) -> str:
         """Names the tokenizer and how long a state may be."""
-        return f"{super().fingerprint()}:{self.max_state_tokens}:{self.too_long}"
+        file = "" if self.gguf_file is None else f":{self.gguf_file}"
+        return f"{super().fingerprint()}:{self.max_state_tokens}:{self.too_long}{file}"

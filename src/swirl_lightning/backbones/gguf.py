@@ -1,0 +1,97 @@
+"""GGUF files, the quantised checkpoints of llama.cpp: one file with weights, tokenizer and chat template."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tokenizers import pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.backbones.quantization import prepare_quantized
+
+SUFFIX = ".gguf"
+
+
+def gguf_path(backbone: Backbone) -> str:
+    """The backbone's GGUF file on this machine, found to be readable.
+
+    Raises:
+        ImportError: a package is missing.
+        FileNotFoundError: no such file in the folder; the message lists those that are there.
+        ValueError: the file is no GGUF file, or is damaged.
+        OSError: the hub does not have it (transformers' own message).
+    """
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"a GGUF file needs {' and '.join(missing)}: pip install 'swirl-lightning[gguf]'")
+    folder, name = Path(backbone.path), str(backbone.gguf_file)
+    if folder.is_dir() and not (folder / name).is_file():
+        there = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
+        raise FileNotFoundError(f"{folder} has no file {name!r}; GGUF files in it: {there}; set gguf_file to one")
+    path = str(cached_file(backbone.path, name, revision=backbone.revision))
+    _pre_tokenizer(path)
+    return path
+
+
+def load_gguf(backbone: Backbone, auto_class: Any, config: Any) -> PreTrainedModel:
+    """The base of a GGUF file, quantised as the backbone says, all frozen.
+
+    transformers neither quantises a model that it reads from GGUF nor saves it. So its weights, dequantised,
+    are handed to a second model.
+
+    Args:
+        backbone: names the file.
+        auto_class: one of transformers' classes.
+        config: the file's.
+    """
+    from transformers import GgufConfig
+
+    read = auto_class.from_pretrained(
+        backbone.path,
+        gguf_file=backbone.gguf_file,
+        config=deepcopy(config),
+        revision=backbone.revision,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=backbone.dtype,
+    )
+    config.architectures = [type(read).__name__]  # as a folder's config has it: the same base, the same identity
+    model = type(read).from_pretrained(
+        None,
+        config=config,
+        state_dict=read.state_dict(),
+        quantization_config=backbone.quantization_config(),
+        dtype=backbone.dtype,
+        attn_implementation=backbone.attn_implementation,
+    )
+    return prepare_quantized(model, backbone.dequantize_once)
+
+
+def set_split(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Split numbers into digits where the file says ``smollm``: transformers 5.23 does not know that splitting.
+
+    Without it, a blank or a line break before a digit becomes other tokens than the model was trained on.
+    """
+    if _pre_tokenizer(path) == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+
+
+@lru_cache(maxsize=4)
+def _pre_tokenizer(path: str) -> str | None:
+    """How the file says that text is split before merging; ValueError if the file cannot be read."""
+    from gguf import GGUFReader
+
+    try:
+        field = GGUFReader(path).fields.get("tokenizer.ggml.pre")
+        return None if field is None else str(field.contents())
+    except Exception as error:  # what it raises on a damaged file depends on the place of the damage
+        raise ValueError(
+            f"{path} cannot be read as a GGUF file ({type(error).__name__}: {error}); is it complete?"
+        ) from None
