@@ -15,6 +15,7 @@ from swirl_lightning.callbacks import PhaseProgressBar, PhaseSwitch
 from swirl_lightning.callbacks.predictions import Predictions
 from swirl_lightning.checkpoint import check_file
 from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.fetch import main as fetch
 from swirl_lightning.module import SWIRL
 from swirl_lightning.report import main as report
 
@@ -79,7 +80,8 @@ def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:
         trainer_defaults={"max_epochs": -1},  # the schedule of phases ends the training
         parser_kwargs={
             "description": "World models from state-only data: SWIRL on PyTorch Lightning.",
-            "epilog": "swirl report RUN ... puts results of runs beside the paper's, as Markdown and HTML.",
+            "epilog": "swirl report RUN ... puts results of runs beside the paper's, as Markdown and HTML; "
+            "swirl fetch smollm2 --to FOLDER brings a small pretrained base.",
         },
         run=run,
         args=args,
@@ -95,6 +97,9 @@ def main(args: list[str] | None = None) -> None:
     try:
         if given[:1] == ["report"]:
             report(given[1:])
+            return
+        if given[:1] == ["fetch"]:
+            fetch(given[1:])
             return
         swirl_cli(args)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:

@@ -18,6 +18,13 @@ from swirl_lightning.backbones.quantization import prepare_quantized
 SUFFIX = ".gguf"
 
 
+def require_packages() -> None:
+    """Raise ImportError, with the cure, where a package that reads GGUF files is missing."""
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"a GGUF file needs {' and '.join(missing)}: pip install 'swirl-lightning[gguf]'")
+
+
 def gguf_path(backbone: Backbone) -> str:
     """The backbone's GGUF file on this machine, found to be readable.
 
@@ -27,9 +34,7 @@ def gguf_path(backbone: Backbone) -> str:
         ValueError: the file is no GGUF file, or is damaged.
         OSError: the hub does not have it (transformers' own message).
     """
-    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
-    if missing:
-        raise ImportError(f"a GGUF file needs {' and '.join(missing)}: pip install 'swirl-lightning[gguf]'")
+    require_packages()
     folder, name = Path(backbone.path), str(backbone.gguf_file)
     if folder.is_dir() and not (folder / name).is_file():
         there = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
