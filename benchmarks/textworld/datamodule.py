@@ -1,0 +1,124 @@
+"""The TextWorld benchmark as a LightningDataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torchmetrics import Metric, MetricCollection
+
+from swirl_lightning.benchmarks.textworld.dataset import SPLITS, ensure, game_seeds, load
+from swirl_lightning.benchmarks.textworld.games import KINDS, World
+from swirl_lightning.benchmarks.textworld.metrics import EffectAccuracy, ExactStateMatch, Hallucination, Preservation
+from swirl_lightning.data.module import Split, TransitionDataModule
+from swirl_lightning.metrics.text import RougeL
+from swirl_lightning.transition import Transition
+
+
+class TextWorld(TransitionDataModule):
+    """Steps of text adventures (Côté et al. 2018, microsoft/TextWorld, MIT); a state is what the player sees and holds.
+
+    Games are made from seeds, other ones for every split, and kept in ``data_dir``: a second start with the same
+    settings reads them, and then needs no engine. Every step changes what is seen; commands that the game refuses,
+    and those that only look, are left out.
+
+    Args:
+        data_dir: folder of the data, filled at the first start.
+        base_size: transitions for a recipe that pretrains a base (`base`); no phase sees their games.
+        warmup_size: labelled transitions for the warm-up.
+        state_only_size: pairs without actions for Phases I and II.
+        validation_size: transitions to validate on.
+        test_size: transitions to test on.
+        max_gap: the most steps between the two states of a pair; its distance is drawn evenly. Everything else is
+            single steps.
+        rooms: of a game.
+        objects: of a game, besides rooms and doors; a quest that needs more has more.
+        quest_length: actions of the shortest way to win.
+        steps: actions played in a game, fewer if it is won before.
+        on_path: chance of a step to follow the shortest way to win; the others are random.
+        moves: chance of a random step to go to another room.
+        world_seed: of the games. Apart from `seed`, so that runs with different seeds can be compared on the same
+            data.
+        per_kind: report the metrics of states for each kind of action, too.
+        kwargs: as for `TransitionDataModule`.
+
+    Raises:
+        ImportError: before the model loads, if data must be made and the engine is not installed.
+        ValueError: before the model loads, for a size, gap, seed or chance that cannot be.
+    """
+
+    def __init__(
+        self,
+        data_dir: str = "data/textworld",
+        *,
+        base_size: int = 5000,
+        warmup_size: int = 400,
+        state_only_size: int = 2000,
+        validation_size: int = 200,
+        test_size: int = 500,
+        max_gap: int = 1,
+        rooms: int = World.rooms,
+        objects: int = World.objects,
+        quest_length: int = World.quest_length,
+        steps: int = World.steps,
+        on_path: float = World.on_path,
+        moves: float = World.moves,
+        world_seed: int = 0,
+        per_kind: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.data_dir = Path(data_dir)
+        self.base_size, self.warmup_size, self.state_only_size = base_size, warmup_size, state_only_size
+        self.validation_size, self.test_size = validation_size, test_size
+        self.max_gap, self.world_seed, self.per_kind = max_gap, world_seed, per_kind
+        self.rooms, self.objects, self.quest_length, self.steps = rooms, objects, quest_length, steps
+        self.on_path, self.moves = on_path, moves
+
+    def prepare_data(self) -> None:
+        """Makes what the command needs and is not there, once per machine."""
+        self.check()
+        command = str(self.trainer.state.fn.value) if self.trainer and self.trainer.state.fn else "fit"
+        needed = {"fit": SPLITS[1:4], "validate": ("validation",)}.get(command, ("test",))
+        for split in needed:
+            if getattr(self, f"{split}_size"):
+                self._ensure(split)
+
+    def check(self) -> None:
+        """Sizes and chances make sense."""
+        World(self.rooms, self.objects, self.quest_length, self.steps, self.on_path, self.moves)
+        game_seeds("test", self.world_seed)
+        for split in SPLITS:
+            if (size := getattr(self, f"{split}_size")) < 0:
+                raise ValueError(f"{split}_size of TextWorld must not be negative, got {size}")
+        if self.max_gap < 1:
+            raise ValueError(f"max_gap of TextWorld must be at least 1, got {self.max_gap}")
+
+    def load_split(self, split: Split) -> Sequence[Transition]:
+        """Reads the split, made first where it is not there."""
+        return load(self._ensure(split)) if getattr(self, f"{split}_size") else []
+
+    def base(self) -> Sequence[Transition]:
+        """Transitions of games that no phase sees, for a recipe that pretrains a base."""
+        return load(self._ensure("base"))
+
+    def state_metrics(self) -> MetricCollection:
+        """Effect accuracy, preservation, hallucination and exact match of facts, and ROUGE-L of the text."""
+        kinds = KINDS if self.per_kind else ()
+        groups: dict[str, Any] = (
+            {"group_by": "kind", "categories": {kind: kind for kind in KINDS}} if self.per_kind else {}
+        )
+        metrics: dict[str, Metric | MetricCollection] = {
+            "effect_accuracy": EffectAccuracy(kinds),
+            "preservation": Preservation(kinds),
+            "hallucination": Hallucination(kinds),
+            "exact_match": ExactStateMatch(kinds),
+            "rouge_l": RougeL(**groups),
+        }
+        return MetricCollection(metrics, compute_groups=False)
+
+    def _ensure(self, split: str) -> Path:
+        world = World(self.rooms, self.objects, self.quest_length, self.steps, self.on_path, self.moves)
+        size = getattr(self, f"{split}_size")
+        return ensure(self.data_dir, split, size, world, world_seed=self.world_seed, max_gap=self.max_gap)

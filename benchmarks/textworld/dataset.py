@@ -1,0 +1,188 @@
+"""Transitions of many games as JSON lines: made once, and again only where the settings differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from swirl_lightning.benchmarks.textworld.facts import write
+from swirl_lightning.benchmarks.textworld.games import World, play, require_textworld
+from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, records, text_field
+from swirl_lightning.transition import Transition
+
+SPLITS = ("base", "warmup", "state_only", "validation", "test")
+"""Each has games of its own; ``base`` is for a recipe that pretrains a base and is used by no phase."""
+
+FORMAT = 1
+"""Goes up with every change to what is made from the same settings."""
+
+_GAMES = 100_000  # seeds of a split
+_WORLDS = 2**32 // (_GAMES * len(SPLITS))
+_STALLED = 200  # games in a row that gave nothing new
+
+Row = dict[str, Any]
+
+
+def game_seeds(split: str, world_seed: int) -> range:
+    """Seeds of the games of a split; no two splits and no two world seeds share any.
+
+    Raises:
+        ValueError: ``world_seed`` is too large or negative.
+    """
+    if not 0 <= world_seed < _WORLDS:
+        raise ValueError(f"world_seed of TextWorld must be between 0 and {_WORLDS - 1}, got {world_seed}")
+    start = (world_seed * len(SPLITS) + SPLITS.index(split)) * _GAMES
+    return range(start, start + _GAMES)
+
+
+def make_rows(split: str, size: int, world: World, *, world_seed: int = 0, max_gap: int = 1) -> Iterator[Row]:
+    """Transitions of game after game, as they are written, in the order of play.
+
+    Of ``state_only``, pairs: two states that differ, 1 to ``max_gap`` steps apart, without what was done. No state
+    is followed twice by the same action within a split; no pair comes twice.
+
+    Args:
+        split: one of `SPLITS`.
+        size: how many.
+        world: size of the games, and how they are played.
+        world_seed: another one gives other games.
+        max_gap: the most steps between the states of a pair; its distance is drawn evenly.
+
+    Raises:
+        ImportError: the engine is not installed.
+        ValueError: game after game gives nothing new.
+    """
+    seen: set[tuple[str, str]] = set()
+    stalled = 0
+    for seed in game_seeds(split, world_seed):
+        if len(seen) == size:
+            return
+        if stalled == _STALLED:
+            raise ValueError(
+                f"TextWorld gave {len(seen)} distinct transitions for split {split!r}, {size} were asked for; "
+                "raise rooms, objects or steps, or ask for fewer"
+            )
+        stalled += 1
+        for row in _pairs(seed, world, max_gap) if split == "state_only" else _steps(seed, world):
+            key = row["before"], row.get("action") or row["after"]
+            if key not in seen and len(seen) < size:
+                seen.add(key)
+                stalled = 0
+                yield row
+
+
+def _steps(seed: int, world: World) -> Iterator[Row]:
+    for number, step in enumerate(play(seed, world)):
+        about = {"game": seed, "step": number, "kind": step.kind, "on_path": step.on_path}
+        yield {**about, "before": write(step.before), "action": step.action, "after": write(step.after)}
+
+
+def _pairs(seed: int, world: World, max_gap: int) -> Iterator[Row]:
+    steps = list(play(seed, world))
+    states = [write(step.before) for step in steps] + [write(step.after) for step in steps[-1:]]
+    draw = random.Random(seed)
+    for number, before in enumerate(states):
+        gap = draw.randint(1, max_gap)
+        if number + gap < len(states) and states[number + gap] != before:
+            yield {"game": seed, "step": number, "gap": gap, "before": before, "after": states[number + gap]}
+
+
+def ensure(folder: Path, split: str, size: int, world: World, *, world_seed: int = 0, max_gap: int = 1) -> Path:
+    """The file of a split, ``<split>-<hash of its settings>.jsonl``, made where it is not there yet.
+
+    Rows are in random order. A ``.json`` beside it has the settings, the file's SHA-256 and what is in it. Both
+    appear as a whole or not at all, so several processes may call this at once.
+
+    Args:
+        folder: of the data.
+        split: as for `make_rows`, as the others.
+        size: as there.
+        world: as there.
+        world_seed: as there.
+        max_gap: as there.
+
+    Raises:
+        ImportError: it is not there, and the engine is not installed.
+        ValueError: as `make_rows` does.
+    """
+    settings = {"format": FORMAT, "split": split, "size": size, "world_seed": world_seed, **asdict(world)}
+    if split == "state_only":
+        settings["max_gap"] = max_gap
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    path = folder / f"{split}-{digest[:12]}.jsonl"
+    if path.is_file() and path.with_suffix(".json").is_file():
+        return path
+    require_textworld()
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        rows = list(
+            bar.track(
+                make_rows(split, size, world, world_seed=world_seed, max_gap=max_gap),
+                total=size,
+                description=f"TextWorld {split}, into {folder}",
+            )
+        )
+    if len(rows) < size:
+        raise ValueError(f"the {_GAMES} games of TextWorld's split {split!r} gave {len(rows)} transitions, not {size}")
+    random.Random(digest).shuffle(rows)
+    named = ({"id": f"{split}-{number:05d}", **row} for number, row in zip(count(), rows, strict=False))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named)
+    summary = {
+        "settings": settings,
+        "textworld": version("textworld"),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "games": len({row["game"] for row in rows}),
+        "kinds": dict(Counter(row["kind"] for row in rows if "kind" in row).most_common()),
+    }
+    _replace(path, text)
+    _replace(path.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
+    return path
+
+
+def load(path: Path) -> list[Transition]:
+    """Transitions of a file that `ensure` made.
+
+    Raises:
+        ValueError: it is not as it was made.
+    """
+    wanted = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).get("sha256")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted:
+        raise ValueError(
+            f"{path} was changed after it was made: its SHA-256 is {found}, not {wanted}; delete it to make it anew"
+        )
+    broken = BrokenRecords(path, strict=True)
+    rows = []
+    for place, fields in records(path, broken):
+        try:
+            before, after, name = (text_field(fields, key) for key in ("before", "after", "id"))
+            action = text_field(fields, "action") if "action" in fields else None
+        except BrokenRecord as error:
+            broken.add(place, error)
+            continue
+        meta: dict[str, Any] = {key: fields[key] for key in ("game", "step", "kind", "on_path", "gap") if key in fields}
+        rows.append(Transition(before, after, action, id=name, meta=meta))
+    return rows
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,123 @@
+"""Metrics of predicted states, fact by fact: what changed, what stayed, what was made up, and the whole state.
+
+A transition's facts are those of its ``before``, ``after`` and predicted text (`read`). Each metric is the mean over
+transitions of a share of facts, so that a step into another room, which changes all of them, weighs as one step.
+A text that does not say where the player is, is no state: nothing in it is right.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from swirl_lightning.benchmarks.textworld.facts import Facts, read
+from swirl_lightning.transition import State, Transition
+
+
+class FactMetric(Metric, ABC):
+    """The mean of a share that each transition has for itself; subclasses say which.
+
+    Args:
+        name: key of the result.
+        kinds: values of ``meta["kind"]`` that get a result of their own, ``<name>/<kind>``, where they occur.
+        kwargs: as for `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    shares: Tensor
+    rows: Tensor
+
+    def __init__(self, name: str, kinds: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.name, self.kinds = name, list(kinds)
+        # the last place is everything
+        self.add_state("shares", torch.zeros(len(self.kinds) + 1, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("rows", torch.zeros(len(self.kinds) + 1, dtype=torch.int64), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
+        """Of one transition, in [0, 1]; None where it has nothing to count.
+
+        Args:
+            before: facts of x.
+            after: facts of y.
+            predicted: facts of ŷ, none where it is no state.
+            unread: sentences of ŷ that say no fact.
+        """
+
+    def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
+        """Counts one predicted state per transition."""
+        for guess, row in zip(predicted, transitions, strict=True):
+            facts, unread = read(guess) if isinstance(guess, str) else ({}, 0)
+            if "you" not in facts:
+                facts, unread = {}, unread + len(facts)
+            share = self.share(read(str(row.before))[0], read(str(row.after))[0], facts, unread)
+            if share is not None:
+                kind = row.meta.get("kind")
+                for place in [-1] if kind not in self.kinds else [-1, self.kinds.index(kind)]:
+                    self.shares[place] += share
+                    self.rows[place] += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """``name`` over everything (NaN without a row), ``name/kind`` for each kind with a row."""
+        means = (self.shares / self.rows).float()
+        found = {f"{self.name}/{kind}": n for n, kind in enumerate(self.kinds) if int(self.rows[n])}
+        return {self.name: means[-1], **{key: means[n] for key, n in found.items()}}
+
+
+class EffectAccuracy(FactMetric):
+    """Share of the things that changed, appeared or vanished which are predicted as they became."""
+
+    def __init__(self, kinds: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__("effect_accuracy", kinds, **kwargs)
+
+    def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
+        """A thing that vanished is right where the prediction does not tell of it."""
+        changed = [name for name in before | after if before.get(name) != after.get(name)]
+        right = sum(predicted.get(name) == after.get(name) for name in changed) if predicted else 0
+        return right / len(changed) if changed else None
+
+
+class Preservation(FactMetric):
+    """Share of the things that stayed as they were which are predicted so."""
+
+    def __init__(self, kinds: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__("preservation", kinds, **kwargs)
+
+    def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
+        """A transition where nothing stayed has none."""
+        kept = [name for name, value in before.items() if after.get(name) == value]
+        return sum(predicted.get(name) == after[name] for name in kept) / len(kept) if kept else None
+
+
+class Hallucination(FactMetric):
+    """Share of the predicted facts that hold neither before nor after; sentences that say no fact are such, too."""
+
+    higher_is_better = False
+
+    def __init__(self, kinds: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__("hallucination", kinds, **kwargs)
+
+    def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
+        """An empty prediction has none."""
+        made_up = unread + sum(value not in (before.get(name), after.get(name)) for name, value in predicted.items())
+        told = unread + len(predicted)
+        return made_up / told if told else None
+
+
+class ExactStateMatch(FactMetric):
+    """Share of the predictions that say all facts of the next state and nothing else, in any order."""
+
+    def __init__(self, kinds: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__("exact_match", kinds, **kwargs)
+
+    def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
+        """One or zero."""
+        return float(predicted == after and not unread)
