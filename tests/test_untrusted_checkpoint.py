@@ -10,7 +10,6 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from swirl_lightning import SWIRL
 from swirl_lightning.callbacks import PhaseSwitch
 from test_cli import config, here
 from test_module import build, trainer
@@ -79,13 +78,6 @@ def test_planted_hyperparameters_run_no_code_and_change_no_setting(planted, tmp_
     used = yaml.safe_load((tmp_path / "runs" / "r" / name).read_text())["model"]["init_args"]["backbone"]["init_args"]
     assert used["model_name_or_path"] == str(gemma_path)
     assert used["trust_remote_code"] is False
-
-
-def test_a_module_is_not_built_from_a_checkpoint(planted):
-    path, marker = planted
-    with pytest.raises(NotImplementedError, match="give ckpt_path to the Trainer"):
-        SWIRL.load_from_checkpoint(path)
-    assert not marker.exists()
 
 
 @pytest.mark.parametrize("key", ["best_model_path", "last_model_path"])

@@ -453,15 +453,6 @@ class SWIRL(LightningModule):
             self.log(prefix + name, value, prog_bar=name in shown, batch_size=batch_size)
 
     # ---- checkpoints: adapters, never the base ---------------------------------------------------
-    @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: a checkpoint holds no settings, and any that it does hold are not to be trusted.
-
-        Raises:
-            NotImplementedError: always; build the module and give ``ckpt_path`` to the Trainer.
-        """
-        raise NotImplementedError("checkpoints hold no settings: build SWIRL(...) and give ckpt_path to the Trainer")
-
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The adapters' tensors alone."""
         return self.adapters.state_dict()
