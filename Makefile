@@ -26,7 +26,8 @@ types:
 	rm -rf build/types && mkdir -p build/types
 	cp -rs $(CURDIR)/src/swirl_lightning build/types/
 	cp -rs $(CURDIR)/callbacks $(CURDIR)/benchmarks build/types/swirl_lightning/
-	MYPYPATH=build/types $(BIN)/mypy -p swirl_lightning
+	cp -rs $(CURDIR)/recipes build/types/
+	MYPYPATH=build/types $(BIN)/mypy -p swirl_lightning -p recipes
 
 install: $(STAMP)
 

@@ -1,7 +1,7 @@
 """ScienceWorld: an elementary-school science lab in text (Wang et al. 2022, allenai/ScienceWorld, Apache-2.0).
 
 Transitions come from a frozen JSON lines file, because the simulator does not give the same worlds twice;
-``python -m swirl_lightning.benchmarks.scienceworld_generate --out DIR`` writes one.
+``python -m swirl_lightning.prepare.scienceworld --out DIR`` writes one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ScienceWorld(TextSuite):
 
     suite = "ScienceWorld"
     source = (
-        "write it with `python -m swirl_lightning.benchmarks.scienceworld_generate --out DIR` "
+        "write it with `python -m swirl_lightning.prepare.scienceworld --out DIR` "
         "(needs Java and pip install swirl-lightning[scienceworld])"
     )
 

@@ -16,10 +16,10 @@ from swirl_lightning.data.module import Split
 from swirl_lightning.data.pictures import Findings, PictureRecord, PictureTransitions, usable
 from swirl_lightning.data.reading import first
 from swirl_lightning.judge import Judge
+from swirl_lightning.judge.metric import JudgeScore
 from swirl_lightning.metrics.bert_score import BERTScore, missing_model
 from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
 from swirl_lightning.metrics.exact_match import ExactMatch
-from swirl_lightning.metrics.judge import JudgeScore
 from swirl_lightning.metrics.text import BLEU, RougeL
 from swirl_lightning.transition import Transition
 

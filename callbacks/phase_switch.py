@@ -54,6 +54,7 @@ class PhaseSwitch(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the schedule to the module, and make the trainer reload its data with each phase."""
         pl_module.schedule = self.schedule  # type: ignore[assignment]
+        pl_module.scheduled = True  # type: ignore[assignment]
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         if (epochs := self.schedule.epochs) is not None:  # so that a finished run, resumed, has nothing left to do
             loop = trainer.fit_loop

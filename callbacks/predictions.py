@@ -17,9 +17,8 @@ from PIL import Image
 
 from swirl_lightning.callbacks.pictures import picture_grid
 from swirl_lightning.generation_memory import GenerationMemory
+from swirl_lightning.results.table import CONTACT_SHEET
 from swirl_lightning.transition import State, Transition
-
-CONTACT_SHEET = "contact_sheet.png"
 
 
 class Predictions(Callback):

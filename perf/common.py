@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, PromptTemplates, SamplingConfig, Transition
-from swirl_lightning.backbones.base import Backbone, Grammar
+from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.loading import load_base
 from swirl_lightning.data import TransitionDataModule
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.schedule import OptimConfig, PhaseOptimConfigs
 from swirl_lightning.transition import State
 

@@ -22,7 +22,8 @@ from trl.trainer.utils import use_adapter
 from perf.common import SPECIALS, Case, Ids, Pairs, randomize, templates
 from perf.meter import Meter
 from perf.plain import log_probs
-from swirl_lightning.prompts import PromptBuilder, TokenIds
+from swirl_lightning.engine.grammar import TokenIds
+from swirl_lightning.prompts import PromptBuilder
 
 
 class _Step(TrainerCallback):

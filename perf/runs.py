@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from perf.common import Case, build_base
-from swirl_lightning.host_memory import HUGE_PAGES
+from swirl_lightning.__main__ import HUGE_PAGES
 
 PHASES = {"fwm": "Phase I", "idm": "Phase II"}
 MIB = 2**20

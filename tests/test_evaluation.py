@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from swirl_lightning import SWIRL, SamplingConfig
+from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.evaluation import EvaluationConfig
-from swirl_lightning.noise import uniforms
 from tiny import text_backbone
 from world import Digits
 

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.grpo import (
     GRPOConfig,
     clipped_surrogate,
@@ -12,7 +13,6 @@ from swirl_lightning.grpo import (
     zero_variance_share,
 )
 from swirl_lightning.rewards import MeanLogProb, ShuffledWithinGroup
-from swirl_lightning.scoring import LogProbs
 
 
 def test_advantages_by_hand():

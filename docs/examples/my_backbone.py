@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from swirl_lightning.backbones.base import Backbone, Grammar
+from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.images import to_rgb
 from swirl_lightning.backbones.loading import encode_plain, load_base, load_tokenizer, special_ids
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.transition import State
 
 PALETTE = torch.tensor(list(product((0, 255), repeat=3)))  # (8, 3) RGB

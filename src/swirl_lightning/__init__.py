@@ -1,26 +1,67 @@
-"""Self-improving world models from state-only data: SWIRL (arXiv 2602.06130) on PyTorch Lightning."""
+"""Self-improving world models from state-only data: SWIRL (arXiv 2602.06130) on PyTorch Lightning.
 
-from swirl_lightning import host_memory as host_memory  # before anything makes a tensor
+Each name is imported when it is asked for, so that ``import swirl_lightning`` costs and changes nothing.
+"""
 
-# isort: split
-from swirl_lightning.adapters import LoraSettings
-from swirl_lightning.evaluation import EvaluationConfig
-from swirl_lightning.grpo import GRPOConfig
-from swirl_lightning.module import SWIRL
-from swirl_lightning.prompts import PromptTemplates
-from swirl_lightning.sampling import SamplingConfig
-from swirl_lightning.schedule import OptimConfig, PhaseOptimConfigs
-from swirl_lightning.transition import State, Transition
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swirl_lightning.adapters import LoraSettings
+    from swirl_lightning.backbones.base import Backbone
+    from swirl_lightning.callbacks.phase_switch import PhaseSwitch
+    from swirl_lightning.data.module import TransitionDataModule
+    from swirl_lightning.engine.drawing import SamplingConfig
+    from swirl_lightning.evaluation import EvaluationConfig
+    from swirl_lightning.grpo import GRPOConfig
+    from swirl_lightning.module import SWIRL
+    from swirl_lightning.prompts import PromptTemplates
+    from swirl_lightning.rewards import Reward
+    from swirl_lightning.schedule import OptimConfig, PhaseOptimConfigs
+    from swirl_lightning.transition import State, Transition
+
+_HOMES = {
+    "SWIRL": "module",
+    "Backbone": "backbones.base",
+    "EvaluationConfig": "evaluation",
+    "GRPOConfig": "grpo",
+    "LoraSettings": "adapters",
+    "OptimConfig": "schedule",
+    "PhaseOptimConfigs": "schedule",
+    "PhaseSwitch": "callbacks.phase_switch",
+    "PromptTemplates": "prompts",
+    "Reward": "rewards",
+    "SamplingConfig": "engine.drawing",
+    "State": "transition",
+    "Transition": "transition",
+    "TransitionDataModule": "data.module",
+}
 
 __all__ = [
     "SWIRL",
+    "Backbone",
     "EvaluationConfig",
     "GRPOConfig",
     "LoraSettings",
     "OptimConfig",
     "PhaseOptimConfigs",
+    "PhaseSwitch",
     "PromptTemplates",
+    "Reward",
     "SamplingConfig",
     "State",
     "Transition",
+    "TransitionDataModule",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are: {sorted(_HOMES)}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

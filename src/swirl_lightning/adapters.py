@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swirl_lightning.backbones.quantization import merge, mergeable, unmerge
+from swirl_lightning.engine.quantization import merge, mergeable, unmerge
 
 ROLES = ("fwm", "idm")
 

@@ -15,9 +15,9 @@ from swirl_lightning.callbacks import PhaseProgressBar, PhaseSwitch
 from swirl_lightning.callbacks.predictions import Predictions
 from swirl_lightning.checkpoint import check_file
 from swirl_lightning.data import TransitionDataModule
-from swirl_lightning.fetch import main as fetch
 from swirl_lightning.module import SWIRL
-from swirl_lightning.report import main as report
+from swirl_lightning.prepare.smollm2 import main as fetch
+from swirl_lightning.results.report import main as report
 
 
 class SaveConfig(SaveConfigCallback):

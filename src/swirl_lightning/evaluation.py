@@ -12,12 +12,13 @@ from torchmetrics import MeanMetric, MetricCollection
 from swirl_lightning.adapters import ROLES
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.token_cache import StateTokens
+from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
+from swirl_lightning.engine.grammar import TokenIds
+from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.generation_memory import GenerationMemory
-from swirl_lightning.noise import uniforms
-from swirl_lightning.policy import WorldModels
-from swirl_lightning.prompts import PromptBuilder, TokenIds
-from swirl_lightning.sampling import GREEDY, SamplingConfig
+from swirl_lightning.prompts import PromptBuilder
 from swirl_lightning.transition import State, Transition
+from swirl_lightning.world_models import WorldModels
 
 MODES = ("sampled", "greedy")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import TokenIds
 
 
 class GenerationMemory:

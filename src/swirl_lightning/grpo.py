@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from swirl_lightning.scoring import LogProbs
+from swirl_lightning.engine.scoring import LogProbs
 
 STD_EPSILON = 1e-4
 ADVANTAGE_SCALES = ("group", "batch", "none")

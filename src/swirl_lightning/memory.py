@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
-from swirl_lightning.backbones.quantization import dense_bytes, merged_bytes
-from swirl_lightning.padding import positions
+from swirl_lightning.engine.padding import positions
+from swirl_lightning.engine.quantization import dense_bytes, merged_bytes
+from swirl_lightning.engine.scoring import score
+from swirl_lightning.engine.vocabulary import LOGITS_PER_CHUNK, VocabularySlice
 from swirl_lightning.schedule import WARMUP
-from swirl_lightning.scoring import score
-from swirl_lightning.vocabulary import LOGITS_PER_CHUNK, VocabularySlice
 
 if TYPE_CHECKING:
     from swirl_lightning.module import SWIRL

@@ -16,20 +16,22 @@ from swirl_lightning.adapters import ROLES, Adapters, LoraSettings
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.token_cache import StateTokens
+from swirl_lightning.engine.completions import Completions
+from swirl_lightning.engine.cpu import give_freed_blocks_back
+from swirl_lightning.engine.drawing import SamplingConfig
+from swirl_lightning.engine.grammar import TokenIds
+from swirl_lightning.engine.noise import replace_tokens, uniforms
+from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.evaluation import EvaluationConfig, Evaluator
 from swirl_lightning.finite import FiniteCheck
 from swirl_lightning.grpo import GRPOConfig, group_advantages, grpo_loss, token_weights, zero_variance_share
-from swirl_lightning.host_memory import give_freed_blocks_back
-from swirl_lightning.noise import replace_tokens, uniforms
-from swirl_lightning.policy import WorldModels
-from swirl_lightning.prompts import PromptBuilder, PromptTemplates, TokenIds
+from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.restore import restore
 from swirl_lightning.rewards import MeanLogProb, Reward
-from swirl_lightning.rollouts import Completions, Rollouts, Update
-from swirl_lightning.sampling import SamplingConfig
+from swirl_lightning.rollouts import Rollouts, Update
 from swirl_lightning.schedule import RL_PHASES, Phase, PhaseLR, PhaseOptimConfigs, PhaseSchedule
-from swirl_lightning.scoring import LogProbs
 from swirl_lightning.transition import Transition
+from swirl_lightning.world_models import WorldModels
 
 
 class SWIRL(LightningModule):
@@ -91,7 +93,8 @@ class SWIRL(LightningModule):
         self.anchor_weight, self.idm_state_noise = anchor_weight, idm_state_noise
         self.templates, self.evaluation, self.seed = templates, evaluation, seed
         self.max_tokens_per_forward, self.token_cache = max_tokens_per_forward, token_cache
-        self.schedule = PhaseSchedule()  # PhaseSwitch puts its own here
+        self.schedule = PhaseSchedule()
+        self.scheduled = False  # PhaseSwitch hands its own schedule over
         self.label = "base"  # what the weights of now are called in result tables
         self.tokens_seen = 0
         self.model: torch.nn.Module | None = None
@@ -371,9 +374,7 @@ class SWIRL(LightningModule):
     # ---- evaluation ------------------------------------------------------------------------------
     def setup(self, stage: str) -> None:
         """Refuse phases that cannot be trained, before the base is loaded; set the allocator up on CPUs."""
-        from swirl_lightning.callbacks.phase_switch import PhaseSwitch  # callbacks know the module's parts
-
-        if stage == "fit" and not any(isinstance(c, PhaseSwitch) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if stage == "fit" and not self.scheduled:
             raise ValueError("SWIRL trains in phases: add swirl_lightning.callbacks.PhaseSwitch to the callbacks")
         if stage == "fit" and len(set(self.roles)) == 1 and self.schedule.iterations != 0:
             raise ValueError(

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from string import Formatter
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from swirl_lightning.backbones.base import Backbone
-
-TokenIds = list[int]
+from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.engine.grammar import TokenIds
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from swirl_lightning.scoring import LogProbs
+from swirl_lightning.engine.scoring import LogProbs
 
 
 class Reward(ABC):

@@ -1,32 +1,16 @@
-"""One typed record for what a policy sampled, and one for a batch of rollouts with its rewards."""
+"""A batch of rollouts with its rewards, and what the policy update needs of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.completions import Completions
+from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.transition import Transition
-
-
-class Completions(NamedTuple):
-    """Token ids generated after prompts, padded on the right.
-
-    Attributes:
-        ids: (N, L) long; 0 where masked out.
-        mask: (N, L) bool; True on generated tokens, the EOS included.
-    """
-
-    ids: Tensor
-    mask: Tensor
-
-    def rows(self) -> list[TokenIds]:
-        """Each row's tokens, without padding."""
-        lengths = self.mask.sum(1).tolist()
-        return [row[:n] for row, n in zip(self.ids.tolist(), lengths, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from tiny_families import CPU, FAMILIES, backbone_of
 from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, OptimConfig, PhaseOptimConfigs, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
-from swirl_lightning.noise import uniforms
+from swirl_lightning.engine.completions import Completions
+from swirl_lightning.engine.drawing import GREEDY, draw
+from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
-from swirl_lightning.rollouts import Completions
-from swirl_lightning.sampling import GREEDY, draw
 from swirl_lightning.transition import Transition
 from tiny import quiet_trainer
 

@@ -13,8 +13,8 @@ from text_suites import evaluated, tiny_model, tiny_trainer
 
 pytest.importorskip("lxml", reason="Mind2Web needs lxml")
 
-from swirl_lightning.benchmarks.html_pruning import CUT, VOID, prune
 from swirl_lightning.benchmarks.mind2web import Mind2Web
+from swirl_lightning.benchmarks.mind2web.html_pruning import CUT, VOID, prune
 
 
 def page(text: str, rows: int = 3) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from swirl_lightning.benchmarks.scienceworld import FILE, ScienceWorld, sha256
-from swirl_lightning.benchmarks.scienceworld_generate import choose, freeze, generate, replay
+from swirl_lightning.prepare.scienceworld import choose, freeze, generate, replay
 from text_suites import SAMPLES, evaluated, tiny_model, tiny_trainer
 
 REAL = SAMPLES / "scienceworld" / "gold_transitions.jsonl"
@@ -272,7 +272,7 @@ def test_replay_chains_states():
 
 def test_an_interrupted_generation_goes_on_and_gives_the_same_file(tmp_path, monkeypatch):
     pytest.importorskip("scienceworld", reason="the version of the simulator is noted")
-    module = "swirl_lightning.benchmarks.scienceworld_generate._simulator"
+    module = "swirl_lightning.prepare.scienceworld._simulator"
     monkeypatch.setattr(module, Simulator)
     whole = generate(str(tmp_path / "whole"), train=2, dev=1, test=1)
     monkeypatch.setattr(module, lambda: Simulator(fail_after=3))

@@ -15,8 +15,8 @@ from PIL import Image
 from suites import HOMES, VISUAL, write_config
 
 from judge_server import KEY, serving
-from swirl_lightning.callbacks.results import read
 from swirl_lightning.cli import main
+from swirl_lightning.results.table import read
 from visual_world import liquid_folder
 
 HERE = Path(__file__).parent

@@ -27,8 +27,8 @@ from swirl_lightning.benchmarks.textworld import (
     write,
 )
 from swirl_lightning.benchmarks.textworld.dataset import SPLITS, ensure, game_seeds, load, make_rows
-from swirl_lightning.callbacks.results import read as read_results
 from swirl_lightning.cli import main
+from swirl_lightning.results.table import read as read_results
 from swirl_lightning.transition import Transition
 
 ROOT = Path(__file__).parents[2]

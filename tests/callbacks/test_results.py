@@ -13,8 +13,8 @@ from rich.console import Console
 
 from swirl_lightning import SWIRL, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch, Results
-from swirl_lightning.callbacks.results import COLUMNS, read, table
 from swirl_lightning.evaluation import EvaluationConfig
+from swirl_lightning.results.table import COLUMNS, read, table
 from tiny import quiet_trainer, text_backbone
 from world import Digits
 

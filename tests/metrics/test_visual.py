@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from swirl_lightning.metrics.bytemorph import ByteMorphDirections, cosine
+from swirl_lightning.benchmarks.aurora.disc_edit import DiscEdit
+from swirl_lightning.benchmarks.bytemorph.metrics import ByteMorphDirections, cosine
 from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
-from swirl_lightning.metrics.disc_edit import DiscEdit
 from swirl_lightning.transition import Transition
 from visual_world import clip_folder, picture
 

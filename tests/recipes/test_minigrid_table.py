@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from recipes import minigrid_table as table
 from swirl_lightning.cli import swirl_cli
-from swirl_lightning.recipes import minigrid_table as table
 from swirl_lightning.rewards import MeanLogProb, ShuffledWithinGroup
 
 ROOT = Path(__file__).parents[2]

@@ -7,13 +7,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from recipes.scienceworld_base import Settings, _of_like_length, build
+from recipes.scienceworld_trial import markdown, run
 
+from recipes import scienceworld_trial
 from swirl_lightning.backbones import TextLLM
 from swirl_lightning.benchmarks.scienceworld import FILE, ScienceWorld
 from swirl_lightning.metrics.bert_score import BERTScore, missing_model
-from swirl_lightning.recipes import scienceworld_trial
-from swirl_lightning.recipes.scienceworld_base import Settings, _of_like_length, build
-from swirl_lightning.recipes.scienceworld_trial import markdown, run
 
 TINY = Settings(vocabulary=320, hidden=32, layers=1, heads=2, longest=64, batch=2, steps=2, bert_steps=2)
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recipes.tiny_edits import FLOOR, WALL, Scenes, agent_place, ahead
+from recipes.tiny_lm import LMSettings, build_lm, exact_match, learning_rate, train_lm
+from recipes.tiny_tasks import NAMES, PLACES, Sample, Tasks
+from recipes.tiny_text import build_tokenizer, commands
 from transformers import GemmaForCausalLM, PreTrainedTokenizerFast
 
+from recipes import tiny_liquid, tiny_vqgan
 from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.benchmarks.minigrid.simulator import generate
 from swirl_lightning.benchmarks.minigrid.tiles import CELLS, HELD_OUT, Scene, read, split_of
-from swirl_lightning.recipes import tiny_liquid, tiny_vqgan
-from swirl_lightning.recipes.tiny_edits import FLOOR, WALL, Scenes, agent_place, ahead
-from swirl_lightning.recipes.tiny_lm import LMSettings, build_lm, exact_match, learning_rate, train_lm
-from swirl_lightning.recipes.tiny_tasks import NAMES, PLACES, Sample, Tasks
-from swirl_lightning.recipes.tiny_text import build_tokenizer, commands
 
 BASE = "builtin/tiny-liquid"
 CPU = torch.device("cpu")

@@ -4,70 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.transition import State
 
 BUILTIN_PREFIX = "builtin/"
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """Which token sequences are a state, or an action: the support of the constrained policy.
-
-    Attributes:
-        allowed: sorted token ids that may be sampled, including ``eos`` where there is one.
-        max_length: number of tokens at most; exactly this many where ``eos`` is None.
-        eos: the id that ends a completion and belongs to it, or None for a fixed length.
-        forced: (position, id) of tokens that stand at fixed positions whatever is drawn, for example at
-            the end of a row of image codes; sorted by position, for grammars of a fixed length. Their
-            probability is 1: they are emitted, not drawn, and count in no log-probability and no mean.
-    """
-
-    allowed: tuple[int, ...]
-    max_length: int
-    eos: int | None = None
-    forced: tuple[tuple[int, int], ...] = ()
-
-    def __post_init__(self) -> None:
-        if list(self.allowed) != sorted(set(self.allowed)) or not self.allowed:
-            raise ValueError("Grammar.allowed must be sorted, without repeats and not empty")
-        if self.eos is not None and self.eos not in self.allowed:
-            raise ValueError(f"Grammar.eos {self.eos} is not among the allowed ids")
-        places = [place for place, _ in self.forced]
-        if places != sorted(set(places)) or any(not 0 <= place < self.max_length for place in places):
-            raise ValueError("Grammar.forced must be sorted by position, without repeats and within max_length")
-        if self.forced and (self.eos is not None or len(places) == self.max_length):
-            raise ValueError("Grammar.forced needs a fixed length (no eos) and leaves at least one token free")
-
-    @property
-    def free_length(self) -> int:
-        """Number of tokens of the longest completion that are drawn, not forced."""
-        return self.max_length - len(self.forced)
-
-    def complete(self, content: TokenIds) -> TokenIds:
-        """The completion that stands for ``content``: with its EOS or forced tokens, cut to ``max_length``."""
-        if self.eos is not None:
-            return [*list(content)[: self.max_length - 1], self.eos]
-        if len(content) != self.free_length:
-            raise ValueError(f"a state of {self.free_length} tokens is needed, got {len(content)}")
-        completion = list(content)
-        for place, token in self.forced:
-            completion.insert(place, token)
-        return completion
-
-    def content(self, completion: TokenIds) -> TokenIds:
-        """The inverse of :meth:`complete`: the tokens before the EOS, without the forced ones."""
-        if self.eos is not None and self.eos in completion:
-            return completion[: completion.index(self.eos)]
-        forced = {place for place, _ in self.forced}
-        return [token for place, token in enumerate(completion) if place not in forced]
 
 
 class Backbone(ABC):

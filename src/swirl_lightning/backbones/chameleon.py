@@ -11,12 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import ChameleonForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
 
-from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.backbones.image_tokens import ImageTokens
 from swirl_lightning.backbones.images import to_images, to_pixels
 from swirl_lightning.backbones.loading import load_base, load_config, load_tokenizer, misfit
 from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGAN, VQGANConfig, vqgan_fingerprint
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import Grammar, TokenIds
 
 BOI, EOI = "<racm3:break>", "<eoss>"
 _PREFIX = "IMGIMG"

@@ -18,11 +18,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.backbones.image_tokens import ImageTokens
 from swirl_lightning.backbones.images import square
 from swirl_lightning.backbones.loading import load_base, load_config, load_tokenizer, misfit
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import Grammar, TokenIds
 
 BOI, IMAGE, EOL, EOF, EOI = "<|image start|>", "<|image token|>", "<|extra_200|>", "<|extra_201|>", "<|image end|>"
 _CODE = re.compile(r"<\|visual token (\d{6})\|>")

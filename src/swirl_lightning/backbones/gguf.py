@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from swirl_lightning.backbones.base import Backbone
-from swirl_lightning.backbones.quantization import prepare_quantized
+from swirl_lightning.engine.quantization import prepare_quantized
 
 SUFFIX = ".gguf"
 

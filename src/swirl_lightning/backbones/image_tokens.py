@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from swirl_lightning.backbones.base import Backbone, Grammar
+from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.loading import encode_plain, misfit, special_ids
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.transition import State
 
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from swirl_lightning.backbones.base import Backbone, Grammar
+from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.images import to_images, to_pixels
 from swirl_lightning.backbones.loading import encode_plain, load_base, load_config, load_tokenizer, misfit
 from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGAN, VQGANConfig, vqgan_fingerprint
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.transition import State
 
 IMAGE_MARKS = ("<boi>", "<eoi>")

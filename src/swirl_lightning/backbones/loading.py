@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.gguf import gguf_path, set_split
-from swirl_lightning.backbones.quantization import prepare_quantized
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import TokenIds
+from swirl_lightning.engine.quantization import prepare_quantized
 
 FAMILIES = {
     "chameleon": "Chameleon",

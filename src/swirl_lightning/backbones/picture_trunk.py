@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from swirl_lightning.backbones.images import square
-from swirl_lightning.packing import Packing
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import TokenIds
+from swirl_lightning.engine.packing import Packing
 
 FEATURES_KEPT = 64
 """Pictures whose features are kept; the others go through the vision tower again."""

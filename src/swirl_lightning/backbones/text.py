@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from swirl_lightning.backbones.base import Backbone, Grammar
+from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.gguf import SUFFIX, load_gguf
 from swirl_lightning.backbones.loading import (
     FAMILIES,
@@ -24,7 +24,7 @@ from swirl_lightning.backbones.loading import (
     misfit,
     special_ids,
 )
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.transition import State
 
 TOO_LONG = ("cut", "error")

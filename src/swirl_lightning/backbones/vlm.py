@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, PreTrainedModel
 
-from swirl_lightning.backbones.base import Grammar
 from swirl_lightning.backbones.loading import load_base, load_config, misfit
 from swirl_lightning.backbones.picture_trunk import PictureStore, PictureTrunk
 from swirl_lightning.backbones.text import TextLLM
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.transition import State
 
 QWEN = ("qwen2_vl", "qwen2_5_vl")

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from swirl_lightning.data.images import PictureSource, open_rgb, picture_problem
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, encodable, first, lines, parse_object
+from swirl_lightning.schedule import PhaseSchedule
 from swirl_lightning.transition import State, Transition
 
 
@@ -78,8 +79,6 @@ class JSONLTransitions(TransitionDataModule):
             self.split(split)
 
     def _splits_of(self, stage: str) -> list[Split]:
-        from swirl_lightning.callbacks.phase_switch import PhaseSwitch  # callbacks know the data
-
         trainer: Any = self.trainer
         if stage == "test":
             return ["test"]
@@ -87,10 +86,11 @@ class JSONLTransitions(TransitionDataModule):
         if stage == "validate":
             return validated
         # data are set up before PhaseSwitch hands its schedule to the module
-        switches = [callback for callback in trainer.callbacks if isinstance(callback, PhaseSwitch)] if trainer else []
-        if not switches:
+        callbacks = trainer.callbacks if trainer else []
+        schedules = [s for c in callbacks if isinstance(s := getattr(c, "schedule", None), PhaseSchedule)]
+        if not schedules:
             return [split for split in get_args(Split) if split in self.paths and split != "test"]
-        schedule = switches[0].schedule
+        schedule = schedules[0]
         ends = [epochs for epochs in (schedule.epochs, trainer.max_epochs) if epochs not in (None, -1)]
         needed: list[Split] = ["warmup"] if schedule.warmup_epochs > 0 else []
         if not ends or min(ends) > schedule.warmup_epochs:

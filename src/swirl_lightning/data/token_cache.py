@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from swirl_lightning.backbones.base import Backbone
-from swirl_lightning.prompts import TokenIds
+from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.transition import State
 
 _KEY_BYTES = 16

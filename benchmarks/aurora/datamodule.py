@@ -1,0 +1,221 @@
+"""AURORA-Bench (arXiv 2407.03471): 8 editing tasks; McGill-NLP/AURORA on GitHub, MIT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from PIL import Image
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from swirl_lightning.benchmarks.aurora.disc_edit import DiscEdit
+from swirl_lightning.benchmarks.visual import VisualSuite
+from swirl_lightning.data.module import Split
+from swirl_lightning.data.pictures import Findings, PictureRecord
+from swirl_lightning.data.reading import records
+
+TASKS = ("magicbrush", "ag", "something", "kubric", "whatsup", "clevr", "emu", "epic")
+TRAIN_TASKS = ("magicbrush", "ag", "something", "kubric")
+DISC_TASKS = ("whatsup", "something", "ag", "kubric", "clevr")
+
+
+class Aurora(VisualSuite):
+    """AURORA-Bench: pictures, edits in words.
+
+    Layout of ``data_dir``, as in the repository: ``test.json`` and ``data/<task>/train.json`` with picture
+    paths relative to ``data_dir``; for DiscEdit ``data/<task>/`` or ``disc_edit_data/<task>/`` with
+    ``itm_test.json`` or ``valid.json``.
+
+    The labelled split is the training set; without one, `swirl fit` cannot warm up on this suite. The
+    last ``validation_size`` records of it are for validation and not trained on. Records of tasks without
+    a picture of the result (``clevr``, ...) are predicted and judged, and have no score that needs a target.
+
+    Args:
+        data_dir: see above.
+        tasks: of the test split; null for all that ``test.json`` has. ``disc_edit`` takes those of them that have
+            such a file, and names the others.
+        train_tasks: training sets to read; null for those of the paper that are there.
+        validation_size: training records kept for validation.
+        protocol: ``edit`` predicts the result of every instruction. ``disc_edit`` is the discriminative
+            score: ``disc_samples`` futures for each of two texts (use it with
+            ``evaluation.modes: [sampled]``).
+        disc_samples: for each text.
+        kwargs: as for `VisualSuite` (strict, clip, judge, limit) and `TransitionDataModule`.
+
+    Raises:
+        ValueError: an unknown protocol.
+    """
+
+    suite = "AURORA"
+    source = (
+        "Get AURORA-Bench from https://github.com/McGill-NLP/AURORA (test.json and data/) and set data_dir to "
+        "its folder."
+    )
+    judge_template = "aurora"
+
+    def __init__(
+        self,
+        *,
+        data_dir: str,
+        tasks: Sequence[str] | None = None,
+        train_tasks: Sequence[str] | None = None,
+        validation_size: int = 64,
+        protocol: Literal["edit", "disc_edit"] = "edit",
+        disc_samples: int = 4,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_dir=data_dir, **kwargs)
+        if protocol not in ("edit", "disc_edit"):
+            raise ValueError(f"protocol must be 'edit' or 'disc_edit', got {protocol!r}")
+        if validation_size < 1 or disc_samples < 1:
+            raise ValueError("validation_size and disc_samples must be at least 1")
+        self.tasks = None if tasks is None else list(tasks)
+        self.train_tasks = None if train_tasks is None else list(train_tasks)
+        self.validation_size, self.protocol, self.disc_samples = validation_size, protocol, disc_samples
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The tasks."""
+        return TASKS if self.tasks is None else tuple(self.tasks)
+
+    def read_records(self, split: Split, findings: Findings) -> list[PictureRecord]:
+        """Records of ``test.json`` or of the training sets."""
+        if split == "test":
+            return self._disc_records(findings) if self.protocol == "disc_edit" else self._test_records(findings)
+        rows = self._train_records(findings)
+        size = min(self.validation_size, len(rows) // 2)
+        return rows[len(rows) - size :] if split == "validation" else rows[: len(rows) - size]
+
+    # ---- test ------------------------------------------------------------------------------------
+    def _test_records(self, findings: Findings) -> list[PictureRecord]:
+        path = self.data_dir / "test.json"
+        entries = self._entries(path, findings)
+        there = sorted({str(entry.get("task")) for _, entry in entries})
+        unknown = sorted(set(self.tasks or ()) - set(there))
+        if unknown and entries:
+            raise ValueError(f"{path} has no task {', '.join(unknown)}; it has {', '.join(there)}")
+        found: list[PictureRecord] = []
+        for place, entry in entries:
+            if self.tasks is None or entry.get("task") in self.tasks:
+                found += self._record(entry, f"test.json{place}", findings, str(entry.get("task")), target=False)
+        return found
+
+    def _disc_records(self, findings: Findings) -> list[PictureRecord]:
+        found: list[PictureRecord] = []
+        item = 0
+        chosen = self.tasks or DISC_TASKS
+        paths = {task: path for task in chosen if (path := self._disc_file(task)) is not None}
+        if not paths:
+            raise FileNotFoundError(
+                f"AURORA: DiscEdit needs data/<task>/ or disc_edit_data/<task>/ with itm_test.json or valid.json in "
+                f"{self.data_dir} for one of {', '.join(chosen)}; AURORA has {', '.join(DISC_TASKS)}. {self.source}"
+            )
+        if lacking := [task for task in self.tasks or () if task not in paths]:
+            rank_zero_warn(f"AURORA: DiscEdit goes without {', '.join(lacking)}: no itm_test.json or valid.json there")
+        for task, path in paths.items():
+            for place, entry in self._entries(path, findings):
+                name = f"disc-{task}{place}"
+                picture = entry.get("input") or entry.get("image")
+                texts = [_text(entry.get(k)) or _words(entry) for k in ("pos", "neg")]
+                if task not in ("whatsup", "svo") and not _text(entry.get("pos")):
+                    continue  # as in the authors' loader: an ordinary validation record
+                if not isinstance(picture, str) or not all(texts):
+                    findings.add(name, "no picture or no text")
+                    continue
+                for side, words in zip(("pos", "neg"), texts, strict=True):
+                    for sample in range(self.disc_samples):
+                        meta = {"task": task, "disc": {"item": item, "side": side, "sample": sample}}
+                        found.append(
+                            PictureRecord(self.data_dir / picture, None, words, f"{name}-{side}-{sample}", meta)
+                        )
+                item += 1
+        if not found and not findings.problems:
+            raise FileNotFoundError(f"AURORA: no DiscEdit records in {self.data_dir}. {self.source}")
+        return found
+
+    def _disc_file(self, task: str) -> Path | None:
+        places = [
+            self.data_dir / folder / task / name
+            for folder in ("disc_edit_data", "data")
+            for name in ("itm_test.json", "valid.json")
+        ]
+        return next((path for path in places if path.is_file()), None)
+
+    # ---- training --------------------------------------------------------------------------------
+    def _train_records(self, findings: Findings) -> list[PictureRecord]:
+        paths = {task: self.data_dir / "data" / task / "train.json" for task in self.train_tasks or TRAIN_TASKS}
+        if self.train_tasks is None:
+            paths = {task: path for task, path in paths.items() if path.is_file()}
+            if not paths:
+                raise FileNotFoundError(
+                    f"AURORA: no data/<task>/train.json in {self.data_dir} for {', '.join(TRAIN_TASKS)}. "
+                    f"{self.source} The training pictures are on Hugging Face: McGill-NLP/AURORA."
+                )
+        found: list[PictureRecord] = []
+        for task, path in paths.items():
+            for place, entry in self._entries(path, findings):
+                found += self._record(entry, f"{task}/train.json{place}", findings, task, target=True)
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
+        return [found[n] for n in order]  # so that validation has every task, the same for every seed
+
+    # ---- parts -----------------------------------------------------------------------------------
+    def _entries(self, path: Path, findings: Findings) -> list[tuple[str, dict[str, Any]]]:
+        """(``[n]``, record) of an index file, as far as it can be read."""
+        return [(place.removeprefix(str(path)), entry) for place, entry in records(self.require(path), findings)]
+
+    def _record(
+        self, entry: Mapping[str, Any], place: str, findings: Findings, task: str, target: bool
+    ) -> list[PictureRecord]:
+        """A record of an index file, or none with the reason in ``findings``."""
+        before, after, words = entry.get("input"), entry.get("output"), _words(entry)
+        problem = None
+        if not words:
+            problem = "no instruction"
+        elif not isinstance(before, str) or not (after is None or isinstance(after, str)):
+            problem = "no input picture"
+        elif target and after is None:
+            problem = "no output picture"
+        if problem is not None:
+            findings.add(place, problem)
+            return []
+        meta = {"task": task, **{k: entry[k] for k in ("caption", "type") if k in entry}}
+        after_path = None if after is None else self.data_dir / after
+        return [PictureRecord(self.data_dir / str(before), after_path, words, place, meta)]
+
+    # ---- metrics ---------------------------------------------------------------------------------
+    def _look_for_missing(self) -> dict[str, str]:
+        """DiscEdit needs neither CLIP nor a judge."""
+        return {} if self.protocol == "disc_edit" and self._stage != "fit" else super()._look_for_missing()
+
+    def state_metrics(self) -> MetricCollection:
+        """DiscEdit, or CLIP scores and judge."""
+        if self.protocol == "edit" or self._stage == "fit":
+            return super().state_metrics()
+        items = 1 + max(record.meta["disc"]["item"] for record in self.checked("test"))
+        return MetricCollection({"disc_edit": DiscEdit(self._latents, items, self.disc_samples)})
+
+    def action_metrics(self) -> MetricCollection:
+        """Of DiscEdit none: nothing is known of the result."""
+        return MetricCollection({}) if self.protocol == "disc_edit" else super().action_metrics()
+
+    def _latents(self, pictures: Sequence[Image.Image]) -> Tensor:
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        backbone = getattr(module, "backbone", None)
+        if backbone is None or not hasattr(backbone, "latents"):
+            raise ValueError(f"DiscEdit needs a backbone with latents of pictures, {type(backbone).__name__} has none")
+        return backbone.latents(pictures, module.device)
+
+
+def _words(entry: Mapping[str, Any]) -> str:
+    """The instruction; earlier versions of the files call it ``prompt``."""
+    return _text(entry.get("instruction")) or _text(entry.get("prompt"))
+
+
+def _text(value: Any) -> str:
+    """An instruction in words; of several wordings the first, so that runs can be compared."""
+    first = value[0] if isinstance(value, list) and value else value
+    return first.strip() if isinstance(first, str) else ""

@@ -1,0 +1,149 @@
+"""ByteMorph-Bench (arXiv 2506.03107): edits that are motion; ByteDance-Seed/BM-Bench on the hub, CC0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torchmetrics import Metric
+
+from swirl_lightning.benchmarks.bytemorph.metrics import EDIT_TYPES, ByteMorphDirections
+from swirl_lightning.benchmarks.visual import VisualSuite
+from swirl_lightning.data.module import Split
+from swirl_lightning.data.pictures import Findings, PictureRecord
+from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
+
+COLUMNS = ("edit_type", "image_id", "src_img", "tgt_img", "edit_prompt")
+OPTIONAL = ("edit_prompt_rewrite_instruction", "src_img_caption", "tgt_img_caption")
+TEXTS = tuple(name for name in (*COLUMNS, *OPTIONAL) if name not in ("src_img", "tgt_img"))
+
+
+class ByteMorph(VisualSuite):
+    """ByteMorph-Bench: a parquet file of picture pairs with an edit prompt and captions of both.
+
+    Layout of ``data_dir``, as on the hub: one or more ``*.parquet`` files, in it or in ``data/``. The suite
+    has no training data: warm up on another one, then ``swirl test`` here with its checkpoint. The pictures
+    stay in memory as they are stored in the file, compressed.
+
+    Args:
+        data_dir: see above.
+        edit_types: categories to test; null for all.
+        rewritten: use the prompts rewritten as instructions.
+        kwargs: as for `VisualSuite` (strict, clip, judge, limit) and `TransitionDataModule`.
+
+    Raises:
+        ValueError: an unknown category.
+    """
+
+    suite = "ByteMorph"
+    source = (
+        "Get ByteMorph-Bench from https://huggingface.co/datasets/ByteDance-Seed/BM-Bench and set data_dir to "
+        "the folder with its parquet file."
+    )
+    judge_template = "bytemorph"
+    category_key = "edit_type"
+
+    def __init__(
+        self,
+        *,
+        data_dir: str,
+        edit_types: Sequence[str] | None = None,
+        rewritten: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_dir=data_dir, **kwargs)
+        unknown = sorted(set(edit_types or ()) - set(EDIT_TYPES))
+        if unknown:
+            raise ValueError(f"unknown edit types {', '.join(unknown)}; choose from {', '.join(EDIT_TYPES)}")
+        self.edit_types, self.rewritten = edit_types, rewritten
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The edit types."""
+        return EDIT_TYPES if self.edit_types is None else tuple(self.edit_types)
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """There is nothing but a test split."""
+        return ("test",)
+
+    def read_records(self, split: Split, findings: Findings) -> list[PictureRecord]:
+        """The rows of the parquet files."""
+        if split != "test":
+            raise ValueError(
+                "ByteMorph-Bench has a test split only: fit on another benchmark (Aurora, for example), then "
+                "run swirl test here with --ckpt_path"
+            )
+        paths = sorted(p for folder in (self.data_dir, self.data_dir / "data") for p in folder.glob("*.parquet"))
+        if not paths:
+            raise FileNotFoundError(f"ByteMorph: no *.parquet in {self.data_dir} or its data/. {self.source}")
+        records = []
+        for path in paths:
+            for n, row in enumerate(_rows(path, findings)):
+                try:
+                    row |= {name: row[name].decode() for name in TEXTS if isinstance(row.get(name), bytes)}
+                except UnicodeDecodeError as error:
+                    findings.add(f"{path.stem}[{n}]", f"not UTF-8 ({error})")
+                    continue
+                if row["edit_type"] in self.categories:
+                    record = self._record(row, f"{path.stem}[{n}]", findings)
+                    records += [] if record is None else [record]
+                elif row["edit_type"] not in EDIT_TYPES:
+                    findings.add(f"{path.stem}[{n}]", f"unknown edit type ({row['edit_type']!r})")
+        return records
+
+    def _record(self, row: dict[str, Any], place: str, findings: Findings) -> PictureRecord | None:
+        prompt = row.get("edit_prompt_rewrite_instruction") if self.rewritten else None
+        words = prompt or row["edit_prompt"]
+        pictures = [_bytes(row["src_img"]), _bytes(row["tgt_img"])]
+        if not isinstance(words, str) or not words.strip():
+            problem: str | None = "no edit prompt"
+        elif pictures[0] is None or pictures[1] is None:
+            problem = "missing"
+        else:
+            problem = None
+        name = f"{row['edit_type']}/{row['image_id']}"
+        if problem or pictures[0] is None or pictures[1] is None:
+            findings.add(f"{place} {name}", str(problem))
+            return None
+        meta = {"edit_type": row["edit_type"], "image_id": str(row["image_id"])}
+        for key, column in (("src_caption", "src_img_caption"), ("tgt_caption", "tgt_img_caption")):
+            if row.get(column):
+                meta[key] = row[column]
+        return PictureRecord(pictures[0], pictures[1], words.strip(), f"{place} {name}", meta)
+
+    def clip_metrics(self, encoder: CLIPEncoder) -> dict[str, Metric]:
+        """The official four, and the similarities that AURORA has."""
+        return {
+            "bytemorph": ByteMorphDirections(encoder, self.categories),
+            "clip": CLIPSimilarity(encoder, self.categories, self.category_key),
+        }
+
+
+def _rows(path: Path, findings: Findings) -> list[dict[str, Any]]:
+    """Every row of a parquet file with the columns that we need; texts as bytes, which may be no UTF-8."""
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ImportError("ByteMorph-Bench is a parquet file: pip install swirl-lightning[bytemorph]") from error
+    try:
+        names = parquet.read_schema(path).names
+        lacking = [name for name in COLUMNS if name not in names]
+        if lacking:
+            raise ValueError(f"ByteMorph: {path} lacks the columns {', '.join(lacking)}; it has {', '.join(names)}")
+        table = parquet.read_table(path, columns=[name for name in (*COLUMNS, *OPTIONAL) if name in names])
+    except (arrow.ArrowException, OSError) as error:
+        findings.add(str(path), f"cannot be read ({error}). Download it again")
+        return []
+    texts = (arrow.string(), arrow.large_string())
+    fields = [field.with_type(arrow.binary()) if field.type in texts else field for field in table.schema]
+    rows: list[dict[str, Any]] = table.cast(arrow.schema(fields)).to_pylist()
+    return rows
+
+
+def _bytes(value: Any) -> bytes | None:
+    """The content of a picture; the hub stores ``{bytes, path}``."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    return content if isinstance(content, bytes) else None

@@ -1,0 +1,5 @@
+"""Mind2Web."""
+
+from swirl_lightning.benchmarks.mind2web.datamodule import Mind2Web
+
+__all__ = ["Mind2Web"]

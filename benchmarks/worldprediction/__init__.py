@@ -1,0 +1,5 @@
+"""WorldPredictionBench."""
+
+from swirl_lightning.benchmarks.worldprediction.datamodule import WorldPrediction
+
+__all__ = ["WorldPrediction"]

@@ -1,0 +1,247 @@
+"""WorldPrediction-Bench (arXiv 2506.04363): procedures in videos; facebookresearch/WorldPrediction."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from swirl_lightning.benchmarks.visual import VisualSuite
+from swirl_lightning.benchmarks.worldprediction.records import Plan, answer_base, read_plan
+from swirl_lightning.data.images import open_rgb
+from swirl_lightning.data.module import Split
+from swirl_lightning.data.pictures import Findings, PictureRecord
+from swirl_lightning.data.video import Video, VideoError, require_av
+from swirl_lightning.transition import Transition
+
+TASKS = ("WM", "PP")
+MAX_TURNS = 6
+_ENDINGS = ("", ".mp4", ".mkv", ".webm", ".avi", ".MP4")
+
+
+class WorldPrediction(VisualSuite):
+    """WorldPrediction-WM and -PP: rollouts over the steps of a procedure, and the official multiple choice.
+
+    Layout of ``data_dir``: ``WorldPrediction-WM.json`` and ``WorldPrediction-PP.json``; videos, which come
+    from five other parties, in ``videos/<dataset>/``, ``<dataset>/`` or ``videos/``, with or without their
+    ending in the JSON.
+
+    Rollout: the start frame is the first frame of the first segment; step k has the label of segment k as
+    its action and the last frame of segment k as its reference; each step starts from the model's own
+    previous frame. Scores are given for each turn, dataset and both (``judge/turn 3``, ``judge/COIN``,
+    ``judge/COIN/turn 3``), and as the paper's mean over turns (``judge/mean over turns``): the late turns, which few
+    samples have, weigh as much as the first, and in ``judge`` as many as they are. The segments are the sample's
+    ``original_segments`` where the file names them, and otherwise those of the right candidate.
+
+    Multiple choice: ``choice/idm_accuracy`` and ``choice/fwm_accuracy``, see `Evaluator`; a candidate of
+    several segments is read as "first label, then second label".
+
+    Frames are cut out once, before the model loads, and kept in ``frames_dir``. A video that is missing or
+    damaged costs its own samples only; they are counted.
+
+    Args:
+        data_dir: see above.
+        tasks: ``WM``, ``PP`` or both; null for those whose file is there.
+        datasets: of the test split; null for all.
+        max_turns: longest rollout, 1 to 6.
+        ground_truth: whether ``ground_truth`` counts candidates from 0 or 1; ``auto`` finds out from the
+            file (0 occurs, or the number of candidates does) and stops if the file does not tell.
+        frames_dir: folder for frames; null for ``frames`` in ``data_dir``.
+        kwargs: as for `VisualSuite` (strict, clip, judge, limit) and `TransitionDataModule`.
+
+    Raises:
+        ValueError: an option makes no sense.
+    """
+
+    suite = "WorldPrediction"
+    source = (
+        "Get the JSON files from https://github.com/facebookresearch/WorldPrediction and the videos from the "
+        "datasets that it names, and set data_dir to the folder with both."
+    )
+    judge_template = "worldprediction"
+    category_key = "groups"
+    multiple_choice = True
+
+    def __init__(
+        self,
+        *,
+        data_dir: str,
+        tasks: Sequence[str] | None = None,
+        datasets: Sequence[str] | None = None,
+        max_turns: int = MAX_TURNS,
+        ground_truth: Literal["auto", "0", "1"] = "auto",
+        frames_dir: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_dir=data_dir, **kwargs)
+        if not 1 <= max_turns <= MAX_TURNS:
+            raise ValueError(f"max_turns must be 1 to {MAX_TURNS}, got {max_turns}")
+        if str(ground_truth) not in ("auto", "0", "1"):
+            raise ValueError(f"ground_truth must be 'auto', '0' or '1', got {ground_truth!r}")
+        unknown = sorted(set(tasks or ()) - set(TASKS))
+        if unknown:
+            raise ValueError(f"unknown tasks {unknown}; choose from {list(TASKS)}")
+        self.tasks, self.datasets, self.max_turns = tasks, datasets, max_turns
+        self.ground_truth = str(ground_truth)
+        self.frames_dir = Path(frames_dir) if frames_dir else self.data_dir / "frames"
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """There is nothing but a test split."""
+        return ("test",)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Turns, datasets, and turns of datasets."""
+        names = sorted({record.meta["dataset"] for record in self.checked("test")})
+        return (*self._turns, *names, *(f"{name}/{turn}" for name in names for turn in self._turns))
+
+    @property
+    def averages(self) -> Mapping[str, Sequence[str]]:
+        """The paper's headline number."""
+        return {"mean over turns": self._turns}
+
+    def prepare_data(self) -> None:
+        """Cuts out the frames in one process, so that the others find them."""
+        if self.data_dir.is_dir():
+            self.read_records("test", Findings(self.suite))
+
+    def read_records(self, split: Split, findings: Findings) -> list[PictureRecord]:
+        """Samples whose frames could be cut out."""
+        if split != "test":
+            raise ValueError(
+                "WorldPrediction has a test split only: fit on another benchmark, then run swirl test here with "
+                "--ckpt_path"
+            )
+        require_av()
+        plans = self._plans(findings)
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            cut = list(pool.map(self._frames, plans))
+        records = []
+        for plan, (frames, problem) in zip(plans, cut, strict=True):
+            if problem:
+                findings.add(plan.id, problem)
+                continue
+            meta = {
+                "dataset": plan.dataset,
+                "task": plan.task,
+                "groups": self._groups(plan.dataset, 1),
+                "frames": frames,
+                "labels": [segment.label for segment in plan.segments],
+                "candidates": plan.candidates,
+                "answer": plan.answer,
+            }
+            records.append(PictureRecord(frames[0], frames[1], plan.segments[0].label, plan.id, meta))
+        return records
+
+    def load_split(self, split: Split) -> Sequence[Transition]:
+        """Samples as rollouts with their multiple choice."""
+        return _Rollouts(self.checked(split), self.max_turns, self._groups)
+
+    # ---- parts -----------------------------------------------------------------------------------
+    @property
+    def _turns(self) -> list[str]:
+        return [f"turn {turn}" for turn in range(1, self.max_turns + 1)]
+
+    def _plans(self, findings: Findings) -> list[Plan]:
+        paths = {task: self.data_dir / f"WorldPrediction-{task}.json" for task in self.tasks or TASKS}
+        if self.tasks is None:
+            paths = {task: path for task, path in paths.items() if path.is_file()}
+            if not paths:
+                raise FileNotFoundError(f"WorldPrediction: no WorldPrediction-*.json in {self.data_dir}. {self.source}")
+        plans = []
+        for task, path in paths.items():
+            try:
+                content = json.loads(self.require(path).read_bytes())
+            except ValueError as error:  # also bytes that are no UTF-8
+                findings.add(str(path), f"not JSON ({error})")
+                continue
+            if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+                findings.add(str(path), "not {dataset: {uid: sample}}")
+                continue
+            chosen = self.datasets or list(content)
+            unknown = sorted(set(chosen) - set(content))
+            if unknown:
+                raise ValueError(f"{path} has no dataset {', '.join(unknown)}; it has {', '.join(content)}")
+            base = int(self.ground_truth) if self.ground_truth != "auto" else answer_base(content, path)
+            for dataset in chosen:
+                for uid, sample in content[dataset].items():
+                    name = f"{task}/{dataset}/{uid}"
+                    try:
+                        plans.append(read_plan(sample, name, task, dataset, base))
+                    except (ValueError, KeyError, TypeError) as error:
+                        findings.add(name, f"not in the official layout ({error})")
+        return plans
+
+    def _frames(self, plan: Plan) -> tuple[list[Path], str | None]:
+        """Start frame and the last frame of each segment."""
+        try:
+            first = plan.segments[0]
+            frames = [self._frame(plan.dataset, first.video, first.start, last=False)]
+            for segment in plan.segments:
+                frames.append(self._frame(plan.dataset, segment.video, segment.end, last=True))
+        except VideoError as error:
+            return [], f"{error.kind} ({error})"
+        except OSError as error:
+            return [], f"frame cannot be kept ({error})"
+        return frames, None
+
+    def _frame(self, dataset: str, video: str, seconds: float, last: bool) -> Path:
+        key = hashlib.blake2b(f"{video}|{seconds:.3f}|{last}".encode(), digest_size=10).hexdigest()
+        path = self.frames_dir / dataset / f"{key}.png"
+        if not path.is_file():
+            with Video(self._video(dataset, video)) as opened:
+                picture = opened.frame_at(seconds, last=last, within=2.0)  # a label may end a little after its video
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}-{id(picture)}")
+            picture.save(partial, "PNG")
+            os.replace(partial, path)
+        return path
+
+    def _video(self, dataset: str, name: str) -> Path:
+        for folder in (self.data_dir / "videos" / dataset, self.data_dir / dataset, self.data_dir / "videos"):
+            for ending in _ENDINGS:
+                if (path := folder / f"{name}{ending}").is_file():
+                    return path
+        raise VideoError("missing video", str(self.data_dir / "videos" / dataset / name))
+
+    @staticmethod
+    def _groups(dataset: str, turn: int) -> list[str]:
+        return [f"turn {turn}", dataset, f"{dataset}/turn {turn}"]
+
+
+class _Rollouts(Sequence[Transition]):
+    """Opens the frames of a sample when it is asked for."""
+
+    def __init__(self, records: list[PictureRecord], max_turns: int, groups: Any) -> None:
+        self._records, self._max_turns, self._groups = records, max_turns, groups
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
+        record = self._records[index]
+        meta = record.meta
+        frames = [open_rgb(path) for path in meta["frames"]]  # turns + 1
+        shared = {"dataset": meta["dataset"], "task": meta["task"]}
+        steps = [
+            Transition(
+                frames[k],
+                frames[k + 1],
+                label,
+                f"{record.id}/turn {k + 1}" if k else record.id,
+                {**shared, "turn": k + 1, "groups": self._groups(meta["dataset"], k + 1)},
+            )
+            for k, label in enumerate(meta["labels"][: self._max_turns])
+        ]
+        steps[0].meta["turns"] = steps[1:]
+        steps[0].meta["choices"] = {
+            "actions": meta["candidates"],
+            "answer": meta["answer"],
+            "after": frames[-1],
+        }
+        return steps[0]

@@ -1,0 +1,224 @@
+"""A small base for ScienceWorld where no pretrained one can be had: tokenizer, Gemma language model, BERT.
+
+    python -m recipes.scienceworld_base --data data/scienceworld --out runs/scienceworld_base
+
+The language model learns to continue one state with the next and never sees an action beside them: neither
+an FWM nor an IDM. Only training episodes are read; actions, as words alone, from the labelled half only. The
+BERT is for BERTScore; its numbers cannot be compared with those of a public encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM, GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
+
+from swirl_lightning.benchmarks.scienceworld import ScienceWorld
+from swirl_lightning.transition import Transition
+
+SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>", "<cls>", "<sep>", "<mask>")
+PAD, EOS, BOS, UNK, CLS, SEP, MASK = range(len(SPECIALS))
+LEFT_OUT = -100  # labels that cost nothing, as in torch
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes and lengths.
+
+    Attributes:
+        vocabulary: of the byte-level BPE.
+        hidden, layers, heads: of the language model; its MLP is three times as wide as it.
+        longest: tokens of a pair of states; longer ones lose their end.
+        batch: sequences a step, of both models.
+        steps: of the language model.
+        bert_steps: of the BERT.
+        learning_rate: at its highest.
+    """
+
+    vocabulary: int = 2048
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    longest: int = 256
+    batch: int = 16
+    steps: int = 2000
+    bert_steps: int = 1500
+    learning_rate: float = 2e-3
+
+
+def build_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, so that any text comes back exactly; merges cross words but not lines: short states."""
+    core = Tokenizer(models.BPE(unk_token=None))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "merged_with_next"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    names = ("pad_token", "eos_token", "bos_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, clean_up_tokenization_spaces=False, **dict(zip(names, SPECIALS, strict=True))
+    )
+
+
+def next_state_batches(pairs: list[tuple[list[int], list[int]]], settings: Settings, seed: int) -> Iterator[Tensor]:
+    """Endless (B, L): BOS, a state, two line breaks as part of it, the next state, EOS; padded on the right."""
+    rows = [[BOS, *x, *y, EOS][: settings.longest] for x, y in pairs]
+    return map(_padded, _of_like_length(rows, settings.batch, random.Random(seed)))
+
+
+def masked_batches(states: list[list[int]], settings: Settings, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless ids and labels (B, L) with 15% of the tokens masked."""
+    draw = random.Random(seed)
+    rows = [[CLS, *state[: settings.longest - 2], SEP] for state in states]
+    for chosen in _of_like_length(rows, settings.batch, draw):
+        ids = _padded(chosen)
+        seeded = torch.Generator().manual_seed(draw.randrange(2**31))
+        hidden = (torch.rand(ids.shape, generator=seeded) < 0.15) & (ids >= len(SPECIALS))
+        yield ids.masked_fill(hidden, MASK), ids.masked_fill(~hidden, LEFT_OUT)
+
+
+def train(model: nn.Module, losses: Iterator[Tensor], steps: int, learning_rate: float, name: str, log: Log) -> None:
+    """AdamW, 5% warm-up, cosine to a tenth."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    start, mean = time.monotonic(), math.nan
+    for step in range(steps):
+        up = min(1.0, (step + 1) / max(0.05 * steps, 1))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * up * (0.55 + 0.45 * math.cos(math.pi * step / steps))
+        loss = next(losses)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            log(f"{name} {step + 1}/{steps} loss {mean:.3f}, {(time.monotonic() - start) / (step + 1):.2f} s a step")
+
+
+def build(data: ScienceWorld, out: Path, settings: Settings, seed: int, log: Log) -> None:
+    """Write the base into ``out`` and the BERT into ``out/bert``."""
+    torch.manual_seed(seed)
+    labelled, unlabelled = data.split("warmup"), data.split("state_only")
+    rows: list[Transition] = [*labelled, *unlabelled]
+    states = sorted({str(state) for row in rows for state in (row.before, row.observed)})
+    tokenizer = build_tokenizer([*states, *sorted({row.action or "" for row in labelled})], settings.vocabulary)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(out)
+    ids = {state: tokenizer.encode(state, add_special_tokens=False) for state in states}
+    lengths = sorted(map(len, ids.values()))
+    log(f"{len(states)} states, tokens: median {lengths[len(lengths) // 2]}, longest {lengths[-1]}")
+
+    between = tokenizer.encode("\n\n", add_special_tokens=False)
+    pairs = [(ids[str(row.before)] + between, ids[str(row.observed)]) for row in rows]
+    model = build_lm(len(tokenizer), settings)
+    log(f"language model: {model.num_parameters():,} parameters")
+    batches = next_state_batches(pairs, settings, seed)
+    train(model, (_next_token_loss(model, b) for b in batches), settings.steps, settings.learning_rate, "lm", log)
+    model.save_pretrained(out)
+
+    bert = build_bert(len(tokenizer), settings)
+    masked = masked_batches(list(ids.values()), settings, seed)
+    losses = (bert(b, attention_mask=(b != PAD).long(), labels=labels).loss for b, labels in masked)
+    train(bert, losses, settings.bert_steps, settings.learning_rate, "bert", log)
+    bert.bert.save_pretrained(out / "bert")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<cls> $A <sep>", special_tokens=[("<cls>", CLS), ("<sep>", SEP)]
+    )
+    tokenizer.model_max_length = settings.longest
+    tokenizer.save_pretrained(out / "bert")
+
+
+def build_lm(vocabulary: int, settings: Settings) -> GemmaForCausalLM:
+    """A small Gemma with random weights."""
+    return GemmaForCausalLM(
+        GemmaConfig(
+            vocab_size=vocabulary,
+            hidden_size=settings.hidden,
+            intermediate_size=3 * settings.hidden,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            num_key_value_heads=settings.heads,
+            head_dim=settings.hidden // settings.heads,
+            max_position_embeddings=2 * settings.longest,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def build_bert(vocabulary: int, settings: Settings) -> BertForMaskedLM:
+    """A small BERT with random weights."""
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=256,
+            max_position_embeddings=settings.longest,
+            pad_token_id=PAD,
+        )
+    )
+
+
+def _next_token_loss(model: GemmaForCausalLM, ids: Tensor) -> Tensor:
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (B, L - 1, V)
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=PAD)
+
+
+def _of_like_length(rows: list[list[int]], size: int, draw: random.Random) -> Iterator[list[list[int]]]:
+    """Endless batches of neighbours in length: at random, a batch would be padding for two thirds."""
+    rows = sorted(rows, key=len)
+    while True:
+        start = draw.randrange(max(1, len(rows) - size + 1))
+        yield rows[start : start + size]
+
+
+def _padded(rows: list[list[int]]) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
+
+
+def main(args: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", required=True, help="folder with gold_transitions.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--steps", type=int, default=Settings.steps, help="of the language model")
+    parser.add_argument("--bert-steps", type=int, default=Settings.bert_steps)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    options = parser.parse_args(args)
+    torch.set_num_threads(options.threads)
+    settings = Settings(steps=options.steps, bert_steps=options.bert_steps)
+    start = time.monotonic()
+    data = ScienceWorld(options.data)
+    data.check()
+    build(data, options.out, settings, options.seed, lambda text: print(f"{time.monotonic() - start:6.0f} s  {text}"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Random scenes of the tiny world and random edits of them, none of which knows an action's effect."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recipes.tiny_text import place
+from swirl_lightning.benchmarks.minigrid.simulator import generate
+from swirl_lightning.benchmarks.minigrid.tiles import (
+    CELLS,
+    COLOURS,
+    FACINGS,
+    GRID,
+    HELD_OUT,
+    INDEX,
+    Cell,
+    Scene,
+    random_scene,
+    read,
+    split_of,
+)
+
+FLOOR, WALL = INDEX[Cell("floor")], INDEX[Cell("wall")]
+THINGS = [i for i, cell in enumerate(CELLS) if not cell.facing and cell.kind not in ("floor", "wall")]
+_GROUPS = [
+    [i for i in THINGS if (CELLS[i].kind, CELLS[i].door) == group]
+    for group in sorted({(CELLS[i].kind, CELLS[i].door) for i in THINGS})
+]
+
+
+def _without_agent(index: int) -> int:
+    return INDEX[CELLS[index]._replace(facing="")]
+
+
+def agent_place(scene: Scene) -> int:
+    """The index of the agent's cell, row by row."""
+    return next(i for i, c in enumerate(scene.reshape(-1)) if CELLS[c].facing)
+
+
+def ahead(scene: Scene) -> int | None:
+    """The index of the cell in front of the agent, None beyond the rim."""
+    at = agent_place(scene)
+    facing = FACINGS.index(CELLS[scene.reshape(-1)[at]].facing)
+    row, column = at // GRID + (0, 1, 0, -1)[facing], at % GRID + (1, 0, -1, 0)[facing]
+    return row * GRID + column if 0 <= row < GRID and 0 <= column < GRID else None
+
+
+class Scenes:
+    """Scenes to learn from: frames of the ``base`` split (single ones, never steps) and random grids.
+
+    Args:
+        frames: how many transitions of the split give their frames.
+        seed: of everything drawn.
+        split: None for training material, which keeps clear of the held-out layouts; a held-out
+            split's name for material of that split only.
+    """
+
+    def __init__(self, frames: int, seed: int, split: str | None = None) -> None:
+        self.rng = np.random.default_rng([seed, len(split or "")])
+        self.split = split
+        steps = generate(split or "base", frames, seed=seed)
+        self._frames = read([s for t in steps for s in (t.before, t.observed) if not isinstance(s, str)])
+
+    def usable(self, scene: Scene) -> bool:
+        """Whether the scene's layout belongs to this material."""
+        found = split_of(scene)
+        return found == self.split if self.split else found not in HELD_OUT
+
+    def draw(self, sparse: bool = False) -> Scene:
+        """One scene; ``sparse``: few things in it."""
+        while True:
+            draw = self.rng.random()
+            if sparse or draw < 0.2:
+                scene = self._sparse()
+            elif draw < 0.6 or self.split:  # `random_scene` keeps clear of the held-out layouts
+                scene = self._recoloured(self._frames[self.rng.integers(len(self._frames))])
+            else:
+                scene = random_scene(self.rng)
+            if self.usable(scene):
+                return scene
+
+    def _recoloured(self, scene: Scene) -> Scene:
+        order = self.rng.permutation(len(COLOURS))
+        swap = {"": "", **{COLOURS[i]: COLOURS[j] for i, j in enumerate(order)}}
+        return np.array([INDEX[c._replace(colour=swap[c.colour])] for c in CELLS], dtype=np.uint8)[scene]
+
+    def _sparse(self) -> Scene:
+        scene = np.full((GRID, GRID), FLOOR, dtype=np.uint8)
+        if self.rng.random() < 0.7:
+            scene[[0, -1], :] = scene[:, [0, -1]] = WALL
+        cells = scene.reshape(-1)
+        for at in self.rng.permutation(GRID * GRID)[: self.rng.integers(1, 5)]:
+            cells[at] = self.thing()
+        free = np.flatnonzero(cells == FLOOR)
+        cells[self.rng.choice(free)] = INDEX[Cell("floor", facing=FACINGS[self.rng.integers(4)])]
+        return scene
+
+    def thing(self) -> int:
+        """A thing, each kind as likely as any other."""
+        group = _GROUPS[self.rng.integers(len(_GROUPS))]
+        return int(group[self.rng.integers(len(group))])
+
+    def edited(self, scene: Scene, count: int) -> tuple[Scene, str]:
+        """``scene`` after ``count`` random edits, and the edits in words."""
+        while True:
+            cells = scene.reshape(-1).copy()
+            words = [self._edit(cells) for _ in range(count)]
+            result = cells.reshape(GRID, GRID)
+            if not np.array_equal(result, scene) and self.usable(result):
+                return result, "; ".join(words)
+
+    def _edit(self, cells: Scene) -> str:
+        """Changes ``cells`` (36,) in place and says what it did."""
+        rng, draw = self.rng, self.rng.random()
+        at = next(i for i, c in enumerate(cells) if CELLS[c].facing)
+        if draw < 0.3:
+            others = [f for f in FACINGS if f != CELLS[cells[at]].facing]
+            facing = others[rng.integers(3)]
+            cells[at] = INDEX[CELLS[cells[at]]._replace(facing=facing)]
+            return f"the agent faces {facing}"
+        if draw < 0.55:
+            grounds = [i for i, c in enumerate(cells) if CELLS[c]._replace(facing="left") in INDEX and i != at]
+            near = [i for i in grounds if abs(i // GRID - at // GRID) + abs(i % GRID - at % GRID) == 1]
+            choice = near if near and rng.random() < 0.6 else grounds
+            if choice:
+                to = int(choice[rng.integers(len(choice))])
+                cells[to] = INDEX[CELLS[cells[to]]._replace(facing=CELLS[cells[at]].facing)]
+                cells[at] = _without_agent(cells[at])
+                return f"the agent stands at {place(to)}"
+        doors = [i for i, c in enumerate(cells) if CELLS[c].kind == "door" and i != at]
+        if draw < 0.7 and doors:
+            to = int(doors[rng.integers(len(doors))])
+            old = CELLS[cells[to]]
+            state = [s for s in ("open", "closed", "locked") if s != old.door][rng.integers(2)]
+            cells[to] = INDEX[old._replace(door=state)]
+            return f"the {old.colour} door at {place(to)} is {state}"
+        return self._replace(cells, at)
+
+    def _replace(self, cells: Scene, agent: int) -> str:
+        """Puts something into, or takes it from, one cell."""
+        rng = self.rng
+        full = [i for i, c in enumerate(cells) if c not in (FLOOR, WALL) and i != agent]
+        if full and rng.random() < 0.45:
+            to = int(full[rng.integers(len(full))])
+            words = f"remove the {CELLS[cells[to]].name} at {place(to)}"
+            cells[to] = FLOOR
+            return words
+        to = int(rng.integers(GRID * GRID))
+        while to == agent:
+            to = int(rng.integers(GRID * GRID))
+        new = self.thing()
+        cells[to] = new
+        return f"put {CELLS[new].name} at {place(to)}"

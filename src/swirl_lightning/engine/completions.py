@@ -1,0 +1,26 @@
+"""What a policy sampled."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from swirl_lightning.engine.grammar import TokenIds
+
+
+class Completions(NamedTuple):
+    """Token ids generated after prompts, padded on the right.
+
+    Attributes:
+        ids: (N, L) long; 0 where masked out.
+        mask: (N, L) bool; True on generated tokens, the EOS included.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def rows(self) -> list[TokenIds]:
+        """Each row's tokens, without padding."""
+        lengths = self.mask.sum(1).tolist()
+        return [row[:n] for row, n in zip(self.ids.tolist(), lengths, strict=True)]

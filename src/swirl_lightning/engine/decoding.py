@@ -1,0 +1,90 @@
+"""Rollouts of one micro-batch, token by token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+
+from swirl_lightning.engine.completions import Completions
+from swirl_lightning.engine.cuda_graph import CapturedTrunk
+from swirl_lightning.engine.drawing import SamplingConfig, draw
+from swirl_lightning.engine.grammar import Grammar, TokenIds
+from swirl_lightning.engine.kv_cache import RolloutCache
+from swirl_lightning.engine.padding import pad_left, positions
+from swirl_lightning.engine.rollout_layout import RolloutLayout, side_by_side
+from swirl_lightning.engine.vocabulary import VocabularySlice
+
+STEPS_BETWEEN_LEAVING = 4
+"""How often finished rows are looked for."""
+
+
+def decode(
+    trunk: nn.Module,
+    vocabulary: VocabularySlice,
+    grammar: Grammar,
+    prompts: list[TokenIds],
+    members: list[int],
+    noise: Tensor,
+    config: SamplingConfig,
+    shared_attention: bool,
+    cuda_graphs: bool,
+) -> Completions:
+    """One micro-batch: row n goes on from prompt ``members[n]``, which is run once."""
+    device, total, longest = noise.device, noise.shape[0], grammar.max_length
+    ids, mask = pad_left(prompts, device)  # (B, P)
+    padded = len({len(prompt) for prompt in prompts}) > 1  # without padding no attention mask is needed
+    columns = side_by_side(members, device)
+    cache: Cache = DynamicCache()
+    hidden = trunk(
+        input_ids=ids,
+        attention_mask=mask if padded else None,
+        position_ids=positions(mask),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1:]  # (B, 1, H)
+    clock = torch.zeros(1, dtype=torch.long, device=device) if cuda_graphs else None
+    if shared_attention:
+        cache = RolloutCache(cache, mask if padded else None, columns.shape[1], longest, clock)
+    else:
+        member = torch.tensor(members, device=device)
+        cache.batch_select_indices(member)
+        hidden, mask, columns = hidden[member], mask[member], torch.arange(total, device=device)[:, None]
+    layout = RolloutLayout(columns, mask, cache)
+    replayed = CapturedTrunk(trunk) if cuda_graphs and device.type == "cuda" else None
+    hidden = hidden.expand(-1, layout.width, -1)
+
+    tokens = torch.zeros(total, longest, dtype=torch.long, device=device)
+    alive = torch.zeros(total, longest, dtype=torch.bool, device=device)
+    running = torch.ones_like(layout.rows, dtype=torch.bool)
+    forced = dict(grammar.forced)
+    last_drawn = max(step for step in range(longest) if step not in forced)
+    for step in range(longest):
+        rows = layout.rows
+        if step in forced:
+            token = torch.full_like(rows, forced[step])
+        else:
+            logits = vocabulary.logits(hidden.flatten(0, 1)[layout.places])
+            token = vocabulary.ids[draw(logits, noise[rows, step], config)]
+        tokens[rows, step] = token.where(running, token.new_zeros(()))
+        alive[rows, step] = running
+        if grammar.eos is not None:
+            running = running & (token != grammar.eos)
+            if step % STEPS_BETWEEN_LEAVING == 0:  # looking at the device's values waits for the device
+                if not running.any():
+                    break
+                if (smaller := layout.without(running)) is not None:
+                    kept = torch.isin(rows, smaller.rows)
+                    layout, token, running = smaller, token[kept], running[kept]
+        if step >= last_drawn:
+            continue  # nothing is drawn any more: the forced tokens that are left need no hidden state
+        seen = {"attention_mask": layout.mask(step), "past_key_values": cache, "use_cache": True}
+        grid, place = layout.on_grid(token), layout.position(step)
+        if replayed is None:
+            hidden = trunk(input_ids=grid, position_ids=place, **seen).last_hidden_state  # (B, K, H)
+        else:
+            hidden = replayed(grid, place, **seen)
+        if clock is not None:
+            clock += 1
+    used = int(alive.any(0).sum())
+    return Completions(tokens[:, :used], alive[:, :used])

@@ -1,0 +1,73 @@
+"""One token of each row from its logits: temperature, top-k, top-p."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How completions are drawn.
+
+    Top-p and top-k only trim the tail of what is *sampled*. Policy, old and reference
+    log-probabilities are those of the untrimmed constrained distribution at ``temperature``, as in TRL.
+
+    Attributes:
+        temperature: divides the logits; 0 means greedy.
+        top_p: smallest set of tokens whose probability reaches this is kept.
+        top_k: number of tokens kept at most; None keeps all.
+    """
+
+    temperature: float = 0.75
+    top_p: float = 0.96
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be >= 1 or null, got {self.top_k}")
+
+
+GREEDY = SamplingConfig(temperature=0.0, top_p=1.0)
+
+
+def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
+    """Inverse-CDF sampling, one uniform a row: (N, V) float32, (N,) -> (N,) indices.
+
+    Only values are sorted, to find the least probability that is kept; tokens that tie with it stay.
+    """
+    if config.temperature == 0:
+        return logits.argmax(-1)
+    probs = (logits / config.temperature).softmax(-1)  # (N, V)
+    if config.top_k is not None and config.top_k < probs.shape[-1]:
+        probs = _keep(probs, probs.topk(config.top_k, dim=-1).values[:, -1:])
+        probs = probs / probs.sum(-1, keepdim=True)
+    if config.top_p < 1:
+        falling = _sorted(probs)
+        before = falling.cumsum(-1) - falling
+        # the first token that reaches top_p still belongs to the nucleus
+        last = (before < config.top_p).sum(-1, keepdim=True) - 1  # (N, 1)
+        probs = _keep(probs, falling.gather(-1, last))
+    cumulative = probs.cumsum(-1)
+    total = cumulative[:, -1:]
+    # below the total whatever rounding does, so that the place is one of a token with probability
+    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def _keep(probs: Tensor, least: Tensor) -> Tensor:
+    return probs.masked_fill(probs < least, 0)
+
+
+def _sorted(probs: Tensor) -> Tensor:
+    """Each row in falling order."""
+    if probs.device.type == "cpu":  # NumPy's vectorised sort is some fifty times faster than torch's here
+        return torch.from_numpy(np.sort(probs.numpy(), axis=-1)).flip(-1)
+    return probs.sort(dim=-1, descending=True).values

@@ -1,0 +1,91 @@
+"""The key-value cache of rollouts, which share the one copy of their prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from swirl_lightning.engine.attention import attend_rollouts
+
+
+def _is_attended(layer: Any) -> bool:
+    """Whether a layer holds keys and values, not the numbers of a trunk that travel with the cache."""
+    return bool(layer.keys.dtype.is_floating_point)
+
+
+def _hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return mask.to(dtype).log()[:, None, None]  # 0 and -inf
+
+
+class RolloutCache(Cache):
+    """Of a decode step, in which K rollouts of a prompt run a token each: (B, K) ids; without gradient.
+
+    Args:
+        prompts: the cache that the prompts, (B, P) padded on the left, were run with.
+        mask: (B, P) of 0 and 1; None: no prompt is padded.
+        width: K.
+        room: tokens that a rollout may take.
+        step: (1,) long, the number of the step of now; then every step reads and writes the same memory and may be
+            run twice, as CUDA graphs need. None: each run is a step.
+    """
+
+    def __init__(self, prompts: Cache, mask: Tensor | None, width: int, room: int, step: Tensor | None = None) -> None:
+        layers: list[Any] = prompts.layers
+        hidden = None if mask is None else _hidden(mask, layers[0].values.dtype)
+        super().__init__(
+            layers=[_RolloutLayer(la, hidden, width, room, step) if _is_attended(la) else la for la in layers]
+        )
+
+    def keep(self, prompts: Tensor, places: Tensor) -> None:
+        """Go on with some prompts, (b,), and for each of them with some of its rollouts, (b, k)."""
+        layers: list[Any] = self.layers
+        for layer in layers:
+            if isinstance(layer, _RolloutLayer):
+                layer.keep(prompts, places)
+            else:
+                layer.batch_select_indices(prompts)
+
+
+class _RolloutLayer(DynamicLayer):
+    """``keys`` and ``values`` are the prompts', (B, h, P, D); those of the rollouts stand in buffers."""
+
+    def __init__(self, prompts: Any, hidden: Tensor | None, width: int, room: int, step: Tensor | None) -> None:
+        super().__init__()
+        self.is_initialized = True
+        # under autocast rotated keys are float32 beside values that are not
+        self.keys, self.values, self._hidden = prompts.keys.to(prompts.values.dtype), prompts.values, hidden
+        batch, heads, _, size = prompts.values.shape
+        make = prompts.values.new_empty if step is None else prompts.values.new_zeros
+        self._own = [make(batch, heads, width, room, size) for _ in range(2)]
+        self._step, self._steps = step, 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Take a token of each rollout, (B, h, K, D); what attends is this layer itself."""
+        for own, new in zip(self._own, (key_states, value_states), strict=True):
+            if self._step is None:
+                own[:, :, :, self._steps] = new
+            else:
+                own.index_copy_(3, self._step, new.to(own.dtype).unsqueeze(3))
+        self._steps += 1
+        return self, self
+
+    def attend(self, query: Tensor, scaling: float) -> Tensor:
+        """(B, H, K, D) -> (B, K, H, D)."""
+        prompt: Any = self.keys, self.values
+        query = query.to(prompt[1].dtype)
+        if self._step is None:
+            key, value = (own[:, :, :, : self._steps] for own in self._own)
+            return attend_rollouts(query, prompt, (key, value), scaling, self._hidden)
+        key, value = self._own
+        to_come = torch.arange(key.shape[3], device=key.device) > self._step
+        return attend_rollouts(query, prompt, (key, value), scaling, self._hidden, _hidden(~to_come[None], key.dtype))
+
+    def keep(self, prompts: Tensor, places: Tensor) -> None:
+        """See :meth:`RolloutCache.keep`."""
+        self.batch_select_indices(prompts)
+        self._hidden = None if self._hidden is None else self._hidden[prompts]
+        rows = prompts[:, None]
+        self._own = [own.transpose(1, 2)[rows, places].transpose(1, 2).contiguous() for own in self._own]

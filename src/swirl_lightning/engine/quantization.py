@@ -1,0 +1,134 @@
+"""What has to be done to a base before its first forward."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from swirl_lightning.engine.cpu import linear
+
+MEMORY_SHARE = 0.25
+"""Of the free memory: what weights that are kept dequantised may take unless they are asked for."""
+
+
+def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = False) -> PreTrainedModel:
+    """Freeze the base, turn its dropout off, and keep bitsandbytes from repacking it on CPUs with AVX512-BF16.
+
+    With dropout of its own (Emu3's config has 0.1), a policy's log-probabilities in training would not be
+    those that it sampled with. On such CPUs an eval-mode forward would repack `Linear4bit` weights in place,
+    and later training forwards would use an op without autograd: generate-then-update would lose its
+    gradients with no more than a warning.
+
+    Args:
+        model: the base as loaded.
+        dequantize_once: see :class:`swirl_lightning.backbones.base.Backbone`.
+    """
+    model.requires_grad_(False)
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    for layer in layers:
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    everywhere = bool(dequantize_once)
+    if everywhere or (dequantize_once is None and _fits(layers)):
+        for layer in layers:
+            layer.dense = _Dense(everywhere)
+            layer.forward = partial(_forward, layer)
+    return model
+
+
+@dataclass
+class _Dense:
+    """The dequantised weight of a layer, (out, in), once it has been needed; on CPUs alone or everywhere.
+
+    Attributes:
+        everywhere: on GPUs, too.
+        weight: as dequantised.
+        merged: with an adapter's product added, while :func:`merge` lasts.
+    """
+
+    everywhere: bool
+    weight: Tensor | None = None
+    merged: Tensor | None = None
+
+    def get(self, layer: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The weight on a device, dequantised at the first call alone."""
+        if self.weight is None or self.weight.device != device:
+            with torch.inference_mode(False), torch.no_grad():  # it will serve training forwards, too
+                self.weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
+        return self.weight
+
+
+def _forward(layer: Any, x: Tensor) -> Tensor:
+    """What `Linear4bit` computes, its weight dequantised at the first call alone."""
+    dense: _Dense = layer.dense
+    if not dense.everywhere and x.device.type != "cpu":
+        return Linear4bit.forward(layer, x)
+    dtype = layer.compute_dtype or x.dtype
+    weight = dense.get(layer, x.device, dtype) if dense.merged is None else dense.merged
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    return linear(x.to(dtype), weight, bias).to(x.dtype)
+
+
+def mergeable(layer: Any) -> bool:
+    """Whether :func:`merge` may serve a layer: its weight is kept dequantised on a CPU, in float32.
+
+    There the sum rounds no more than the base's and the adapter's products do.
+    """
+    kept = isinstance(getattr(layer, "dense", None), _Dense) and layer.weight.device.type == "cpu"
+    return kept and layer.compute_dtype in (None, torch.float32)
+
+
+def merge(layer: Any, delta: Tensor) -> None:
+    """Compute with the dequantised weight + ``delta`` (out, in), until :func:`unmerge`; ``delta`` is overwritten."""
+    layer.dense.merged = delta.add_(layer.dense.get(layer, layer.weight.device, torch.float32))
+
+
+def unmerge(layer: Any) -> None:
+    """Undo :func:`merge`."""
+    layer.dense.merged = None
+
+
+def dense_bytes(model: nn.Module, device: torch.device) -> int:
+    """What the weights that are kept dequantised take on a device, in bytes."""
+    kept: list[Any] = [module for module in model.modules() if isinstance(getattr(module, "dense", None), _Dense)]
+    return sum(_bytes(layer) for layer in kept if layer.dense.everywhere or device.type == "cpu")
+
+
+def merged_bytes(model: nn.Module) -> int:
+    """What those take that :func:`merge` copies, in bytes."""
+    return sum(_bytes(layer) for layer in model.modules() if mergeable(layer))
+
+
+def _fits(layers: list[Any]) -> bool:
+    """Whether the dequantised weights take no more than :data:`MEMORY_SHARE` of what is free."""
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:  # macOS does not say
+        return False
+    needed = sum(_bytes(layer) for layer in layers)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > MEMORY_SHARE * free:
+        rank_zero_info(
+            f"4-bit weights are dequantised at every use: {needed / 2**30:.1f} GiB would be a large part of the "
+            f"{free / 2**30:.1f} GiB that are free; dequantize_once: true keeps them all the same"
+        )
+        return False
+    return True
+
+
+def _bytes(layer: Any) -> int:
+    dtype: torch.dtype = layer.compute_dtype or torch.float32
+    return int(layer.in_features * layer.out_features * dtype.itemsize)

@@ -1,0 +1,94 @@
+"""Mean score of a judge, with everything that it could not score in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swirl_lightning.judge import Judge, JudgeAnswer
+from swirl_lightning.judge.templates import TEMPLATES
+from swirl_lightning.metrics.category_means import CategoryMeans
+from swirl_lightning.transition import State, Transition
+
+
+class JudgeScore(CategoryMeans):
+    """Asks the judge in the background while predictions go on, and collects before it computes.
+
+    - ``judge``: mean over answers that could be read, and by category. A missing prediction has the lowest
+      score: it needs no judge.
+    - ``judge_asked``, ``judge_unparsable``, ``judge_failed``: rows, answers without a usable score, questions
+      without an answer. These are not in the mean; the three counts say how many. A row without a state that the
+      template shows is not asked about.
+    - ``judge_prompt_tokens``, ``judge_completion_tokens``: used by this run (0 for answers from the cache).
+
+    Args:
+        judge: whom to ask.
+        template: name in `swirl_lightning.judge.templates.TEMPLATES`.
+        categories: see `CategoryMeans`.
+        by: see `CategoryMeans`.
+        kwargs: as for `CategoryMeans`.
+    """
+
+    COUNTS = ("asked", "unparsable", "failed", "prompt_tokens", "completion_tokens")
+    tally: Tensor
+
+    def __init__(
+        self,
+        judge: Judge,
+        template: str,
+        categories: Sequence[str] = (),
+        by: str = "task",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(("judge",), categories, by, **kwargs)
+        if template not in TEMPLATES:
+            raise ValueError(f"no judge template {template!r}; there are {sorted(TEMPLATES)}")
+        self.judge, self.template = judge, TEMPLATES[template]
+        self.add_state("tally", torch.zeros(len(self.COUNTS), dtype=torch.int64), dist_reduce_fx="sum")
+        self._pending: list[tuple[Future[JudgeAnswer], Transition]] = []
+
+    def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
+        """Asks about one predicted state, or action, per transition."""
+        for state, row in zip(predicted, transitions, strict=True):
+            shown = {"before": row.before, "after": row.after, "predicted": state or ""}
+            states = [found for name in self.template.states if (found := shown[name]) is not None]
+            if len(states) < len(self.template.states):  # the template shows y, and it is not known
+                continue
+            self.tally[0] += 1
+            if state is None or state == "":
+                self.add([(self.template.low,)], [row])
+                continue
+            words = state if isinstance(state, str) else ""
+            light = Transition("", "", row.action, row.id, {self.by: row.meta.get(self.by, "")})
+            asked = self.judge.submit(self.template, states, action=row.action or "", predicted=words)
+            self._pending.append((asked, light))
+
+    def collect(self) -> None:
+        """Waits for the answers that are still under way."""
+        pending, self._pending = self._pending, []
+        for asked, row in pending:
+            answer = asked.result()
+            if answer.score is not None:
+                self.add([(answer.score,)], [row])
+            counts = (
+                0,
+                answer.problem == "unparsable",
+                answer.problem == "failed",
+                answer.prompt_tokens,
+                answer.completion_tokens,
+            )
+            self.tally += torch.tensor([int(count) for count in counts], device=self.tally.device)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """States are whole before devices exchange them; runs before every `compute`."""
+        self.collect()
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means and the counts; see the class."""
+        counts = {f"judge_{name}": value.float() for name, value in zip(self.COUNTS, self.tally, strict=True)}
+        return super().compute() | counts

@@ -1,0 +1,191 @@
+"""Labelled picture edits for the warm-up, from the corpora of the paper, as one JSON lines file.
+
+    python -m swirl_lightning.prepare.edit_corpora data/edits/warmup.jsonl --aurora AURORA \
+        --pico-banana PICO/sft_with_local_source_image_path.jsonl --pico-banana PICO/multi_turn.jsonl --validation 200
+
+`JSONLTransitions(warmup=...)` reads it. With ``--validation``, that many records, chosen at random, go to
+``validation.jsonl`` beside it instead. Pictures stay where they are: the file has their places, relative to
+itself. Records whose pictures are not there are left out and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from swirl_lightning.data.pictures import Findings, PictureRecord, usable
+from swirl_lightning.data.reading import rank_of
+
+AURORA_TASKS = ("magicbrush", "ag", "something", "kubric")
+
+
+def aurora_train(folder: Path, findings: Findings) -> Iterator[PictureRecord]:
+    """AURORA's training sets, ``data/<task>/train.json``: ``{instruction, input, output}``.
+
+    Raises:
+        FileNotFoundError: none of them is there.
+    """
+    paths = [path for task in AURORA_TASKS if (path := folder / "data" / task / "train.json").is_file()]
+    if not paths:
+        raise FileNotFoundError(
+            f"no data/<task>/train.json in {folder} for {', '.join(AURORA_TASKS)}; get AURORA from "
+            "https://github.com/McGill-NLP/AURORA"
+        )
+    for path in paths:
+        for n, entry in enumerate(json.loads(path.read_bytes())):
+            task, place = path.parent.name, f"aurora/{path.parent.name}/{n}"
+            try:
+                words = entry["instruction"]
+                words = words[0] if isinstance(words, list) else words
+                before, after = folder / entry["input"], folder / entry["output"]
+                yield _record(before, after, words, place, {"corpus": "aurora", "task": task})
+            except (KeyError, TypeError, IndexError, ValueError) as error:
+                findings.add(place, f"not in the official layout ({error!r})")
+
+
+def pico_banana(path: Path, findings: Findings) -> Iterator[PictureRecord]:
+    """Pico-Banana-400K, single-turn or multi-turn, told apart line by line.
+
+    Single-turn: ``text``, ``output_image`` and ``local_input_image`` (which the corpus's own script adds) or
+    ``open_image_input_url``, whose last part is then looked for beside the file and in
+    ``openimage_source_images/``. Multi-turn: ``files`` [{id, url}] from the first picture to the last, and
+    one of ``metadata_edit_turn_prompts`` between each two.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no file {path}; get the Pico-Banana-400K manifests from https://github.com/apple/pico-banana-400k"
+        )
+    folder = path.parent
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for n, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"pico-banana/{path.stem}/{n}"
+            try:
+                entry = json.loads(line)
+                if "files" in entry:
+                    yield from _turns(entry, folder, place)
+                else:
+                    source = entry.get("local_input_image") or entry["open_image_input_url"]
+                    meta = {"corpus": "pico-banana", "edit_type": entry.get("edit_type", "")}
+                    yield _record(
+                        _local(source, folder), _local(entry["output_image"], folder), entry["text"], place, meta
+                    )
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                findings.add(place, f"not in the official layout ({error!r})")
+
+
+def write(
+    out: str | Path,
+    aurora: Sequence[str | Path] = (),
+    pico_banana_files: Sequence[str | Path] = (),
+    strict: bool = False,
+    validation: int = 0,
+) -> dict[str, int]:
+    """Writes a JSON lines file of all records whose pictures are whole.
+
+    Args:
+        out: the file.
+        aurora: folders in AURORA's layout.
+        pico_banana_files: manifests of Pico-Banana-400K.
+        strict: stop if anything is wrong.
+        validation: how many records go to ``validation.jsonl`` beside ``out`` instead.
+
+    Returns:
+        Counts: records, used, skipped, and skipped by kind.
+
+    Raises:
+        FileNotFoundError: a corpus is not there.
+        ValueError: nothing is usable, ``strict`` and anything is wrong, or ``validation`` leaves nothing.
+    """
+    out, findings = Path(out), Findings("edits")
+    records: list[PictureRecord] = []
+    for folder in aurora:
+        records += aurora_train(Path(folder), findings)
+    for path in pico_banana_files:
+        records += pico_banana(Path(path), findings)
+    kept = usable(records, findings, decode=False)
+    findings.report(strict)
+    if validation >= len(kept):
+        raise ValueError(f"of {len(kept)} usable records, validation={validation} would leave none to train on")
+    # turns of one picture follow one another in this order, so they are on the same side, but for one picture's
+    by_picture = sorted(kept, key=lambda record: rank_of(record.id.split("/turn ")[0], 0))
+    held_out = {record.id for record in by_picture[:validation]}
+    _write_lines(out, [record for record in kept if record.id not in held_out])
+    if held_out:
+        _write_lines(out.with_name("validation.jsonl"), [record for record in kept if record.id in held_out])
+    return findings.counts
+
+
+def _write_lines(out: Path, records: list[PictureRecord]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        for record in records:
+            line = {
+                "before_image": _relative(record.before, out.parent),
+                "after_image": _relative(record.after, out.parent),
+                "action": record.action,
+                "id": record.id,
+                **record.meta,
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    partial.replace(out)
+
+
+def _turns(entry: dict[str, Any], folder: Path, place: str) -> Iterator[PictureRecord]:
+    files, prompts = entry["files"], entry["metadata_edit_turn_prompts"]
+    if len(files) != len(prompts) + 1:
+        raise ValueError(f"{len(files)} pictures for {len(prompts)} edits")
+    pictures = [_local(file["url"], folder) for file in files]
+    for turn, words in enumerate(prompts):
+        meta = {"corpus": "pico-banana", "turn": turn + 1}
+        yield _record(pictures[turn], pictures[turn + 1], words, f"{place}/turn {turn + 1}", meta)
+
+
+def _record(before: Path, after: Path, words: Any, place: str, meta: dict[str, Any]) -> PictureRecord:
+    if not isinstance(words, str) or not words.strip():
+        raise ValueError("no instruction")
+    return PictureRecord(before, after, words.strip(), place, meta)
+
+
+def _local(name: str, folder: Path) -> Path:
+    """A picture on disk: a path beside the manifest, or the last part of an address."""
+    if "://" not in name:
+        return folder / name
+    last = Path(urlparse(name).path).name
+    places = (folder / last, folder / "openimage_source_images" / last)
+    return next((path for path in places if path.is_file()), places[-1])
+
+
+def _relative(source: Any, folder: Path) -> str:
+    return os.path.relpath(Path(source).resolve(), folder.resolve()).replace(os.sep, "/")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Command line of the module."""
+    parser = argparse.ArgumentParser(
+        prog="python -m swirl_lightning.prepare.edit_corpora", description="Labelled edits as JSON lines."
+    )
+    parser.add_argument("out", help="JSON lines file to write")
+    parser.add_argument("--aurora", action="append", default=[], help="folder in AURORA's layout")
+    parser.add_argument("--pico-banana", action="append", default=[], help="manifest of Pico-Banana-400K")
+    parser.add_argument("--strict", action="store_true", help="stop if anything is wrong")
+    parser.add_argument("--validation", type=int, default=0, help="records that go to validation.jsonl beside it")
+    options = parser.parse_args(args)
+    if not options.aurora and not options.pico_banana:
+        parser.error("give --aurora, --pico-banana or both")
+    counts = write(options.out, options.aurora, options.pico_banana, options.strict, options.validation)
+    print(", ".join(f"{name}: {count}" for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""State-only pairs from a folder of videos: two frames some seconds apart, neither black nor the same.
+
+    python -m swirl_lightning.prepare.video_pairs VIDEOS OUT --seconds 6
+
+writes ``OUT/pairs.jsonl`` and ``OUT/frames/``, which `JSONLTransitions(state_only=...)` reads. Killed and
+started again, it goes on with the videos that are left. Videos are UCF-101's, Kinetics', VidGen-1M's, or yours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import Progress
+
+from swirl_lightning.data.video import Video, VideoError, require_av
+
+ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
+_LOG = "videos.jsonl"
+_PAIRS = "pairs.jsonl"
+_COMPARED = 256  # pixels on the shorter side at which frames are compared
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """Which pairs are taken; the defaults are the paper's for VidGen-1M.
+
+    Attributes:
+        seconds: between the two frames.
+        per_video: pairs of a video at most, at random times that do not depend on other videos.
+        max_ssim: pairs that are more alike are dropped.
+        max_black: share of black pixels (grey below 10 of 255) from which a frame is too dark.
+        size: shorter side in pixels to which frames are shrunk; 0 keeps their size.
+        seed: of the times.
+    """
+
+    seconds: float = 6.0
+    per_video: int = 1
+    max_ssim: float = 0.95
+    max_black: float = 0.1
+    size: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0 or self.per_video < 1 or self.size < 0:
+            raise ValueError("seconds must be above 0, per_video at least 1, size not negative")
+
+
+def make_pairs(
+    videos: str | Path, out: str | Path, settings: PairSettings | None = None, workers: int = 1
+) -> Counter[str]:
+    """Makes pairs of every video below a folder that is not done yet.
+
+    Args:
+        videos: folder, searched with its sub-folders.
+        out: folder for pairs; going on in one that was made with other settings is refused.
+        settings: which pairs.
+        workers: threads.
+
+    Returns:
+        Counts over all videos of ``out``: ``videos``, ``pairs``, and videos without a pair by reason
+        (``damaged video``, ``too short``, ``too dark``, ``too alike``, ...).
+
+    Raises:
+        FileNotFoundError: the folder has no videos.
+        ValueError: ``out`` was made with other settings.
+    """
+    require_av()
+    videos, out, settings = Path(videos), Path(out), settings or PairSettings()
+    names = sorted(p.relative_to(videos).as_posix() for p in videos.rglob("*") if p.suffix.lower() in ENDINGS)
+    if not names:
+        raise FileNotFoundError(f"no videos ({', '.join(ENDINGS)}) in {videos}")
+    (out / "frames").mkdir(parents=True, exist_ok=True)
+    _check_settings(out / "settings.json", settings)
+    done = {entry["video"]: entry for entry in _entries(out / _LOG)}
+    left = [name for name in names if name not in done]
+    with (
+        ThreadPoolExecutor(workers) as pool,  # decoding, resizing and writing all leave the interpreter's lock
+        Progress() as progress,
+        open(out / _LOG, "a", encoding="utf-8") as log,
+    ):
+        task = progress.add_task("video pairs", total=len(names), completed=len(names) - len(left))
+        for entry in _finished(pool, videos, out, left, settings, workers):
+            done[entry["video"]] = entry
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+            progress.advance(task)
+    _write_pairs(out / _PAIRS, [done[name] for name in sorted(done)])
+    counts = Counter({"videos": len(done), "pairs": sum(len(e["pairs"]) for e in done.values())})
+    counts.update(entry["reason"] for entry in done.values() if not entry["pairs"])
+    return counts
+
+
+def pairs_of(videos: Path, name: str, out: Path, settings: PairSettings) -> dict[str, Any]:
+    """The pairs of one video, frames written: ``{video, pairs: [...], reason}``."""
+    entry: dict[str, Any] = {"video": name, "pairs": [], "reason": ""}
+    key = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    rng = np.random.default_rng([settings.seed, int.from_bytes(key, "big")])
+    try:
+        with Video(videos / name) as video:
+            latest = video.duration - settings.seconds
+            if latest < 0:
+                return entry | {"reason": "too short"}
+            for n, time in enumerate(sorted(rng.uniform(0, latest, settings.per_video))):
+                before = video.frame_at(time)
+                after = video.frame_at(time + settings.seconds, last=True, within=1.0)
+                entry["reason"] = reason = rejection(before, after, settings)
+                if not reason:
+                    stem = f"frames/{key.hex()}-{n}"
+                    files = {}
+                    for side, frame in (("before", before), ("after", after)):
+                        files[f"{side}_image"] = f"{stem}-{side}.jpg"
+                        _shrunk(frame, settings.size).save(out / files[f"{side}_image"], quality=95)
+                    pair = {"id": f"{name}@{time:.2f}", "video": name, "time": round(float(time), 3)}
+                    entry["pairs"].append(files | pair)
+    except VideoError as error:
+        entry["reason"] = error.kind
+    return entry
+
+
+def rejection(before: Image.Image, after: Image.Image, settings: PairSettings) -> str:
+    """Why a pair is dropped, or an empty text."""
+    one, two = _grey(before), _grey(after)
+    if max((one < 10).mean(), (two < 10).mean()) >= settings.max_black:
+        return "too dark"
+    if one.shape != two.shape or ssim(one, two) >= settings.max_ssim:
+        return "too alike"
+    return ""
+
+
+def ssim(one: NDArray[np.float64], two: NDArray[np.float64], window: int = 7) -> float:
+    """Mean structural similarity of two grey pictures in [0, 255], both (H, W).
+
+    Wang et al. 2004 with a uniform window and sample covariances: scikit-image's default.
+    """
+    if min(one.shape) < window:
+        return float(np.array_equal(one, two))
+    n = window * window
+    mean_1, mean_2 = _means(one, window), _means(two, window)
+    unbiased = n / (n - 1)
+    var_1 = unbiased * (_means(one * one, window) - mean_1 * mean_1)
+    var_2 = unbiased * (_means(two * two, window) - mean_2 * mean_2)
+    covariance = unbiased * (_means(one * two, window) - mean_1 * mean_2)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    value = (2 * mean_1 * mean_2 + c1) * (2 * covariance + c2)
+    return float((value / ((mean_1**2 + mean_2**2 + c1) * (var_1 + var_2 + c2))).mean())
+
+
+def _means(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Mean of every whole window, (H - window + 1, W - window + 1)."""
+    sums = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    whole = sums[window:, window:] - sums[:-window, window:] - sums[window:, :-window] + sums[:-window, :-window]
+    return whole / (window * window)
+
+
+def _grey(picture: Image.Image) -> NDArray[np.float64]:
+    return np.asarray(_shrunk(picture, _COMPARED).convert("L"), dtype=np.float64)
+
+
+def _shrunk(picture: Image.Image, size: int) -> Image.Image:
+    factor = size / min(picture.size)
+    if not size or factor >= 1:
+        return picture
+    wide, high = (max(1, round(side * factor)) for side in picture.size)
+    return picture.resize((wide, high), Image.Resampling.LANCZOS)
+
+
+def _finished(
+    pool: ThreadPoolExecutor, videos: Path, out: Path, names: Sequence[str], settings: PairSettings, workers: int
+) -> Iterator[dict[str, Any]]:
+    """Entries as they are ready, with a bounded number of videos under way."""
+    waiting = iter(names)
+    running: set[Future[dict[str, Any]]] = set()
+    while True:
+        for name in waiting:
+            running.add(pool.submit(pairs_of, videos, name, out, settings))
+            if len(running) >= 4 * workers:
+                break
+        if not running:
+            return
+        future = next(as_completed(running))
+        running.remove(future)
+        yield future.result()
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """Lines of a log; one that a kill has cut short is left out, and its video done again."""
+    entries: list[dict[str, Any]] = []
+    if not path.is_file():
+        return entries
+    text = path.read_text(encoding="utf-8")
+    for line in text.splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    if text and not text.endswith("\n"):
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    return entries
+
+
+def _check_settings(path: Path, settings: PairSettings) -> None:
+    now = asdict(settings)
+    if path.is_file() and (then := json.loads(path.read_text())) != now:
+        changed = ", ".join(f"{k} was {then.get(k)} and is {v}" for k, v in now.items() if then.get(k) != v)
+        raise ValueError(f"{path.parent} was made with other settings ({changed}); take another folder")
+    path.write_text(json.dumps(now))
+
+
+def _write_pairs(path: Path, entries: list[dict[str, Any]]) -> None:
+    partial = path.with_suffix(".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        for entry in entries:
+            file.writelines(json.dumps(pair) + "\n" for pair in entry["pairs"])
+    partial.replace(path)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Command line of the module."""
+    parser = argparse.ArgumentParser(
+        prog="python -m swirl_lightning.prepare.video_pairs", description="State-only pairs from videos."
+    )
+    parser.add_argument("videos", help="folder of videos")
+    parser.add_argument("out", help="folder for pairs.jsonl and frames")
+    for name, value in asdict(PairSettings()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--workers", type=int, default=1)
+    options = vars(parser.parse_args(args))
+    videos, out, workers = (options.pop(name) for name in ("videos", "out", "workers"))
+    counts = make_pairs(videos, out, PairSettings(**options), workers)
+    print(", ".join(f"{name}: {count}" for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tables of results: a run's own, several runs' side by side, and the paper's."""

@@ -1,0 +1,211 @@
+"""``swirl report RUN [RUN ...]``: results of runs in one table per suite, beside the paper's.
+
+Also ``python -m swirl_lightning.results.report RUN [RUN ...]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from swirl_lightning.results.paper import SUITES, Row, SuiteTable
+from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, read, show
+
+_SPLITS = ("test", "validation")
+
+
+@dataclass
+class SuiteReport:
+    """A table and what is to be said under it.
+
+    Attributes:
+        title: suite, and the split where it is not the test split.
+        heading: of the columns, without the first.
+        rows: name -> cells.
+        notes: counts and missing metrics.
+        pictures: contact sheets.
+    """
+
+    title: str
+    heading: list[str]
+    rows: dict[str, list[str]]
+    notes: list[str] = field(default_factory=list)
+    pictures: list[Path] = field(default_factory=list)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point: prints the tables and writes them as Markdown and HTML.
+
+    Raises:
+        FileNotFoundError: a run has no results.
+    """
+    parser = argparse.ArgumentParser(
+        prog="swirl report", description="Results of runs beside the paper's, as Markdown and HTML."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"a run's folder, or a {FILE}")
+    parser.add_argument(
+        "--out", metavar="FILE", help="without ending; default: report in the run's folder, or here for several"
+    )
+    options = parser.parse_args(args)
+    files = [results_file(run) for run in options.runs]
+    for path in files:
+        for split in reversed(_SPLITS):
+            show(path, split)
+    reports = build(files)
+    out = Path(options.out or (files[0].parent / "report" if len(files) == 1 else "report"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    console = Console() if Console().is_terminal else Console(width=160)
+    for report in reports:
+        console.print(_rich(report))
+    Path(f"{out}.md").write_text(markdown(reports, out.parent), encoding="utf-8")
+    Path(f"{out}.html").write_text(as_html(reports, out.parent), encoding="utf-8")
+    console.print(f"written: {out}.md, {out}.html")
+
+
+def results_file(run: str | Path) -> Path:
+    """``results.json`` of a run: the file itself, in the folder, or the newest one below it.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    run = Path(run)
+    if run.is_file():
+        return run
+    if (run / FILE).is_file():
+        return run / FILE
+    found = sorted(run.glob(f"**/{FILE}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f"no {FILE} in {run}: has swirl fit or swirl test with the Results callback run?")
+    return found[-1]
+
+
+def build(files: Sequence[Path]) -> list[SuiteReport]:
+    """One report for each suite and split that the runs have."""
+    found: dict[tuple[str, str], list[tuple[str, Row, dict[str, Any], Path]]] = {}
+    for path in files:
+        results = read(path)
+        about = results.get("about", {})
+        for split in _SPLITS:
+            for row, values in results.get(split, {}).items():
+                facts = {"label": row, **about.get(split, {}).get(row, {})}
+                name = row if len(files) == 1 else f"{_label(path)}: {row}"
+                place = found.setdefault((str(facts.get("suite", "results")), split), [])
+                place.append((name, values, facts, path))
+    return [_report(suite, split, rows) for (suite, split), rows in sorted(found.items())]
+
+
+def _report(suite: str, split: str, rows: list[tuple[str, Row, dict[str, Any], Path]]) -> SuiteReport:
+    layout = SUITES.get(suite) or _own_layout([values for _, values, _, _ in rows])
+    paper = layout.paper_beside(facts["label"] for _, _, facts, _ in rows) if split == "test" else {}
+    every = [*paper.values(), *(values for _, values, _, _ in rows)]
+    keys = [key for key in layout.columns if any(key in row for row in every)]
+    factors = {key: layout.factors.get(key, 1) for key in keys}
+    # the paper's values are on its scale already
+    table = {name: [_cell(row.get(key)) for key in keys] for name, row in paper.items()}
+    for name, values, _, _ in rows:
+        cells = [_cell(values[key] * factors[key] if key in values else None) for key in keys]
+        table[name] = cells
+    report = SuiteReport(f"{suite} ({split})", [layout.columns[key] for key in keys], table)
+    for name, values, facts, path in rows:
+        report.notes += _notes(name, split, values, facts)
+        sheet = path.parent / "predictions" / CONTACT_SHEET
+        if split == "test" and sheet.is_file() and sheet not in report.pictures:
+            report.pictures.append(sheet)
+    return report
+
+
+def _own_layout(rows: Sequence[Row]) -> SuiteTable:
+    """Of a suite that the paper does not have: the quickstart's columns, then everything else by its key, as it is."""
+    columns = {**COLUMNS, **{key: COLUMNS.get(key, key) for values in rows for key in values}}
+    return SuiteTable(columns, factors={key: 100 for key in COLUMNS if key.startswith(("fwm/", "idm/"))})
+
+
+def _notes(name: str, split: str, values: Row, facts: dict[str, Any]) -> list[str]:
+    notes = []
+    counts = facts.get("counts", {}).get(split)
+    if counts:
+        notes.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
+    for metric, cure in facts.get("missing", {}).items():
+        notes.append(f"{name}: {metric} is missing ({cure})")
+    for key, value in values.items():
+        if key.endswith(("judge_unparsable", "judge_failed")) and value > 0:
+            notes.append(f"{name}: {key} {value:.0f}; these are not in the mean")
+    judge = (facts.get("settings") or {}).get("judge")
+    if judge:
+        notes.append(f"{name}: judged by {judge['model']}")
+    return notes
+
+
+def markdown(reports: Sequence[SuiteReport], folder: Path) -> str:
+    """All tables; pictures are linked relative to ``folder``."""
+    lines = ["# Results", ""]
+    for report in reports:
+        lines += [f"## {report.title}", ""]
+        lines.append("| | " + " | ".join(map(_bar, report.heading)) + " |")
+        lines.append("|---|" + "---:|" * len(report.heading))
+        lines += [f"| {_bar(name)} | " + " | ".join(cells) + " |" for name, cells in report.rows.items()]
+        lines += ["", *(f"- {_bar(note)}" for note in report.notes)]
+        lines += [f"\n![before, after, predicted]({_relative(picture, folder)})" for picture in report.pictures]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_html(reports: Sequence[SuiteReport], folder: Path) -> str:
+    """The same as one page without scripts."""
+    parts = [
+        "<!doctype html><meta charset=utf-8><title>Results</title>",
+        "<style>body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
+        "td,th{border-bottom:1px solid #ccc;padding:.3em .8em;text-align:right}"
+        "td:first-child{text-align:left}img{max-width:100%}</style><h1>Results</h1>",
+    ]
+    for report in reports:
+        parts.append(f"<h2>{html.escape(report.title)}</h2><table><tr><th></th>")
+        parts += [f"<th>{html.escape(name)}</th>" for name in report.heading]
+        for name, cells in report.rows.items():
+            parts.append(f"</tr><tr><td>{html.escape(name)}</td>")
+            parts += [f"<td>{html.escape(cell)}</td>" for cell in cells]
+        parts.append("</tr></table><ul>")
+        parts += [f"<li>{html.escape(note)}</li>" for note in report.notes]
+        parts.append("</ul>")
+        parts += [
+            f'<img alt="before, after, predicted" src="{html.escape(_relative(picture, folder))}">'
+            for picture in report.pictures
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _rich(report: SuiteReport) -> Table:
+    view = Table("", *report.heading, title=report.title, caption="\n".join(report.notes))
+    for name, cells in report.rows.items():
+        view.add_row(name, *cells)
+    return view
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _label(path: Path) -> str:
+    """A run's name: its folder, with its parent's name if it is Lightning's ``version_0``."""
+    folder = path.resolve().parent
+    return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return os.path.relpath(path, folder).replace(os.sep, "/")
+
+
+def _bar(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Attention put together from parts, against the softmax over everything."""
+
+import pytest
+import torch
+from transformers import GemmaConfig, GemmaForCausalLM, MistralConfig, MistralForCausalLM
+
+from swirl_lightning.engine import attention
+from swirl_lightning.engine.attention import PackedAttention, attend_rollouts, install
+from swirl_lightning.engine.packing import Packing
+
+
+def by_definition(query, key, value, seen, scaling):
+    """(B, H, Q, D), (B, h, T, D) twice, (B, Q, T) bool."""
+    share = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(share, 1) for part in (key, value))
+    scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~seen[:, None], -torch.inf)
+    return scores.softmax(-1) @ value
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("flash", [True, False])
+def test_rollouts_attend_to_their_prompt_and_themselves(heads, padded, flash, monkeypatch):
+    many, few = heads
+    batch, width, prompt, own, size = 2, 3, 7, 4, 8
+    torch.manual_seed(0)
+    query = torch.randn(batch, many, width, size)
+    prompts = torch.randn(2, batch, few, prompt, size)
+    mine = torch.randn(2, batch, few, width, own, size)
+    mask = torch.ones(batch, prompt, dtype=torch.bool)
+    mask[1, :3] = not padded
+    if not flash:
+        monkeypatch.setattr(attention, "_attend", attention._attend_by_products)
+    hidden = mask.float().log()[:, None, None] if padded else None
+    got = attend_rollouts(query, tuple(prompts), tuple(mine), 0.3, hidden)
+    for k in range(width):
+        keys, values = (torch.cat([p, m[:, :, k]], 2) for p, m in zip(prompts, mine, strict=True))
+        seen = torch.cat([mask, torch.ones(batch, own, dtype=torch.bool)], 1)[:, None]
+        expected = by_definition(query[:, :, k : k + 1], keys, values, seen, 0.3)[:, :, 0]
+        torch.testing.assert_close(got[:, k], expected, atol=1e-6, rtol=1e-5)
+
+
+GROUPS = [([1, 2, 3], [[4, 5], [6, 7], [8]]), ([], [[9, 10, 11]]), ([12], [[13], [14, 15], [16, 17]])]
+
+
+def sequences():
+    """Group by group: the columns, in one row, of each member's sequence with its prefix before it."""
+    at = 0
+    for prefix, members in GROUPS:
+        shared, at = list(range(at, at + len(prefix))), at + len(prefix)
+        for member in members:
+            yield shared, list(range(at, at + len(member)))
+            at += len(member)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_packed_sequences_attend_as_if_alone(heads):
+    """Values and gradients, in float64."""
+    many, few = heads
+    packing = Packing(GROUPS, torch.device("cpu"), one_row=True)
+    length = packing.ids.shape[1]
+    torch.manual_seed(0)
+    leaves = [torch.randn(1, n, length, 8, dtype=torch.float64, requires_grad=True) for n in (many, few, few)]
+    weights = torch.randn(1, many, length, 8, dtype=torch.float64)
+    got = PackedAttention.apply(*leaves, packing.spans, 0.3)
+    grads = torch.autograd.grad((got * weights).sum(), leaves)
+    expected = torch.zeros_like(got)
+    for prefix, own in sequences():
+        columns = prefix + own
+        causal = torch.ones(len(columns), len(columns), dtype=torch.bool).tril()[None]
+        whole = by_definition(*(part[:, :, columns] for part in leaves), causal, 0.3)
+        expected[:, :, columns] = whole  # a prefix is the same beside every member
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-10)
+    for mine, true in zip(grads, torch.autograd.grad((expected * weights).sum(), leaves), strict=True):
+        torch.testing.assert_close(mine, true, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("one_row", [True, False])
+def test_packed_sequences_keep_their_tokens_positions_and_sums(one_row):
+    packing = Packing(GROUPS, torch.device("cpu"), one_row)
+    places = iter(packing.places())
+    numbers = torch.arange(packing.ids.numel()).view(packing.ids.shape) ** 2
+    sums = packing.running_sum(numbers)
+    for n, (prefix, members) in enumerate(GROUPS):
+        begin = packing.spans[n].start
+        before = [(0 if one_row else n, begin + k) for k in range(len(prefix))]
+        for member in members:
+            row, column = next(places)
+            found = before + [(row, column + k) for k in range(len(member))]
+            assert [int(packing.ids[at]) for at in found] == prefix + member
+            assert [int(packing.positions[at]) for at in found] == list(range(len(found)))
+            assert int(sums[found[-1]]) == sum(int(numbers[at]) for at in found)
+            if not one_row:
+                seen = packing.mask[n, 0, column + len(member) - 1].nonzero()[:, 0].tolist()
+                assert seen == [at for _, at in found]
+    assert packing.ids.shape == ((1, 17) if one_row else (3, 8))
+
+
+def test_a_model_whose_layers_do_not_see_everything_keeps_its_own_attention():
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 8}
+    size |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    windowed = MistralForCausalLM(MistralConfig(sliding_window=4, **size))
+    assert not install(windowed)
+    assert windowed.config._attn_implementation == "sdpa"
+    assert install(MistralForCausalLM(MistralConfig(sliding_window=None, **size)))
+    eager = GemmaForCausalLM(GemmaConfig(head_dim=8, **size))
+    eager.set_attn_implementation("eager")
+    assert not install(eager)
+    with torch.no_grad():
+        model = GemmaForCausalLM(GemmaConfig(head_dim=8, **size)).eval()
+        before = model(torch.tensor([[1, 2, 3]])).logits
+        assert install(model)
+        torch.testing.assert_close(model(torch.tensor([[1, 2, 3]])).logits, before, atol=0, rtol=0)
+
+
+def test_packed_attention_stays_with_its_query_whatever_the_default_device():
+    packing = Packing(GROUPS, torch.device("cpu"), one_row=True)
+    torch.manual_seed(0)
+    leaves = [torch.randn(1, 2, packing.ids.shape[1], 8, requires_grad=True) for _ in range(3)]
+    with torch.device("meta"):
+        out = PackedAttention.apply(*leaves, packing.spans, 0.3)
+        grads = torch.autograd.grad(out.sum(), leaves)
+    assert {t.device.type for t in (out, *grads)} == {"cpu"}

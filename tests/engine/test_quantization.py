@@ -1,0 +1,88 @@
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+
+from swirl_lightning.adapters import Adapters, LoraSettings
+from swirl_lightning.engine import quantization
+from swirl_lightning.engine.cpu import FEW_ROWS, linear
+from tiny import text_backbone
+
+
+def load(path, **kwargs):
+    return text_backbone(path, **kwargs).load_model()
+
+
+def test_weights_dequantised_once_compute_the_same(gemma_path):
+    torch.manual_seed(0)
+    ids = torch.randint(3, 60, (5, 7))
+    assert ids.numel() > FEW_ROWS  # fewer are summed in another order
+    each, once = load(gemma_path, dequantize_once=False), load(gemma_path, dequantize_once=True)
+    packed = [m.weight.data.clone() for m in once.modules() if isinstance(m, Linear4bit)]
+    with torch.inference_mode():
+        torch.testing.assert_close(once(ids).logits, each(ids).logits, atol=0, rtol=0)
+    gradients = []
+    for model in (each, once):
+        embedded = model.get_input_embeddings()(ids).requires_grad_()
+        model(inputs_embeds=embedded).logits.square().sum().backward()
+        gradients.append(embedded.grad)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], atol=0, rtol=1e-6)
+    left = [m.weight.data for m in once.modules() if isinstance(m, Linear4bit)]
+    assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(packed, left, strict=True))
+
+
+def test_on_cpus_they_are_kept_where_they_fit(gemma_path, monkeypatch):
+    kept = load(gemma_path)
+    layers = [m for m in kept.modules() if isinstance(m, Linear4bit)]
+    expected = sum(4 * m.in_features * m.out_features for m in layers)
+    assert quantization.dense_bytes(kept, torch.device("cpu")) == expected
+    assert quantization.dense_bytes(kept, torch.device("cuda")) == 0
+    monkeypatch.setattr(quantization, "MEMORY_SHARE", 0.0)
+    assert quantization.dense_bytes(load(gemma_path), torch.device("cpu")) == 0
+    assert quantization.dense_bytes(load(gemma_path, dequantize_once=True), torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("once", [None, True, False])
+def test_nothing_is_kept_of_an_unquantised_base(gemma_path, once):
+    model = load(gemma_path, quantization=None, dequantize_once=once)
+    assert quantization.dense_bytes(model, torch.device("cpu")) == 0
+
+
+# ---- sampling: adapters merged, few rows -----------------------------------------------------------
+@pytest.mark.parametrize("once", [True, False])
+def test_a_merged_adapter_computes_the_same_and_leaves_no_trace(gemma_path, once):
+    backbone = text_backbone(gemma_path, dequantize_once=once)
+    adapters = Adapters(backbone.load_model(), LoraSettings(r=4), backbone.lora_targets)
+    for name in adapters.trainable:
+        for parameter in adapters.parameters(name):
+            torch.nn.init.normal_(parameter, std=0.05)
+    ids = torch.randint(3, 60, (3, 20), generator=torch.Generator().manual_seed(0))
+    layers = [m for m in adapters.model.modules() if isinstance(m, Linear4bit)]
+
+    def logits():
+        return adapters.model(input_ids=ids).logits
+
+    with torch.no_grad(), adapters.use("idm"):
+        before = logits()
+        dense = [m.dense.weight.clone() for m in layers] if once else []
+        with adapters.merged("idm"):
+            assert all(m.dense.merged is not None for m in layers) if once else True
+            torch.testing.assert_close(logits(), before, atol=1e-4, rtol=1e-5)
+        assert all(torch.equal(m.dense.weight, kept) for m, kept in zip(layers, dense, strict=once))
+        torch.testing.assert_close(logits(), before, atol=0, rtol=0)
+        with adapters.merged("fwm"):
+            assert (logits() - before).abs().max() > 1e-3 if once else True
+
+
+@pytest.mark.parametrize("rows", [1, 3, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_rows_are_multiplied_to_the_same_result(rows, bias):
+    draw = torch.Generator().manual_seed(rows)
+    weight, x = torch.randn(7, 11, generator=draw), torch.randn(rows, 1, 11, generator=draw)
+    b = torch.randn(7, generator=draw) if bias else None
+    expected = torch.nn.functional.linear(x, weight, b)
+    with torch.no_grad():
+        found = linear(x, weight, b)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected)
+    assert linear(x.requires_grad_(), weight, b).requires_grad

@@ -1,0 +1,222 @@
+import pytest
+import torch
+
+from swirl_lightning.engine.attention import install
+from swirl_lightning.engine.budget import TokenBudget
+from swirl_lightning.engine.drawing import GREEDY, SamplingConfig, draw
+from swirl_lightning.engine.grammar import Grammar
+from swirl_lightning.engine.noise import replace_tokens, uniforms
+from swirl_lightning.engine.sampling import sample
+from swirl_lightning.engine.scoring import score
+from swirl_lightning.engine.vocabulary import VocabularySlice
+from tiny import text_backbone
+
+
+def truncated(logits, config):
+    """The distribution that ``draw`` must follow, by definition, token by token."""
+    p = (logits.double() / config.temperature).softmax(-1)
+    order = p.argsort(descending=True)
+    kept, mass = [], 0.0
+    for i in order.tolist()[: config.top_k]:
+        kept.append(i)
+        mass += p[i].item() / (p[order[: config.top_k]].sum().item() if config.top_k else 1.0)
+        if mass >= config.top_p:
+            break
+    out = torch.zeros_like(p)
+    out[kept] = p[kept]
+    return out / out.sum()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplingConfig(temperature=1.0, top_p=1.0),
+        SamplingConfig(temperature=0.75, top_p=0.9),
+        SamplingConfig(temperature=1.3, top_p=1.0, top_k=4),
+        SamplingConfig(temperature=0.9, top_p=0.8, top_k=5),
+    ],
+)
+def test_frequencies_follow_the_truncated_distribution(config):
+    torch.manual_seed(0)
+    logits = torch.randn(12) * 1.5
+    n = 200_000
+    # an even grid of uniforms integrates the inverse CDF: the frequencies are exact to 1/n
+    u = (torch.arange(n) + 0.5) / n
+    index = draw(logits.expand(n, -1), u, config)
+    frequencies = torch.bincount(index, minlength=12).double() / n
+    torch.testing.assert_close(frequencies, truncated(logits, config), atol=2e-4, rtol=0)
+
+
+def test_extreme_uniforms_stay_inside_the_nucleus():
+    logits = torch.tensor([[5.0, 4.0, -torch.inf, -3.0]]).expand(2, -1)
+    config = SamplingConfig(temperature=1.0, top_p=0.9)
+    assert draw(logits, torch.tensor([0.0, 1.0 - 2**-24]), config).tolist() == [0, 1]
+    assert draw(logits, torch.tensor([0.3, 0.99]), GREEDY).tolist() == [0, 0]
+
+
+def test_uniforms_depend_on_the_key_alone():
+    both = uniforms(["a", "b"], 3, 5)
+    torch.testing.assert_close(uniforms(["b"], 3, 5), both[3:])
+    assert not torch.equal(both[:3], both[3:])
+    assert both.min() >= 0
+    assert both.max() < 1
+    torch.set_default_dtype(torch.bfloat16)  # as a Trainer in half precision does within a step
+    try:
+        assert torch.equal(uniforms(["a", "b"], 3, 5), both)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def engine(gemma_path):
+    backbone = text_backbone(gemma_path, quantization=None)
+    model = backbone.load_model().eval()
+    assert install(model)
+    allowed = backbone.action_grammar.allowed
+    return backbone, model, VocabularySlice(backbone.head(model), allowed), allowed
+
+
+def plain_rollouts(model, allowed, grammar, prompts, noise, config):
+    """No cache, no padding, one row at a time, the whole vocabulary masked at every step."""
+    rows, group = [], len(noise) // len(prompts)
+    mask = torch.full((model.config.vocab_size,), -torch.inf)
+    mask[list(allowed)] = 0
+    for n, u in enumerate(noise):
+        ids = list(prompts[n // group])
+        out = []
+        for step in range(grammar.max_length):
+            logits = model(torch.tensor([ids])).logits[0, -1] + mask
+            token = int(draw(logits[None], u[step : step + 1], config))
+            ids.append(token)
+            out.append(token)
+            if token == grammar.eos:
+                break
+        rows.append(out)
+    return rows
+
+
+@pytest.mark.parametrize("config", [SamplingConfig(), GREEDY, SamplingConfig(1.5, 1.0)])
+@torch.no_grad()
+def test_rollouts_equal_the_plain_path_whatever_the_padding(engine, config):
+    _, model, vocabulary, allowed = engine
+    grammar = Grammar(allowed, 7, eos=1)
+    prompts = [[2, 40, 41], [2, 50, 51, 52, 53, 54, 55, 56], [2, 99]]
+    noise = uniforms(["p", "q", "r"], 4, 7)
+    got = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, config)
+    assert got.rows() == plain_rollouts(model, allowed, grammar, prompts, noise, config)
+    alone = sample(model.get_decoder(), vocabulary, grammar, prompts[:1], noise[:4], config)
+    assert alone.rows() == got.rows()[:4]
+
+
+@torch.no_grad()
+def test_completions_stay_inside_the_grammar_and_end_with_eos_once(engine):
+    _, model, vocabulary, _ = engine
+    grammar = Grammar(tuple(range(1, 20)), 9, eos=1)
+    vocabulary = VocabularySlice(model.get_output_embeddings(), grammar.allowed)
+    noise = uniforms([str(i) for i in range(8)], 8, 9)
+    prompts = [[2, 30 + i] for i in range(8)]
+    got = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig(3.0, 1.0))
+    rows = got.rows()
+    assert all(set(row) <= set(grammar.allowed) for row in rows)
+    assert all(row.index(1) == len(row) - 1 for row in rows if 1 in row)
+    assert any(1 in row for row in rows)
+    assert all(1 in row or len(row) == 9 for row in rows)
+    assert not got.ids[~got.mask].any()
+
+
+class Counting(torch.nn.Module):
+    """A trunk that notes how many tokens it runs."""
+
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk, self.tokens = trunk, []
+
+    def forward(self, input_ids, **kwargs):
+        self.tokens.append(input_ids.numel())
+        return self.trunk(input_ids=input_ids, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"shared_attention": False}, {"cuda_graphs": True}], ids=["shared", "copied", "in place"]
+)
+@pytest.mark.parametrize("prompts", [[[2, 40, 41], [2, 50, 51]], [[2, 40], [2, 50, 51, 52, 53]]])
+@torch.no_grad()
+def test_prompts_run_once_and_finished_rows_leave(engine, prompts, kwargs):
+    _, model, _, _ = engine
+    grammar = Grammar(tuple(range(1, 9)), 24, eos=1)
+    vocabulary = VocabularySlice(model.get_output_embeddings(), grammar.allowed)
+    noise, config = uniforms(["p", "q"], 8, 24), SamplingConfig(2.0, 1.0)
+    trunk = Counting(model.get_decoder())
+    got = sample(trunk, vocabulary, grammar, prompts, noise, config, **kwargs)
+    assert got.rows() == plain_rollouts(model, grammar.allowed, grammar, prompts, noise, config)
+    assert trunk.tokens[:2] == [2 * max(map(len, prompts)), 16]
+    assert trunk.tokens[-1] < 8
+    assert len({len(row) for row in got.rows()}) > 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+@torch.no_grad()
+def test_replayed_steps_draw_what_steps_draw(gemma_path, quantization):
+    backbone = text_backbone(gemma_path, quantization=quantization)
+    model = backbone.load_model().eval().cuda()
+    assert install(model)
+    grammar = Grammar(tuple(range(1, 60)), 24, eos=1)
+    vocabulary = VocabularySlice(backbone.head(model), grammar.allowed)
+    prompts, noise = [[2, 40, 41], [2, 50]], uniforms(["p", "q"], 8, 24)
+    rows = [
+        sample(
+            model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig(2.0, 1.0), cuda_graphs=replayed
+        ).rows()
+        for replayed in (False, True)
+    ]
+    assert rows[0] == rows[1]
+
+
+@torch.no_grad()
+def test_rows_of_a_split_group_stand_beside_those_of_whole_ones(engine):
+    _, model, vocabulary, allowed = engine
+    grammar = Grammar(allowed, 7, eos=1)
+    prompts, noise = [[2, 40, 41], [2, 50], [2, 99]], uniforms(["p", "q", "r"], 4, 7)
+    whole = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig())
+    part = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig(), TokenBudget(30))
+    assert part.rows() == whole.rows()
+
+
+@torch.no_grad()
+def test_truncation_trims_what_is_sampled_and_not_the_log_probs(engine):
+    """The policy is the untrimmed constrained distribution at the sampling temperature (TRL's convention)."""
+    _, model, vocabulary, _ = engine
+    grammar = Grammar(tuple(range(3, 60)), 4)
+    vocabulary = VocabularySlice(model.get_output_embeddings(), grammar.allowed)
+    config = SamplingConfig(temperature=0.75, top_p=0.5)
+    got = sample(model.get_decoder(), vocabulary, grammar, [[2, 9]], uniforms(["k"], 64, 4), config)
+    logits = model(torch.tensor([[2, 9]])).logits[0, -1, 3:60] / 0.75
+    p = logits.softmax(-1)
+    nucleus = set(
+        (p.argsort(descending=True)[: int((p.sort(descending=True)[0].cumsum(0) < 0.5).sum()) + 1] + 3).tolist()
+    )
+    assert set(got.ids[:, 0].tolist()) <= nucleus
+    scored = score(model.get_decoder(), vocabulary, [[2, 9]] * 64, got.rows(), group_size=64, temperature=0.75)
+    expected = logits.log_softmax(-1)[got.ids[:, 0] - 3]
+    torch.testing.assert_close(scored.values[:, 0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bad_settings_are_named():
+    for kwargs, word in (
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": 0}, "top_k"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            SamplingConfig(**kwargs)
+
+
+def test_replaced_tokens_are_allowed_and_as_many_as_the_share_says():
+    numbers = torch.rand(3, 10_000, generator=torch.Generator().manual_seed(0))
+    numbers[0, 0] = 0.5
+    got = replace_tokens([7] * 10_000, [100, 101, 102], 0.2, numbers)
+    replaced = [t for t in got if t != 7]
+    assert set(replaced) == {100, 101, 102}
+    assert len(replaced) / 10_000 == pytest.approx(0.1, abs=0.01)
+    assert replace_tokens([7, 8], [100], 0.0, numbers) == [7, 8]

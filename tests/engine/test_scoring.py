@@ -1,0 +1,214 @@
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.checkpoint import noop_context_fn
+
+from swirl_lightning.engine import scoring
+from swirl_lightning.engine.attention import install
+from swirl_lightning.engine.budget import Group, TokenBudget
+from swirl_lightning.engine.drawing import SamplingConfig
+from swirl_lightning.engine.grammar import Grammar
+from swirl_lightning.engine.noise import uniforms
+from swirl_lightning.engine.packing import Packing
+from swirl_lightning.engine.sampling import sample
+from swirl_lightning.engine.scoring import score
+from swirl_lightning.engine.vocabulary import VocabularySlice
+from tiny import text_backbone
+
+TEMPERATURE = 0.8
+
+
+@pytest.fixture(scope="module", params=[None, "nf4"])
+def engine(gemma_path, request):
+    backbone = text_backbone(gemma_path, quantization=request.param)
+    torch.manual_seed(1)
+    base = backbone.load_model()
+    assert install(base)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    base = model.get_base_model()
+    return (
+        base,
+        backbone.trunk(base),
+        VocabularySlice(backbone.head(base), backbone.action_grammar.allowed),
+        model,
+    )
+
+
+def groups():
+    torch.manual_seed(3)
+    draw = lambda n: torch.randint(3, 250, (n,)).tolist()  # noqa: E731
+    prompts, completions = [], []
+    for shared, tails in ((5, (2, 4, 2, 2)), (1, (3, 1, 2, 6)), (9, (0, 0, 0, 0))):
+        prefix = [2, *draw(shared)]
+        for tail in tails:
+            prompts.append(prefix + draw(tail))
+            completions.append([*draw(int(torch.randint(1, 5, (1,)))), 1])
+    prompts[2], completions[2] = prompts[0], completions[0]  # a repeated rollout
+    return prompts, completions
+
+
+def brute_force(model, vocabulary, prompts, completions):
+    """Whole rows one by one, full-vocabulary logits, then the mask."""
+    mask = torch.full((model.config.vocab_size,), -torch.inf)
+    mask[vocabulary.ids if vocabulary.excluded is None else vocabulary.ids[~vocabulary.excluded]] = 0
+    rows = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        logits = model(torch.tensor([prompt + completion])).logits[0].float() + mask
+        log_probs = (logits / TEMPERATURE).log_softmax(-1)
+        at = torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1)
+        rows.append(log_probs[at, torch.tensor(completion)])
+    return rows
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"shared_attention": False},
+        {"budget": TokenBudget(30), "recompute_contexts": noop_context_fn},
+        {"budget": TokenBudget(1), "recompute_contexts": noop_context_fn},
+    ],
+)
+@pytest.mark.parametrize("one_row", [True, False])  # as on CPUs, as on other devices
+def test_values_and_gradients_equal_brute_force(engine, kwargs, one_row, monkeypatch):
+    monkeypatch.setattr(scoring, "Packing", lambda groups, device, **_: Packing(groups, device, one_row))
+    base, trunk, vocabulary, model = engine
+    prompts, completions = groups()
+    params = [p for p in model.parameters() if p.requires_grad]
+    torch.manual_seed(0)
+    weights = [torch.randn(len(c)) for c in completions]
+
+    got = score(trunk, vocabulary, prompts, completions, group_size=4, temperature=TEMPERATURE, **kwargs)
+    sum((got.values[n, : len(w)] * w).sum() for n, w in enumerate(weights)).backward()
+    grads = [p.grad.clone() for p in params]
+    model.zero_grad()
+    rows = brute_force(base, vocabulary, prompts, completions)
+    sum((r * w).sum() for r, w in zip(rows, weights, strict=True)).backward()
+
+    for n, row in enumerate(rows):
+        torch.testing.assert_close(got.values[n, : len(row)], row, atol=1e-5, rtol=1e-5)
+        assert not got.values[n, len(row) :].any()
+        assert got.mask[n].sum() == len(row)
+    for mine, p in zip(grads, params, strict=True):
+        torch.testing.assert_close(mine, p.grad, atol=1e-4 * float(p.grad.abs().max()), rtol=1e-4)
+    model.zero_grad()
+
+
+def test_a_trunk_that_drops_what_it_does_not_know_is_named(engine):
+    _, trunk, vocabulary, _ = engine
+
+    class Deaf(torch.nn.Module):
+        def forward(self, input_ids, attention_mask, position_ids, **kwargs):
+            return trunk(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"Deaf does not hand .* eager"):
+        score(Deaf(), vocabulary, *groups(), group_size=4)
+
+
+@torch.no_grad()
+def test_batch_composition_changes_nothing(engine):
+    _, trunk, vocabulary, _ = engine
+    prompts, completions = groups()
+    whole = score(trunk, vocabulary, prompts, completions, group_size=4)
+    part = score(trunk, vocabulary, prompts[4:8], completions[4:8], group_size=4)
+    width = part.values.shape[1]
+    torch.testing.assert_close(part.values, whole.values[4:8, :width], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_equal_rows_run_once(engine):
+    _, trunk, vocabulary, _ = engine
+    prompts, completions = groups()
+    seen = []
+    handle = trunk.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].numel()), with_kwargs=True)
+    score(trunk, vocabulary, [prompts[0]] * 8, [completions[0]] * 8, group_size=8)
+    handle.remove()
+    assert sum(seen) == len(prompts[0]) + len(completions[0]) - 1
+
+
+class Small(torch.nn.Module):
+    """A trunk on a device with room for a number of tokens, those in the cache included."""
+
+    def __init__(self, trunk, tokens):
+        super().__init__()
+        self.trunk, self.tokens = trunk, tokens
+
+    def forward(self, input_ids, past_key_values=None, **kwargs):
+        held = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if input_ids.shape[0] * (input_ids.shape[1] + held) > self.tokens:
+            raise torch.OutOfMemoryError
+        return self.trunk(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+
+
+def test_out_of_memory_halves_the_budget_and_loses_nothing(engine):
+    _, trunk, vocabulary, model = engine
+    prompts, completions = groups()
+    params = [p for p in model.parameters() if p.requires_grad]
+    results = []
+    for tokens in (10_000, 40):
+        budget = TokenBudget()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            got = score(
+                Small(trunk, tokens),
+                vocabulary,
+                prompts,
+                completions,
+                group_size=4,
+                budget=budget,
+                recompute_contexts=noop_context_fn,
+            )
+        model.zero_grad()
+        got.values.sum().backward()
+        results.append((got, [p.grad.clone() for p in params]))
+        assert (budget.tokens is None) == (tokens > 1000)
+        assert any("out of memory" in str(w.message) for w in said) == (tokens < 1000)
+    torch.testing.assert_close(results[1][0].values, results[0][0].values, atol=1e-5, rtol=1e-5)
+    for small, large in zip(results[1][1], results[0][1], strict=True):
+        torch.testing.assert_close(small, large, atol=1e-4, rtol=1e-4)
+    model.zero_grad()
+    with pytest.raises(torch.OutOfMemoryError):
+        score(Small(trunk, 5), vocabulary, prompts, completions, group_size=4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [None, 60, 1])
+def test_a_budget_changes_no_rollout(engine, tokens):
+    _, trunk, vocabulary, _ = engine
+    grammar = Grammar(tuple(vocabulary.ids.tolist()), 6, eos=1)
+    prompts = [[2, 40], [2, 50, 51, 52, 53, 54], [2, 99, 98]]
+    noise = uniforms(["p", "q", "r"], 4, 6)
+    whole = sample(trunk, vocabulary, grammar, prompts, noise, SamplingConfig())
+    part = sample(trunk, vocabulary, grammar, prompts, noise, SamplingConfig(), TokenBudget(tokens))
+    assert part.rows() == whole.rows()
+    scarce = sample(Small(trunk, 50), vocabulary, grammar, prompts, noise, SamplingConfig(), TokenBudget())
+    assert scarce.rows() == whole.rows()
+
+
+def test_micro_batches_hold_rows_of_similar_length_and_every_row_once():
+    budget, seen = TokenBudget(100), []
+    groups = [Group((0, 1, 2), 10), Group((3, 4), 50), Group((5,), 11), Group((6, 7, 8, 9), 30), Group((10,), 400)]
+    done = budget.run(groups, lambda batch, several: seen.append((batch, several)))
+    assert sorted(row for rows, _ in done for row in rows) == list(range(11))
+    assert [[g.width for g in batch] for batch, _ in seen] == [[400], [50], [30], [30, 11], [10]]
+    assert all(several for _, several in seen)
+
+
+def test_mean_per_token_counts_only_real_tokens(engine):
+    _, trunk, vocabulary, _ = engine
+    prompts, completions = groups()
+    with torch.no_grad():
+        got = score(trunk, vocabulary, prompts, completions, group_size=4)
+    by_hand = torch.stack([got.values[n, : len(c)].mean() for n, c in enumerate(completions)])
+    torch.testing.assert_close(got.mean_per_token(), by_hand)
+
+
+def test_empty_rows_are_refused(engine):
+    _, trunk, vocabulary, _ = engine
+    with pytest.raises(ValueError, match="empty"):
+        score(trunk, vocabulary, [[2]], [[]])

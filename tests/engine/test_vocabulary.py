@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch import nn
+
+import swirl_lightning.engine.vocabulary as module
+from swirl_lightning.engine.vocabulary import VocabularySlice
+
+SETS = {
+    "contiguous": list(range(20, 40)),
+    "with holes": [i for i in range(5, 45) if i not in (7, 8, 30)],
+    "sparse": [0, 3, 11, 29, 47],
+    "whole": list(range(48)),
+}
+
+
+@pytest.mark.parametrize("allowed", SETS.values(), ids=SETS.keys())
+@pytest.mark.parametrize("bias", [False, True])
+def test_log_probs_and_gradient_match_brute_force_in_float64(allowed, bias, monkeypatch):
+    monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 100)  # several chunks
+    torch.manual_seed(0)
+    head = nn.Linear(16, 48, bias=bias)
+    hidden = torch.randn(23, 16, requires_grad=True)
+    ids = torch.tensor(allowed)[torch.randint(len(allowed), (23,))]
+    values, entropy = VocabularySlice(head, allowed).log_probs(hidden, ids, temperature=0.7)
+    weights = torch.randn(23)
+    (values * weights).sum().backward()
+
+    exact = hidden.detach().double().requires_grad_()
+    logits = (exact @ head.weight.detach().double().T + (head.bias.detach().double() if bias else 0)) / 0.7
+    mask = torch.full((48,), -torch.inf, dtype=torch.float64)
+    mask[allowed] = 0
+    log_probs = (logits + mask).log_softmax(-1)
+    expected = log_probs[torch.arange(23), ids]
+    (expected * weights.double()).sum().backward()
+    p = log_probs.exp()
+    expected_entropy = -(p * log_probs.nan_to_num(neginf=0)).sum(-1)
+    torch.testing.assert_close(values.double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy.double(), expected_entropy, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(hidden.grad.double(), exact.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_an_id_outside_the_grammar_is_named():
+    slice_ = VocabularySlice(nn.Linear(4, 48, bias=False), SETS["with holes"])
+    with pytest.raises(ValueError, match=r"\[30\]"):
+        slice_.log_probs(torch.zeros(2, 4), torch.tensor([6, 30]))
+    with pytest.raises(ValueError, match="outside the head"):
+        VocabularySlice(nn.Linear(4, 48), [1, 48])
+
+
+def test_a_contiguous_slice_is_a_view_and_a_sparse_one_a_copy():
+    head = nn.Linear(4, 48, bias=False)
+    assert VocabularySlice(head, SETS["contiguous"]).weight.untyped_storage().data_ptr() == head.weight.data_ptr()
+    assert VocabularySlice(head, SETS["sparse"]).weight.shape == (5, 4)

@@ -1,0 +1,76 @@
+"""The measuring scripts at the scale of a test: their methods agree, and their tables are complete."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+from perf.common import CASES, SPECIALS, build_base, small
+from perf.floor import Floor, Rates
+from perf.worker import work
+
+from perf import scaling, step
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_plain_and_ours_give_the_same_log_probabilities(name, tmp_path):
+    case = small(CASES[name])
+    build_base(case, tmp_path)
+    job = {"case": asdict(case), "folder": str(tmp_path), "device": "cpu", "threads": 1, "profile": False}
+    plain = work(job | {"method": "plain"})
+    assert 0 < plain["log_prob_gap"] < 1e-4
+    for phase, parts in plain["seconds"].items():
+        booked = {"sample", "reward", "reference", "policy update"} | ({"latent action"} if phase == "fwm" else set())
+        assert parts.keys() == booked | {"step"}
+        assert parts["step"] == pytest.approx(sum(parts[part] for part in booked))
+
+
+def test_the_step_table(tmp_path, capsys):
+    out = tmp_path / "step.json"
+    step.main(f"--case text --scale small --methods ours plain --repeats 1 --threads 1 --profile --json {out}".split())
+    printed = capsys.readouterr().out
+    assert "ours faster" in printed
+    assert "self time" in printed
+    found = json.loads(out.read_text())
+    assert [(row["method"], row["phase"]) for row in found["rows"]] == [
+        (method, phase) for method in ("ours", "plain") for phase in ("Phase I", "Phase II", "both")
+    ]
+    for row in found["rows"]:
+        assert all(row["seconds"][part] > 0 for part in ("sample", "reward", "reference", "policy update"))
+        assert row["peak_bytes"] > 0
+        assert row["tokens_per_second"] > 0
+        assert 0 < row["floor_share"] < 1
+    assert found["runs"]["ours"][0]["operations"].keys() == {"fwm", "idm"}
+
+
+def test_the_floor_by_hand():
+    """Products alone, one a second: the reference is one forward pass over shared prompts."""
+    case = small(CASES["text"])
+    floor = Floor(case, Rates(flops=1.0, bytes=float("inf"))).seconds()
+    hidden, inner, rows = case.hidden, case.intermediate, case.vocabulary - SPECIALS
+    weights = case.layers * (4 * hidden**2 + 3 * hidden * inner)
+    adapters = case.layers * case.rank * (8 * hidden + 3 * (hidden + inner))
+    members = case.pairs * case.group_size
+    tokens = case.pairs * case.prompt + members * case.completion
+    attended = case.pairs * case.prompt**2 / 2 + members * case.completion * (case.prompt + case.completion / 2)
+    head = 2 * hidden * rows * members * case.completion
+    forward = 2 * (weights + adapters) * tokens + 4 * hidden * case.layers * attended + head
+    assert floor["fwm"]["reference"] == pytest.approx(forward)
+    assert forward * 2 < floor["fwm"]["policy update"] < forward * 3
+
+
+def test_axes_and_ratios():
+    axes = scaling.axes(CASES["text"])
+    assert [case.prompt for case in axes["group size"].values()] == [1024] * 4
+    assert list(axes["vocabulary"]) == [32_000, 64_000, 128_000, 264_192]
+    seconds = {"fwm": {"step": 2.0}, "idm": {"step": 1.0}}
+    more = {"fwm": {"step": 3.0}, "idm": {"step": 1.5}}
+    ratios = scaling.compare(
+        {
+            "group size": [{"value": 8, "seconds": seconds}, {"value": 16, "seconds": more}],
+            "vocabulary": [{"value": 32_000, "peak": 100}, {"value": 264_192, "peak": 108}],
+        }
+    )
+    assert ratios["time of G 16 / G 8, both phases"] == pytest.approx(1.5)
+    assert ratios["memory of vocabulary 264,192 / 32,000"] == pytest.approx(1.08)

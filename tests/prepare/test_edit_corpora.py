@@ -1,0 +1,92 @@
+"""AURORA's training sets and Pico-Banana as JSON lines."""
+
+import json
+
+import pytest
+
+from swirl_lightning.data import JSONLTransitions
+from swirl_lightning.prepare.edit_corpora import main, write
+from visual_world import picture, save, write_aurora
+
+
+def manifest(path, *entries):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(e if isinstance(e, str) else json.dumps(e) for e in entries) + "\n")
+    return path
+
+
+@pytest.fixture
+def pico(tmp_path):
+    folder = tmp_path / "pico"
+    for n in range(6):
+        save(folder / "images" / f"{n}.png", n)
+    save(folder / "openimage_source_images" / "abc_o.jpg", 30)
+    single = {"text": "add a hat", "summarized_text": "hat", "edit_type": "Add a new object"}
+    manifest(
+        folder / "sft.jsonl",
+        single | {"open_image_input_url": "https://farm5.example.com/1/abc_o.jpg", "output_image": "images/1.png"},
+        single | {"local_input_image": "images/0.png", "open_image_input_url": "x", "output_image": "images/2.png"},
+        single | {"open_image_input_url": "https://farm5.example.com/1/none.jpg", "output_image": "images/1.png"},
+        {"open_image_input_url": "images/0.png", "output_image": "images/1.png"},
+        '{"text": "cut sh',
+    )
+    files = [{"id": f"turn{n}", "url": f"images/{n + 2}.png"} for n in range(3)]
+    manifest(
+        folder / "multi_turn.jsonl",
+        {"files": files, "metadata_edit_turn_prompts": ["first this", "then that"]},
+        {"files": files, "metadata_edit_turn_prompts": ["too few"]},
+    )
+    return folder
+
+
+def test_both_corpora_in_one_file(tmp_path, pico):
+    write_aurora(tmp_path / "aurora")
+    out = tmp_path / "edits" / "warmup.jsonl"
+    with pytest.warns(UserWarning, match="4 of 16 records cannot be used"):
+        counts = write(out, [tmp_path / "aurora"], [pico / "sft.jsonl", pico / "multi_turn.jsonl"])
+    assert counts["used"] == 12
+    assert counts["skipped: not in the official layout"] == 3
+    data = JSONLTransitions(warmup=str(out), strict=True)
+    rows = {row.id: row for row in data.split("warmup")}
+    assert len(rows) == 12
+    first = rows["pico-banana/sft/1"]
+    assert (first.action, first.meta["edit_type"]) == ("add a hat", "Add a new object")
+    assert first.after.tobytes() == picture(1).tobytes()
+    assert rows["pico-banana/sft/2"].before.tobytes() == picture(0).tobytes()
+    second = rows["pico-banana/multi_turn/1/turn 2"]
+    assert second.action == "then that"
+    assert (second.before.tobytes(), second.after.tobytes()) == (picture(3).tobytes(), picture(4).tobytes())
+    assert rows["aurora/kubric/2"].action == "turn 2"
+
+
+def test_a_part_is_held_out_for_validation(tmp_path, pico):
+    write_aurora(tmp_path / "aurora")
+    out = tmp_path / "edits" / "warmup.jsonl"
+    with pytest.warns(UserWarning, match="cannot be used"):
+        write(out, [tmp_path / "aurora"], [pico / "multi_turn.jsonl"], validation=4)
+    data = JSONLTransitions(warmup=str(out), validation=str(out.with_name("validation.jsonl")), strict=True)
+    trained, held_out = ([row.id for row in data.split(name)] for name in ("warmup", "validation"))
+    assert len(held_out) == 4
+    assert not set(trained) & set(held_out)
+    first = out.with_name("validation.jsonl").read_text()
+    with pytest.warns(UserWarning, match="cannot be used"):
+        write(out, [tmp_path / "aurora"], [pico / "multi_turn.jsonl"], validation=4)
+    assert out.with_name("validation.jsonl").read_text() == first
+    assert len({"pico-banana/multi_turn/1/turn 1", "pico-banana/multi_turn/1/turn 2"} & set(held_out)) != 1
+    with pytest.raises(ValueError, match="would leave none"), pytest.warns(UserWarning, match="cannot be used"):
+        write(out, pico_banana_files=[pico / "multi_turn.jsonl"], validation=2)
+
+
+def test_command_line_and_errors(tmp_path, pico, capsys):
+    out = tmp_path / "x.jsonl"
+    main([str(out), "--pico-banana", str(pico / "multi_turn.jsonl")])
+    assert "used: 2" in capsys.readouterr().out
+    assert json.loads(out.read_text().splitlines()[0])["before_image"] == "pico/images/2.png"
+    with pytest.raises(ValueError, match="pictures for 1 edits"):
+        main([str(out), "--strict", "--pico-banana", str(pico / "multi_turn.jsonl")])
+    with pytest.raises(FileNotFoundError, match="apple/pico-banana-400k"):
+        write(out, pico_banana_files=[tmp_path / "none"])
+    with pytest.raises(FileNotFoundError, match="McGill-NLP/AURORA"):
+        write(out, aurora=[tmp_path])
+    with pytest.raises(SystemExit):
+        main([str(out)])

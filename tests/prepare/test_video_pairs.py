@@ -1,0 +1,113 @@
+"""State-only pairs from videos."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swirl_lightning.data import JSONLTransitions
+from swirl_lightning.prepare import video_pairs
+from swirl_lightning.prepare.video_pairs import PairSettings, main, make_pairs, rejection, ssim
+from videos import write_video
+
+pytest.importorskip("av")
+
+
+def by_hand(one, two, window=7):
+    values = []
+    for r in range(one.shape[0] - window + 1):
+        for c in range(one.shape[1] - window + 1):
+            a, b = (x[r : r + window, c : c + window].ravel() for x in (one, two))
+            cov = np.cov(a, b)
+            c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+            top = (2 * a.mean() * b.mean() + c1) * (2 * cov[0, 1] + c2)
+            values.append(top / ((a.mean() ** 2 + b.mean() ** 2 + c1) * (cov[0, 0] + cov[1, 1] + c2)))
+    return np.mean(values)
+
+
+def test_ssim_by_hand():
+    rng = np.random.default_rng(0)
+    one, two = rng.uniform(0, 255, (2, 12, 15))
+    assert ssim(one, two) == pytest.approx(by_hand(one, two), abs=1e-9)
+    mixed = 0.9 * one + 0.1 * two
+    assert ssim(one, mixed) == pytest.approx(by_hand(one, mixed), abs=1e-9)
+    assert ssim(one, one) == pytest.approx(1)
+    assert ssim(one[:5], one[:5]) == 1
+
+
+def test_filters():
+    settings = PairSettings()
+    rng = np.random.default_rng(0)
+    one, two = (Image.fromarray(rng.integers(60, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(2))
+    assert rejection(one, two, settings) == ""
+    assert rejection(one, one, settings) == "too alike"
+    dark = two.copy()
+    dark.paste((0, 0, 0), (0, 0, 20, 2))  # exactly a tenth
+    assert rejection(one, dark, settings) == "too dark"
+
+
+@pytest.fixture
+def videos(tmp_path):
+    folder = tmp_path / "videos"
+    for n in range(3):
+        write_video(folder / "sub" / f"good{n}.mp4", pattern=True, frames=20)
+    write_video(folder / "same.mp4")  # plain grey frames differ in brightness only
+    write_video(folder / "black.avi", black=True)
+    write_video(folder / "short.mp4", frames=2, pattern=True)
+    (folder / "damaged.mp4").write_bytes(b"x" * 500)
+    (folder / "notes.txt").write_text("no video")
+    return folder
+
+
+SETTINGS = PairSettings(seconds=0.5, per_video=2)
+
+
+def test_pairs_of_a_folder(videos, tmp_path):
+    counts = make_pairs(videos, tmp_path / "out", SETTINGS, workers=3)
+    assert counts["videos"] == 7
+    assert counts["damaged video"] == 1
+    assert counts["too dark"] == 1
+    assert counts["too short"] == 1
+    assert counts["pairs"] >= 6
+    data = JSONLTransitions(state_only=str(tmp_path / "out" / "pairs.jsonl"))
+    pairs = data.split("state_only")
+    assert len(pairs) == counts["pairs"]
+    assert pairs[0].action is None
+    assert pairs[0].before.size == (32, 32)
+    assert len({pair.id for pair in pairs}) == len(pairs)
+    assert data.skipped == {"state_only": 0}
+
+
+def test_killed_and_started_again(videos, tmp_path, monkeypatch):
+    make_pairs(videos, tmp_path / "whole", SETTINGS)
+    whole = (tmp_path / "whole" / "pairs.jsonl").read_text()
+    out = tmp_path / "out"
+    make_pairs(videos, out, SETTINGS)
+    log = (out / "videos.jsonl").read_text().splitlines(keepends=True)
+    (out / "videos.jsonl").write_text("".join(log[:3]) + log[3][:10])
+    (out / "pairs.jsonl").unlink()
+    done = []
+    finished = video_pairs._finished
+
+    def spy(pool, videos, out, names, *rest):
+        done.extend(names)
+        return finished(pool, videos, out, names, *rest)
+
+    monkeypatch.setattr(video_pairs, "_finished", spy)
+    make_pairs(videos, out, SETTINGS)
+    assert len(done) == 4
+    assert (out / "pairs.jsonl").read_text() == whole
+    with pytest.raises(ValueError, match=r"seconds was 0.5 and is 1.0"):
+        make_pairs(videos, out, PairSettings(seconds=1.0, per_video=2))
+
+
+def test_command_line(videos, tmp_path, capsys):
+    main([str(videos), str(tmp_path / "out"), "--seconds", "0.5", "--size", "16"])
+    assert "pairs: " in capsys.readouterr().out
+    line = json.loads((tmp_path / "out" / "pairs.jsonl").read_text().splitlines()[0])
+    assert Image.open(tmp_path / "out" / line["before_image"]).size == (16, 16)
+    with pytest.raises(FileNotFoundError, match="no videos"):
+        make_pairs(tmp_path / "out", tmp_path / "none")
+    with pytest.raises(ValueError, match="per_video"):
+        PairSettings(per_video=0)

@@ -1,0 +1,166 @@
+"""``swirl report``: runs beside the paper, as Markdown and HTML."""
+
+from __future__ import annotations
+
+import json
+import runpy
+
+import pytest
+from PIL import Image
+
+from swirl_lightning import cli
+from swirl_lightning.benchmarks.aurora import Aurora
+from swirl_lightning.callbacks import Results
+from swirl_lightning.callbacks.predictions import Predictions
+from swirl_lightning.results.paper import SUITES
+from swirl_lightning.results.report import build, main, markdown, results_file
+from swirl_lightning.results.table import read
+from visual_world import clip_folder, liquid_folder, model, trainer, write_aurora
+
+
+def write(folder, suite="AURORA", row="SWIRL iteration 1", **values):
+    folder.mkdir(parents=True, exist_ok=True)
+    values = values or {"fwm/sampled/judge": 5.5, "fwm/sampled/clip_nearer_target": 0.25}
+    facts = {
+        "suite": suite,
+        "counts": {"test": {"records": 400, "used": 398, "skipped": 2, "skipped: missing": 2}},
+        "missing": {"bert_score": "set bert"},
+        "settings": {"judge": {"model": "grader|1"}},
+    }
+    results = {"test": {row: values}, "about": {"test": {row: facts}}}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_a_run_beside_the_paper(tmp_path, capsys):
+    run = write(tmp_path / "run")
+    (run / "predictions").mkdir()
+    Image.new("RGB", (4, 4)).save(run / "predictions" / "contact_sheet.png")
+    cli.main(["report", str(run)])
+    text = (run / "report.md").read_text()
+    assert "| | judge 0-10 | IDM judge 0-10 | nearer target % |" in text
+    assert "| SFT (paper) | 4.36 | 6.38 | – |" in text
+    assert "| SWIRL iteration 1 | 5.50 | – | 25.00 |" in text
+    assert "- SWIRL iteration 1: records 400, used 398, skipped 2, skipped: missing 2" in text
+    assert "bert_score is missing (set bert)" in text
+    assert "judged by grader\\|1" in text
+    assert "(predictions/contact_sheet.png)" in text
+    page = (run / "report.html").read_text()
+    assert "<td>SWIRL iterative (paper)</td>\n<td>5.06</td>" in page
+    assert "SWIRL iteration 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "beside"),
+    [
+        ("IDM→FWM, shared weights", ["SFT", "IDM→FWM"]),
+        ("FWM→IDM", ["SFT", "FWM→IDM"]),
+        ("SWIRL iteration 2", ["SFT", "SWIRL iterative", "SWIRL iterative, shared weights"]),
+        ("SFT", ["SFT"]),
+    ],
+)
+def test_the_paper_stands_beside_the_same_schedule_alone(tmp_path, row, beside):
+    """IDM→FWM is Phase I alone: 4.83 is no bar for an iterative run, nor 5.06 for Phase I."""
+    (report,) = build([results_file(write(tmp_path, row=row))])
+    assert list(report.rows) == [*(f"{name} (paper)" for name in beside), row]
+    if row.startswith("IDM→FWM"):
+        assert report.rows["IDM→FWM (paper)"] == ["4.83", "–", "–"]
+
+
+def test_a_row_of_ones_own_name_is_known_by_its_schedule(tmp_path):
+    run = write(tmp_path, row="mine")
+    results = json.loads((run / "results.json").read_text())
+    results["about"]["test"]["mine"]["label"] = "IDM→FWM"
+    (run / "results.json").write_text(json.dumps(results))
+    (report,) = build([results_file(run)])
+    assert list(report.rows) == ["SFT (paper)", "IDM→FWM (paper)", "mine"]
+
+
+def test_world_prediction_is_compared_by_its_mean_over_turns(tmp_path):
+    """The paper's figure; a mean over all steps would weigh the first turns more."""
+    values = {"fwm/sampled/judge": 9.0, "fwm/sampled/judge/mean over turns": 2.0, "fwm/sampled/judge/turn 6": 1.0}
+    main([str(write(tmp_path / "run", "WorldPrediction", **values))])
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "| | judge 0-10, mean over turns | turn 6 |" in text
+    assert "| SFT (paper) | 1.63 | 0.97 |" in text
+    assert "| SWIRL iteration 1 | 2.00 | 1.00 |" in text
+
+
+def test_several_runs_and_suites(tmp_path, monkeypatch):
+    runs = [write(tmp_path / "a"), write(tmp_path / "b" / "version_0"), write(tmp_path / "c", "ByteMorph")]
+    monkeypatch.chdir(tmp_path)
+    main([str(run) for run in runs])
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("## ") == 2
+    assert "| a: SWIRL iteration 1 |" in text
+    assert "| b/version_0: SWIRL iteration 1 |" in text
+    main([str(tmp_path / "b"), "--out", str(tmp_path / "x" / "y")])
+    assert (tmp_path / "x" / "y.html").is_file()
+
+
+def test_the_quickstarts_table_has_no_paper_rows(tmp_path):
+    run = tmp_path
+    values = {"fwm/sampled/effect_accuracy": 0.5, "identifiability": -1.2}
+    (run / "results.json").write_text(json.dumps({"validation": {"SFT": values}}))  # an older file
+    (report,) = build([results_file(run)])
+    assert report.title == "results (validation)"
+    assert list(report.rows) == ["SFT"]
+    assert report.rows["SFT"] == ["50.00", "-1.20"]
+    assert "paper" not in markdown([report], tmp_path)
+
+
+def test_a_suite_of_ones_own_has_the_columns_that_its_rows_have(tmp_path):
+    """A benchmark is one file and one YAML: no table has to name its metrics first."""
+    values = {"fwm/sampled/exact_match": 0.5, "fwm/sampled/cer": 3.25, "fwm/sampled/cer/night": 4.5}
+    run = write(tmp_path / "run", "Weather", **values)
+    results = json.loads((run / "results.json").read_text())
+    results["test"]["SFT"] = {"fwm/sampled/cer": 5.0, "idm/sampled/map": 2.0}
+    results["about"]["test"]["SFT"] = {"suite": "Weather"}
+    (run / "results.json").write_text(json.dumps(results))
+    (report,) = build([results_file(run)])
+    assert report.heading == ["exact", "fwm/sampled/cer", "fwm/sampled/cer/night", "idm/sampled/map"]
+    assert report.rows == {
+        "SWIRL iteration 1": ["50.00", "3.25", "4.50", "–"],
+        "SFT": ["–", "5.00", "–", "2.00"],
+    }
+
+
+def test_problems_are_told(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: no results\.json in .*none"):
+        cli.main(["report", str(tmp_path / "none")])
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(SystemExit, match="not valid JSON"):
+        cli.main(["report", str(tmp_path)])
+
+
+def test_as_a_module(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["report", str(write(tmp_path / "run"))])
+    runpy.run_module("swirl_lightning.results.report", run_name="__main__")
+    assert "AURORA (test)" in capsys.readouterr().out
+
+
+def test_every_paper_row_uses_the_tables_columns():
+    for layout in SUITES.values():
+        assert set(layout.factors) <= set(layout.columns)
+        assert all(set(row) <= set(layout.columns) for row in layout.paper.values())
+
+
+def test_from_a_real_test_run(tmp_path):
+    write_aurora(tmp_path / "data")
+    data = Aurora(data_dir=str(tmp_path / "data"), clip=str(clip_folder(tmp_path / "clip")), eval_batch_size=6)
+    module = model(liquid_folder(tmp_path / "base"))
+    trainer(tmp_path / "run", Predictions(), Results(row="mine")).test(module, data, verbose=False)
+    results = read(tmp_path / "run" / "results.json")
+    facts = results["about"]["test"]["mine"]
+    assert facts["label"] == "base"
+    assert facts["counts"] == {"test": {"records": 6, "used": 6, "skipped": 0}}
+    assert list(facts["missing"]) == ["bert_score", "judge"]
+    assert facts["seed"] == {"data": 0, "model": 0, "evaluation": 0}
+    assert facts["settings"]["evaluation"]["modes"] == ["sampled"]
+    assert facts["settings"]["data"]["data_dir"] == str(tmp_path / "data")
+    assert {"python", "torch", "transformers"} <= set(facts["versions"])
+    main([str(tmp_path / "run")])
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "| mine | –" in text
+    assert "CLIP target" in text
+    assert "judge is missing" in text
