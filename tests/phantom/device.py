@@ -26,9 +26,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _device as default_device
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from phantom.graphs import Recording, recording_api
+from phantom.graphs import Recording, recording_api, tensors
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 COPIES = {"copy_", "_to_copy", "_copy_from", "copy", "set_", "_foreach_copy_"}
@@ -83,11 +82,11 @@ class PhantomCuda:
         """Whether a tensor lies on the device."""
         return self._key(tensor) in self._tags
 
-    def mark(self, tensors: Any, but: Any = ()) -> None:
+    def mark(self, tree: Any, but: Any = ()) -> None:
         """Put the CPU tensors of a tree there, without those that share memory with ``but``."""
         known = {self._key(t) for t in but}
-        for tensor in tree_leaves(tensors):
-            if isinstance(tensor, Tensor) and tensor.device.type == "cpu" and self._key(tensor) not in known:
+        for tensor in tensors(tree):
+            if tensor.device.type == "cpu" and self._key(tensor) not in known:
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._tags:
                     self._tags[storage._cdata] = weakref.finalize(storage, self._tags.pop, storage._cdata, None)
@@ -229,33 +228,27 @@ class _Functions(TorchFunctionMode):
                 self.gpu.wait(f"{func.__name__} to the device")
         return out
 
-    def _to(self, tensor: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+    def _to(self, tensor: Tensor, *rest: Any, copy: bool = False, other: Tensor | None = None, **kwargs: Any) -> Tensor:
         """All forms of ``Tensor.to``."""
-        gpu, given = self.gpu, list(rest)
-        device, dtype, other = (kwargs.pop(name, None) for name in ("device", "dtype", "other"))
-        if given and isinstance(given[0], Tensor):
-            other = given.pop(0)
-        elif given and (given[0] is None or isinstance(given[0], (str, torch.device, int))):
-            device = given.pop(0)
-        if given and (given[0] is None or isinstance(given[0], torch.dtype)):
-            dtype = given.pop(0) or dtype
+        other = rest[0] if rest and isinstance(rest[0], Tensor) else other
         if other is not None:
-            device, dtype = CUDA if gpu.has(other) else other.device, other.dtype
-        options: dict[str, Any] = {k: v for k, v in kwargs.items() if k == "memory_format"}
+            rest = (CUDA if self.gpu.has(other) else other.device, other.dtype)
+        device, dtype, _, memory_format = torch._C._nn._parse_to(*rest, **kwargs)
+        options = {} if memory_format is None else {"memory_format": memory_format}
         options["dtype"] = dtype or tensor.dtype
-        if "meta" in (tensor.device.type, None if device is None else torch.device(device).type):
-            return tensor.to(device if device is None or not _is_cuda(device) else CPU, **options)
-        if device is None or _is_cuda(device) == gpu.has(tensor):
-            return tensor.to(copy=kwargs.get("copy", False), **options)
-        return self._move(tensor, CUDA if _is_cuda(device) else CPU, dtype)
+        if "meta" in (tensor.device.type, None if device is None else device.type):
+            return Tensor.to(tensor, CPU if device is not None and _is_cuda(device) else device, **options)
+        if device is None or _is_cuda(device) == self.gpu.has(tensor):
+            return Tensor.to(tensor, copy=copy, **options)
+        return self._move(tensor, device, dtype)
 
     def _move(self, tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-        gpu = self.gpu
-        if _is_cuda(device) == gpu.has(tensor):
-            return tensor if dtype is None else tensor.to(dtype)
-        gpu.wait(f"to {device.type}")
-        with gpu.making(device):
-            return tensor.to(dtype=dtype or tensor.dtype, copy=True)
+        # through Tensor.to by name: bitsandbytes' parameters have a `to` of their own, which has led here
+        if _is_cuda(device) == self.gpu.has(tensor):
+            return Tensor.to(tensor, dtype=dtype or tensor.dtype)
+        self.gpu.wait(f"to {device.type}")
+        with self.gpu.making(CUDA if _is_cuda(device) else CPU):
+            return Tensor.to(tensor, dtype=dtype or tensor.dtype, copy=True)
 
 
 class _Dispatch(TorchDispatchMode):
@@ -268,7 +261,7 @@ class _Dispatch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         gpu, kwargs = self.gpu, kwargs or {}
         name = func._schema.name.split("::")[-1]
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        given = tensors(args, kwargs)
         on = any(gpu.has(t) for t in given)
         if on:
             self._check(func, name, args, kwargs, given)
@@ -278,7 +271,7 @@ class _Dispatch(TorchDispatchMode):
             out = func(*args, **kwargs)
         if on if gpu.target is None else gpu.target == CUDA:
             gpu.mark(out, but=given)
-        if gpu.graph is not None and any(isinstance(t, Tensor) and gpu.has(t) for t in tree_leaves((given, out))):
+        if gpu.graph is not None and any(gpu.has(t) for t in tensors(given, out)):
             gpu.graph.add(func, args, kwargs, out)
         return out
 
@@ -292,12 +285,12 @@ class _Dispatch(TorchDispatchMode):
                 gpu.wait(name)
             return
         if name in INDEXING:
-            indices = [t for t in args[1] if isinstance(t, Tensor)]
+            indices = tensors(args[1])
             if not gpu.has(args[0]) and any(gpu.has(t) for t in indices):
                 gpu.refuse("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
             if any(not gpu.has(t) or t.dtype == torch.bool for t in indices):
                 gpu.wait(f"{name} by what is not there, or by a mask")
-            given = [args[0], *[t for t in args[2:3] if isinstance(t, Tensor)]]
+            given = tensors(args[0], args[2:3])
         strangers = [tuple(t.shape) for t in given if not gpu.has(t) and t.dim() > 0]
         if strangers and any(gpu.has(t) for t in given):
             gpu.refuse(

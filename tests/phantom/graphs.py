@@ -11,10 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from phantom.device import PhantomCuda
+
+
+def tensors(*parts: Any) -> list[Tensor]:
+    """The tensors of what aten takes and gives."""
+    found: list[Tensor] = []
+    for part in parts:
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, (tuple, list)):
+            found.extend(tensors(*part))
+        elif isinstance(part, dict):
+            found.extend(tensors(*part.values()))
+    return found
 
 
 class Recording:
@@ -22,21 +36,22 @@ class Recording:
 
     def __init__(self, gpu: PhantomCuda) -> None:
         self._gpu = gpu
-        self._calls: list[tuple[Any, Any, Any, Any]] = []
+        self._calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
 
     def add(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Take a call; what it reads of the host (scalars) it will read as it is now."""
         frozen = tree_map(lambda t: t.clone() if isinstance(t, Tensor) and not self._gpu.has(t) else t, (args, kwargs))
-        self._calls.append((func, *frozen, out))
+        self._calls.append((func, *frozen, tensors(out)))
 
     @torch.no_grad()
     def replay(self) -> None:
         """Run the calls again; what was given out is overwritten."""
         self._gpu.replays += 1
-        for func, args, kwargs, out in self._calls:
-            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
-                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():  # else a view, or written in place
-                    old.copy_(new)
+        with torch._C.DisableTorchFunction(), _disable_current_modes():  # all has been checked
+            for func, args, kwargs, out in self._calls:
+                for old, new in zip(out, tensors(func(*args, **kwargs)), strict=True):
+                    if old.data_ptr() != new.data_ptr():  # else a view, or written in place
+                        old.copy_(new)
 
 
 def recording_api(gpu: PhantomCuda) -> dict[str, Any]:

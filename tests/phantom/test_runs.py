@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_families import FAMILIES, backbone_of
 
 from phantom.device import CUDA, PhantomCuda
+from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, SamplingConfig, Transition, sampling
+from swirl_lightning.callbacks import CollapseWatch, MemoryReport, PhaseSwitch
+from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.noise import uniforms
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +35,97 @@ def test_a_base_is_loaded_where_lightning_makes_models(name, folders):
         ids = backbone.encode_states(states, CUDA)
         shown = backbone.decode_states(ids, CUDA)
         assert [type(state) for state in shown] == [type(state) for state in states]
+
+
+def swirl(name, folder, budget=None, **options):
+    return SWIRL(
+        backbone_of(name, folder, **options),
+        lora=LoraSettings(r=2, dropout=0.1),
+        grpo=GRPOConfig(group_size=2, num_iterations=2),
+        sampling=SamplingConfig(1.0, 0.9, top_k=12),
+        anchor_weight=0.1,
+        idm_state_noise=0.2,
+        max_tokens_per_forward=budget,
+    )
+
+
+class Pairs(TransitionDataModule):
+    """Two transitions of a family."""
+
+    def __init__(self, name):
+        super().__init__(batch_size=2)
+        self.name = name
+
+    def load_split(self, split):
+        states = FAMILIES[self.name].states(4)
+        return [Transition(states[n], states[2 + n], f"go {n}", id=str(n)) for n in range(2)]
+
+
+VLMS = ("qwen_vl", "smolvlm")
+DTYPES = ("float32", "bfloat16")
+CASES = [  # every family twice: 4-bit and plain, float32 and bfloat16, which of these go together alternates
+    (name, options | {"dtype": DTYPES[(number + place) % 2]})
+    for number, name in enumerate(FAMILIES)
+    for place, options in enumerate(
+        (
+            {"quantization": "nf4", "cuda_graphs": True, "budget": 96},
+            {"quantization": None, "gradient_checkpointing": True},
+        )
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), CASES, ids=lambda v: "-".join(map(str, v.values())) if type(v) is dict else v
+)
+def test_all_phases_run_on_cuda(name, options, folders, tmp_path):
+    """Warm-up, Phase I, stopped between two uses of its rollouts, resumed there, Phase II, test and prediction."""
+    data, report = Pairs(name), MemoryReport(samples=1)
+
+    def trainer(*callbacks, **settings):
+        saved = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        return Trainer(
+            **gpu.trainer(),
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            check_val_every_n_epoch=3,
+            gradient_clip_val=1.0,
+            default_root_dir=tmp_path,
+            callbacks=[PhaseSwitch(1, iterations=1), saved, *callbacks],
+            **settings,
+        )
+
+    with PhantomCuda() as gpu:
+        stop = 3 if name in VLMS else 2  # pictures of a VLM do not outlive the process: it stops after the phase
+        trainer(max_steps=stop).fit(swirl(name, folders[name], **options), data)
+        module, second = swirl(name, folders[name], **options), trainer(report, CollapseWatch(), max_epochs=-1)
+        second.fit(module, data, ckpt_path=tmp_path / f"step={stop}.ckpt")
+        assert second.global_step == 5
+        second.test(module, data, verbose=False)
+        second.predict(module, data, return_predictions=False)
+    assert report.estimate is not None
+    assert (gpu.replays > 0) == ("cuda_graphs" in options and name not in VLMS)
+    assert gpu.waits
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_decode_step_never_waits_for_the_device(name, folders, monkeypatch):
+    """Longer rollouts make the host wait no more often. (Looking for finished ones does: that is switched off.)"""
+    monkeypatch.setattr(sampling, "STEPS_BETWEEN_LEAVING", 1000)
+    with PhantomCuda() as gpu:
+        module = swirl(name, folders[name], quantization=None)
+        with torch.device(CUDA):
+            module.configure_model()
+        x, y = module.backbone.encode_states(FAMILIES[name].states(2), CUDA)
+        prompts = {"fwm": module.prompts.fwm(x, module.backbone.encode_action("go")), "idm": module.prompts.idm(x, y)}
+        for role, prompt in prompts.items():
+            whole, waits = module.models.grammars[role], []
+            for length in (3, 3, 6):  # at first, tables are made that stay
+                forced = tuple((place, token) for place, token in whole.forced if place < length)
+                module.models.grammars[role] = replace(whole, max_length=length, forced=forced)
+                gpu.waits.clear()
+                module.models.sample(role, role, [prompt], uniforms(["a"], 3, length), module.sampling)
+                waits.append(dict(gpu.waits))
+            assert waits[1] == waits[2]

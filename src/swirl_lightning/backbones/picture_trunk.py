@@ -112,11 +112,17 @@ class PictureTrunk(nn.Module):
         packing: Packing | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Ids, mask and positions, (B, S) each, as for any causal language model; ``packing`` if they are one."""
+        """Ids, mask and positions, (B, S) each, as for any causal language model; ``packing`` if they are one.
+
+        What follows a cache that holds something is text.
+        """
+        generated = past_key_values is not None and past_key_values.get_seq_length() > 0
         if self._by_grid:
             position_ids = self._grid_positions(input_ids, position_ids, past_key_values, packing)
+        # text alone is generated: looking for pictures would wait for the device at every token
+        embedded = self._model.get_input_embeddings()(input_ids) if generated else self._embed(input_ids)
         return self._model.get_decoder()(
-            inputs_embeds=self._embed(input_ids),
+            inputs_embeds=embedded,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
