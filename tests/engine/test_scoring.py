@@ -1,4 +1,5 @@
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -174,6 +175,24 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(engine):
     model.zero_grad()
     with pytest.raises(torch.OutOfMemoryError):
         score(Small(trunk, 5), vocabulary, prompts, completions, group_size=4)
+
+
+def test_out_of_memory_lets_go_of_the_attempt_before_the_cache_is_emptied(monkeypatch):
+    """What an exception's traceback still holds cannot be given back."""
+    made, held = [], []
+
+    def work(batch, several):
+        tensor = torch.ones(3)
+        made.append(weakref.ref(tensor))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held.append([old() for old in made]))
+    with pytest.warns(UserWarning, match="out of memory"):
+        done = TokenBudget().run([Group((n,), 4) for n in range(4)], work)
+    assert sorted(row for rows, _ in done for row in rows) == [0, 1, 2, 3]
+    assert held
+    assert all(tensor is None for tensors in held for tensor in tensors)
 
 
 @torch.no_grad()

@@ -65,18 +65,20 @@ class TokenBudget:
             rows = [row for group in batch for row in group.rows]
             try:
                 done.append((rows, work(batch, several)))
+                continue
             except torch.OutOfMemoryError:
                 if len(rows) == 1:
                     raise
-                tokens = len(rows) * max(group.width for group in batch)
-                self.tokens = max(1, min(tokens, self.tokens or tokens) // 2)
-                torch.cuda.empty_cache()
-                rank_zero_warn(
-                    f"out of memory with {tokens:,} tokens in one forward pass: going on with {self.tokens:,}; "
-                    f"max_tokens_per_forward: {self.tokens} spares the attempt"
-                )
-                pending.extendleft(reversed(self._pack(batch)))
-                several = True
+            # past the except: until then the traceback holds the tensors of the attempt
+            tokens = len(rows) * max(group.width for group in batch)
+            self.tokens = max(1, min(tokens, self.tokens or tokens) // 2)
+            torch.cuda.empty_cache()
+            rank_zero_warn(
+                f"out of memory with {tokens:,} tokens in one forward pass: going on with {self.tokens:,}; "
+                f"max_tokens_per_forward: {self.tokens} spares the attempt"
+            )
+            pending.extendleft(reversed(self._pack(batch)))
+            several = True
         return done
 
     def _pack(self, groups: Sequence[Group]) -> list[list[Group]]:
