@@ -37,6 +37,9 @@ class CapturedTrunk:
             self._ids, self._positions = input_ids.clone(), position_ids.clone()
             try:
                 self._capture(fixed)
+            except torch.OutOfMemoryError:  # a RuntimeError, too: the caller goes on with fewer rows
+                self._graph = None
+                raise
             except RuntimeError as error:
                 self._refused, self._graph = True, None
                 warnings.warn(f"decode steps are not replayed as CUDA graphs: {error}", stacklevel=2)

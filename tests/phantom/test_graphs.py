@@ -1,0 +1,57 @@
+"""Decode steps as CUDA graphs, on the phantom device: they draw what plain steps draw, also where memory is short."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from phantom.device import CUDA, PhantomCuda
+from swirl_lightning.attention import install
+from swirl_lightning.backbones.base import Grammar
+from swirl_lightning.noise import uniforms
+from swirl_lightning.sampling import SamplingConfig, sample
+from swirl_lightning.vocabulary import VocabularySlice
+from tiny import text_backbone
+
+PROMPTS = [[2, 40, 41], [2, 50]]
+
+
+@pytest.fixture
+def draw(gemma_path):
+    """Rollouts of two prompts, on the device."""
+    with PhantomCuda() as gpu, torch.no_grad():
+        backbone = text_backbone(gemma_path, quantization=None)
+        model = backbone.load_model().eval().to(CUDA)
+        assert install(model)
+        grammar = Grammar(tuple(range(1, 60)), 12, eos=1)
+        vocabulary = VocabularySlice(backbone.head(model), grammar.allowed)
+        noise, config = uniforms(["p", "q"], 8, 12), SamplingConfig(2.0, 1.0)
+        trunk = model.get_decoder()
+        yield gpu, trunk, lambda **kw: sample(trunk, vocabulary, grammar, PROMPTS, noise, config, **kw).rows()
+
+
+def test_replayed_steps_draw_what_steps_draw(draw):
+    gpu, _, rollouts = draw
+    expected = rollouts()
+    assert gpu.captures == 0
+    assert rollouts(cuda_graphs=True) == expected
+    assert gpu.captures > 0
+    assert gpu.replays > gpu.captures
+
+
+def test_memory_that_runs_out_in_a_capture_halves_the_rows(draw, monkeypatch, recwarn):
+    """It is no reason to go on without graphs, in the memory that has just run out."""
+    gpu, trunk, rollouts = draw
+    expected, forward = rollouts(), trunk.forward
+
+    def short_of_memory(input_ids, **kwargs):
+        if gpu.graph is not None and input_ids.numel() > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(trunk, "forward", short_of_memory)
+    assert rollouts(cuda_graphs=True) == expected
+    messages = [str(warning.message) for warning in recwarn]
+    assert any("out of memory with" in message for message in messages)
+    assert not any("not replayed" in message for message in messages)
+    assert gpu.replays > 0
