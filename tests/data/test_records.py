@@ -146,6 +146,8 @@ def test_prediction_needs_one_of_action_and_state_after(tmp_path, gemma_path):
         assert len(data.split("test")) == 1
     bare = {"before": "a", "id": "lonely"}
     data = JSONLTransitions(test=write(tmp_path / "t.jsonl", GOOD, bare, {"before": "b"}))
+    with pytest.raises(ValueError, match=r"e\.jsonl has no record to predict from"):
+        start(JSONLTransitions(test=write(tmp_path / "e.jsonl")), tmp_path, gemma_path, command="predict")
     told = r"2 of 3 records in .*t\.jsonl have neither an action nor a state after.*:\n  lonely\n  .*t\.jsonl:3"
     with pytest.raises(ValueError, match=told):
         start(data, tmp_path, gemma_path, command="predict")

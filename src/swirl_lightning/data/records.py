@@ -101,10 +101,13 @@ class JSONLTransitions(TransitionDataModule):
         """The test file, whose records may here lack the action or the state after.
 
         Raises:
-            ValueError: as in :meth:`load_split`, or a record has neither of the two.
+            ValueError: as in :meth:`load_split`, or there is no record, or one has neither of the two.
         """
         if self._predicted is None:
-            self._predicted = self._read("test", partial=True)
+            rows = self._read("test", partial=True)
+            if len(rows) == 0:
+                raise ValueError(f"{self.paths['test']} has no record to predict from")
+            self._predicted = rows
         return self._predicted
 
     def load_split(self, split: Split) -> Sequence[Transition]:
