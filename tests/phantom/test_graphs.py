@@ -8,9 +8,10 @@ import torch
 from phantom.device import CUDA, PhantomCuda
 from swirl_lightning.attention import install
 from swirl_lightning.backbones.base import Grammar
+from swirl_lightning.engine.drawing import SamplingConfig
+from swirl_lightning.engine.sampling import sample
+from swirl_lightning.engine.vocabulary import VocabularySlice
 from swirl_lightning.noise import uniforms
-from swirl_lightning.sampling import SamplingConfig, sample
-from swirl_lightning.vocabulary import VocabularySlice
 from tiny import text_backbone
 
 PROMPTS = [[2, 40, 41], [2, 50]]
