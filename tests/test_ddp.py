@@ -68,3 +68,35 @@ def test_two_processes_measure_the_same_as_one(runs):
     assert two[0] == two[1]
     for key, value in one.items():
         assert two[0][key] == pytest.approx(value, abs=1e-5), key
+
+
+def test_ranks_that_outnumber_the_rows_evaluate_as_one_process(tmp_path, gemma_path):
+    """1 and 2 rows on 3 ranks, one row fewer in the last batch, and a last batch that a rank has no row of."""
+    cases = {"1x2": 1, "2x2": 2, "5x2": 5, "8x2": 8}
+    for devices in ("1", "3"):
+        script = [str(HERE / "ddp_rows.py"), str(gemma_path), str(tmp_path / devices), devices, *cases]
+        done = subprocess.run(
+            [sys.executable, *script],
+            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,  # a rank that waits for another waits for ever
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    for case, rows in cases.items():
+        one, three = tmp_path / "1" / case, tmp_path / "3" / case
+        alone = json.loads((one / "metrics-0.json").read_text())
+        assert {key.split("/")[0] for key in alone} == {"val", "test"}
+        assert len(alone) > 10
+        for rank in range(3):
+            assert json.loads((three / f"metrics-{rank}.json").read_text()) == pytest.approx(alone, abs=1e-5), case
+        results = json.loads((three / "results.json").read_text())
+        assert (list(results["validation"]), list(results["test"])) == (["SFT"], ["SFT"])
+        for mode in ("sampled", "greedy", "predict"):
+            for folder in (one, three):
+                lines = [
+                    json.loads(line)["id"]
+                    for path in (folder / "predictions").glob(f"{mode}-rank*.jsonl")
+                    for line in path.read_text().splitlines()
+                ]
+                assert sorted(lines) == [f"test-{n}" for n in range(rows)], (case, mode)

@@ -421,7 +421,7 @@ class SWIRL(LightningModule):
 
     def predict_step(self, batch: TransitionBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Predicted state and action of each transition."""
-        return self.evaluator.predict(batch.transitions, self.device)
+        return self.evaluator.predict(batch.transitions, self.device) if batch.transitions else []
 
     def _log_evaluation(self, split: str) -> None:
         for name, value in self.evaluator.compute().items():

@@ -66,9 +66,8 @@ def test_evaluation_gives_every_row_once(world_size, batch_size):
         given = [[ids(batch) for batch in loader] for loader in loaders]
         assert sorted(i for rank in given for batch in rank for i in batch) == list(range(count))
         assert [len(rank) for rank in given] == [len(loader) for loader in loaders]
-        assert all(0 < len(batch) <= batch_size for rank in given for batch in rank)
-        if count >= world_size and batch_size > 1:
-            assert len({len(rank) for rank in given}) == 1
+        assert all(len(batch) <= batch_size for rank in given for batch in rank)
+        assert {len(rank) for rank in given} == {-(-count // (batch_size * world_size))}
 
 
 def test_replay_gives_windows_again():

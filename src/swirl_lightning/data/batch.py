@@ -15,7 +15,7 @@ class TransitionBatch:
     read a batch size from it either, so pass ``batch_size=len(batch)`` to ``self.log``.
 
     Args:
-        transitions: the rows of this rank.
+        transitions: the rows of this rank. In evaluation none, where other ranks have a row more.
         index: number of the batch within the epoch, the same whenever the batch is given again.
         replay: how often the batch was given before in this epoch.
     """

@@ -25,8 +25,8 @@ class TransitionLoader:
     incomplete global batch is dropped, so all ranks have the same batches of the same size.
 
     Evaluation (``train=False``): no row is dropped and none is given twice. Rows go round-robin to the
-    ranks, in order. All ranks have equally many batches, except where some rank has too few rows for that
-    (fewer rows than ranks, or a batch size of one).
+    ranks, in order. All ranks have equally many batches, since metrics are gathered and Lightning leaves the
+    evaluation out on a rank that has none: the last batch of a rank with fewer rows may be empty.
 
     Replay: every window of ``window`` consecutive batches is given ``replays`` times in a row, for example
     ``b0 b1 b0 b1 b2 b3 b2 b3``. An incomplete last window is given once.
@@ -161,9 +161,8 @@ class TransitionLoader:
 
     # ---- order -----------------------------------------------------------------------------------
     def _num_batches(self) -> int:
-        if self.train:
-            return len(self.rows) // (self.batch_size * self.world_size)
-        return len(_split_evenly(range(self.rank, len(self.rows), self.world_size), *self._eval_split()))
+        full, rest = divmod(len(self.rows), self.batch_size * self.world_size)
+        return full if self.train else full + bool(rest)
 
     def _batches(self, epoch: int) -> list[list[int]]:
         """Row numbers of each of this rank's batches."""
@@ -171,15 +170,11 @@ class TransitionLoader:
         if self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         if not self.train:
-            return _split_evenly(order[self.rank :: self.world_size].tolist(), *self._eval_split())
+            own, size = order[self.rank :: self.world_size].tolist(), self.batch_size
+            return [own[n * size : (n + 1) * size] for n in range(self._num_batches())]
         kept = order[: self._num_batches() * self.batch_size * self.world_size]
         table = kept.reshape(-1, self.world_size, self.batch_size)  # (batches, ranks, rows)
         return table[:, self.rank].tolist()
-
-    def _eval_split(self) -> tuple[int, int]:
-        """Batch size, and the number of batches of the rank with the most rows."""
-        most = -(-len(self.rows) // self.world_size)
-        return self.batch_size, -(-most // self.batch_size)
 
     def _schedule(self, batches: int) -> list[tuple[int, int]]:
         """(index, replay) of everything that is given in an epoch."""
@@ -214,16 +209,3 @@ class _Rows(Dataset[Transition]):
 
     def __getitem__(self, index: int) -> Transition:
         return self._rows[index]
-
-
-def _split_evenly(rows: Sequence[int], batch_size: int, batches: int) -> list[list[int]]:
-    """``rows`` cut into batches; into ``batches`` of them where that is possible without empty ones.
-
-    Ranks differ by one row at most, hence by one batch at most. With equally many batches everywhere, an
-    evaluation step may use collective operations.
-    """
-    cut = [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
-    if cut and len(cut) < batches and len(cut[-1]) > 1:
-        last = cut.pop()
-        cut += [last[:-1], last[-1:]]
-    return cut

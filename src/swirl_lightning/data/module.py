@@ -51,8 +51,6 @@ class TransitionDataModule(LightningDataModule, ABC):
         pairs_per_iteration: int | None = None,
     ) -> None:
         super().__init__()
-        # With fewer rows than devices, a device may have nothing to validate.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         if pairs_per_iteration is not None and pairs_per_iteration < 1:
             raise ValueError(f"pairs_per_iteration must be at least 1 or null, got {pairs_per_iteration}")
         self.batch_size = batch_size
