@@ -43,8 +43,8 @@ class ActionTable(Callback):
         rollouts, writer = rollouts_of(outputs), tensorboard(trainer)
         if rollouts is None or writer is None or not self._timer.due(trainer):
             return
-        build = _sampled_actions if rollouts.phase == "idm" else _latent_actions
-        writer.add_text(f"{rollouts.phase}/actions", build(rollouts, self.max_rows), trainer.global_step)
+        build = _sampled_actions if rollouts.role == "idm" else _latent_actions
+        writer.add_text(f"{rollouts.role}/actions", build(rollouts, self.max_rows), trainer.global_step)
 
 
 def _sampled_actions(rollouts: Rollouts, max_rows: int) -> str:

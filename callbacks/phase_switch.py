@@ -36,7 +36,7 @@ class PhaseSwitch(Callback):
     Example:
         >>> from swirl_lightning.callbacks import PhaseSwitch
         >>> switch = PhaseSwitch(warmup_epochs=2, iterations=1)
-        >>> [switch.schedule.at(epoch).name for epoch in range(4)]
+        >>> [switch.schedule.at(epoch).name.value for epoch in range(4)]
         ['warmup', 'warmup', 'fwm', 'idm']
     """
 
@@ -113,7 +113,9 @@ class PhaseSwitch(Callback):
         entered = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
         self._begun = saved.get("begun", entered - 1)
         before = PhaseSchedule(**{**{k: v for k, v in saved.items() if k != "begun"}, "phases": tuple(saved["phases"])})
-        were, would_be = ([schedule.at(epoch).name for epoch in range(entered)] for schedule in (before, self.schedule))
+        were, would_be = (
+            [schedule.at(epoch).name.value for epoch in range(entered)] for schedule in (before, self.schedule)
+        )
         if were != would_be:
             raise ValueError(
                 f"the checkpoint's epochs were {were}, and by this schedule they would have been {would_be}: set "

@@ -55,7 +55,7 @@ class TransitionPictures(Callback):
         if rollouts is None or writer is None or not self._timer.due(trainer):
             return
         rows = _rows(rollouts, pl_module, self.max_rows)
-        tag, step = f"{rollouts.phase}/transitions", trainer.global_step
+        tag, step = f"{rollouts.role}/transitions", trainer.global_step
         if all(isinstance(state, str) for row in rows for state in row.states):
             writer.add_text(tag, _text_table(rows), step)
         else:
@@ -75,7 +75,7 @@ def _rows(rollouts: Rollouts, pl_module: LightningModule, max_rows: int) -> list
     shown = rollouts.transitions[:max_rows]
     rewards = rollouts.rewards.detach().float().cpu().view(-1, size)[: len(shown)]  # (rows, G)
     best, worst = rewards.argmax(1).tolist(), rewards.argmin(1).tolist()
-    if rollouts.phase == "idm":
+    if rollouts.role == "idm":
         return [
             _Row(
                 ["before", "after"],

@@ -141,8 +141,18 @@ SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 @pytest.mark.skipif(
     not SWITCH.exists() or "[never]" in SWITCH.read_text(), reason="this system has no transparent huge pages"
 )
-def test_large_tensors_lie_in_huge_pages():
-    code = "import swirl_lightning, torch; x = torch.ones(16 << 20); print(open('/proc/self/smaps_rollup').read())"
+def test_large_tensors_of_the_command_lie_in_huge_pages():
+    """The switch is read when the first tensor is made, so the command sets it before it imports anything."""
+    code = """
+import swirl_lightning.__main__ as command
+try:
+    command.main(["--help"])
+except SystemExit:
+    pass
+import torch
+x = torch.ones(16 << 20)
+print(open("/proc/self/smaps_rollup").read())
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("AnonHugePages"))
     assert int(line.split()[1]) >= 60 << 10  # of 64 MiB, in KiB

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from swirl_lightning import SWIRL, GRPOConfig, OptimConfig, PhaseOptimConfigs, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch
@@ -378,7 +379,24 @@ def test_bf16_precision_trains(gemma_path, tmp_path, quantization):
     assert all(torch.isfinite(v).all() for v in snapshot(module).values())
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
-def test_a_trainer_that_would_cast_packed_weights_is_refused(gemma_path, tmp_path, precision):
-    with pytest.raises(ValueError, match="would cast the packed 4-bit weights"):
-        trainer(tmp_path, precision=precision).fit(build(gemma_path), Digits(size=8, batch_size=8))
+@pytest.mark.parametrize(
+    ("precision", "quantization", "what"),
+    [
+        ("64-true", "nf4", "the packed 4-bit weights"),
+        ("bf16-true", "nf4", "the adapters"),
+        ("bf16-true", None, "the adapters"),
+        ("16-true", None, "the adapters"),
+    ],
+)
+def test_a_trainer_that_would_cast_weights_is_refused(gemma_path, tmp_path, precision, quantization, what):
+    module = build(gemma_path, quantization=quantization)
+    with pytest.raises(ValueError, match=f"would cast {what}"):
+        trainer(tmp_path, precision=precision).fit(module, Digits(size=8, batch_size=8))
+    assert module.model is None  # nothing was loaded
+
+
+def test_strategies_that_shard_are_refused(gemma_path, tmp_path):
+    module = build(gemma_path)
+    with pytest.raises(ValueError, match=r"ModelParallelStrategy.* use auto .* or ddp"):
+        trainer(tmp_path, strategy=ModelParallelStrategy(), devices=1).fit(module, Digits(size=8, batch_size=8))
+    assert module.model is None

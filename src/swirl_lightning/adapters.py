@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from swirl_lightning.engine.quantization import merge, mergeable, unmerge
-
-ROLES = ("fwm", "idm")
+from swirl_lightning.roles import ROLES, AdapterName, Role
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,9 @@ class Adapters:
             task_type="CAUSAL_LM",
         )
         self.shared = shared
-        self._policy = {role: "world" if shared else role for role in ROLES}
-        self._reward = {role: "world_reward" if shared else role for role in ROLES}
-        self._reference = {role: f"{self._policy[role]}_ref" for role in ROLES}
+        self._policy = {role: AdapterName("world" if shared else role.value) for role in ROLES}
+        self._reward = {role: AdapterName("world_reward" if shared else role.value) for role in ROLES}
+        self._reference = {role: AdapterName(f"{self._policy[role]}_ref") for role in ROLES}
         self.trainable = tuple(dict.fromkeys(self._policy.values()))
         frozen = [*self._reference.values(), *self._reward.values()]
         self.names = tuple(dict.fromkeys([*self.trainable, *frozen]))
@@ -91,20 +90,20 @@ class Adapters:
             self.copy(self._policy_of(name), name)
 
     # ---- roles -----------------------------------------------------------------------------------
-    def policy(self, role: str) -> str:
-        """Name of the adapter that trains as ``fwm`` or ``idm``."""
+    def policy(self, role: Role) -> AdapterName:
+        """Name of the adapter that trains as a role."""
         return self._policy[role]
 
-    def reference(self, role: str) -> str:
-        """Name of the frozen copy that the KL of that role is taken to."""
+    def reference(self, role: Role) -> AdapterName:
+        """Name of the frozen copy that the KL of a role is taken to."""
         return self._reference[role]
 
-    def frozen(self, role: str) -> str:
-        """Name of the adapter that plays ``role`` while the other role is the policy."""
+    def frozen(self, role: Role) -> AdapterName:
+        """Name of the adapter that plays a role while the other role is the policy."""
         return self._reward[role]
 
     @contextmanager
-    def use(self, name: str, training: bool = False) -> Iterator[None]:
+    def use(self, name: AdapterName, training: bool = False) -> Iterator[None]:
         """Run the model as adapter ``name``, in train or eval mode, and restore both afterwards."""
         before = [layer._active_adapter for layer in self._layers]
         was_training = self.model.training
@@ -121,7 +120,7 @@ class Adapters:
                 self.model.train(was_training)
 
     @contextmanager
-    def merged(self, name: str) -> Iterator[None]:
+    def merged(self, name: AdapterName) -> Iterator[None]:
         """Within :meth:`use`, without gradient: the adapter becomes part of the weights that are kept dequantised.
 
         A decode step multiplies few rows, and an adapter's two thin products cost it about as much as the base's one.
@@ -147,12 +146,12 @@ class Adapters:
         return nullcontext(), self.use(active, training)
 
     # ---- weights ---------------------------------------------------------------------------------
-    def parameters(self, name: str) -> list[nn.Parameter]:
+    def parameters(self, name: AdapterName) -> list[nn.Parameter]:
         """Parameters of one adapter, by name and not by requires_grad."""
         return list(self._params[name].values())
 
     @torch.no_grad()
-    def copy(self, source: str, target: str) -> None:
+    def copy(self, source: AdapterName, target: AdapterName) -> None:
         """Overwrite adapter ``target`` with ``source``."""
         for key, parameter in self._params[target].items():
             parameter.copy_(self._params[source][key])
@@ -165,7 +164,7 @@ class Adapters:
     def refresh_rewards(self) -> None:
         """With shared weights, freeze the reward's copy (start of a phase); else there is nothing to do."""
         if self.shared:
-            self.copy("world", "world_reward")
+            self.copy(AdapterName("world"), AdapterName("world_reward"))
 
     def state_dict(self) -> dict[str, Tensor]:
         """All adapters, nothing of the base: ``<adapter>.<module>.<lora_A|lora_B>`` -> tensor."""
@@ -199,8 +198,8 @@ class Adapters:
         """Write the trained adapters in plain PEFT format, ``folder/<adapter>/``, as safetensors."""
         self.model.save_pretrained(str(folder), selected_adapters=list(self.trainable), save_embedding_layers=False)
 
-    def _policy_of(self, name: str) -> str:
-        return name.removesuffix("_ref").removesuffix("_reward")
+    def _policy_of(self, name: AdapterName) -> AdapterName:
+        return AdapterName(name.removesuffix("_ref").removesuffix("_reward"))
 
     def _collect(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
         for path, module in self.model.named_modules():

@@ -63,6 +63,28 @@ def check_lora(saved: dict[str, Any], here: LoraSettings) -> None:
         )
 
 
+def check_fits(state: dict[str, Any], base: dict[str, str], lora: LoraSettings) -> None:
+    """Raise ValueError if the adapters of a checkpoint's ``swirl`` entry belong to another base or strength.
+
+    Args:
+        state: of :func:`own_state`.
+        base: :func:`base_identity` of the base here, and its ``name``.
+        lora: settings here.
+    """
+    check_base(state["base"], base, base["name"])
+    if "lora" in state:
+        check_lora(state["lora"], lora)
+
+
+def check_ranks(state: dict[str, Any], world_size: int) -> None:
+    """Raise ValueError if rollouts were in use on another number of ranks: they cannot be dealt out anew."""
+    if any(state["updates"]) and len(state["updates"]) != world_size:
+        raise ValueError(
+            f"the checkpoint was written while rollouts of {len(state['updates'])} devices were in use; resume on "
+            f"as many instead of {world_size}, or from the end of an epoch"
+        )
+
+
 def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The ``swirl`` entry of a checkpoint; ValueError if it is none of ours."""
     if "swirl" not in checkpoint:

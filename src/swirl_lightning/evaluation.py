@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
-from swirl_lightning.adapters import ROLES
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
-from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.generation_memory import GenerationMemory
-from swirl_lightning.prompts import PromptBuilder
+from swirl_lightning.roles import ROLES, Role
 from swirl_lightning.transition import State, Transition
-from swirl_lightning.world_models import WorldModels
+from swirl_lightning.world_models import WorldModel, WorldModels
 
 MODES = ("sampled", "greedy")
 
@@ -63,8 +62,7 @@ class Evaluator:
       ``choice/fwm_accuracy``.
 
     Args:
-        models: sampling and scoring.
-        prompts: the prompts of training.
+        models: both world models.
         backbone: decodes states and actions.
         states: tokens of states.
         config: what to do.
@@ -82,15 +80,14 @@ class Evaluator:
     def __init__(
         self,
         models: WorldModels,
-        prompts: PromptBuilder,
         backbone: Backbone,
         states: StateTokens,
         config: EvaluationConfig,
         sampling: SamplingConfig,
-        roles: Sequence[str] = ROLES,
+        roles: Sequence[Role] = ROLES,
     ) -> None:
-        self._forward, self._inverse = "fwm" in roles, "idm" in roles
-        self._models, self._prompts, self._backbone = models, prompts, backbone
+        self._forward, self._inverse = Role.FWM in roles, Role.IDM in roles
+        self._fwm, self._idm, self._backbone = models.fwm, models.idm, backbone
         self._states, self._config = states, config
         self._sampling = {"sampled": sampling, "greedy": GREEDY}
         self._metrics: dict[str, MetricCollection] = {}
@@ -129,7 +126,7 @@ class Evaluator:
                 states = self._backbone.decode_states(futures, device)
                 self._metrics[f"fwm/{mode}"].update(states, rows)
             if self._inverse and seen:
-                guesses = self._actions(seen, x, y, mode)
+                guesses = self._sample(self._idm, seen, x, y, mode)
                 for n, guess in zip(known, guesses, strict=True):
                     words[n] = self._backbone.decode_action(guess)
                 self._metrics[f"idm/{mode}"].update([words[n] for n in known], seen)
@@ -181,7 +178,7 @@ class Evaluator:
                 right = int(value.argmax()) == choices["answer"]
                 self._means[f"choice/{role}_accuracy"].update(float(right))
 
-    def compute(self) -> dict[str, torch.Tensor]:
+    def compute(self) -> dict[str, Tensor]:
         """All metrics, reduced over ranks: ``fwm/<mode>/<metric>``, ``idm/<mode>/<metric>`` and means.
 
         ``identifiability`` is E[log Q(z | x, ŷ)], ``likelihood`` E[log P(y | x, ẑ)], in nats per token.
@@ -209,7 +206,8 @@ class Evaluator:
         states: list[State | None] = [None] * len(transitions)
         actions = [self._backbone.encode_action(t.action or "") for t in transitions]
         if self._inverse and known:
-            guesses = self._actions([transitions[n] for n in known], [before[n] for n in known], after, mode)
+            rows, x = [transitions[n] for n in known], [before[n] for n in known]
+            guesses = self._sample(self._idm, rows, x, after, mode)
             for n, guess in zip(known, guesses, strict=True):
                 found[n]["predicted_action"] = words[n] = self._backbone.decode_action(guess)
                 actions[n] = actions[n] if transitions[n].action else guess
@@ -240,22 +238,26 @@ class Evaluator:
         return ids[: len(rows)], ids[len(rows) :]
 
     def _sample(
-        self, role: str, rows: Sequence[Transition], prompts: list[TokenIds], mode: str, count: int
+        self,
+        model: WorldModel,
+        rows: Sequence[Transition],
+        before: list[TokenIds],
+        condition: list[TokenIds],
+        mode: str,
+        count: int = 1,
     ) -> list[TokenIds]:
-        memory = self.memory
+        """``count`` contents of each row, those of a row side by side; from memory where they are there."""
+        memory, found = self.memory, cast(list[list[TokenIds] | None], [None] * len(rows))
         names = [""] * len(rows)
-        found: list[list[TokenIds] | None] = [None] * len(rows)
         if memory is not None:
-            names = [memory.key(role, mode, t.id, count, prompt) for t, prompt in zip(rows, prompts, strict=True)]
+            prompts = model.prompts(before, condition)
+            names = [memory.key(model.role, mode, t.id, count, prompt) for t, prompt in zip(rows, prompts, strict=True)]
             found = [memory.get(name) for name in names]
-        fresh = [n for n, samples in enumerate(found) if samples is None]
-        if fresh:
-            keys = [f"eval|{self._config.seed}|{role}|{rows[n].id}" for n in fresh]
-            noise = uniforms(keys, count, self._models.grammars[role].max_length)
-            adapter = self._models.adapters.policy(role)
-            sampled = self._models.sample(role, adapter, [prompts[n] for n in fresh], noise, self._sampling[mode])
-            contents = self._models.contents(role, sampled)
-            groups = [contents[k * count : (k + 1) * count] for k in range(len(fresh))]
+        if fresh := [n for n, samples in enumerate(found) if samples is None]:
+            x, given = [before[n] for n in fresh], [condition[n] for n in fresh]
+            keys = [f"eval|{self._config.seed}|{model.role}|{rows[n].id}" for n in fresh]
+            contents = model.sample(x, given, keys, self._sampling[mode], group=count).contents
+            groups = [contents[start : start + count] for start in range(0, len(contents), count)]
             if memory is not None:
                 memory.put([names[n] for n in fresh], groups)
             for n, group in zip(fresh, groups, strict=True):
@@ -266,42 +268,23 @@ class Evaluator:
         self, rows: Sequence[Transition], before: list[TokenIds], actions: list[TokenIds], mode: str
     ) -> list[TokenIds]:
         count = self._config.best_of if mode == "sampled" else 1
-        prompts = [self._prompts.fwm(x, z) for x, z in zip(before, actions, strict=True)]
-        futures = self._sample("fwm", rows, prompts, mode, count)
+        futures = self._sample(self._fwm, rows, before, actions, mode, count)
         if count == 1:
             return futures
-        repeat = [n for n in range(len(rows)) for _ in range(count)]
-        value = self._identifiability([before[n] for n in repeat], futures, [actions[n] for n in repeat], count)
+        value = self._identifiability(before, futures, actions)
         best = value.view(-1, count).argmax(1).tolist()
         return [futures[n * count + k] for n, k in enumerate(best)]
 
-    def _actions(
-        self, rows: Sequence[Transition], before: list[TokenIds], after: list[TokenIds], mode: str
-    ) -> list[TokenIds]:
-        prompts = [self._prompts.idm(x, y) for x, y in zip(before, after, strict=True)]
-        return self._sample("idm", rows, prompts, mode, 1)
-
-    def _identifiability(
-        self, before: list[TokenIds], futures: list[TokenIds], actions: list[TokenIds], group_size: int = 1
-    ) -> torch.Tensor:
+    def _identifiability(self, before: list[TokenIds], futures: list[TokenIds], actions: list[TokenIds]) -> Tensor:
         """(N,) mean log Q(z | x, ŷ) per token."""
-        prompts = [self._prompts.idm(x, y) for x, y in zip(before, futures, strict=True)]
-        return self._mean_log_prob("idm", prompts, actions, group_size)
+        return self._idm.log_prob(actions, before, futures).mean_per_token()
 
-    def _likelihood(self, before: list[TokenIds], actions: list[TokenIds], after: list[TokenIds]) -> torch.Tensor:
+    def _likelihood(self, before: list[TokenIds], actions: list[TokenIds], after: list[TokenIds]) -> Tensor:
         """(N,) mean log P(y | x, ẑ) per token."""
-        prompts = [self._prompts.fwm(x, z) for x, z in zip(before, actions, strict=True)]
-        return self._mean_log_prob("fwm", prompts, after)
+        return self._fwm.log_prob(after, before, actions).mean_per_token()
 
     def _teacher_forced(self, before: list[TokenIds], after: list[TokenIds], actions: list[TokenIds]) -> None:
         if self._forward:
             self._means["fwm/log_prob"].update(self._likelihood(before, actions, after))
         if self._inverse:
             self._means["idm/log_prob"].update(self._identifiability(before, after, actions))
-
-    def _mean_log_prob(
-        self, role: str, prompts: list[TokenIds], contents: list[TokenIds], group_size: int = 1
-    ) -> torch.Tensor:
-        completions = [self._models.grammars[role].complete(content) for content in contents]
-        adapter = self._models.adapters.policy(role)
-        return self._models.score(role, adapter, prompts, completions, group_size=group_size).mean_per_token()

@@ -17,6 +17,7 @@ from swirl_lightning.engine.padding import positions
 from swirl_lightning.engine.quantization import dense_bytes, merged_bytes
 from swirl_lightning.engine.scoring import score
 from swirl_lightning.engine.vocabulary import LOGITS_PER_CHUNK, VocabularySlice
+from swirl_lightning.roles import Role
 from swirl_lightning.schedule import WARMUP
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def report(
         lengths: of both roles.
         phases: those that will run.
     """
-    adapters = {name: size_of(module.adapters.parameters(name)) for name in module.adapters.names}
+    adapters: dict[str, Size] = {name: size_of(module.adapters.parameters(name)) for name in module.adapters.names}
     trained = [p for name in module.adapters.trainable for p in module.adapters.parameters(name)]
     ours = {id(p) for name in module.adapters.names for p in module.adapters.parameters(name)}
     base = size_of(t for t in [*module.parameters(), *module.buffers()] if id(t) not in ours)
@@ -220,8 +221,8 @@ class _Estimator:
             if WARMUP in phases:
                 found["warmup"] = self._supervised(warmup_batch_size, lengths, self.module.roles)
             if "bootstrap" in phases:
-                found["bootstrap"] = self._supervised(batch_size, lengths, ("fwm",))
-            for role, judge in (("fwm", "idm"), ("idm", "fwm")):
+                found["bootstrap"] = self._supervised(batch_size, lengths, (Role.FWM,))
+            for role, judge in ((Role.FWM, Role.IDM), (Role.IDM, Role.FWM)):
                 if role in phases:
                     size = self.module.group_size(role)
                     found[f"{role} rollout"] = self._rollout(role, batch_size, size, lengths[role])
@@ -326,7 +327,7 @@ class _Estimator:
         few = VocabularySlice(self.module.backbone.head(adapters.model.get_base_model()), allowed)
         spread = [[allowed[n // 4**k % len(allowed)] for k in range(3)] for n in range(size)]
         rows = [row + [allowed[0]] * (completion - 3) for row in spread]
-        prompts, name = [[allowed[0]] * prompt] * size, adapters.policy("fwm")
+        prompts, name = [[allowed[0]] * prompt] * size, adapters.policy(Role.FWM)
         with adapters.use(name, training), torch.set_grad_enabled(training):
             scored = [
                 score(self.trunk, few, prompts, rows, group_size=size, shared_attention=self.shares)
@@ -341,7 +342,7 @@ class _Estimator:
         """Bytes of keys and values per token, and the number of layers."""
         cache, adapters = DynamicCache(), self.module.adapters
         ids = torch.full((1, 8), self.models.grammars["fwm"].allowed[0], device=self.device)
-        with adapters.use(adapters.policy("fwm")):
+        with adapters.use(adapters.policy(Role.FWM)):
             mask = torch.ones_like(ids)
             self.trunk(
                 input_ids=ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache, use_cache=True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import yaml
@@ -15,12 +15,14 @@ from swirl_lightning.adapters import LoraSettings
 from swirl_lightning.checkpoint import check_file, own_state
 
 if TYPE_CHECKING:
-    from swirl_lightning.module import SWIRL
+    from swirl_lightning.world_model_module import WorldModelModule
+
+    Module = TypeVar("Module", bound=WorldModelModule)
 
 
 def restore(
-    cls: type[SWIRL], path: str | Path, map_location: Any, config_path: str | Path | None, arguments: dict[str, Any]
-) -> SWIRL:
+    cls: type[Module], path: str | Path, map_location: Any, config_path: str | Path | None, arguments: dict[str, Any]
+) -> Module:
     """See :meth:`swirl_lightning.SWIRL.load_from_checkpoint`."""
     check_file(path)
     checkpoint = torch.load(path, map_location=map_location, weights_only=True)
@@ -36,7 +38,7 @@ def restore(
     return module.to(next(iter(checkpoint["state_dict"].values())).device).eval()
 
 
-def from_config(cls: type[SWIRL], path: str | Path, arguments: dict[str, Any]) -> SWIRL:
+def from_config(cls: type[Module], path: str | Path, arguments: dict[str, Any]) -> Module:
     """The ``model`` of a run's configuration, built as ``swirl`` builds it; its weights are not loaded yet.
 
     Args:
@@ -59,7 +61,7 @@ def from_config(cls: type[SWIRL], path: str | Path, arguments: dict[str, Any]) -
         model = parser.instantiate_classes(parser.parse_object({"model": found["model"]})).model
     except ArgumentError as error:
         raise ValueError(f"{path}: {error}") from None
-    module: SWIRL = model(**arguments)
+    module: Module = model(**arguments)
     return module
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from swirl_lightning.engine.completions import Completions
 from swirl_lightning.engine.grammar import TokenIds
+from swirl_lightning.grpo import zero_variance_share
+from swirl_lightning.roles import Role
 from swirl_lightning.transition import Transition
+from swirl_lightning.world_models import Samples
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Rollouts:
     """A batch of B transitions with G rollouts each; row n belongs to transition n // G; N = B * G.
 
     Attributes:
-        phase: ``fwm`` (Phase I: completions are next states) or ``idm`` (Phase II: they are actions).
+        role: the policy: the FWM in Phase I (completions are next states), the IDM in Phase II (they are actions).
         transitions: the B pairs that were shown.
         actions: the actions in words: B sampled z in Phase I (one a group), N sampled ẑ in Phase II.
         contents: N content ids of what the policy sampled (no marks, no EOS).
@@ -28,7 +31,7 @@ class Rollouts:
         group_size: G.
     """
 
-    phase: str
+    role: Role
     transitions: list[Transition]
     actions: list[str]
     contents: list[TokenIds]
@@ -36,6 +39,16 @@ class Rollouts:
     rewards: Tensor
     advantages: Tensor
     group_size: int
+
+    def summary(self) -> dict[str, Tensor]:
+        """Scalars for the log."""
+        groups = self.rewards.view(-1, self.group_size)
+        return {
+            "reward": groups.mean(),
+            "reward_std": groups.std(1).mean(),
+            "zero_variance_share": zero_variance_share(self.rewards, self.group_size),
+            "completion_length": self.completions.mask.sum(1).float().mean(),
+        }
 
 
 @dataclass
@@ -56,9 +69,15 @@ class Update:
     completions: list[TokenIds]
     advantages: Tensor
     group_prompts: list[TokenIds]
-    observed: list[TokenIds]
+    observed: list[TokenIds] = field(default_factory=list)
     reference: Tensor | None = None
     old: Tensor | None = None
+
+    @classmethod
+    def from_samples(cls, samples: Samples, advantages: Tensor) -> Update:
+        """The update of samples with (N,) advantages."""
+        prompts = [prompt for prompt in samples.prompts for _ in range(samples.group_size)]
+        return cls(prompts, samples.completions.rows(), advantages, samples.prompts)
 
     @property
     def group_size(self) -> int:
@@ -78,7 +97,7 @@ class Update:
 
     def state(self) -> dict[str, Any]:
         """Lists and CPU tensors only, for a checkpoint."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in values.items()}
 
     @classmethod

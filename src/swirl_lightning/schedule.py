@@ -4,31 +4,52 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-WARMUP = "warmup"
-RL_PHASES = ("fwm", "idm")
-PHASES = (WARMUP, "fwm", "idm", "bootstrap")
+from swirl_lightning.roles import Role
+
+
+class PhaseName(StrEnum):
+    """What an epoch trains; the value is what configurations and logs call it."""
+
+    WARMUP = "warmup"
+    """SFT of both models on labelled triples."""
+    ONE = "fwm"
+    """Phase I: the FWM is the policy, the IDM gives the reward."""
+    TWO = "idm"
+    """Phase II: the IDM is the policy, the FWM gives the reward."""
+    BOOTSTRAP = "bootstrap"
+    """The baseline: SFT of the FWM on pairs that the IDM has labelled."""
+
+    @property
+    def policy(self) -> Role | None:
+        """The model that RL trains in this phase, or None if the phase is supervised."""
+        return {PhaseName.ONE: Role.FWM, PhaseName.TWO: Role.IDM}.get(self)
+
+
+WARMUP = PhaseName.WARMUP
+RL_PHASES = (PhaseName.ONE, PhaseName.TWO)
+PHASES = tuple(PhaseName)
 ONE_PHASE = {("fwm",): "IDM→FWM", ("idm",): "FWM→IDM"}
 """The paper's names (sections 4.1 and 4.2) of Phase I alone and of Phase II alone, once."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One epoch's role.
+    """What one epoch is.
 
     Attributes:
-        name: ``warmup`` (SFT of both models), ``fwm`` (Phase I), ``idm`` (Phase II) or ``bootstrap``
-            (the baseline: SFT of the FWM on pairs that the IDM has labelled).
+        name: what it trains.
         iteration: 0-based; 0 during warm-up.
         starts_iteration: the first phase of its iteration: references are refreshed.
         ends: the label of the result that stands when this epoch ends, or None if nothing is complete.
     """
 
-    name: str
+    name: PhaseName
     iteration: int = 0
     starts_iteration: bool = False
     ends: str | None = None
@@ -46,13 +67,14 @@ class PhaseSchedule:
     """
 
     warmup_epochs: int = 1
-    phases: tuple[str, ...] = RL_PHASES
+    phases: tuple[str, ...] = ("fwm", "idm")
     iterations: int | None = None
 
     def __post_init__(self) -> None:
         unknown = [p for p in self.phases if p not in PHASES or p == WARMUP]
         if unknown or not self.phases:
-            raise ValueError(f"phases must be a non-empty list of {list(PHASES[1:])}, got {list(self.phases)}")
+            known = [phase.value for phase in PHASES[1:]]
+            raise ValueError(f"phases must be a non-empty list of {known}, got {list(self.phases)}")
         if self.warmup_epochs < 0 or (self.iterations is not None and self.iterations < 0):
             raise ValueError("warmup_epochs and iterations must be >= 0")
         if self.epochs == 0:
@@ -69,7 +91,7 @@ class PhaseSchedule:
             return Phase(WARMUP, ends="SFT" if epoch == self.warmup_epochs - 1 else None)
         iteration, place = divmod(epoch - self.warmup_epochs, len(self.phases))
         last = place == len(self.phases) - 1
-        return Phase(self.phases[place], iteration, place == 0, self._label(iteration) if last else None)
+        return Phase(PhaseName(self.phases[place]), iteration, place == 0, self._label(iteration) if last else None)
 
     def _label(self, iteration: int) -> str:
         """What result tables call the models after an iteration; a single phase has the paper's name."""
@@ -139,14 +161,14 @@ class PhaseLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, configs: PhaseOptimConfigs) -> None:
         self.configs = configs
-        self.phase = WARMUP
+        self.phase = str(WARMUP)  # plain, so that checkpoints load with weights_only
         self.phase_step = 0
         self.phase_total = 1
         super().__init__(optimizer)
 
     def begin(self, phase: str, total_steps: int) -> None:
         """Start the curve of a phase of ``total_steps`` optimiser steps."""
-        self.phase, self.phase_step, self.phase_total = phase, 0, max(1, total_steps)
+        self.phase, self.phase_step, self.phase_total = str(phase), 0, max(1, total_steps)
         self._apply()
 
     def resize(self, total_steps: int) -> None:

@@ -1,13 +1,14 @@
-"""The two models as policies and as judges: which adapter, prompt and grammar a role uses."""
+"""The forward world model and the inverse dynamics model, with two verbs: ``sample`` and ``log_prob``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from swirl_lightning.adapters import Adapters
 from swirl_lightning.backbones.base import Backbone
@@ -16,32 +17,150 @@ from swirl_lightning.engine.budget import TokenBudget
 from swirl_lightning.engine.completions import Completions
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.grammar import Grammar, TokenIds
+from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.engine.sampling import sample
 from swirl_lightning.engine.scoring import LogProbs, score, token_mask
 from swirl_lightning.engine.vocabulary import VocabularySlice
+from swirl_lightning.prompts import PromptBuilder, PromptTemplates
+from swirl_lightning.roles import ROLES, AdapterName, Role
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+
+@dataclass(frozen=True)
+class Samples:
+    """G states or actions for each of B prompts; number n belongs to prompt n // G; N = B * G.
+
+    Attributes:
+        prompts: B prompts as ids.
+        completions: what was emitted, (N, L), the EOS included.
+        contents: N content ids: the same without EOS and forced tokens.
+    """
+
+    prompts: list[TokenIds]
+    completions: Completions
+    contents: list[TokenIds]
+
+    @property
+    def group_size(self) -> int:
+        """G."""
+        return len(self.contents) // len(self.prompts)
+
+
+class WorldModel:
+    """One of the two models under one adapter. States and actions are content ids.
+
+    The FWM is P(y | x, z): its condition beside x is the action. The IDM is Q(z | x, y): its condition is the
+    state after. Prompts and grammars are the same in warm-up, rollout, reward and evaluation.
+
+    Args:
+        models: the base that both models share.
+        role: which model this is.
+        adapter: the adapter that is active in every call.
+    """
+
+    def __init__(self, models: WorldModels, role: Role, adapter: AdapterName) -> None:
+        self._models, self.role, self.adapter = models, role, adapter
+
+    @property
+    def frozen(self) -> WorldModel:
+        """The model as it gives rewards while the other one is the policy."""
+        return WorldModel(self._models, self.role, self._models.adapters.frozen(self.role))
+
+    @property
+    def reference(self) -> WorldModel:
+        """The frozen copy that the KL of this model is taken to."""
+        return WorldModel(self._models, self.role, self._models.adapters.reference(self.role))
+
+    @property
+    def grammar(self) -> Grammar:
+        """What a generated state (FWM) or action (IDM) is."""
+        return self._models.grammars[self.role]
+
+    def prompts(self, before: Sequence[TokenIds], condition: Sequence[TokenIds]) -> list[TokenIds]:
+        """B prompts from B states before and B actions (FWM) or states after (IDM)."""
+        build = self._models.prompts.fwm if self.role == Role.FWM else self._models.prompts.idm
+        return [build(x, c) for x, c in zip(before, condition, strict=True)]
+
+    def sample(
+        self,
+        before: Sequence[TokenIds],
+        condition: Samples | Sequence[TokenIds],
+        keys: Sequence[str],
+        config: SamplingConfig,
+        group: int = 1,
+    ) -> Samples:
+        """Draw ``group`` states or actions for each of B pairs, without gradient.
+
+        Args:
+            before: B states x.
+            condition: B actions z (FWM) or B states y (IDM).
+            keys: B names of random numbers: equal keys draw the same, whatever the batch and the rank.
+            config: temperature and truncation.
+            group: G.
+        """
+        prompts = self.prompts(before, _contents(condition))
+        noise = uniforms(keys, group, self.grammar.max_length)
+        completions = self._models.sample(self.role, self.adapter, prompts, noise, config)
+        return Samples(prompts, completions, self._models.contents(self.role, completions))
+
+    def log_prob(
+        self,
+        target: Samples | Sequence[TokenIds],
+        before: Sequence[TokenIds],
+        condition: Samples | Sequence[TokenIds],
+        *,
+        training: bool = False,
+    ) -> LogProbs:
+        """Log-probability of states (FWM) or actions (IDM) at temperature 1, per token.
+
+        Where some of the arguments have B entries and others N = B * G, each of the B stands for its group of G.
+
+        Args:
+            target: what is scored. :class:`Samples` are scored as they were emitted, contents with their EOS.
+            before: states x.
+            condition: actions z (FWM) or states y (IDM).
+            training: in train mode and with gradient.
+        """
+        if isinstance(target, Samples):
+            completions = target.completions.rows()
+        else:
+            completions = [self.grammar.complete(content) for content in target]
+        given = (completions, before, _contents(condition))
+        count, fewest = max(map(len, given)), min(map(len, given))
+        rows, x, c = (_repeat(part, count) for part in given)
+        return self._models.score(
+            self.role, self.adapter, self.prompts(x, c), rows, group_size=count // fewest, training=training
+        )
 
 
 class WorldModels:
-    """Sampling and scoring under any adapter of one base; ``role`` says what is generated.
-
-    ``fwm`` generates states, ``idm`` generates actions. Everything here is ids, masks and
-    log-probabilities: no image and no text.
+    """Both models on one base, and sampling and scoring of ids under any adapter of it.
 
     Args:
         backbone: the family.
         model: the base with its adapters.
         adapters: the adapters.
+        templates: wording of the prompts.
         max_tokens: budget of one forward pass; None takes a batch whole.
+
+    Attributes:
+        fwm: the forward world model under the adapter that trains.
+        idm: the inverse dynamics model, likewise.
+        prompts: builds the prompts of both.
+        grammars: by role, what is generated.
     """
 
     def __init__(
-        self, backbone: Backbone, model: PreTrainedModel, adapters: Adapters, max_tokens: int | None = None
+        self,
+        backbone: Backbone,
+        model: PreTrainedModel,
+        adapters: Adapters,
+        templates: PromptTemplates,
+        max_tokens: int | None = None,
     ) -> None:
         self.adapters = adapters
-        self.grammars: dict[str, Grammar] = {"fwm": backbone.state_grammar, "idm": backbone.action_grammar}
+        self.prompts = PromptBuilder(backbone, templates)
+        self.grammars: dict[str, Grammar] = {Role.FWM: backbone.state_grammar, Role.IDM: backbone.action_grammar}
+        self.fwm, self.idm = (WorldModel(self, role, adapters.policy(role)) for role in ROLES)
         self._trunk = backbone.trunk(model)
         self._head = backbone.head(model)
         self._budget = TokenBudget(max_tokens)
@@ -49,6 +168,10 @@ class WorldModels:
         # a trunk that looks pictures up by id cannot be captured
         self._cuda_graphs = backbone.cuda_graphs and self.shared_attention and backbone.ids_suffice
         self._slices: dict[tuple[str, torch.device], VocabularySlice] = {}
+
+    def of(self, role: str) -> WorldModel:
+        """``fwm`` or ``idm`` by its role."""
+        return {Role.FWM: self.fwm, Role.IDM: self.idm}[Role(role)]
 
     def vocabulary(self, role: str) -> VocabularySlice:
         """The head cut to what ``role`` may generate, on the head's device of now."""
@@ -58,7 +181,7 @@ class WorldModels:
         return self._slices[key]
 
     def sample(
-        self, role: str, adapter: str, prompts: Sequence[TokenIds], noise: Tensor, config: SamplingConfig
+        self, role: str, adapter: AdapterName, prompts: Sequence[TokenIds], noise: Tensor, config: SamplingConfig
     ) -> Completions:
         """Rollouts of ``role`` by ``adapter``: see :func:`swirl_lightning.engine.sampling.sample`."""
         with self.adapters.use(adapter), torch.no_grad(), self.adapters.merged(adapter):
@@ -78,7 +201,7 @@ class WorldModels:
     def score(
         self,
         role: str,
-        adapter: str,
+        adapter: AdapterName,
         prompts: Sequence[TokenIds],
         completions: Sequence[TokenIds],
         *,
@@ -111,3 +234,15 @@ class WorldModels:
 
     def _forced(self, role: str) -> list[int]:
         return [place for place, _ in self.grammars[role].forced]
+
+
+def _contents(given: Samples | Sequence[TokenIds]) -> Sequence[TokenIds]:
+    return given.contents if isinstance(given, Samples) else given
+
+
+def _repeat(rows: Sequence[TokenIds], count: int) -> list[TokenIds]:
+    """Each row as often as it takes to have ``count`` of them."""
+    times, rest = divmod(count, max(1, len(rows)))
+    if rest:
+        raise ValueError(f"{len(rows)} rows cannot stand for {count}: the number of one must divide the other")
+    return [row for row in rows for _ in range(times)]

@@ -1,0 +1,40 @@
+"""Trainer settings that SWIRL cannot be trained under: refused before a model is loaded."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+
+from swirl_lightning.backbones.base import Backbone
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse strategies that shard parameters or wrap the module in their own way.
+
+    Raises:
+        ValueError: it is neither on a single device nor DDP.
+    """
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise ValueError(
+            f"trainer.strategy {type(strategy).__name__} would train the adapters of each rank apart or shard a 4-bit "
+            "base: use auto (one device) or ddp (several)"
+        )
+
+
+def check_precision(precision: str, backbone: Backbone) -> None:
+    """Refuse a Trainer that casts all floating-point tensors to half precision, or packed 4-bit weights at all.
+
+    Raises:
+        ValueError: it would.
+    """
+    if precision in ("bf16-true", "16-true"):
+        raise ValueError(
+            f"trainer.precision {precision} would cast the adapters, whose small updates half precision rounds away: "
+            f"leave precision at 32-true; the base computes in backbone.dtype ({backbone.dtype}) all the same"
+        )
+    dtype = torch.float64 if precision == "64-true" else backbone.dtype
+    if backbone.quantization is not None and dtype != backbone.dtype:
+        raise ValueError(
+            f"trainer.precision {precision} would cast the packed 4-bit weights. The base computes in "
+            f"backbone.dtype ({backbone.dtype}) whatever the Trainer says: leave precision at 32-true"
+        )

@@ -1,0 +1,228 @@
+"""Two world models on one base as a LightningModule: loading, prediction, evaluation, checkpoints; no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from lightning.pytorch import LightningModule
+
+from swirl_lightning import checkpoint as ckpt
+from swirl_lightning.adapters import Adapters, LoraSettings
+from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.data.batch import TransitionBatch
+from swirl_lightning.data.token_cache import StateTokens
+from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
+from swirl_lightning.evaluation import EvaluationConfig, Evaluator
+from swirl_lightning.prompts import PromptBuilder, PromptTemplates
+from swirl_lightning.restore import restore
+from swirl_lightning.roles import ROLES, Role
+from swirl_lightning.transition import State
+from swirl_lightning.world_models import WorldModels
+
+
+class WorldModelModule(LightningModule):
+    """What holds whatever algorithm trains the two models. Arguments as :class:`swirl_lightning.SWIRL`.
+
+    Attributes:
+        model: the base with its adapters, None before :meth:`configure_model`.
+        states: tokens of states, each encoded once.
+        label: what the weights of now are called in result tables.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        lora: LoraSettings,
+        shared_weights: bool,
+        roles: tuple[str, ...],
+        sampling: SamplingConfig,
+        templates: PromptTemplates,
+        evaluation: EvaluationConfig,
+        max_tokens_per_forward: int | None,
+        token_cache: str | None,
+    ) -> None:
+        super().__init__()
+        if not roles or set(roles) - set(ROLES):
+            raise ValueError(f"roles must be among {[role.value for role in ROLES]}, got {list(roles)}")
+        if evaluation.best_of > 1 and len(set(roles)) == 1:
+            raise ValueError(f"evaluation.best_of asks both models, got roles {list(roles)}")
+        self.backbone, self.lora, self.shared_weights = backbone, lora, shared_weights
+        self.roles = tuple(Role(role) for role in roles)
+        self.sampling, self.templates, self.evaluation = sampling, templates, evaluation
+        self.max_tokens_per_forward = max_tokens_per_forward
+        self.states = StateTokens(backbone, cache_dir=token_cache)
+        self.label = "base"
+        self.model: torch.nn.Module | None = None
+        self.base_identity: dict[str, str] = {}
+        self._models: WorldModels | None = None
+        self._evaluator: Evaluator | None = None
+
+    # ---- construction ----------------------------------------------------------------------------
+    def configure_model(self) -> None:
+        """Load the base once and put the adapters on it."""
+        if self.model is not None:
+            return
+        base = self.backbone.load_model()
+        self.base_identity = ckpt.base_identity(base)
+        adapters = Adapters(base, self.lora, self.backbone.lora_targets, self.shared_weights)
+        self.model = adapters.model.train()  # Hugging Face loads in eval mode, and Lightning keeps it
+        if self.backbone.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": adapters.recompute_contexts})
+        trainable = {id(p) for name in adapters.names for p in adapters.parameters(name)}
+        # the base is the same on every rank by construction: DDP need not broadcast 4-bit weights
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, tensor in [*self.named_parameters(), *self.named_buffers()] if id(tensor) not in trainable
+        ]
+        self._models = WorldModels(self.backbone, base, adapters, self.templates, self.max_tokens_per_forward)
+        self._evaluator = Evaluator(
+            self._models, self.backbone, self.states, self.evaluation, self.sampling, self.roles
+        )
+
+    @property
+    def models(self) -> WorldModels:
+        """Both world models. Raises RuntimeError before :meth:`configure_model`, as the three below do."""
+        return _loaded(self._models)
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters on the base."""
+        return self.models.adapters
+
+    @property
+    def prompts(self) -> PromptBuilder:
+        """The prompts of both models."""
+        return self.models.prompts
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What validation, test and prediction do."""
+        return _loaded(self._evaluator)
+
+    def teardown(self, stage: str) -> None:
+        """Write the tokens of the states that are new."""
+        self.states.flush()
+
+    # ---- use -------------------------------------------------------------------------------------
+    def predict_state(self, before: State, action: str, n: int = 1, greedy: bool = False, seed: int = 0) -> list[State]:
+        """``n`` next states of ``before`` under ``action``, drawn from the FWM: y ~ P(y | x, z).
+
+        Args:
+            before: a text or an RGB image, as the backbone reads it.
+            action: in words.
+            n: number of states.
+            greedy: the likeliest token at each place, instead of ``sampling``; all ``n`` are then equal.
+            seed: equal seeds draw equal states.
+        """
+        x, z = self.states.encode([before], self.device), [self.backbone.encode_action(action)]
+        config = GREEDY if greedy else self.sampling
+        y = self.models.fwm.sample(x, z, [f"predict|{seed}"], config, group=n)
+        return self.backbone.decode_states(y.contents, self.device)
+
+    def predict_action(self, before: State, after: State, n: int = 1, greedy: bool = False, seed: int = 0) -> list[str]:
+        """``n`` actions that lead from ``before`` to ``after``, drawn from the IDM: z ~ Q(z | x, y).
+
+        Arguments are those of :meth:`predict_state`.
+        """
+        x, y = ([ids] for ids in self.states.encode([before, after], self.device))
+        config = GREEDY if greedy else self.sampling
+        z = self.models.idm.sample(x, y, [f"predict|{seed}"], config, group=n)
+        return [self.backbone.decode_action(content) for content in z.contents]
+
+    # ---- evaluation ------------------------------------------------------------------------------
+    def on_validation_epoch_start(self) -> None:
+        """Fresh metrics."""
+        self.evaluator.start(self.trainer.datamodule, self.device)  # type: ignore[attr-defined]
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: TransitionBatch, batch_idx: int) -> None:
+        """Predict states and actions as the paper samples and greedily, and score them."""
+        self.evaluator.step(batch.transitions, self.device)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/...``."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/...``."""
+        self._log_evaluation("test")
+
+    def predict_step(self, batch: TransitionBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Predicted state and action of each transition."""
+        return self.evaluator.predict(batch.transitions, self.device) if batch.transitions else []
+
+    def _log_evaluation(self, split: str) -> None:
+        for name, value in self.evaluator.compute().items():
+            self.log(f"{split}/{name}", value, rank_zero_only=False, sync_dist=False)
+
+    # ---- checkpoints: adapters, never the base ---------------------------------------------------
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The adapters' tensors alone."""
+        return self.adapters.state_dict()
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Exactly all adapter tensors; see :meth:`Adapters.load_state_dict`."""
+        self.adapters.load_state_dict(state_dict)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        config_path: str | Path | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """The module of a checkpoint, in eval mode and ready for use; no Trainer is needed.
+
+        A checkpoint holds adapters and is never trusted with more: what the module is comes from ``kwargs``, the
+        constructor's arguments, or from the run's ``config.yaml``, whose classes are imported and called. So of a
+        checkpoint that is not your own, give ``backbone``: then no file beside the checkpoint is read.
+
+        Args:
+            checkpoint_path: a file that a run of SWIRL has saved.
+            map_location: where the module is to be, as for ``torch.load``.
+            config_path: your own configuration with the key ``model``. None takes the ``config.yaml`` in the
+                checkpoint's folder or the one above, unless there is a ``backbone``.
+            kwargs: constructor arguments; they take the place of the configuration's. With a ``backbone`` and no
+                configuration, rank and α of the adapters are the checkpoint's unless ``lora`` is given.
+
+        Raises:
+            FileNotFoundError: no such checkpoint, or neither a ``backbone`` nor a configuration.
+            ValueError: not a checkpoint of SWIRL, or of another base or other settings of the adapters.
+
+        Example::
+
+            model = SWIRL.load_from_checkpoint("runs/quickstart/checkpoints/last.ckpt")
+            model = SWIRL.load_from_checkpoint("last.ckpt", backbone=Liquid("builtin/tiny-liquid", dtype="float32"))
+        """
+        return restore(cls, checkpoint_path, map_location, config_path, kwargs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add which base the adapters are on, and what they are."""
+        checkpoint["swirl"] = {
+            "base": {"name": self.backbone.name, "revision": self.backbone.revision, **self.base_identity},
+            "label": self.label,
+            "lora": {"r": self.lora.r, "alpha": self.lora.alpha},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the base is the one the adapters were trained on.
+
+        Raises:
+            ValueError: another base, or another ``lora.alpha``.
+        """
+        state = ckpt.own_state(checkpoint)
+        ckpt.check_fits(state, {**self.base_identity, "name": self.backbone.name}, self.lora)
+        if self._trainer is not None:
+            ckpt.forget_foreign_files(checkpoint.get("callbacks", {}), self.trainer.checkpoint_callbacks)
+        self.label = state["label"]
+
+
+def _loaded(part: Any) -> Any:
+    if part is None:
+        raise RuntimeError("the base is not loaded yet: call configure_model(), or run the module under a Trainer")
+    return part
