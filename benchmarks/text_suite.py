@@ -15,6 +15,7 @@ from swirl_lightning.benchmarks.suite import Suite
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import BrokenRecords, first, halves, rank_of, require_files
 from swirl_lightning.metrics.bert_score import BERTScore, missing_model
+from swirl_lightning.metrics.embedding import EmbeddingSimilarity, missing_encoder
 from swirl_lightning.metrics.exact_match import ExactMatch
 from swirl_lightning.metrics.row_mean import RowMean
 from swirl_lightning.metrics.text import BLEU, RougeL
@@ -38,6 +39,7 @@ class TextSuite(Suite):
         validation_episodes: training episodes kept for validation, where the suite has no validation split.
         limit: so many transitions of the test part, and of an official validation part, chosen by `spread`;
             :attr:`counts` says how many are left out. None for all.
+        embedding: encoder of `EmbeddingSimilarity`, for example all-MiniLM-L6-v2; None leaves that metric out.
         kwargs: as for `Suite` (strict, bert) and `TransitionDataModule`.
 
     Raises:
@@ -54,9 +56,11 @@ class TextSuite(Suite):
         *,
         split_seed: int = 0,
         validation_episodes: int = 50,
+        embedding: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_dir, **kwargs)
+        self.embedding = embedding
         self.split_seed = split_seed
         self.validation_episodes = validation_episodes
         self._missing: dict[str, str] = {}
@@ -149,10 +153,12 @@ class TextSuite(Suite):
         }
         if (model := self.bert) is not None:
             makers["bert_score"] = lambda **options: BERTScore(model, **options)
+        if (encoder := self.embedding) is not None:
+            makers["embedding_similarity"] = lambda **options: EmbeddingSimilarity(encoder, **options)
         return makers
 
     def state_metrics(self) -> MetricCollection:
-        """Exact match, ROUGE-L, BLEU by characters and by words, and BERTScore with ``bert``."""
+        """Exact match, ROUGE-L, BLEU by characters and by words; BERTScore and embedding similarity as configured."""
         metrics: dict[str, Metric | MetricCollection] = {"exact_match": ExactMatch("after")}
         for name, make in self.state_metric_makers().items():
             if name not in self._missing:
@@ -175,8 +181,10 @@ class TextSuite(Suite):
         missing = {}
         if (reason := missing_model(self.bert)) is not None:
             missing["bert_score"] = reason
+        if self.embedding is not None and (reason := missing_encoder(self.embedding)) is not None:
+            missing["embedding_similarity"] = reason
         for name, make in self.state_metric_makers().items():
-            if name != "bert_score":
+            if name not in ("bert_score", "embedding_similarity"):
                 try:
                     make()
                 except ImportError as error:

@@ -1,10 +1,9 @@
-"""A small base for ScienceWorld where no pretrained one can be had: tokenizer, Gemma language model, BERT.
+"""A small base for ScienceWorld where no pretrained one can be had: tokenizer and Gemma language model.
 
     python -m recipes.scienceworld_base --data data/scienceworld --out runs/scienceworld_base
 
 The language model learns to continue one state with the next and never sees an action beside them: neither
-an FWM nor an IDM. Only training episodes are read; actions, as words alone, from the labelled half only. The
-BERT is for BERTScore; its numbers cannot be compared with those of a public encoder.
+an FWM nor an IDM. Only training episodes are read; actions, as words alone, from the labelled half only.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM, GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
+from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
 from swirl_lightning.benchmarks.scienceworld import ScienceWorld
 from swirl_lightning.transition import Transition
 
+# The last three are used no more. Without them all ids would be others, and so the numbers in docs/results.md.
 SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>", "<cls>", "<sep>", "<mask>")
-PAD, EOS, BOS, UNK, CLS, SEP, MASK = range(len(SPECIALS))
-LEFT_OUT = -100  # labels that cost nothing, as in torch
+PAD, EOS, BOS = range(3)
 
 Log = Callable[[str], None]
 
@@ -41,9 +40,8 @@ class Settings:
         vocabulary: of the byte-level BPE.
         hidden, layers, heads: of the language model; its MLP is three times as wide as it.
         longest: tokens of a pair of states; longer ones lose their end.
-        batch: sequences a step, of both models.
-        steps: of the language model.
-        bert_steps: of the BERT.
+        batch: sequences a step.
+        steps: of the training.
         learning_rate: at its highest.
     """
 
@@ -54,7 +52,6 @@ class Settings:
     longest: int = 256
     batch: int = 16
     steps: int = 2000
-    bert_steps: int = 1500
     learning_rate: float = 2e-3
 
 
@@ -87,17 +84,6 @@ def next_state_batches(pairs: list[tuple[list[int], list[int]]], settings: Setti
     return map(_padded, _of_like_length(rows, settings.batch, random.Random(seed)))
 
 
-def masked_batches(states: list[list[int]], settings: Settings, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless ids and labels (B, L) with 15% of the tokens masked."""
-    draw = random.Random(seed)
-    rows = [[CLS, *state[: settings.longest - 2], SEP] for state in states]
-    for chosen in _of_like_length(rows, settings.batch, draw):
-        ids = _padded(chosen)
-        seeded = torch.Generator().manual_seed(draw.randrange(2**31))
-        hidden = (torch.rand(ids.shape, generator=seeded) < 0.15) & (ids >= len(SPECIALS))
-        yield ids.masked_fill(hidden, MASK), ids.masked_fill(~hidden, LEFT_OUT)
-
-
 def train(model: nn.Module, losses: Iterator[Tensor], steps: int, learning_rate: float, name: str, log: Log) -> None:
     """AdamW, 5% warm-up, cosine to a tenth."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
@@ -117,7 +103,7 @@ def train(model: nn.Module, losses: Iterator[Tensor], steps: int, learning_rate:
 
 
 def build(data: ScienceWorld, out: Path, settings: Settings, seed: int, log: Log) -> None:
-    """Write the base into ``out`` and the BERT into ``out/bert``."""
+    """Write the base into ``out``."""
     torch.manual_seed(seed)
     labelled, unlabelled = data.split("warmup"), data.split("state_only")
     rows: list[Transition] = [*labelled, *unlabelled]
@@ -137,17 +123,6 @@ def build(data: ScienceWorld, out: Path, settings: Settings, seed: int, log: Log
     train(model, (_next_token_loss(model, b) for b in batches), settings.steps, settings.learning_rate, "lm", log)
     model.save_pretrained(out)
 
-    bert = build_bert(len(tokenizer), settings)
-    masked = masked_batches(list(ids.values()), settings, seed)
-    losses = (bert(b, attention_mask=(b != PAD).long(), labels=labels).loss for b, labels in masked)
-    train(bert, losses, settings.bert_steps, settings.learning_rate, "bert", log)
-    bert.bert.save_pretrained(out / "bert")
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<cls> $A <sep>", special_tokens=[("<cls>", CLS), ("<sep>", SEP)]
-    )
-    tokenizer.model_max_length = settings.longest
-    tokenizer.save_pretrained(out / "bert")
-
 
 def build_lm(vocabulary: int, settings: Settings) -> GemmaForCausalLM:
     """A small Gemma with random weights."""
@@ -165,21 +140,6 @@ def build_lm(vocabulary: int, settings: Settings) -> GemmaForCausalLM:
             bos_token_id=BOS,
             eos_token_id=EOS,
             tie_word_embeddings=True,
-        )
-    )
-
-
-def build_bert(vocabulary: int, settings: Settings) -> BertForMaskedLM:
-    """A small BERT with random weights."""
-    return BertForMaskedLM(
-        BertConfig(
-            vocab_size=vocabulary,
-            hidden_size=128,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=256,
-            max_position_embeddings=settings.longest,
-            pad_token_id=PAD,
         )
     )
 
@@ -207,13 +167,12 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, help="folder with gold_transitions.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=Settings.steps, help="of the language model")
-    parser.add_argument("--bert-steps", type=int, default=Settings.bert_steps)
+    parser.add_argument("--steps", type=int, default=Settings.steps, help="of the training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args(args)
     torch.set_num_threads(options.threads)
-    settings = Settings(steps=options.steps, bert_steps=options.bert_steps)
+    settings = Settings(steps=options.steps)
     start = time.monotonic()
     data = ScienceWorld(options.data)
     data.check()

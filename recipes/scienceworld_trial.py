@@ -22,7 +22,7 @@ from swirl_lightning.results.table import FILE, read
 METRICS = {
     "fwm/greedy/exact_match": "exact",
     "fwm/greedy/rouge_l": "ROUGE-L",
-    "fwm/greedy/bert_score": "BERTScore",
+    "fwm/greedy/embedding_similarity": "embedding similarity",
     "fwm/greedy/bleu_char": "BLEU of characters, of 100",
     "fwm/sampled/rouge_l": "ROUGE-L, sampled",
     "idm/greedy/exact_match": "IDM exact",

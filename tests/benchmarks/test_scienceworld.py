@@ -9,7 +9,7 @@ import pytest
 
 from swirl_lightning.benchmarks.scienceworld import FILE, ScienceWorld, sha256
 from swirl_lightning.prepare.scienceworld import choose, freeze, generate, replay
-from text_suites import SAMPLES, evaluated, tiny_model, tiny_trainer
+from text_suites import SAMPLES, bert_folder, evaluated, tiny_model, tiny_trainer
 
 REAL = SAMPLES / "scienceworld" / "gold_transitions.jsonl"
 
@@ -175,6 +175,17 @@ def test_end_to_end(folder, gemma_path, tmp_path):
     assert {"idm/sampled/exact_match", "idm/sampled/rouge_l", "likelihood"} <= set(results)
     again = evaluated(ScienceWorld(str(folder), eval_batch_size=5, per_task=True), gemma_path, tmp_path)
     assert again == pytest.approx(results, rel=1e-5)
+
+
+def test_embedding_similarity_where_it_is_asked_for(folder, gemma_path, tmp_path):
+    encoder = str(bert_folder(tmp_path / "bert"))
+    results = evaluated(ScienceWorld(str(folder), embedding=encoder, per_task=True), gemma_path, tmp_path)
+    assert -1 <= results["fwm/sampled/embedding_similarity"] <= 1
+    assert "fwm/sampled/embedding_similarity/boil" in results
+    data = ScienceWorld(str(folder), embedding=str(tmp_path / "none"))
+    data.setup("test")
+    assert "cannot be loaded" in data.missing_metrics["embedding_similarity"]
+    assert "embedding_similarity" not in data.state_metrics()
 
 
 def test_a_missing_package_leaves_its_metrics_out(folder, monkeypatch):
