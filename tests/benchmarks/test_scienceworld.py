@@ -109,7 +109,7 @@ def test_a_limit_is_spread_over_all_tasks(folder):
 
 
 def test_missing_and_changed_files_stop_before_the_model(folder, gemma_path, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 files are missing:\n.*\n.*scienceworld_generate"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 files are missing:\n.*\n.*prepare\.scienceworld"):
         ScienceWorld(str(tmp_path / "none")).setup("test")
     path = folder / FILE
     (folder / f"{FILE}.sha256").write_text(f"{sha256(path)}  {FILE}\n")
