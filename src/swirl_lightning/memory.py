@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
+from swirl_lightning.engine.engine import Engine
+from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.padding import positions
 from swirl_lightning.engine.quantization import dense_bytes, merged_bytes
-from swirl_lightning.engine.scoring import score
-from swirl_lightning.engine.vocabulary import LOGITS_PER_CHUNK, VocabularySlice
+from swirl_lightning.engine.vocabulary import LOGITS_PER_CHUNK
 from swirl_lightning.roles import Role
 from swirl_lightning.schedule import WARMUP
 
@@ -207,8 +208,7 @@ class _Estimator:
         self.module = module
         self.models = module.models
         self.device = module.device
-        self.shares = self.models.shared_attention
-        self.trunk = module.backbone.trunk(module.adapters.model.get_base_model())
+        self.shares = self.models.engine.config.shared_attention
         self._fits: dict[str, Tensor] = {}
 
     def steps(
@@ -272,7 +272,7 @@ class _Estimator:
         """Keys and values, the drawing of a token, merged weights."""
         groups, size = self._at_once(groups, size, length.prompt + length.completion)
         per_token, layers = self._cache_bytes()
-        if self.models.shared_attention:
+        if self.models.engine.config.shared_attention:
             held = groups * (length.prompt + size * length.completion) * per_token
         else:  # a layer grows by being copied
             held = groups * size * (length.prompt + length.completion) * per_token * (layers + 1) // layers
@@ -324,15 +324,14 @@ class _Estimator:
     def _run(self, prompt: int, size: int, completion: int, training: bool, graphs: int) -> None:
         """Score groups of different rows through a head of a few ids, and differentiate."""
         adapters, allowed = self.module.adapters, list(self.models.grammars["fwm"].allowed[:4])
-        few = VocabularySlice(self.module.backbone.head(adapters.model.get_base_model()), allowed)
+        few = Grammar(tuple(allowed), completion)
+        config = replace(self.models.engine.config, max_tokens=None)
+        engine = Engine(self.models.engine.trunk, self.models.engine.head, config)
         spread = [[allowed[n // 4**k % len(allowed)] for k in range(3)] for n in range(size)]
         rows = [row + [allowed[0]] * (completion - 3) for row in spread]
         prompts, name = [[allowed[0]] * prompt] * size, adapters.policy(Role.FWM)
         with adapters.use(name, training), torch.set_grad_enabled(training):
-            scored = [
-                score(self.trunk, few, prompts, rows, group_size=size, shared_attention=self.shares)
-                for _ in range(graphs)
-            ]
+            scored = [engine.score(few, prompts, rows, group_size=size) for _ in range(graphs)]
         if training:  # as in training, after the switch back
             total = torch.stack([part.values.sum() for part in scored]).sum()
             torch.autograd.grad(total, adapters.parameters(name))
@@ -344,7 +343,7 @@ class _Estimator:
         ids = torch.full((1, 8), self.models.grammars["fwm"].allowed[0], device=self.device)
         with adapters.use(adapters.policy(Role.FWM)):
             mask = torch.ones_like(ids)
-            self.trunk(
+            self.models.engine.trunk(
                 input_ids=ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache, use_cache=True
             )
         kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from swirl_lightning.adapters import Adapters
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.engine.attention import install
-from swirl_lightning.engine.budget import TokenBudget
 from swirl_lightning.engine.completions import Completions
+from swirl_lightning.engine.config import EngineConfig
 from swirl_lightning.engine.drawing import SamplingConfig
+from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.noise import uniforms
-from swirl_lightning.engine.sampling import sample
-from swirl_lightning.engine.scoring import LogProbs, score, token_mask
+from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.engine.vocabulary import VocabularySlice
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.roles import ROLES, AdapterName, Role
@@ -161,13 +161,10 @@ class WorldModels:
         self.prompts = PromptBuilder(backbone, templates)
         self.grammars: dict[str, Grammar] = {Role.FWM: backbone.state_grammar, Role.IDM: backbone.action_grammar}
         self.fwm, self.idm = (WorldModel(self, role, adapters.policy(role)) for role in ROLES)
-        self._trunk = backbone.trunk(model)
-        self._head = backbone.head(model)
-        self._budget = TokenBudget(max_tokens)
-        self.shared_attention = install(model)
+        shared = install(model)
         # a trunk that looks pictures up by id cannot be captured
-        self._cuda_graphs = backbone.cuda_graphs and self.shared_attention and backbone.ids_suffice
-        self._slices: dict[tuple[str, torch.device], VocabularySlice] = {}
+        config = EngineConfig(shared, backbone.cuda_graphs and shared and backbone.ids_suffice, max_tokens)
+        self.engine = Engine(backbone.trunk(model), backbone.head(model), config, adapters.recompute_contexts)
 
     def of(self, role: str) -> WorldModel:
         """``fwm`` or ``idm`` by its role."""
@@ -175,28 +172,14 @@ class WorldModels:
 
     def vocabulary(self, role: str) -> VocabularySlice:
         """The head cut to what ``role`` may generate, on the head's device of now."""
-        key = (role, self._head.weight.device)
-        if key not in self._slices:
-            self._slices[key] = VocabularySlice(self._head, self.grammars[role].allowed)
-        return self._slices[key]
+        return self.engine.vocabulary(self.grammars[role])
 
     def sample(
         self, role: str, adapter: AdapterName, prompts: Sequence[TokenIds], noise: Tensor, config: SamplingConfig
     ) -> Completions:
-        """Rollouts of ``role`` by ``adapter``: see :func:`swirl_lightning.engine.sampling.sample`."""
+        """Rollouts of ``role`` by ``adapter``: see :meth:`swirl_lightning.engine.engine.Engine.sample`."""
         with self.adapters.use(adapter), torch.no_grad(), self.adapters.merged(adapter):
-            vocabulary, grammar = self.vocabulary(role), self.grammars[role]
-            return sample(
-                self._trunk,
-                vocabulary,
-                grammar,
-                prompts,
-                noise,
-                config,
-                self._budget,
-                self.shared_attention,
-                self._cuda_graphs,
-            )
+            return self.engine.sample(self.grammars[role], prompts, noise, config)
 
     def score(
         self,
@@ -211,29 +194,17 @@ class WorldModels:
     ) -> LogProbs:
         """Log-probabilities of ``role``'s completions under ``adapter``; gradient only if ``training``."""
         with self.adapters.use(adapter, training), nullcontext() if training else torch.no_grad():
-            return score(
-                self._trunk,
-                self.vocabulary(role),
-                prompts,
-                completions,
-                group_size=group_size,
-                temperature=temperature,
-                shared_attention=self.shared_attention,
-                budget=self._budget,
-                recompute_contexts=self.adapters.recompute_contexts,
-                forced=self._forced(role),
+            return self.engine.score(
+                self.grammars[role], prompts, completions, group_size=group_size, temperature=temperature
             )
 
     def token_mask(self, role: str, completions: Sequence[TokenIds]) -> Tensor:
         """(N, L) bool: the tokens of completions that count in losses and means."""
-        return token_mask(completions, self._forced(role), self._head.weight.device)
+        return self.engine.token_mask(self.grammars[role], completions)
 
     def contents(self, role: str, completions: Completions) -> list[TokenIds]:
         """What the completions say, without the EOS."""
         return [self.grammars[role].content(row) for row in completions.rows()]
-
-    def _forced(self, role: str) -> list[int]:
-        return [place for place, _ in self.grammars[role].forced]
 
 
 def _contents(given: Samples | Sequence[TokenIds]) -> Sequence[TokenIds]:

@@ -72,7 +72,7 @@ def examples(module, name):
 def test_completions_share_their_prompt(case):
     """Else everything below would pass on the plain path alone."""
     _, module = case
-    assert module.models.shared_attention
+    assert module.models.engine.config.shared_attention
 
 
 # ---- states and actions --------------------------------------------------------------------------

@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from swirl_lightning.engine.attention import install
+from swirl_lightning.engine.config import EngineConfig
 from swirl_lightning.engine.drawing import SamplingConfig
+from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import uniforms
-from swirl_lightning.engine.sampling import sample
-from swirl_lightning.engine.scoring import score
-from swirl_lightning.engine.vocabulary import VocabularySlice
 from tiny import text_backbone
 
 ROWS = Grammar(tuple(range(20, 60)), 9, forced=((2, 7), (5, 7), (7, 8), (8, 9)))
@@ -17,10 +16,10 @@ FREE = [0, 1, 3, 4, 6]
 
 
 @pytest.fixture(scope="module")
-def engine(gemma_path):
+def model(gemma_path):
     model = text_backbone(gemma_path, quantization=None).load_model().eval()
     assert install(model)
-    return model, VocabularySlice(model.get_output_embeddings(), ROWS.allowed)
+    return model
 
 
 def test_complete_and_content_are_inverse():
@@ -47,10 +46,10 @@ def test_impossible_grammars_are_named(kwargs, word):
 
 
 @torch.no_grad()
-def test_forced_tokens_are_emitted_and_the_rest_is_drawn_after_them(engine):
-    model, vocabulary = engine
+def test_forced_tokens_are_emitted_and_the_rest_is_drawn_after_them(model):
     prompts, noise = [[2, 99], [2, 41, 42, 43]], uniforms(["a", "b"], 3, 9)
-    got = sample(model.get_decoder(), vocabulary, ROWS, prompts, noise, SamplingConfig(1.0, 1.0))
+    engine = Engine(model.get_decoder(), model.get_output_embeddings())
+    got = engine.sample(ROWS, prompts, noise, SamplingConfig(1.0, 1.0))
     rows = got.rows()
     assert all(len(row) == 9 and [row[p] for p, _ in ROWS.forced] == [7, 7, 8, 9] for row in rows)
     mask = torch.full((model.config.vocab_size,), -torch.inf)
@@ -63,14 +62,12 @@ def test_forced_tokens_are_emitted_and_the_rest_is_drawn_after_them(engine):
 
 @pytest.mark.parametrize("shared_attention", [True, False])
 @torch.no_grad()
-def test_forced_tokens_count_in_no_log_prob_and_no_mean(engine, shared_attention):
-    model, vocabulary = engine
+def test_forced_tokens_count_in_no_log_prob_and_no_mean(model, shared_attention):
     rows = [ROWS.complete([20, 30, 40, 50, n]) for n in (21, 22)]
     prompts = [[2, 99, 5], [2, 99, 6]]
     places = [place for place, _ in ROWS.forced]
-    got = score(
-        model.get_decoder(), vocabulary, prompts, rows, group_size=2, shared_attention=shared_attention, forced=places
-    )
+    engine = Engine(model.get_decoder(), model.get_output_embeddings(), EngineConfig(shared_attention))
+    got = engine.score(ROWS, prompts, rows, group_size=2)
     mask = torch.full((model.config.vocab_size,), -torch.inf)
     mask[20:60] = 0
     for n, row in enumerate(rows):

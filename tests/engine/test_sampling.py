@@ -2,13 +2,11 @@ import pytest
 import torch
 
 from swirl_lightning.engine.attention import install
-from swirl_lightning.engine.budget import TokenBudget
+from swirl_lightning.engine.config import EngineConfig
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig, draw
+from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import replace_tokens, uniforms
-from swirl_lightning.engine.sampling import sample
-from swirl_lightning.engine.scoring import score
-from swirl_lightning.engine.vocabulary import VocabularySlice
 from tiny import text_backbone
 
 
@@ -68,12 +66,11 @@ def test_uniforms_depend_on_the_key_alone():
 
 
 @pytest.fixture(scope="module")
-def engine(gemma_path):
+def world(gemma_path):
     backbone = text_backbone(gemma_path, quantization=None)
     model = backbone.load_model().eval()
     assert install(model)
-    allowed = backbone.action_grammar.allowed
-    return backbone, model, VocabularySlice(backbone.head(model), allowed), allowed
+    return model, Engine(backbone.trunk(model), backbone.head(model)), backbone.action_grammar.allowed
 
 
 def plain_rollouts(model, allowed, grammar, prompts, noise, config):
@@ -97,25 +94,24 @@ def plain_rollouts(model, allowed, grammar, prompts, noise, config):
 
 @pytest.mark.parametrize("config", [SamplingConfig(), GREEDY, SamplingConfig(1.5, 1.0)])
 @torch.no_grad()
-def test_rollouts_equal_the_plain_path_whatever_the_padding(engine, config):
-    _, model, vocabulary, allowed = engine
+def test_rollouts_equal_the_plain_path_whatever_the_padding(world, config):
+    model, engine, allowed = world
     grammar = Grammar(allowed, 7, eos=1)
     prompts = [[2, 40, 41], [2, 50, 51, 52, 53, 54, 55, 56], [2, 99]]
     noise = uniforms(["p", "q", "r"], 4, 7)
-    got = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, config)
+    got = engine.sample(grammar, prompts, noise, config)
     assert got.rows() == plain_rollouts(model, allowed, grammar, prompts, noise, config)
-    alone = sample(model.get_decoder(), vocabulary, grammar, prompts[:1], noise[:4], config)
+    alone = engine.sample(grammar, prompts[:1], noise[:4], config)
     assert alone.rows() == got.rows()[:4]
 
 
 @torch.no_grad()
-def test_completions_stay_inside_the_grammar_and_end_with_eos_once(engine):
-    _, model, vocabulary, _ = engine
+def test_completions_stay_inside_the_grammar_and_end_with_eos_once(world):
+    _, engine, _ = world
     grammar = Grammar(tuple(range(1, 20)), 9, eos=1)
-    vocabulary = VocabularySlice(model.get_output_embeddings(), grammar.allowed)
     noise = uniforms([str(i) for i in range(8)], 8, 9)
     prompts = [[2, 30 + i] for i in range(8)]
-    got = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig(3.0, 1.0))
+    got = engine.sample(grammar, prompts, noise, SamplingConfig(3.0, 1.0))
     rows = got.rows()
     assert all(set(row) <= set(grammar.allowed) for row in rows)
     assert all(row.index(1) == len(row) - 1 for row in rows if 1 in row)
@@ -137,18 +133,19 @@ class Counting(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{}, {"shared_attention": False}, {"cuda_graphs": True}], ids=["shared", "copied", "in place"]
+    "config",
+    [EngineConfig(), EngineConfig(shared_attention=False), EngineConfig(cuda_graphs=True)],
+    ids=["shared", "copied", "in place"],
 )
 @pytest.mark.parametrize("prompts", [[[2, 40, 41], [2, 50, 51]], [[2, 40], [2, 50, 51, 52, 53]]])
 @torch.no_grad()
-def test_prompts_run_once_and_finished_rows_leave(engine, prompts, kwargs):
-    _, model, _, _ = engine
+def test_prompts_run_once_and_finished_rows_leave(world, prompts, config):
+    model, _, _ = world
     grammar = Grammar(tuple(range(1, 9)), 24, eos=1)
-    vocabulary = VocabularySlice(model.get_output_embeddings(), grammar.allowed)
-    noise, config = uniforms(["p", "q"], 8, 24), SamplingConfig(2.0, 1.0)
+    noise, sampling = uniforms(["p", "q"], 8, 24), SamplingConfig(2.0, 1.0)
     trunk = Counting(model.get_decoder())
-    got = sample(trunk, vocabulary, grammar, prompts, noise, config, **kwargs)
-    assert got.rows() == plain_rollouts(model, grammar.allowed, grammar, prompts, noise, config)
+    got = Engine(trunk, model.get_output_embeddings(), config).sample(grammar, prompts, noise, sampling)
+    assert got.rows() == plain_rollouts(model, grammar.allowed, grammar, prompts, noise, sampling)
     assert trunk.tokens[:2] == [2 * max(map(len, prompts)), 16]
     assert trunk.tokens[-1] < 8
     assert len({len(row) for row in got.rows()}) > 4
@@ -162,42 +159,41 @@ def test_replayed_steps_draw_what_steps_draw(gemma_path, quantization):
     model = backbone.load_model().eval().cuda()
     assert install(model)
     grammar = Grammar(tuple(range(1, 60)), 24, eos=1)
-    vocabulary = VocabularySlice(backbone.head(model), grammar.allowed)
     prompts, noise = [[2, 40, 41], [2, 50]], uniforms(["p", "q"], 8, 24)
     rows = [
-        sample(
-            model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig(2.0, 1.0), cuda_graphs=replayed
-        ).rows()
+        Engine(backbone.trunk(model), backbone.head(model), EngineConfig(cuda_graphs=replayed))
+        .sample(grammar, prompts, noise, SamplingConfig(2.0, 1.0))
+        .rows()
         for replayed in (False, True)
     ]
     assert rows[0] == rows[1]
 
 
 @torch.no_grad()
-def test_rows_of_a_split_group_stand_beside_those_of_whole_ones(engine):
-    _, model, vocabulary, allowed = engine
+def test_rows_of_a_split_group_stand_beside_those_of_whole_ones(world):
+    _, engine, allowed = world
     grammar = Grammar(allowed, 7, eos=1)
     prompts, noise = [[2, 40, 41], [2, 50], [2, 99]], uniforms(["p", "q", "r"], 4, 7)
-    whole = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig())
-    part = sample(model.get_decoder(), vocabulary, grammar, prompts, noise, SamplingConfig(), TokenBudget(30))
+    whole = engine.sample(grammar, prompts, noise, SamplingConfig())
+    small = Engine(engine.trunk, engine.head, EngineConfig(max_tokens=30))
+    part = small.sample(grammar, prompts, noise, SamplingConfig())
     assert part.rows() == whole.rows()
 
 
 @torch.no_grad()
-def test_truncation_trims_what_is_sampled_and_not_the_log_probs(engine):
+def test_truncation_trims_what_is_sampled_and_not_the_log_probs(world):
     """The policy is the untrimmed constrained distribution at the sampling temperature (TRL's convention)."""
-    _, model, vocabulary, _ = engine
+    model, engine, _ = world
     grammar = Grammar(tuple(range(3, 60)), 4)
-    vocabulary = VocabularySlice(model.get_output_embeddings(), grammar.allowed)
     config = SamplingConfig(temperature=0.75, top_p=0.5)
-    got = sample(model.get_decoder(), vocabulary, grammar, [[2, 9]], uniforms(["k"], 64, 4), config)
+    got = engine.sample(grammar, [[2, 9]], uniforms(["k"], 64, 4), config)
     logits = model(torch.tensor([[2, 9]])).logits[0, -1, 3:60] / 0.75
     p = logits.softmax(-1)
     nucleus = set(
         (p.argsort(descending=True)[: int((p.sort(descending=True)[0].cumsum(0) < 0.5).sum()) + 1] + 3).tolist()
     )
     assert set(got.ids[:, 0].tolist()) <= nucleus
-    scored = score(model.get_decoder(), vocabulary, [[2, 9]] * 64, got.rows(), group_size=64, temperature=0.75)
+    scored = engine.score(grammar, [[2, 9]] * 64, got.rows(), group_size=64, temperature=0.75)
     expected = logits.log_softmax(-1)[got.ids[:, 0] - 3]
     torch.testing.assert_close(scored.values[:, 0], expected, atol=1e-5, rtol=1e-5)
 
@@ -210,6 +206,12 @@ def test_bad_settings_are_named():
     ):
         with pytest.raises(ValueError, match=word):
             SamplingConfig(**kwargs)
+    for kwargs, word in (
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"cuda_graphs": True, "shared_attention": False}, "cuda_graphs needs shared_attention"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            EngineConfig(**kwargs)
 
 
 def test_replaced_tokens_are_allowed_and_as_many_as_the_share_says():

@@ -4,25 +4,23 @@ import weakref
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.utils.checkpoint import noop_context_fn
 
 from swirl_lightning.engine import scoring
 from swirl_lightning.engine.attention import install
 from swirl_lightning.engine.budget import Group, TokenBudget
+from swirl_lightning.engine.config import EngineConfig
 from swirl_lightning.engine.drawing import SamplingConfig
+from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.engine.packing import Packing
-from swirl_lightning.engine.sampling import sample
-from swirl_lightning.engine.scoring import score
-from swirl_lightning.engine.vocabulary import VocabularySlice
 from tiny import text_backbone
 
 TEMPERATURE = 0.8
 
 
 @pytest.fixture(scope="module", params=[None, "nf4"])
-def engine(gemma_path, request):
+def world(gemma_path, request):
     backbone = text_backbone(gemma_path, quantization=request.param)
     torch.manual_seed(1)
     base = backbone.load_model()
@@ -32,12 +30,7 @@ def engine(gemma_path, request):
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.1)
     base = model.get_base_model()
-    return (
-        base,
-        backbone.trunk(base),
-        VocabularySlice(backbone.head(base), backbone.action_grammar.allowed),
-        model,
-    )
+    return model, Engine(backbone.trunk(base), backbone.head(base)), backbone.action_grammar
 
 
 def groups():
@@ -53,10 +46,10 @@ def groups():
     return prompts, completions
 
 
-def brute_force(model, vocabulary, prompts, completions):
+def brute_force(model, grammar, prompts, completions):
     """Whole rows one by one, full-vocabulary logits, then the mask."""
     mask = torch.full((model.config.vocab_size,), -torch.inf)
-    mask[vocabulary.ids if vocabulary.excluded is None else vocabulary.ids[~vocabulary.excluded]] = 0
+    mask[list(grammar.allowed)] = 0
     rows = []
     for prompt, completion in zip(prompts, completions, strict=True):
         logits = model(torch.tensor([prompt + completion])).logits[0].float() + mask
@@ -67,28 +60,29 @@ def brute_force(model, vocabulary, prompts, completions):
 
 
 @pytest.mark.parametrize(
-    "kwargs",
+    "config",
     [
-        {},
-        {"shared_attention": False},
-        {"budget": TokenBudget(30), "recompute_contexts": noop_context_fn},
-        {"budget": TokenBudget(1), "recompute_contexts": noop_context_fn},
+        EngineConfig(),
+        EngineConfig(shared_attention=False),
+        EngineConfig(max_tokens=30),
+        EngineConfig(max_tokens=1),
     ],
 )
 @pytest.mark.parametrize("one_row", [True, False])  # as on CPUs, as on other devices
-def test_values_and_gradients_equal_brute_force(engine, kwargs, one_row, monkeypatch):
+def test_values_and_gradients_equal_brute_force(world, config, one_row, monkeypatch):
     monkeypatch.setattr(scoring, "Packing", lambda groups, device, **_: Packing(groups, device, one_row))
-    base, trunk, vocabulary, model = engine
+    model, engine, grammar = world
+    engine = Engine(engine.trunk, engine.head, config)
     prompts, completions = groups()
     params = [p for p in model.parameters() if p.requires_grad]
     torch.manual_seed(0)
     weights = [torch.randn(len(c)) for c in completions]
 
-    got = score(trunk, vocabulary, prompts, completions, group_size=4, temperature=TEMPERATURE, **kwargs)
+    got = engine.score(grammar, prompts, completions, group_size=4, temperature=TEMPERATURE)
     sum((got.values[n, : len(w)] * w).sum() for n, w in enumerate(weights)).backward()
     grads = [p.grad.clone() for p in params]
     model.zero_grad()
-    rows = brute_force(base, vocabulary, prompts, completions)
+    rows = brute_force(model.get_base_model(), grammar, prompts, completions)
     sum((r * w).sum() for r, w in zip(rows, weights, strict=True)).backward()
 
     for n, row in enumerate(rows):
@@ -100,34 +94,36 @@ def test_values_and_gradients_equal_brute_force(engine, kwargs, one_row, monkeyp
     model.zero_grad()
 
 
-def test_a_trunk_that_drops_what_it_does_not_know_is_named(engine):
-    _, trunk, vocabulary, _ = engine
+def test_a_trunk_that_drops_what_it_does_not_know_is_named(world):
+    _, engine, grammar = world
 
     class Deaf(torch.nn.Module):
         def forward(self, input_ids, attention_mask, position_ids, **kwargs):
-            return trunk(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+            return engine.trunk(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
 
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"Deaf does not hand .* eager"):
-        score(Deaf(), vocabulary, *groups(), group_size=4)
+        Engine(Deaf(), engine.head).score(grammar, *groups(), group_size=4)
 
 
 @torch.no_grad()
-def test_batch_composition_changes_nothing(engine):
-    _, trunk, vocabulary, _ = engine
+def test_batch_composition_changes_nothing(world):
+    _, engine, grammar = world
     prompts, completions = groups()
-    whole = score(trunk, vocabulary, prompts, completions, group_size=4)
-    part = score(trunk, vocabulary, prompts[4:8], completions[4:8], group_size=4)
+    whole = engine.score(grammar, prompts, completions, group_size=4)
+    part = engine.score(grammar, prompts[4:8], completions[4:8], group_size=4)
     width = part.values.shape[1]
     torch.testing.assert_close(part.values, whole.values[4:8, :width], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_equal_rows_run_once(engine):
-    _, trunk, vocabulary, _ = engine
+def test_equal_rows_run_once(world):
+    _, engine, grammar = world
     prompts, completions = groups()
     seen = []
-    handle = trunk.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].numel()), with_kwargs=True)
-    score(trunk, vocabulary, [prompts[0]] * 8, [completions[0]] * 8, group_size=8)
+    handle = engine.trunk.register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["input_ids"].numel()), with_kwargs=True
+    )
+    engine.score(grammar, [prompts[0]] * 8, [completions[0]] * 8, group_size=8)
     handle.remove()
     assert sum(seen) == len(prompts[0]) + len(completions[0]) - 1
 
@@ -146,35 +142,27 @@ class Small(torch.nn.Module):
         return self.trunk(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
 
 
-def test_out_of_memory_halves_the_budget_and_loses_nothing(engine):
-    _, trunk, vocabulary, model = engine
+def test_out_of_memory_halves_the_budget_and_loses_nothing(world):
+    model, engine, grammar = world
     prompts, completions = groups()
     params = [p for p in model.parameters() if p.requires_grad]
     results = []
     for tokens in (10_000, 40):
-        budget = TokenBudget()
+        small = Engine(Small(engine.trunk, tokens), engine.head)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            got = score(
-                Small(trunk, tokens),
-                vocabulary,
-                prompts,
-                completions,
-                group_size=4,
-                budget=budget,
-                recompute_contexts=noop_context_fn,
-            )
+            got = small.score(grammar, prompts, completions, group_size=4)
         model.zero_grad()
         got.values.sum().backward()
         results.append((got, [p.grad.clone() for p in params]))
-        assert (budget.tokens is None) == (tokens > 1000)
+        assert (small.budget.tokens is None) == (tokens > 1000)
         assert any("out of memory" in str(w.message) for w in said) == (tokens < 1000)
     torch.testing.assert_close(results[1][0].values, results[0][0].values, atol=1e-5, rtol=1e-5)
     for small, large in zip(results[1][1], results[0][1], strict=True):
         torch.testing.assert_close(small, large, atol=1e-4, rtol=1e-4)
     model.zero_grad()
     with pytest.raises(torch.OutOfMemoryError):
-        score(Small(trunk, 5), vocabulary, prompts, completions, group_size=4)
+        Engine(Small(engine.trunk, 5), engine.head).score(grammar, prompts, completions, group_size=4)
 
 
 def test_out_of_memory_lets_go_of_the_attempt_before_the_cache_is_emptied(monkeypatch):
@@ -197,15 +185,16 @@ def test_out_of_memory_lets_go_of_the_attempt_before_the_cache_is_emptied(monkey
 
 @torch.no_grad()
 @pytest.mark.parametrize("tokens", [None, 60, 1])
-def test_a_budget_changes_no_rollout(engine, tokens):
-    _, trunk, vocabulary, _ = engine
-    grammar = Grammar(tuple(vocabulary.ids.tolist()), 6, eos=1)
+def test_a_budget_changes_no_rollout(world, tokens):
+    _, engine, grammar = world
+    grammar = Grammar(grammar.allowed, 6, eos=1)
     prompts = [[2, 40], [2, 50, 51, 52, 53, 54], [2, 99, 98]]
     noise = uniforms(["p", "q", "r"], 4, 6)
-    whole = sample(trunk, vocabulary, grammar, prompts, noise, SamplingConfig())
-    part = sample(trunk, vocabulary, grammar, prompts, noise, SamplingConfig(), TokenBudget(tokens))
+    whole = engine.sample(grammar, prompts, noise, SamplingConfig())
+    limited = Engine(engine.trunk, engine.head, EngineConfig(max_tokens=tokens))
+    part = limited.sample(grammar, prompts, noise, SamplingConfig())
     assert part.rows() == whole.rows()
-    scarce = sample(Small(trunk, 50), vocabulary, grammar, prompts, noise, SamplingConfig(), TokenBudget())
+    scarce = Engine(Small(engine.trunk, 50), engine.head).sample(grammar, prompts, noise, SamplingConfig())
     assert scarce.rows() == whole.rows()
 
 
@@ -218,16 +207,16 @@ def test_micro_batches_hold_rows_of_similar_length_and_every_row_once():
     assert all(several for _, several in seen)
 
 
-def test_mean_per_token_counts_only_real_tokens(engine):
-    _, trunk, vocabulary, _ = engine
+def test_mean_per_token_counts_only_real_tokens(world):
+    _, engine, grammar = world
     prompts, completions = groups()
     with torch.no_grad():
-        got = score(trunk, vocabulary, prompts, completions, group_size=4)
+        got = engine.score(grammar, prompts, completions, group_size=4)
     by_hand = torch.stack([got.values[n, : len(c)].mean() for n, c in enumerate(completions)])
     torch.testing.assert_close(got.mean_per_token(), by_hand)
 
 
-def test_empty_rows_are_refused(engine):
-    _, trunk, vocabulary, _ = engine
+def test_empty_rows_are_refused(world):
+    _, engine, grammar = world
     with pytest.raises(ValueError, match="empty"):
-        score(trunk, vocabulary, [[2]], [[]])
+        engine.score(grammar, [[2]], [[]])

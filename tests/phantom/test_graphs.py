@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from phantom.device import CUDA, PhantomCuda
-from swirl_lightning.attention import install
-from swirl_lightning.backbones.base import Grammar
+from swirl_lightning.engine.attention import install
+from swirl_lightning.engine.config import EngineConfig
 from swirl_lightning.engine.drawing import SamplingConfig
-from swirl_lightning.engine.sampling import sample
-from swirl_lightning.engine.vocabulary import VocabularySlice
-from swirl_lightning.noise import uniforms
+from swirl_lightning.engine.engine import Engine
+from swirl_lightning.engine.grammar import Grammar
+from swirl_lightning.engine.noise import uniforms
 from tiny import text_backbone
 
 PROMPTS = [[2, 40, 41], [2, 50]]
@@ -25,10 +25,13 @@ def draw(gemma_path):
         model = backbone.load_model().eval().to(CUDA)
         assert install(model)
         grammar = Grammar(tuple(range(1, 60)), 12, eos=1)
-        vocabulary = VocabularySlice(backbone.head(model), grammar.allowed)
         noise, config = uniforms(["p", "q"], 8, 12), SamplingConfig(2.0, 1.0)
-        trunk = model.get_decoder()
-        yield gpu, trunk, lambda **kw: sample(trunk, vocabulary, grammar, PROMPTS, noise, config, **kw).rows()
+        trunk, head = model.get_decoder(), backbone.head(model)
+
+        def rollouts(**options):
+            return Engine(trunk, head, EngineConfig(**options)).sample(grammar, PROMPTS, noise, config).rows()
+
+        yield gpu, trunk, rollouts
 
 
 def test_replayed_steps_draw_what_steps_draw(draw):

@@ -11,10 +11,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_families import FAMILIES, backbone_of
 
 from phantom.device import CUDA, PhantomCuda
-from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, SamplingConfig, Transition, sampling
+from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, SamplingConfig, Transition
 from swirl_lightning.callbacks import CollapseWatch, MemoryReport, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
-from swirl_lightning.noise import uniforms
+from swirl_lightning.engine import decoding
+from swirl_lightning.engine.noise import uniforms
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_all_phases_run_on_cuda(name, options, folders, tmp_path):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_decode_step_never_waits_for_the_device(name, folders, monkeypatch):
     """Longer rollouts make the host wait no more often. (Looking for finished ones does: that is switched off.)"""
-    monkeypatch.setattr(sampling, "STEPS_BETWEEN_LEAVING", 1000)
+    monkeypatch.setattr(decoding, "STEPS_BETWEEN_LEAVING", 1000)
     with PhantomCuda() as gpu:
         module = swirl(name, folders[name], quantization=None)
         with torch.device(CUDA):

@@ -39,8 +39,6 @@ class TokenBudget:
     """
 
     def __init__(self, tokens: int | None = None) -> None:
-        if tokens is not None and tokens < 1:
-            raise ValueError(f"a token budget must be at least 1, got {tokens}")
         self.tokens = tokens
 
     def run(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from swirl_lightning.engine.completions import Completions
+from swirl_lightning.engine.config import EngineConfig
 from swirl_lightning.engine.cuda_graph import CapturedTrunk
 from swirl_lightning.engine.drawing import SamplingConfig, draw
 from swirl_lightning.engine.grammar import Grammar, TokenIds
@@ -26,9 +27,8 @@ def decode(
     prompts: list[TokenIds],
     members: list[int],
     noise: Tensor,
-    config: SamplingConfig,
-    shared_attention: bool,
-    cuda_graphs: bool,
+    sampling: SamplingConfig,
+    config: EngineConfig,
 ) -> Completions:
     """One micro-batch: row n goes on from prompt ``members[n]``, which is run once."""
     device, total, longest = noise.device, noise.shape[0], grammar.max_length
@@ -43,15 +43,15 @@ def decode(
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1:]  # (B, 1, H)
-    clock = torch.zeros(1, dtype=torch.long, device=device) if cuda_graphs else None
-    if shared_attention:
+    clock = torch.zeros(1, dtype=torch.long, device=device) if config.cuda_graphs else None
+    if config.shared_attention:
         cache = RolloutCache(cache, mask if padded else None, columns.shape[1], longest, clock)
     else:
         member = torch.tensor(members, device=device)
         cache.batch_select_indices(member)
         hidden, mask, columns = hidden[member], mask[member], torch.arange(total, device=device)[:, None]
     layout = RolloutLayout(columns, mask, cache)
-    replayed = CapturedTrunk(trunk) if cuda_graphs and device.type == "cuda" else None
+    replayed = CapturedTrunk(trunk) if config.cuda_graphs and device.type == "cuda" else None
     hidden = hidden.expand(-1, layout.width, -1)
 
     tokens = torch.zeros(total, longest, dtype=torch.long, device=device)
@@ -65,7 +65,7 @@ def decode(
             token = torch.full_like(rows, forced[step])
         else:
             logits = vocabulary.logits(hidden.flatten(0, 1)[layout.places])
-            token = vocabulary.ids[draw(logits, noise[rows, step], config)]
+            token = vocabulary.ids[draw(logits, noise[rows, step], sampling)]
         tokens[rows, step] = token.where(running, token.new_zeros(()))
         alive[rows, step] = running
         if grammar.eos is not None:

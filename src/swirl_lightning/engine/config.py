@@ -1,0 +1,32 @@
+"""What of the engine is fixed for a base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How one base samples and scores, whatever the grammar and the prompts.
+
+    Attributes:
+        shared_attention: completions attend to the one copy of their prompt, which needs
+            :func:`swirl_lightning.engine.attention.install`; False runs every row whole: the plain path.
+        cuda_graphs: decode steps read and write the same memory each time, and on CUDA devices are replayed as CUDA
+            graphs; needs ``shared_attention``, and a trunk whose decode step can be captured.
+        max_tokens: rows times the longest of them in one forward pass; None takes a batch whole, for as long as
+            memory lasts. A single row is run whatever its length.
+
+    Raises:
+        ValueError: ``max_tokens`` is below 1, or ``cuda_graphs`` is set without ``shared_attention``.
+    """
+
+    shared_attention: bool = True
+    cuda_graphs: bool = False
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1 or null, got {self.max_tokens}")
+        if self.cuda_graphs and not self.shared_attention:
+            raise ValueError("cuda_graphs needs shared_attention: without it the cache grows by being copied")

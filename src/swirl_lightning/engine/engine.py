@@ -1,0 +1,145 @@
+"""Sampling and scoring of completions: everything of a base that they share, and the two verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, noop_context_fn
+
+from swirl_lightning.engine.budget import Group, TokenBudget
+from swirl_lightning.engine.completions import Completions
+from swirl_lightning.engine.config import EngineConfig
+from swirl_lightning.engine.decoding import decode
+from swirl_lightning.engine.drawing import SamplingConfig
+from swirl_lightning.engine.grammar import Grammar, TokenIds
+from swirl_lightning.engine.scoring import ContextFunction, LogProbs, score_groups, token_mask, unique_rows
+from swirl_lightning.engine.vocabulary import VocabularySlice
+
+
+class Engine:
+    """Samples and scores completions with one trunk and its head.
+
+    The adapter in use is the caller's choice.
+
+    Args:
+        trunk: maps ids (B, T) to ``last_hidden_state`` (B, T, H).
+        head: output layer (vocabulary, H), frozen.
+        config: what is fixed for this base.
+        recompute_contexts: ``context_fn`` of torch's checkpoint for the passes that :meth:`score` runs again.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: nn.Linear,
+        config: EngineConfig | None = None,
+        recompute_contexts: ContextFunction = noop_context_fn,
+    ) -> None:
+        self.trunk, self.head, self.config = trunk, head, config or EngineConfig()
+        self.budget = TokenBudget(self.config.max_tokens)
+        self._recompute_contexts = recompute_contexts
+        self._slices: dict[tuple[tuple[int, ...], torch.device], VocabularySlice] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the head, where noise is taken and results are returned."""
+        return self.head.weight.device
+
+    def vocabulary(self, grammar: Grammar) -> VocabularySlice:
+        """The head cut to the ids that ``grammar`` allows, made once for each device."""
+        key = (grammar.allowed, self.device)
+        if key not in self._slices:
+            self._slices[key] = VocabularySlice(self.head, grammar.allowed)
+        return self._slices[key]
+
+    @torch.no_grad()
+    def sample(
+        self, grammar: Grammar, prompts: Sequence[TokenIds], noise: Tensor, sampling: SamplingConfig
+    ) -> Completions:
+        """Draw G completions after each prompt, which is run once.
+
+        Args:
+            grammar: what a completion is.
+            prompts: B prompts as ids, of any length.
+            noise: (B * G, >= grammar.max_length) from :func:`swirl_lightning.engine.noise.uniforms`; G follows from
+                its shape.
+            sampling: temperature and truncation.
+
+        Returns:
+            Completions (B * G, L); rows of one prompt are neighbours. One that reaches ``max_length`` before
+            its EOS is left without: only what was sampled is scored.
+        """
+        size, vocabulary, noise = noise.shape[0] // len(prompts), self.vocabulary(grammar), noise.to(self.device)
+        groups = [
+            Group(tuple(range(n * size, n * size + size)), len(prompt) + grammar.max_length)
+            for n, prompt in enumerate(prompts)
+        ]
+
+        def run(batch: list[Group], several: bool) -> Completions:
+            rows = [row for group in batch for row in group.rows]
+            members = [number for number, group in enumerate(batch) for _ in group.rows]
+            shared = [prompts[group.rows[0] // size] for group in batch]
+            return decode(self.trunk, vocabulary, grammar, shared, members, noise[rows], sampling, self.config)
+
+        return Completions(*self._in_order(self.budget.run(groups, run), range(len(noise))))
+
+    def score(
+        self,
+        grammar: Grammar,
+        prompts: Sequence[TokenIds],
+        completions: Sequence[TokenIds],
+        *,
+        group_size: int = 1,
+        temperature: float = 1.0,
+    ) -> LogProbs:
+        """Log-probability of each completion after its prompt, under the constrained distribution.
+
+        Rows n * G ... n * G + G - 1 form a group. What the prompts of a group have in common is run once for all
+        members, forward and backward; equal rows are run once. If gradient is enabled, each of several micro-batches
+        is run again in the backward pass, so that the activations of one of them exist at a time.
+
+        Args:
+            grammar: what a completion is; tokens that it forces have log-probability 0 and do not count.
+            prompts: N prompts as ids, none empty.
+            completions: N completions as ids, none empty, all within the grammar.
+            group_size: G; 1 shares nothing.
+            temperature: divides the logits.
+
+        Returns:
+            LogProbs (N, L), where L is the longest completion.
+
+        Raises:
+            ValueError: a prompt or a completion is empty, or an id lies outside the grammar.
+        """
+        config, vocabulary = self.config, self.vocabulary(grammar)
+        groups, row_of = unique_rows(prompts, completions, group_size if config.shared_attention else 1)
+
+        def run(batch: list[Group], several: bool) -> LogProbs:
+            parts = [[(prompts[n], completions[n]) for n in group.rows] for group in batch]
+            work = partial(
+                score_groups, self.trunk, vocabulary, parts, temperature, config.shared_attention, grammar.forced
+            )
+            if several and torch.is_grad_enabled():
+                again: LogProbs = checkpoint(work, use_reentrant=False, context_fn=self._recompute_contexts)
+                return again
+            return work()
+
+        return LogProbs(*self._in_order(self.budget.run(groups, run), row_of))
+
+    def token_mask(self, grammar: Grammar, completions: Sequence[TokenIds]) -> Tensor:
+        """(N, L) bool: the tokens that count in losses and means, neither padding nor forced by the grammar."""
+        return token_mask(completions, grammar.forced, self.device)
+
+    def _in_order(self, done: Iterable[tuple[list[int], tuple[Tensor, ...]]], rows: Iterable[int]) -> list[Tensor]:
+        """The fields of micro-batches put together, (N, L) each: the given rows in the given order."""
+        numbers, parts = zip(*done, strict=True)
+        place = {row: n for n, row in enumerate(row for numbered in numbers for row in numbered)}
+        index = torch.tensor([place[row] for row in rows], device=self.device)
+        length = max(part[0].shape[1] for part in parts)
+        return [
+            torch.cat([nn.functional.pad(part, (0, length - part.shape[1])) for part in field])[index]
+            for field in zip(*parts, strict=True)
+        ]
