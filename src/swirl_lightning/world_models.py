@@ -162,8 +162,7 @@ class WorldModels:
         self.grammars: dict[str, Grammar] = {Role.FWM: backbone.state_grammar, Role.IDM: backbone.action_grammar}
         self.fwm, self.idm = (WorldModel(self, role, adapters.policy(role)) for role in ROLES)
         shared = install(model)
-        # a trunk that looks pictures up by id cannot be captured
-        config = EngineConfig(shared, backbone.cuda_graphs and shared and backbone.ids_suffice, max_tokens)
+        config = EngineConfig(shared, shared and backbone.cuda_graphs and backbone.capturable, max_tokens)
         self.engine = Engine(backbone.trunk(model), backbone.head(model), config, adapters.recompute_contexts)
 
     def of(self, role: str) -> WorldModel:

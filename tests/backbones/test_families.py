@@ -14,6 +14,7 @@ from tiny_families import CODES, CPU, FAMILIES, SIDE, backbone_of, pictures, vqg
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     ChameleonForConditionalGeneration,
+    DynamicCache,
     Emu3ForConditionalGeneration,
     GraniteConfig,
     GraniteForCausalLM,
@@ -327,6 +328,22 @@ def test_a_vlm_uses_the_features_of_each_picture(tmp_path):
             alone = trunk(ids[n : n + 1], mask[:1], positions[:1]).last_hidden_state[0]
             torch.testing.assert_close(alone, whole[n], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(whole[0], whole[1])
+
+
+@torch.no_grad()
+def test_a_picture_tells_where_the_text_after_it_goes_on(tmp_path):
+    """The cache holds keys and values alone; a step after it gives what the whole row gives."""
+    backbone = backbone_of("qwen_vl", FAMILIES["qwen_vl"].write(tmp_path), quantization=None)
+    trunk = backbone.trunk(model := backbone.load_model().eval())
+    (picture,) = backbone.encode_states(pictures(1), CPU)
+    ids = torch.tensor([[3, *backbone.wrap_state(picture), 4, 5]])
+    mask, positions, cache = torch.ones_like(ids), torch.arange(ids.shape[1])[None], DynamicCache()
+    prompt = trunk(ids[:, :-1], mask[:, :-1], positions[:, :-1], past_key_values=cache)
+    assert prompt.rope_deltas.tolist() == [[backbone.grid - backbone.grid**2]]
+    assert len(cache.layers) == len(model.get_decoder().layers)
+    step = trunk(ids[:, -1:], mask, positions[:, -1:] + prompt.rope_deltas, past_key_values=cache)
+    whole = trunk(ids, mask, positions)
+    torch.testing.assert_close(step.last_hidden_state[:, 0], whole.last_hidden_state[:, -1], atol=1e-5, rtol=1e-5)
 
 
 def test_vlm_names_what_does_not_fit(folders, tmp_path):

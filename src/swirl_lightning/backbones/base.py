@@ -38,6 +38,8 @@ class Backbone(ABC):
     """Module names that stay out of 4-bit. Replaces bitsandbytes' own list."""
     ids_suffice: bool = True
     """Whether the ids of a state may be kept instead of the state; False where they only name it."""
+    capturable: bool = True
+    """Whether the trunk's decode step can be captured as a CUDA graph: it waits for no value of the device."""
     gguf_file: str | None = None
     """Name of the GGUF file that is the checkpoint, for families that read one."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from swirl_lightning.backbones.images import square
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.packing import Packing
+from swirl_lightning.engine.trunk import TrunkOutput
 
 FEATURES_KEPT = 64
 """Pictures whose features are kept; the others go through the vision tower again."""
@@ -79,8 +80,8 @@ class PictureTrunk(nn.Module):
     """Ids -> ``last_hidden_state``, with pictures looked up and, if need be, placed by row and column.
 
     With ``by_grid`` (Qwen's multimodal RoPE) a picture's positions are its rows and columns, and the text
-    after it goes on behind the longer side. How far positions lag behind the number of tokens travels with the
-    cache, as one more layer of it, through whatever selection or repetition its rows undergo.
+    after it goes on behind the longer side. So positions differ from the number of tokens, by ``rope_deltas`` of
+    :class:`swirl_lightning.engine.trunk.TrunkOutput`.
 
     Args:
         model: the whole model; it is not registered as a part of this module.
@@ -111,23 +112,28 @@ class PictureTrunk(nn.Module):
         past_key_values: Any = None,
         packing: Packing | None = None,
         **kwargs: Any,
-    ) -> Any:
-        """Ids, mask and positions, (B, S) each, as for any causal language model; ``packing`` if they are one.
+    ) -> TrunkOutput:
+        """Hidden states (B, S, H) of ids, mask and positions, (B, S) each; ``packing`` if the ids are one.
 
-        What follows a cache that holds something is text.
+        What follows a cache that holds something is text, and its positions are those of the model: the number of
+        tokens before it, plus ``rope_deltas``.
         """
-        generated = past_key_values is not None and past_key_values.get_seq_length() > 0
-        if self._by_grid:
-            position_ids = self._grid_positions(input_ids, position_ids, past_key_values, packing)
         # text alone is generated: looking for pictures would wait for the device at every token
+        generated = past_key_values is not None and past_key_values.get_seq_length() > 0
         embedded = self._model.get_input_embeddings()(input_ids) if generated else self._embed(input_ids)
-        return self._model.get_decoder()(
+        deltas = None
+        if self._by_grid and generated:
+            position_ids = position_ids.expand(3, -1, -1)
+        elif self._by_grid:
+            position_ids, deltas = self._grid_positions(input_ids, position_ids, packing)
+        hidden: Tensor = self._model.get_decoder()(
             inputs_embeds=embedded,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             **kwargs | ({} if packing is None else {"packing": packing}),
-        )
+        ).last_hidden_state
+        return TrunkOutput(hidden, deltas)
 
     def _embed(self, ids: Tensor) -> Tensor:
         """(B, S) -> (B, S, H)."""
@@ -154,20 +160,13 @@ class PictureTrunk(nn.Module):
             self._kept.popitem(last=False)
         return found
 
-    def _grid_positions(self, ids: Tensor, flat: Tensor, cache: Any, packing: Packing | None) -> Tensor:
-        """Positions by number of tokens (B, S) -> by time, row and column (3, B, S)."""
+    def _grid_positions(self, ids: Tensor, flat: Tensor, packing: Packing | None) -> tuple[Tensor, Tensor]:
+        """Positions by number of tokens (B, S) -> by time, row and column (3, B, S), and ``rope_deltas`` (B, 1)."""
         grid, size = self._store.grid, self._store.size
         pictured = ids >= self._store.start
         place = (ids - self._store.start).remainder(size) * pictured
-        ends = pictured & (place == size - 1)
-        finished = ends.long().cumsum(1) if packing is None else packing.running_sum(ends.long())
-        lag = finished * (size - grid)  # what finished pictures have taken less than their tokens
-        before = lag - ends.long() * (size - grid)
-        if cache is not None:
-            layer = len(self._model.get_decoder().layers)
-            held = cache.layers[layer].keys if len(cache.layers) > layer else None
-            past = held[:, 0, -1:, 0] if held is not None and held.numel() else lag.new_zeros(len(ids), 1)
-            lag, before = lag + past, before + past
-            cache.update(lag[:, None, :, None], lag[:, None, :, None], layer)
-        start = flat - place - before  # the picture's first position; a text token's own
-        return torch.stack([start, start + place // grid, start + place % grid])
+        ends = (pictured & (place == size - 1)).long()
+        finished = ends.cumsum(1) if packing is None else packing.running_sum(ends)
+        delta = finished * (grid - size)  # a finished picture takes fewer positions than tokens
+        start = flat - place + delta - ends * (grid - size)  # the picture's first position; a text token's own
+        return torch.stack([start, start + place // grid, start + place % grid]), delta[:, -1:]

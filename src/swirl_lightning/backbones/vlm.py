@@ -59,6 +59,7 @@ class VLM(TextLLM):
     lora_targets = r".*(language_model|text_model)\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
     keep_unquantized = ("lm_head", "model.visual", "model.vision_model", "model.connector")
     ids_suffice = False
+    capturable = False
 
     def __init__(
         self, model_name_or_path: str, resolution: int | None = None, pictures_kept: int = 1024, **kwargs: Any

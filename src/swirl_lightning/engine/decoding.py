@@ -36,21 +36,25 @@ def decode(
     padded = len({len(prompt) for prompt in prompts}) > 1  # without padding no attention mask is needed
     columns = side_by_side(members, device)
     cache: Cache = DynamicCache()
-    hidden = trunk(
+    output = trunk(
         input_ids=ids,
         attention_mask=mask if padded else None,
         position_ids=positions(mask),
         past_key_values=cache,
         use_cache=True,
-    ).last_hidden_state[:, -1:]  # (B, 1, H)
+    )
+    hidden, start = output.last_hidden_state[:, -1:], mask.sum(1, keepdim=True)  # (B, 1, H), (B, 1)
+    if (deltas := getattr(output, "rope_deltas", None)) is not None:
+        start = start + deltas
     clock = torch.zeros(1, dtype=torch.long, device=device) if config.cuda_graphs else None
     if config.shared_attention:
         cache = RolloutCache(cache, mask if padded else None, columns.shape[1], longest, clock)
     else:
         member = torch.tensor(members, device=device)
         cache.batch_select_indices(member)
-        hidden, mask, columns = hidden[member], mask[member], torch.arange(total, device=device)[:, None]
-    layout = RolloutLayout(columns, mask, cache)
+        hidden, mask, start = hidden[member], mask[member], start[member]
+        columns = torch.arange(total, device=device)[:, None]
+    layout = RolloutLayout(columns, mask, start, cache)
     replayed = CapturedTrunk(trunk) if config.cuda_graphs and device.type == "cuda" else None
     hidden = hidden.expand(-1, layout.width, -1)
 

@@ -11,11 +11,6 @@ from transformers.cache_utils import Cache, DynamicLayer
 from swirl_lightning.engine.attention import attend_rollouts
 
 
-def _is_attended(layer: Any) -> bool:
-    """Whether a layer holds keys and values, not the numbers of a trunk that travel with the cache."""
-    return bool(layer.keys.dtype.is_floating_point)
-
-
 def _hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.to(dtype).log()[:, None, None]  # 0 and -inf
 
@@ -35,18 +30,13 @@ class RolloutCache(Cache):
     def __init__(self, prompts: Cache, mask: Tensor | None, width: int, room: int, step: Tensor | None = None) -> None:
         layers: list[Any] = prompts.layers
         hidden = None if mask is None else _hidden(mask, layers[0].values.dtype)
-        super().__init__(
-            layers=[_RolloutLayer(la, hidden, width, room, step) if _is_attended(la) else la for la in layers]
-        )
+        super().__init__(layers=[_RolloutLayer(layer, hidden, width, room, step) for layer in layers])
 
     def keep(self, prompts: Tensor, places: Tensor) -> None:
         """Go on with some prompts, (b,), and for each of them with some of its rollouts, (b, k)."""
         layers: list[Any] = self.layers
         for layer in layers:
-            if isinstance(layer, _RolloutLayer):
-                layer.keep(prompts, places)
-            else:
-                layer.batch_select_indices(prompts)
+            layer.keep(prompts, places)
 
 
 class _RolloutLayer(DynamicLayer):

@@ -30,13 +30,13 @@ class RolloutLayout:
     Args:
         columns: (B, K) numbers of the rollouts, -1 where there is none.
         prompt_mask: (B, P) of 0 and 1.
+        start: (B, 1) position of the first token after each prompt.
         cache: of the prompts and what follows them.
     """
 
-    def __init__(self, columns: Tensor, prompt_mask: Tensor, cache: Cache) -> None:
-        self.columns, self.prompt_mask, self._cache = columns, prompt_mask, cache
+    def __init__(self, columns: Tensor, prompt_mask: Tensor, start: Tensor, cache: Cache) -> None:
+        self.columns, self.prompt_mask, self.start, self._cache = columns, prompt_mask, start, cache
         self.width = columns.shape[1]
-        self._lengths = prompt_mask.sum(1, keepdim=True)  # (B, 1)
         self.places = (columns.flatten() >= 0).nonzero()[:, 0]  # (R,)
         self.rows = columns.flatten()[self.places]  # (R,)
 
@@ -54,7 +54,7 @@ class RolloutLayout:
 
     def position(self, step: int) -> Tensor:
         """(B, K) positions of the tokens of a step."""
-        return (self._lengths + step).expand(-1, self.width)
+        return (self.start + step).expand(-1, self.width)
 
     def without(self, running: Tensor) -> RolloutLayout | None:
         """The layout of those that are still running, the cache with it; None if that would spare too little."""
@@ -71,4 +71,4 @@ class RolloutLayout:
             self._cache.keep(prompts, order)
         else:
             self._cache.batch_select_indices(prompts)
-        return RolloutLayout(columns, self.prompt_mask[prompts], self._cache)
+        return RolloutLayout(columns, self.prompt_mask[prompts], self.start[prompts], self._cache)
