@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test install lint types clean
+.PHONY: quickstart test install lint layout types contracts clean
 
 QUICKSTART := configs/minigrid_quickstart.yaml
 CHECKPOINTS := runs/quickstart/checkpoints
@@ -14,20 +14,25 @@ quickstart: install  ## set up, train the embedded default, test SFT and SWIRL, 
 	$(BIN)/swirl test -c $(QUICKSTART) --ckpt_path $(CHECKPOINTS)/last.ckpt --verbose false
 	@echo "table: runs/quickstart/results.json; pictures: $(BIN)/tensorboard --logdir runs"
 
-test: install lint types  ## set up, then ruff, mypy and pytest with coverage
+test: install lint types contracts  ## set up, then ruff, mypy, import-linter and pytest with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy follows files, not the import hook of an editable install: lay the package out as it is installed
-types:
-	rm -rf build/types && mkdir -p build/types
-	cp -rs $(CURDIR)/src/swirl_lightning build/types/
-	cp -rs $(CURDIR)/callbacks $(CURDIR)/benchmarks build/types/swirl_lightning/
-	cp -rs $(CURDIR)/recipes build/types/
-	MYPYPATH=build/types $(BIN)/mypy -p swirl_lightning -p recipes
+# mypy and import-linter follow files, not the import hook of an editable install: lay the package out as installed
+layout:
+	rm -rf build/layout && mkdir -p build/layout
+	cp -rs $(CURDIR)/src/swirl_lightning build/layout/
+	cp -rs $(CURDIR)/callbacks $(CURDIR)/benchmarks build/layout/swirl_lightning/
+	cp -rs $(CURDIR)/recipes build/layout/
+
+types: layout
+	MYPYPATH=build/layout $(BIN)/mypy -p swirl_lightning -p recipes
+
+contracts: layout  ## the layers of pyproject.toml: engine/ imports nothing of the project, and nothing imports upwards
+	cd build/layout && $(CURDIR)/$(BIN)/lint-imports --no-logo --no-cache $(CURDIR)/pyproject.toml
 
 install: $(STAMP)
 

@@ -1,0 +1,33 @@
+"""The layers that import-linter holds: what it would say if a file imported one above it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytest.importorskip("importlinter", reason="import-linter is a tool of development")
+
+
+@pytest.mark.parametrize(
+    ("planted", "broken"),
+    [
+        ("", None),
+        ("def late():\n    from swirl_lightning.backbones.vlm import VLM\n", "swirl_lightning.backbones.vlm"),
+        ("from swirl_lightning import SWIRL\n", "no part imports the public face BROKEN"),
+    ],
+    ids=["as it is", "a backbone", "the public face"],
+)
+def test_the_engine_imports_nothing_of_the_project(planted, broken, tmp_path):
+    shutil.copytree(ROOT / "src/swirl_lightning", tmp_path / "swirl_lightning", ignore=shutil.ignore_patterns("assets"))
+    for part in ("callbacks", "benchmarks"):
+        shutil.copytree(ROOT / part, tmp_path / "swirl_lightning" / part)
+    with open(tmp_path / "swirl_lightning/engine/noise.py", "a") as file:
+        file.write(planted)
+    code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(sys.argv[1], no_cache=True))"
+    command = [sys.executable, "-c", code, str(ROOT / "pyproject.toml")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode == 0) == (broken is None), done.stdout + done.stderr
+    assert broken is None or broken in done.stdout
