@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LAYOUT := build/layout
 
-.PHONY: quickstart test install lint layout types contracts clean
+.PHONY: quickstart test install lint types contracts layout docs clean
 
 QUICKSTART := configs/minigrid_quickstart.yaml
 CHECKPOINTS := runs/quickstart/checkpoints
@@ -21,18 +22,26 @@ lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy and import-linter follow files, not the import hook of an editable install: lay the package out as installed
-layout:
-	rm -rf build/layout && mkdir -p build/layout
-	cp -rs $(CURDIR)/src/swirl_lightning build/layout/
-	cp -rs $(CURDIR)/callbacks $(CURDIR)/benchmarks build/layout/swirl_lightning/
-	cp -rs $(CURDIR)/recipes build/layout/
-
 types: layout
-	MYPYPATH=build/layout $(BIN)/mypy -p swirl_lightning -p recipes
+	MYPYPATH=$(LAYOUT) $(BIN)/mypy -p swirl_lightning -p recipes
 
 contracts: layout  ## the layers of pyproject.toml: engine/ imports nothing of the project, and nothing imports upwards
-	cd build/layout && $(CURDIR)/$(BIN)/lint-imports --no-logo --no-cache $(CURDIR)/pyproject.toml
+	cd $(LAYOUT) && $(CURDIR)/$(BIN)/lint-imports --no-logo --no-cache $(CURDIR)/pyproject.toml
+
+# mypy, import-linter and the API reference follow files, not the import hook of an editable install: links, laid out as it is installed
+layout:
+	rm -rf $(LAYOUT) && mkdir -p $(LAYOUT)
+	cp -rs $(CURDIR)/src/swirl_lightning $(LAYOUT)/
+	cp -rs $(CURDIR)/callbacks $(CURDIR)/benchmarks $(LAYOUT)/swirl_lightning/
+	cp -rs $(CURDIR)/recipes $(LAYOUT)/
+
+docs: $(VENV)/.docs layout  ## build the site in build/site; a broken link is an error
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 install: $(STAMP)
 
