@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from swirl_lightning.data.images import open_rgb
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.pictures import Findings, PictureRecord
 from swirl_lightning.data.video import Video, VideoError, require_av
-from swirl_lightning.transition import Transition
+from swirl_lightning.transition import Choices, Transition
 
 TASKS = ("WM", "PP")
 MAX_TURNS = 6
@@ -228,7 +229,7 @@ class _Rollouts(Sequence[Transition]):
         meta = record.meta
         frames = [open_rgb(path) for path in meta["frames"]]  # turns + 1
         shared = {"dataset": meta["dataset"], "task": meta["task"]}
-        steps = [
+        start, *turns = (
             Transition(
                 frames[k],
                 frames[k + 1],
@@ -237,11 +238,6 @@ class _Rollouts(Sequence[Transition]):
                 {**shared, "turn": k + 1, "groups": self._groups(meta["dataset"], k + 1)},
             )
             for k, label in enumerate(meta["labels"][: self._max_turns])
-        ]
-        steps[0].meta["turns"] = steps[1:]
-        steps[0].meta["choices"] = {
-            "actions": meta["candidates"],
-            "answer": meta["answer"],
-            "after": frames[-1],
-        }
-        return steps[0]
+        )
+        choices = Choices(meta["candidates"], meta["answer"], after=frames[-1])
+        return replace(start, turns=tuple(turns), choices=choices)

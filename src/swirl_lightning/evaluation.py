@@ -51,15 +51,13 @@ class EvaluationConfig:
 class Evaluator:
     """Runs both models on transitions and keeps the metrics of one evaluation.
 
-    Where y is not known (``after`` is None), the FWM predicts it, and nothing that needs y is asked. Two keys of
-    ``Transition.meta`` change what is done with a row:
+    Where y is not known (``after`` is None), the FWM predicts it, and nothing that needs y is asked. Two fields
+    of a transition ask for more:
 
-    - ``turns``: later steps of a rollout, each a transition. Step k starts from the model's own state of
-      step k - 1, which takes the place of that transition's ``before``.
-    - ``choices``: a dictionary with ``actions`` (candidates in words), ``answer`` (index of the right one)
-      and ``after`` (the state that it leads to). The answer of a model is the candidate of the highest mean
-      log-probability: log Q(z | x, y) for ``choice/idm_accuracy``, log P(y | x, z) for
-      ``choice/fwm_accuracy``.
+    - ``turns``: later steps of a rollout. Step k starts from the model's own state of step k - 1, which takes the
+      place of that transition's ``before``.
+    - ``choices``: a multiple-choice question. The answer of a model is the candidate of the highest mean
+      log-probability: log Q(z | x, y) for ``choice/idm_accuracy``, log P(y | x, z) for ``choice/fwm_accuracy``.
 
     Args:
         models: both world models.
@@ -138,7 +136,7 @@ class Evaluator:
                 self.listener(mode, rows, states or [None] * len(rows), words)
             if self._forward:
                 self._roll_on(rows, futures, states, mode, device)
-        self._choose([row for row in rows if "choices" in row.meta], device)
+        self._choose(rows, device)
 
     def _roll_on(
         self,
@@ -151,8 +149,8 @@ class Evaluator:
         """Later turns of rollouts, each on the model's own previous state, as the ids that it sampled."""
         live = [(row, x, state) for row, x, state in zip(rows, futures, states, strict=True)]
         turn = 0
-        while live := [entry for entry in live if len(entry[0].meta.get("turns", ())) > turn]:
-            steps = [replace(row.meta["turns"][turn], before=state) for row, _, state in live]
+        while live := [entry for entry in live if len(entry[0].turns) > turn]:
+            steps = [replace(row.turns[turn], before=state) for row, _, state in live]
             actions = [self._backbone.encode_action(step.action or "") for step in steps]
             ids = self._futures(steps, [x for _, x, _ in live], actions, mode)
             predicted = self._backbone.decode_states(ids, device)
@@ -165,9 +163,11 @@ class Evaluator:
     def _choose(self, rows: Sequence[Transition], device: torch.device) -> None:
         """Multiple choice: is the right candidate the likeliest?"""
         for row in rows:
-            choices = row.meta["choices"]
-            x, y = self._states.encode([row.before, choices["after"]], device)
-            actions = [self._backbone.encode_action(words) for words in choices["actions"]]
+            choices = row.choices
+            if choices is None:
+                continue
+            x, y = self._states.encode([row.before, choices.after], device)
+            actions = [self._backbone.encode_action(words) for words in choices.actions]
             count = len(actions)
             values = {}
             if self._inverse:
@@ -175,7 +175,7 @@ class Evaluator:
             if self._forward:
                 values["fwm"] = self._likelihood([x] * count, actions, [y] * count)
             for role, value in values.items():
-                right = int(value.argmax()) == choices["answer"]
+                right = int(value.argmax()) == choices.answer
                 self._means[f"choice/{role}_accuracy"].update(float(right))
 
     def compute(self) -> dict[str, Tensor]:

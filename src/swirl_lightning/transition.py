@@ -8,7 +8,31 @@ from typing import Any
 from PIL import Image
 
 State = str | Image.Image
-"""A state of the world: a text or an RGB picture."""
+"""A state of the world: a text or an RGB image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """A multiple-choice question: which of these actions leads from a transition's x to ``after``?
+
+    Attributes:
+        actions: the candidates in words, at least two.
+        answer: index of the right one.
+        after: y, the state that the right one leads to.
+
+    Raises:
+        ValueError: there are fewer than two candidates, one is blank, or ``answer`` is none of them.
+    """
+
+    actions: tuple[str, ...]
+    answer: int
+    after: State
+
+    def __post_init__(self) -> None:
+        if len(self.actions) < 2 or not all(action.strip() for action in self.actions):
+            raise ValueError(f"choices need at least two actions and none that is blank, got {self.actions!r}")
+        if not 0 <= self.answer < len(self.actions):
+            raise ValueError(f"answer must be 0 to {len(self.actions) - 1}, the index of an action, got {self.answer}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +46,10 @@ class Transition:
         action: z in words, or None for a state-only pair.
         id: names the record in messages, in files of predictions and in the seed of its rollouts;
             unique within its split.
-        meta: whatever else the benchmark needs to score the record (task, split, ...). Two keys mean
-            something to the evaluation: ``turns`` (later steps of a rollout) and ``choices``; see
-            :class:`swirl_lightning.evaluation.Evaluator`.
+        meta: whatever else the benchmark needs to score the record (task, split, ...).
+        turns: the later steps of a rollout that starts with this one. In evaluation the FWM starts each from the
+            state that it predicted for the step before, in place of the turn's ``before``.
+        choices: a multiple-choice question about x for both models, or None.
     """
 
     before: State
@@ -32,9 +57,11 @@ class Transition:
     action: str | None = None
     id: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+    turns: tuple[Transition, ...] = ()
+    choices: Choices | None = None
 
     def without_action(self) -> Transition:
-        """The same pair with its label taken away (what Phase I and Phase II may see)."""
+        """The pair alone, which is what Phase I and Phase II may see: no action, no later turns, no choices."""
         return Transition(self.before, self.after, None, self.id, self.meta)
 
     @property

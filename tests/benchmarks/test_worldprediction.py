@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,17 +55,17 @@ def test_rollouts_start_and_end_where_they_should(tmp_path):
     rows = {row.id: row for row in data.split("test")}
     assert set(rows) == {"PP/COIN/x", "PP/COIN/y", "WM/IKEA-ASM/z", "WM/COIN/w"}
     row = rows["PP/COIN/x"]
-    steps = [row, *row.meta["turns"]]
+    steps = [row, *row.turns]
     assert [s.action for s in steps] == ["open the box", "take the screw", "close the box"]
     assert number(row.before) == 2  # first frame of the first segment
     assert [number(s.after) for s in steps] == [4, 7, 9]  # last frame of each
-    assert row.meta["choices"]["answer"] == 0
-    assert row.meta["choices"]["actions"][1] == "take the screw, then open the box, then close the box"
-    assert number(row.meta["choices"]["after"]) == 9
+    assert row.choices.answer == 0
+    assert row.choices.actions[1] == "take the screw, then open the box, then close the box"
+    assert number(row.choices.after) == 9
     assert [s.meta["groups"] for s in steps][1] == ["turn 2", "COIN", "COIN/turn 2"]
     assert rows["PP/COIN/y"].action == "close the box"
     # what happened is told apart from the candidate, which may be another video's
-    assert (rows["WM/IKEA-ASM/z"].action, rows["WM/IKEA-ASM/z"].meta["choices"]["answer"]) == ("close the box", 1)
+    assert (rows["WM/IKEA-ASM/z"].action, rows["WM/IKEA-ASM/z"].choices.answer) == ("close the box", 1)
     assert rows["WM/COIN/w"].action == "lift it"
     assert len(list((tmp_path / "frames").rglob("*.png"))) > 4
 
@@ -76,7 +77,7 @@ def test_rollouts_start_and_end_where_they_should(tmp_path):
 def test_where_answers_start_to_count(tmp_path, truths, option, answers):
     pp = {"COIN": {str(n): sample(truth) for n, truth in enumerate(truths)}}
     data = WorldPrediction(data_dir=write(tmp_path, pp), ground_truth=option)
-    assert [row.meta["choices"]["answer"] for row in data.split("test")] == answers
+    assert [row.choices.answer for row in data.split("test")] == answers
 
 
 @pytest.mark.parametrize(("truths", "why"), [((1, 2), "neither 0 nor"), ((0, 3), "both 0 and")])
@@ -200,11 +201,11 @@ def test_choices_are_scored_by_log_probability(tmp_path):
     module.configure_model()
     module.evaluator.start(data, torch.device("cpu"))
     evaluator, backbone = module.evaluator, module.backbone
-    x, y = backbone.encode_states([row.before, row.meta["choices"]["after"]], torch.device("cpu"))
-    actions = [backbone.encode_action(words) for words in row.meta["choices"]["actions"]]
+    x, y = backbone.encode_states([row.before, row.choices.after], torch.device("cpu"))
+    actions = [backbone.encode_action(words) for words in row.choices.actions]
     best = int(torch.stack([evaluator._identifiability([x], [y], [z])[0] for z in actions]).argmax())
     for answer in range(3):
-        row.meta["choices"]["answer"] = answer
+        row = replace(row, choices=replace(row.choices, answer=answer))
         evaluator.start(data, torch.device("cpu"))
         evaluator._choose([row], torch.device("cpu"))
         assert float(evaluator._means["choice/idm_accuracy"].compute()) == float(answer == best)

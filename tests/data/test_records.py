@@ -32,6 +32,15 @@ def test_texts_and_pictures(tmp_path):
     assert data.skipped == {"warmup": 0}
 
 
+def test_no_name_of_an_own_field_means_anything_to_the_evaluation(tmp_path, gemma_path):
+    own = {"turns": 3, "choices": ["a", "b"], "has_after": False}
+    data = JSONLTransitions(validation=write(tmp_path / "v.jsonl", GOOD | own))
+    (row,) = data.split("validation")
+    assert (row.meta, row.turns, row.choices) == (own, (), None)
+    results = quiet_trainer(tmp_path).validate(SWIRL(text_backbone(gemma_path)), data, verbose=False)[0]
+    assert "val/fwm/sampled/exact_match" in results
+
+
 BROKEN = {
     "{": "not JSON",
     "[1]": "an object is needed, got list",
