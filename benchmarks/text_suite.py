@@ -85,26 +85,18 @@ class TextSuite(Suite):
 
     # ---- before the model loads ------------------------------------------------------------------
     def setup(self, stage: str) -> None:
-        """Check files and options, then read the splits that the command needs."""
+        """Check files and options, read the splits that the command needs, and say which metrics are left out."""
         parts = self._needed(stage)
         require_files(sorted({path for part in parts for path in self.files(part)}), self.source)
         super().setup(stage)
-        for split in self._splits_of(stage):
-            self.split(split)
         self._missing = self._look_for_missing()
         if self._missing:
             reasons = [f"{name}: {reason}" for name, reason in self._missing.items()]
             rank_zero_warn(f"{self.suite}: metrics left out:{first(reasons)}")
 
-    def _splits_of(self, stage: str) -> list[Split]:
-        if stage in ("test", "predict"):
-            return ["test"]
-        validated: list[Split] = [] if self.trainer and self.trainer.limit_val_batches == 0 else ["validation"]
-        return validated if stage == "validate" else ["warmup", "state_only", *validated]
-
     def _needed(self, stage: str) -> list[Part]:
         parts: dict[Part, None] = {}
-        for split in self._splits_of(stage):
+        for split in self.splits_needed(stage):
             official = split == "validation" and self.validation_is_official
             parts["test" if split == "test" else "validation" if official else "train"] = None
         return list(parts)

@@ -30,7 +30,7 @@ EVAL_SPLITS = ("validation", "test")
 class VisualSuite(Suite):
     """Base of suites whose states are pictures on disk in the official layout.
 
-    :meth:`check` reads every record of the splits in use and looks at every picture before the model
+    Every record of the splits that a command needs is read, and every picture looked at, before the model
     loads. Records that cannot be used are left out, counted in :attr:`counts` and reported, ten by name.
 
     Args:
@@ -74,12 +74,6 @@ class VisualSuite(Suite):
         """Name of each mean over means of categories -> those categories; see `CategoryMeans`."""
         return {}
 
-    @property
-    def splits(self) -> tuple[Split, ...]:
-        """The splits that this stage uses (and that :meth:`check` therefore reads)."""
-        used: dict[str | None, tuple[Split, ...]] = {"fit": ("warmup", "validation"), "validate": ("validation",)}
-        return used.get(self._stage, ("test",))
-
     # ---- Lightning's hooks -----------------------------------------------------------------------
     def setup(self, stage: str) -> None:
         """Remembers the stage, runs :meth:`check` and says which metrics are left out."""
@@ -91,21 +85,23 @@ class VisualSuite(Suite):
             rank_zero_warn(f"{self.suite}: metrics left out:{first(reasons)}")
 
     def check(self) -> None:
-        """Reads and looks at everything that this stage uses, once.
+        """The folder is there, and so are the judge's package and key.
 
         Raises:
-            FileNotFoundError: the folder or an index file is not there.
-            ValueError: an index file cannot be read; or ``strict`` and something is wrong.
+            FileNotFoundError: the folder is not there.
         """
         if not self.data_dir.is_dir():
             raise FileNotFoundError(f"{self.suite}: no folder {self.data_dir}. {self.source}")
         if self.judge is not None and self._judging:
             self.judge.check()
-        for split in self.splits:
-            self.checked(split)
 
     def load_split(self, split: Split) -> Sequence[Transition]:
-        """The usable records, opened one by one."""
+        """The usable records, opened one by one.
+
+        Raises:
+            FileNotFoundError: an index file is not there.
+            ValueError: an index file cannot be read; or ``strict`` and something is wrong.
+        """
         return PictureTransitions(self.checked(split))
 
     def checked(self, split: Split) -> list[PictureRecord]:

@@ -11,7 +11,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from swirl_lightning.checkpoint import stop_after_last_batch
-from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseSchedule
+from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseOptimConfigs, PhaseSchedule
 
 
 class PhaseSwitch(Callback):
@@ -31,7 +32,8 @@ class PhaseSwitch(Callback):
             the models of the first one.
 
     Raises:
-        ValueError: an unknown phase or an empty schedule.
+        ValueError: an unknown phase or an empty schedule; at setup, a warm-up of the learning rate that is longer than
+            its phase.
 
     Example:
         >>> from swirl_lightning.callbacks import PhaseSwitch
@@ -62,6 +64,18 @@ class PhaseSwitch(Callback):
         if isinstance(trainer.strategy, DDPStrategy):
             # the adapter at rest gets no gradient; toggling requires_grad instead would break DDP silently
             trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._check_warmups(trainer, pl_module)
+
+    def _check_warmups(self, trainer: Trainer, pl_module: Any) -> None:
+        """Before the model loads: the warm-up of each learning rate fits into its phase."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, TransitionDataModule):
+            return
+        for phase in self.schedule.names(trainer.max_epochs if trainer.max_epochs != -1 else None):
+            epochs = self.schedule.warmup_epochs if phase == WARMUP else 1
+            optim: PhaseOptimConfigs = pl_module.optim
+            optim.of(phase).check(optim.name_of(phase), epochs * data.steps_per_epoch(phase))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Begin the phase of this epoch."""

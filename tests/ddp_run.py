@@ -24,19 +24,18 @@ class Write(Callback):
         torch.save(snapshot(pl_module), self.folder / f"{name}.pt")
 
 
-def main(model: str, out: str, devices: int, batch_size: int, accumulate: int, scale: str) -> None:
+def main(model: str, out: str, devices: int, batch_size: int, scale: str) -> None:
     torch.set_num_threads(1)
     seed_everything(0)
     grpo = GRPOConfig(group_size=4, advantage_scale=scale)
     module = build(model, quantization=None, anchor_weight=0.3, optimizer=SGD, optim=CONSTANT, grpo=grpo)
     randomize(module)
-    data = Digits(size=24, batch_size=batch_size)
+    data = Digits(size=24, batch_size=batch_size, pairs_per_step=8)
     trainer = Trainer(
         accelerator="cpu",
         precision="64-true",  # so that rounding, which depends on the CPU and the batch, flips no sampled token
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
-        accumulate_grad_batches=accumulate,
         callbacks=[PhaseSwitch(1, iterations=2), Write(Path(out))],
         logger=False,
         enable_checkpointing=False,
@@ -47,7 +46,8 @@ def main(model: str, out: str, devices: int, batch_size: int, accumulate: int, s
     values = {k: float(v) for k, v in trainer.callback_metrics.items()}
     (Path(out) / f"metrics-{trainer.global_rank}.json").write_text(json.dumps(values))
     trainer.fit(module, data)
+    (Path(out) / "steps.txt").write_text(str(trainer.global_step))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6])
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:5]), sys.argv[5])

@@ -16,14 +16,14 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, gemma_path):
-    """The same global batch of 8: one process, two processes, two processes with accumulation."""
+    """``pairs_per_step: 8`` on one process and on two, with batches of a step's size and of half of it."""
     folders = {}
     cases = {
-        "one": (1, 8, 1, "group"),
-        "two": (2, 4, 1, "group"),
-        "two accumulated": (2, 2, 2, "group"),
-        "one, scaled by the batch": (1, 8, 1, "batch"),
-        "two, scaled by the batch": (2, 4, 1, "batch"),
+        "one": (1, 8, "group"),
+        "two": (2, 4, "group"),
+        "two accumulated": (2, 2, "group"),
+        "one, scaled by the batch": (1, 8, "batch"),
+        "two, scaled by the batch": (2, 4, "batch"),
     }
     for name, args in cases.items():
         folder = folders[name] = tmp_path_factory.mktemp("ddp")
@@ -40,6 +40,10 @@ def runs(tmp_path_factory, gemma_path):
 
 def load(folder):
     return {path.stem: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))}
+
+
+def test_pairs_per_step_makes_equally_many_steps_on_any_number_of_devices(runs):
+    assert {name: (folder / "steps.txt").read_text() for name, folder in runs.items()} == dict.fromkeys(runs, "15")
 
 
 def test_phases_switch_together_and_adapters_are_bit_equal_on_both_ranks(runs):

@@ -63,11 +63,6 @@ class ByteMorph(VisualSuite):
         """The edit types."""
         return EDIT_TYPES if self.edit_types is None else tuple(self.edit_types)
 
-    @property
-    def splits(self) -> tuple[Split, ...]:
-        """There is nothing but a test split."""
-        return ("test",)
-
     def read_records(self, split: Split, findings: Findings) -> list[PictureRecord]:
         """The rows of the parquet files."""
         if split != "test":

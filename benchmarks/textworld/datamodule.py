@@ -80,8 +80,7 @@ class TextWorld(TransitionDataModule):
         """Makes what the command needs and is not there, once per machine."""
         self.check()
         command = str(self.trainer.state.fn.value) if self.trainer and self.trainer.state.fn else "fit"
-        needed = {"fit": SPLITS[1:4], "validate": ("validation",)}.get(command, ("test",))
-        for split in needed:
+        for split in self.splits_needed(command):
             if getattr(self, f"{split}_size"):
                 self._ensure(split)
 

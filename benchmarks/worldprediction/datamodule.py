@@ -91,11 +91,6 @@ class WorldPrediction(VisualSuite):
         self.frames_dir = Path(frames_dir) if frames_dir else self.data_dir / "frames"
 
     @property
-    def splits(self) -> tuple[Split, ...]:
-        """There is nothing but a test split."""
-        return ("test",)
-
-    @property
     def categories(self) -> tuple[str, ...]:
         """Turns, datasets, and turns of datasets."""
         names = sorted({record.meta["dataset"] for record in self.checked("test")})

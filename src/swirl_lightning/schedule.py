@@ -93,6 +93,12 @@ class PhaseSchedule:
         last = place == len(self.phases) - 1
         return Phase(PhaseName(self.phases[place]), iteration, place == 0, self._label(iteration) if last else None)
 
+    def names(self, max_epochs: int | None = None) -> list[str]:
+        """The phases that a run goes through, each once, in the order in which they come first."""
+        ends = [epochs for epochs in (self.epochs, max_epochs) if epochs is not None]
+        last = min([self.warmup_epochs + len(self.phases), *ends])
+        return list(dict.fromkeys(self.at(epoch).name for epoch in range(last)))
+
     def _label(self, iteration: int) -> str:
         """What result tables call the models after an iteration; a single phase has the paper's name."""
         if self.iterations == 1 and self.phases in ONE_PHASE:
@@ -121,6 +127,19 @@ class OptimConfig:
         if self.lr <= 0 or self.warmup < 0:
             raise ValueError(f"lr must be > 0 and warmup >= 0, got {self.lr} and {self.warmup}")
 
+    def check(self, name: str, total: int) -> None:
+        """Refuse a warm-up that is longer than its phase of ``total`` optimiser steps; ``name`` is the config's.
+
+        Raises:
+            ValueError: the learning rate would never reach ``lr``.
+        """
+        if self.warmup > max(1, total):
+            raise ValueError(
+                f"model.optim.{name}: warmup has {self.warmup:g} steps and the phase {total}, so that the learning "
+                f"rate would never reach {self.lr:g}: lower warmup (below 1 it is a share of the phase's steps), or "
+                "let the phase have more steps"
+            )
+
     def factor(self, step: int, total: int) -> float:
         """Share of ``lr`` at the 0-based optimiser step of a phase of ``total`` steps."""
         warmup = self.warmup * total if self.warmup < 1 else self.warmup
@@ -147,8 +166,13 @@ class PhaseOptimConfigs:
 
     def of(self, phase: str) -> OptimConfig:
         """The one of a phase."""
-        found: OptimConfig = getattr(self, "fwm" if phase == "bootstrap" else phase)
+        found: OptimConfig = getattr(self, self.name_of(phase))
         return found
+
+    @staticmethod
+    def name_of(phase: str) -> str:
+        """Name of the field that a phase uses."""
+        return "fwm" if phase == "bootstrap" else phase
 
 
 class PhaseLR(LRScheduler):

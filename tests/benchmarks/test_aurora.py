@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lightning.pytorch import Trainer
 from PIL import Image
 
 from swirl_lightning.benchmarks.aurora import Aurora
+from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.callbacks.predictions import Predictions
 from text_suites import bert_folder
 from visual_world import clip_folder, liquid_folder, model, odd_pictures, save, trainer, write_aurora
@@ -277,3 +279,14 @@ def test_real_samples(tmp_path, base, clip):
     assert {k for k in results if "clip_source/" in k} == {
         f"test/fwm/sampled/clip_source/{t}" for t in ("magicbrush", "kubric", "whatsup", "clevr")
     }
+
+
+def test_the_state_only_split_is_read_before_the_model_loads(tmp_path):
+    """Phase I begins days later; a suite of pictures must not wait for it."""
+    write_aurora(tmp_path)
+    data = Aurora(data_dir=str(tmp_path), validation_size=2, batch_size=1)
+    data.trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[PhaseSwitch(1, iterations=1)]
+    )
+    data.setup("fit")
+    assert list(data.counts) == ["warmup", "state_only", "validation"]

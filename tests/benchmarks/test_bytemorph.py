@@ -119,3 +119,8 @@ def test_end_to_end(tmp_path):
         assert {score, f"{score}/camera_zoom", f"{score}/object_motion"} <= names
     assert "clip_d_img/interaction" in names
     assert "clip_d_txt/interaction" not in names  # it has no caption of the target
+
+
+def test_a_fit_is_refused_before_the_model_loads(tmp_path):
+    with pytest.raises(ValueError, match="ByteMorph-Bench has a test split only: fit on another benchmark"):
+        ByteMorph(data_dir=write(tmp_path)).setup("fit")

@@ -7,8 +7,11 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfigs
+from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import TransitionBatch, TransitionDataModule
 from swirl_lightning.transition import Transition
+from tiny import text_backbone
 
 SIZES = {"warmup": 7, "state_only": 12, "validation": 5, "test": 3}
 
@@ -221,3 +224,100 @@ def test_a_training_split_without_a_state_after_is_refused_by_name(split):
     ):
         data.split(split)
     assert data.split("test")[-1].after is None
+
+
+@pytest.mark.parametrize(("batch_size", "warmup_batch_size"), [(1, 2), (2, 1), (4, 4)])
+def test_pairs_per_step_sets_the_accumulation_of_each_phase(tmp_path, batch_size, warmup_batch_size):
+    """Steps of 4 pairs: 7 labelled make a whole step and a short one, 8 state-only pairs two, whatever the batches."""
+    sizes = {"batch_size": batch_size, "warmup_batch_size": warmup_batch_size}
+    steps = []
+
+    class Steps(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            steps.append(trainer.global_step)
+
+    runner = trainer(tmp_path, callbacks=[Steps()], max_epochs=3)
+    runner.fit(Recorder(), data(pairs_per_step=4, **sizes))
+    short = 1 if warmup_batch_size < 4 else 0  # a batch that is not full is left out
+    assert steps == [1 + short, 3 + short, 5 + short]
+    assert runner.accumulate_grad_batches == 4 // batch_size
+
+
+def test_pairs_per_step_that_cannot_be_is_refused_before_the_model_is_built(tmp_path):
+    class Module(Recorder):
+        def configure_model(self):
+            pytest.fail("too late")
+
+    with pytest.raises(ValueError, match=r"pairs_per_step 5 is no multiple of 2 \(warmup_batch_size\) x 1 \(devices\)"):
+        trainer(tmp_path).fit(Module(), data(pairs_per_step=5))
+    switch = PhaseSwitch(warmup_epochs=1, iterations=1)
+    with pytest.raises(ValueError, match=r"pairs_per_step 4 is no multiple of 3 \(batch_size\) x 1 \(devices\) = 3"):
+        trainer(tmp_path, callbacks=[switch]).fit(Module(), data(pairs_per_step=4, batch_size=3, warmup_batch_size=1))
+    with pytest.raises(ValueError, match=r"pairs_per_step 4 and trainer\.accumulate_grad_batches 2 both say"):
+        trainer(tmp_path, accumulate_grad_batches=2).fit(Module(), data(pairs_per_step=4))
+    with pytest.raises(ValueError, match="pairs_per_step must be at least 1 or null, got 0"):
+        data(pairs_per_step=0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "switch", "options", "needed"),
+    [
+        ("fit", None, {}, ["warmup", "validation"]),
+        ("fit", {"warmup_epochs": 1, "iterations": 1}, {}, ["warmup", "state_only", "validation"]),
+        ("fit", {"warmup_epochs": 0, "iterations": 1}, {}, ["state_only", "validation"]),
+        ("fit", {"warmup_epochs": 1, "iterations": 0}, {}, ["warmup", "validation"]),
+        ("fit", {"warmup_epochs": 2}, {"max_epochs": 2}, ["warmup", "validation"]),
+        ("fit", {"warmup_epochs": 2}, {"max_epochs": 3}, ["warmup", "state_only", "validation"]),
+        ("fit", {"warmup_epochs": 2}, {"max_epochs": -1}, ["warmup", "state_only", "validation"]),
+        ("fit", {"warmup_epochs": 1, "iterations": 0}, {"limit_val_batches": 0}, ["warmup"]),
+        ("validate", {"warmup_epochs": 1}, {}, ["validation"]),
+        ("test", {"warmup_epochs": 1}, {}, ["test"]),
+        ("predict", None, {}, ["test"]),
+    ],
+)
+def test_the_splits_that_a_command_needs(tmp_path, stage, switch, options, needed):
+    datamodule = data()
+    callbacks = [] if switch is None else [PhaseSwitch(**switch)]
+    datamodule.trainer = trainer(tmp_path, callbacks=callbacks, **options)
+    assert datamodule.splits_needed(stage) == needed
+    datamodule.trainer = None
+    if switch is None:
+        assert datamodule.splits_needed(stage) == needed
+
+
+def test_setup_loads_the_splits_and_no_other(tmp_path):
+    datamodule = data()
+    datamodule.setup("fit")
+    assert datamodule.loads == ("warmup", "validation")
+    datamodule.setup("test")
+    assert datamodule.loads == ("warmup", "validation", "test")
+
+
+def test_a_warmup_of_the_learning_rate_longer_than_its_phase_is_refused_before_the_model_loads(tmp_path, gemma_path):
+    """12 state-only pairs in batches of 2 are 6 steps, 7 labelled ones 3 in each of two epochs."""
+
+    class Loads(Exception):
+        pass
+
+    class Module(SWIRL):
+        def configure_model(self):
+            raise Loads
+
+    def fit(optim, **options):
+        module = Module(text_backbone(gemma_path), optim=PhaseOptimConfigs(**optim))
+        switch = PhaseSwitch(warmup_epochs=2, iterations=1)
+        size = {"pairs_per_iteration": None, "pairs_per_step": options.pop("pairs_per_step", None)}
+        trainer(tmp_path, callbacks=[switch], max_epochs=-1, **options).fit(module, data(**size))
+
+    fits = {"warmup": OptimConfig(1.0, 6), "fwm": OptimConfig(1.0, 6), "idm": OptimConfig(1.0, 0.5)}
+    with pytest.raises(Loads):
+        fit(fits)
+    for phase in fits:
+        with pytest.raises(ValueError, match=rf"model.optim.{phase}: warmup has 7 steps and the phase 6,"):
+            fit(fits | {phase: OptimConfig(1.0, 7)})
+    with pytest.raises(ValueError, match=r"model.optim.fwm: warmup has 6 steps and the phase 3,"):
+        fit(fits | {"warmup": OptimConfig(1.0)}, pairs_per_step=4)
+    with pytest.raises(ValueError, match=r"model.optim.warmup: warmup has 6 steps and the phase 4,"):
+        fit(fits, limit_train_batches=2)
+    with pytest.raises(Loads):
+        fit(fits, fast_dev_run=True)

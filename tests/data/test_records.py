@@ -201,13 +201,13 @@ WRONG = {"source": "a door", "target": "an open door", "action": "open"}
 def test_a_split_that_cannot_be_used_is_told_before_the_model_loads(tmp_path, gemma_path, split, command):
     paths = {name: write(tmp_path / f"{name}.jsonl", GOOD) for name in ("warmup", "state_only", "validation", "test")}
     with pytest.raises(ModelLoads):
-        start(JSONLTransitions(**paths), tmp_path, gemma_path, command=command)
+        start(JSONLTransitions(**paths, batch_size=1), tmp_path, gemma_path, command=command)
     (tmp_path / f"{split}.jsonl").write_text(json.dumps(WRONG))
     with pytest.raises(ValueError, match=rf"none of .*{split}\.jsonl .* {split}:\n.*:1: needs one of before and"):
-        start(JSONLTransitions(**paths), tmp_path, gemma_path, command=command)
+        start(JSONLTransitions(**paths, batch_size=1), tmp_path, gemma_path, command=command)
     del paths[split]
     with pytest.raises(ValueError, match=f"no file is given for the split '{split}'; set it in data"):
-        start(JSONLTransitions(**paths), tmp_path, gemma_path, command=command)
+        start(JSONLTransitions(**paths, batch_size=1), tmp_path, gemma_path, command=command)
 
 
 @pytest.mark.parametrize(
@@ -224,10 +224,20 @@ def test_a_split_that_is_not_needed_need_not_be_there(tmp_path, gemma_path, unus
     paths = {name: write(tmp_path / f"{name}.jsonl", GOOD) for name in ("warmup", "state_only", "validation", "test")}
     del paths[unused]
     with pytest.raises(ModelLoads):
-        start(JSONLTransitions(**paths), tmp_path, gemma_path, phases=phases, **options)
+        start(JSONLTransitions(**paths, batch_size=1), tmp_path, gemma_path, phases=phases, **options)
 
 
-def test_without_a_schedule_what_is_named_is_read(tmp_path):
-    data = JSONLTransitions(state_only=write(tmp_path / "s.jsonl", WRONG))
-    with pytest.raises(ValueError, match=r"s\.jsonl:1: needs one of before"):
+def test_without_a_schedule_the_labelled_split_is_read(tmp_path):
+    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", WRONG))
+    with pytest.raises(ValueError, match=r"w\.jsonl:1: needs one of before"):
         data.setup("fit")
+
+
+def test_too_few_pairs_for_a_batch_are_told_before_the_model_loads(tmp_path, gemma_path):
+    """During the warm-up of days nobody would know that Phase I cannot begin."""
+    paths = {name: write(tmp_path / f"{name}.jsonl", GOOD, GOOD) for name in ("warmup", "validation")}
+    paths["state_only"] = write(tmp_path / "s.jsonl", GOOD)
+    with pytest.raises(ValueError, match=r"no training batch: 1 transitions do not fill .* of 2 \(batch_size\)"):
+        start(JSONLTransitions(**paths, batch_size=2), tmp_path, gemma_path)
+    with pytest.raises(ModelLoads):
+        start(JSONLTransitions(**paths, batch_size=2), tmp_path, gemma_path, phases={"iterations": 0})

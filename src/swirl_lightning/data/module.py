@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning import LightningDataModule
@@ -13,6 +14,7 @@ from torchmetrics import MetricCollection
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
 from swirl_lightning.metrics.exact_match import ExactMatch
+from swirl_lightning.schedule import WARMUP, PhaseSchedule
 from swirl_lightning.transition import Transition
 
 Split = Literal["warmup", "state_only", "validation", "test"]
@@ -32,6 +34,9 @@ class TransitionDataModule(LightningDataModule, ABC):
         seed: of the order of rows and of the choice of pairs.
         pairs_per_iteration: state-only pairs of one iteration, shown in both of its phases. Iteration i has
             pairs i*n to (i+1)*n of a shuffled order, which wraps around. None shows all in every iteration.
+        pairs_per_step: transitions of one optimiser step, over all devices: gradients are accumulated over
+            ``pairs_per_step / (batch_size * devices)`` batches, in the warm-up with ``warmup_batch_size``. None
+            leaves it to ``Trainer.accumulate_grad_batches``.
 
     Example::
 
@@ -49,17 +54,21 @@ class TransitionDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         seed: int = 0,
         pairs_per_iteration: int | None = None,
+        pairs_per_step: int | None = None,
     ) -> None:
         super().__init__()
-        if pairs_per_iteration is not None and pairs_per_iteration < 1:
-            raise ValueError(f"pairs_per_iteration must be at least 1 or null, got {pairs_per_iteration}")
+        for name, number in (("pairs_per_iteration", pairs_per_iteration), ("pairs_per_step", pairs_per_step)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1 or null, got {number}")
         self.batch_size = batch_size
         self.warmup_batch_size = warmup_batch_size or batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.pairs_per_iteration = pairs_per_iteration
+        self.pairs_per_step = pairs_per_step
         self._splits: dict[str, Sequence[Transition]] = {}
+        self._accumulated = 1  # what we have set the Trainer to
 
     # ---- what a benchmark says -------------------------------------------------------------------
     @abstractmethod
@@ -83,21 +92,49 @@ class TransitionDataModule(LightningDataModule, ABC):
 
     # ---- Lightning's hooks -----------------------------------------------------------------------
     def setup(self, stage: str) -> None:
-        """Runs :meth:`check`."""
+        """Runs :meth:`check`, loads the splits that the command needs, and refuses phases that cannot be trained.
+
+        Raises:
+            ValueError: a split is empty or too small for one batch, or ``pairs_per_step`` is no multiple of the
+                transitions in a batch on all devices, or stands beside ``Trainer.accumulate_grad_batches``.
+        """
         self.check()
+        if stage == "predict":
+            self.predict_rows()
+            return
+        for split in self.splits_needed(stage):
+            self.split(split)
+        if stage == "fit" and self.trainer:
+            given = self.trainer.accumulate_grad_batches
+            if self.pairs_per_step is not None and given not in (1, self._accumulated):
+                raise ValueError(
+                    f"data.pairs_per_step {self.pairs_per_step} and trainer.accumulate_grad_batches {given} both say "
+                    "how many transitions an optimiser step has: set one of the two"
+                )
+            for phase in self._phases():
+                self.steps_per_epoch(phase)  # raises where a phase would have none
+
+    def splits_needed(self, stage: str) -> list[Split]:
+        """The splits that a command reads: ``stage`` is ``fit``, ``validate``, ``test`` or ``predict``.
+
+        In a fit, they follow from PhaseSwitch's schedule, ``max_epochs`` and ``limit_val_batches``.
+        """
+        if stage in ("test", "predict"):
+            return ["test"]
+        validated: list[Split] = [] if self.trainer and self.trainer.limit_val_batches == 0 else ["validation"]
+        if stage == "validate":
+            return validated
+        trained: dict[Split, None] = {"warmup" if phase == WARMUP else "state_only": None for phase in self._phases()}
+        return [*trained, *validated]
 
     def train_dataloader(self) -> TransitionLoader:
         """The labelled split in the warm-up, the iteration's state-only pairs in other phases."""
         module = getattr(self.trainer, "lightning_module", None)
         phase = getattr(module, "phase", None)
-        if module is None or phase is None or phase.name == "warmup":
-            return self._train_loader(self.split("warmup"), self.warmup_batch_size)
-        return self._train_loader(
-            self.pairs(phase.iteration),
-            self.batch_size,
-            replays=module.num_policy_iterations(phase.name),
-            window=self.trainer.accumulate_grad_batches if self.trainer else 1,
-        )
+        name, iteration = (WARMUP, 0) if phase is None else (phase.name, phase.iteration)
+        if self.trainer:
+            self._accumulated = self.trainer.accumulate_grad_batches = self.accumulation(name)
+        return self._phase_loader(name, iteration)
 
     def val_dataloader(self) -> TransitionLoader:
         """The validation split."""
@@ -144,7 +181,54 @@ class TransitionDataModule(LightningDataModule, ABC):
             chosen = shuffled[(iteration * count + np.arange(count)) % len(rows)]
         return _StateOnly(rows, chosen.tolist())
 
+    # ---- phases ----------------------------------------------------------------------------------
+    def accumulation(self, phase: str) -> int:
+        """Batches whose gradients make one optimiser step of a phase.
+
+        Raises:
+            ValueError: ``pairs_per_step`` is no multiple of the transitions in a batch on all devices.
+        """
+        if self.pairs_per_step is None:
+            return self.trainer.accumulate_grad_batches if self.trainer else 1
+        key = "warmup_batch_size" if phase == WARMUP else "batch_size"
+        size, devices = getattr(self, key), self._place()[1]
+        if self.pairs_per_step % (size * devices):
+            raise ValueError(
+                f"data.pairs_per_step {self.pairs_per_step} is no multiple of {size} ({key}) x {devices} (devices) = "
+                f"{size * devices}: change one of the three"
+            )
+        return self.pairs_per_step // (size * devices)
+
+    def steps_per_epoch(self, phase: str) -> int:
+        """Optimiser steps of an epoch of a phase, as ``limit_train_batches`` leaves them."""
+        batches = len(self._phase_loader(phase))
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        if limit is not None:
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return math.ceil(batches / self.accumulation(phase))
+
+    def _phases(self) -> list[str]:
+        """Names of the phases that the fit goes through; the warm-up alone without a PhaseSwitch."""
+        trainer: Any = self.trainer
+        # data are set up before PhaseSwitch hands its schedule to the module
+        callbacks = trainer.callbacks if trainer else []
+        schedules = [s for c in callbacks if isinstance(s := getattr(c, "schedule", None), PhaseSchedule)]
+        if not schedules:
+            return [WARMUP]
+        return schedules[0].names(None if trainer.max_epochs == -1 else trainer.max_epochs)
+
     # ---- loaders ---------------------------------------------------------------------------------
+    def _phase_loader(self, phase: str, iteration: int = 0) -> TransitionLoader:
+        if phase == WARMUP:
+            return self._train_loader(self.split("warmup"), self.warmup_batch_size)
+        module: Any = getattr(self.trainer, "lightning_module", None)
+        return self._train_loader(
+            self.pairs(iteration),
+            self.batch_size,
+            replays=module.num_policy_iterations(phase) if module else 1,
+            window=self.accumulation(phase),
+        )
+
     def _train_loader(
         self, rows: Sequence[Transition], batch_size: int, replays: int = 1, window: int = 1
     ) -> TransitionLoader:

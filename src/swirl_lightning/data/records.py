@@ -9,7 +9,6 @@ from typing import Any, get_args
 from swirl_lightning.data.images import PictureSource, open_rgb, picture_problem
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, encodable, first, lines, parse_object
-from swirl_lightning.schedule import PhaseSchedule
 from swirl_lightning.transition import State, Transition
 
 
@@ -68,34 +67,6 @@ class JSONLTransitions(TransitionDataModule):
         missing = [f"{name}: {path}" for name, path in self.paths.items() if not path.is_file()]
         if missing:
             raise FileNotFoundError(f"no such file: {'; '.join(missing)}")
-
-    def setup(self, stage: str) -> None:
-        """Runs :meth:`check`, then reads the splits that the command needs."""
-        super().setup(stage)
-        if stage == "predict":
-            self.predict_rows()
-            return
-        for split in self._splits_of(stage):
-            self.split(split)
-
-    def _splits_of(self, stage: str) -> list[Split]:
-        trainer: Any = self.trainer
-        if stage == "test":
-            return ["test"]
-        validated: list[Split] = [] if trainer and trainer.limit_val_batches == 0 else ["validation"]
-        if stage == "validate":
-            return validated
-        # data are set up before PhaseSwitch hands its schedule to the module
-        callbacks = trainer.callbacks if trainer else []
-        schedules = [s for c in callbacks if isinstance(s := getattr(c, "schedule", None), PhaseSchedule)]
-        if not schedules:
-            return [split for split in get_args(Split) if split in self.paths and split != "test"]
-        schedule = schedules[0]
-        ends = [epochs for epochs in (schedule.epochs, trainer.max_epochs) if epochs not in (None, -1)]
-        needed: list[Split] = ["warmup"] if schedule.warmup_epochs > 0 else []
-        if not ends or min(ends) > schedule.warmup_epochs:
-            needed.append("state_only")
-        return needed + validated
 
     def predict_rows(self) -> Sequence[Transition]:
         """The test file, whose records may here lack the action or the state after.
