@@ -25,12 +25,11 @@ from swirl_lightning.losses import SharedDenominator, policy_loss, score_update,
 from swirl_lightning.prompts import PromptTemplates
 from swirl_lightning.rewards import MeanLogProb, Reward
 from swirl_lightning.roles import Role
-from swirl_lightning.rollouts import Rollouts, Update
+from swirl_lightning.rollouts import Rollouts, Samples, Update
 from swirl_lightning.schedule import Phase, PhaseLR, PhaseName, PhaseOptimConfigs, PhaseSchedule
 from swirl_lightning.trainer_checks import check_precision, check_strategy
 from swirl_lightning.transition import Transition
 from swirl_lightning.world_model_module import WorldModelModule
-from swirl_lightning.world_models import Samples
 
 
 class SWIRL(WorldModelModule):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,26 +22,7 @@ from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.engine.vocabulary import VocabularySlice
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.roles import ROLES, AdapterName, Role
-
-
-@dataclass(frozen=True)
-class Samples:
-    """G states or actions for each of B prompts; number n belongs to prompt n // G; N = B * G.
-
-    Attributes:
-        prompts: B prompts as ids.
-        completions: what was emitted, (N, L), the EOS included.
-        contents: N content ids: the same without EOS and forced tokens.
-    """
-
-    prompts: list[TokenIds]
-    completions: Completions
-    contents: list[TokenIds]
-
-    @property
-    def group_size(self) -> int:
-        """G."""
-        return len(self.contents) // len(self.prompts)
+from swirl_lightning.rollouts import Samples
 
 
 class WorldModel:
