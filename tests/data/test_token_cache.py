@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from swirl_lightning.backbones import Liquid
 from swirl_lightning.data import StateTokens
 
 CPU = torch.device("cpu")
@@ -103,3 +105,14 @@ def test_a_damaged_file_is_ignored(tmp_path):
 def test_bad_sizes(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         StateTokens(Backbone(), **{name: 0})
+
+
+def test_codes_do_not_depend_on_the_trainers_precision():
+    """bf16-mixed runs training steps under autocast; a code that rounding changed would stay in the shared cache."""
+    noise = np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), dtype=np.uint8)
+    images = [Image.fromarray(pixels) for pixels in noise]
+    backbone = Liquid("builtin/tiny-liquid", dtype="float32")
+    plain = backbone.encode_states(images, CPU)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert StateTokens(backbone).encode(images, CPU) == plain
+        assert backbone.encode_states(images, CPU) != plain  # what autocast would do

@@ -78,7 +78,9 @@ class StateTokens:
             if key not in found:
                 missing.setdefault(key, state)
         if missing:
-            encoded = self._backbone.encode_states(list(missing.values()), device)
+            # nearest codes are sensitive to rounding, and what is kept must not depend on the Trainer's precision
+            with torch.autocast(device.type, enabled=False):
+                encoded = self._backbone.encode_states(list(missing.values()), device)
             found.update(zip(missing, (np.array(ids, np.int32) for ids in encoded), strict=True))
             if self._folder is not None:
                 self._new.update((key, found[key]) for key in missing if key not in self._stored)
