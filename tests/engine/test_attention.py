@@ -5,7 +5,8 @@ import torch
 from transformers import GemmaConfig, GemmaForCausalLM, MistralConfig, MistralForCausalLM
 
 from swirl_lightning.engine import attention
-from swirl_lightning.engine.attention import PackedAttention, attend_rollouts, install
+from swirl_lightning.engine.attention import attend_rollouts, install
+from swirl_lightning.engine.cpu import PackedAttention
 from swirl_lightning.engine.packing import Packing
 
 

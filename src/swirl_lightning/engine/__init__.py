@@ -1,1 +1,1 @@
-"""Sampling and scoring of token ids: nothing here knows of images, texts, models of the world or the project."""
+"""Sampling and scoring of token ids. Nothing here imports another part of the project."""

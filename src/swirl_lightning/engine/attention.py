@@ -6,37 +6,37 @@ nothing of a prompt is repeated for its completions (Hydragen, arXiv 2402.05099;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from swirl_lightning.engine.packing import Packing, Span
+from swirl_lightning.engine import cpu
+from swirl_lightning.engine.packing import Packing
 
 NAME = "swirl_sdpa"
-"""What transformers calls it: ``sdpa``, but for keys that attend by themselves."""
-
-_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+"""Our name in transformers' attention registry: ``sdpa``, extended by :class:`Attending` keys and packing."""
 
 
 class Attending(Protocol):
-    """What a cache hands to attention in place of keys, when keys of several kinds are to be seen."""
+    """Object that a cache returns in place of keys if a query attends to several sets of keys and values."""
 
     def attend(self, query: Tensor, scaling: float) -> Tensor:
-        """(N, heads, T, D) -> (N, T, heads, D)."""
+        """Attend with queries (N, heads, T, D) to all keys; returns (N, T, heads, D)."""
 
 
 def install(model: PreTrainedModel) -> bool:
-    """Let a model that runs ``sdpa`` take :class:`Attending` keys, too; whether it does now.
+    """Replace ``sdpa`` in a model by our attention, which takes :class:`Attending` keys and ``packing``, too.
 
-    It does not if its attention does not go through transformers' interface, or if some of its layers do not see
-    all that came before.
+    Args:
+        model: loaded with ``attn_implementation: sdpa``; its configs are changed in place.
+
+    Returns:
+        Whether the model now runs our attention. It does not if its attention does not go through transformers'
+        interface, or if a layer does not attend to all tokens before it (a sliding window).
     """
     configs: list[Any] = [m.config for m in model.modules() if getattr(m, "config", None) is not None]
     decoder = model.config.get_text_config(decoder=True)
@@ -65,12 +65,12 @@ def _attention(
 ) -> tuple[Tensor, None]:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if packing is not None:
-        packing.heeded = True
+        packing.used = True
         if packing.one_row:
             assert isinstance(key, Tensor)
             # under autocast rotated queries and keys are float32 beside values that are not; sdpa casts, kernels refuse
             same = query.to(value.dtype), key.to(value.dtype), value
-            return PackedAttention.apply(*same, packing.spans, scaling).transpose(1, 2), None
+            return cpu.PackedAttention.apply(*same, packing.spans, scaling).transpose(1, 2), None
     if isinstance(key, Tensor):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     return key.attend(query, scaling), None
@@ -88,7 +88,7 @@ def attend_rollouts(
     hidden: Tensor | None = None,
     to_come: Tensor | None = None,
 ) -> Tensor:
-    """One token of each of K rollouts a prompt; without gradient.
+    """Attend with one token of each of K rollouts per prompt; without gradient.
 
     Args:
         query: (B, H, K, D).
@@ -96,7 +96,7 @@ def attend_rollouts(
         own: keys and values of the rollouts, (B, h, K, T, D) each.
         scaling: of the products.
         hidden: (B, 1, 1, P) float, -inf where a prompt is padded; None: nowhere.
-        to_come: (1, 1, 1, T) float, -inf where rollouts have not been yet; None: nowhere.
+        to_come: (1, 1, 1, T) float, -inf at steps that are still to come; None: nowhere.
 
     Returns:
         (B, K, H, D).
@@ -115,97 +115,16 @@ def attend_rollouts(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
-    """All queries to all keys: (B, h, Q, D), (B, h, T, D) twice -> (B, h, Q, D) and log-sum-exp (B, h, Q, 1)."""
-    if query.device.type != "cpu":
-        return _attend_by_products(query, key, value, hidden, scaling)
-    out, lse = _FLASH(query, key, value, attn_mask=hidden, scale=scaling)
-    return out, lse[..., None]
+    """Attend with all queries to all keys; arguments and results as :func:`swirl_lightning.engine.cpu.attend`."""
+    work = cpu.attend if query.device.type == "cpu" else _attend_by_products
+    return work(query, key, value, hidden, scaling)
 
 
 def _attend_by_products(
     query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """What :func:`_attend` computes, on any device."""
+    """Compute :func:`_attend` by two matrix products, on any device."""
     scores = (query @ key.transpose(-1, -2)).float() * scaling
     scores = scores if hidden is None else scores + hidden
     lse = scores.logsumexp(-1, keepdim=True)
     return (scores - lse).exp().to(value.dtype) @ value, lse
-
-
-class PackedAttention(torch.autograd.Function):
-    """Attention within a :class:`Packing` of one row; on CPUs alone.
-
-    ``apply(query, key, value, spans, scaling)``: (1, H, T, D), (1, h, T, D) twice -> (1, H, T, D), where H / h queries
-    share a head of keys and values.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scaling: float) -> Tensor:
-        """Each sequence causally to itself, then the members' part of the prefix joined to it."""
-        out = query.new_empty(query.shape)
-        lse = query.new_empty(
-            *query.shape[:3], 1, dtype=torch.float64 if query.dtype == torch.float64 else torch.float32
-        )
-        share, few = query.shape[1] // key.shape[1], key.shape[1]
-        for span in spans:
-            for run in span.runs():
-                q, k, v = _cut(query, run), *(repeat_kv(_cut(part, run), share) for part in (key, value))
-                own, own_lse = _FLASH(q, k, v, 0.0, True, scale=scaling)
-                _cut(out, run).copy_(own)
-                _cut(lse, run).copy_(own_lse[..., None])
-            if not span.prefix:
-                continue
-            prefix, members = span.both()
-            seen, seen_lse = _FLASH(
-                _fold(query[:, :, members], few), key[:, :, prefix], value[:, :, prefix], scale=scaling
-            )
-            seen, seen_lse = (_unfold(part, share) for part in (seen, seen_lse[..., None]))
-            weight = (seen_lse - lse[:, :, members]).sigmoid()
-            lse[:, :, members] = torch.logaddexp(lse[:, :, members], seen_lse)
-            out[:, :, members].lerp_(seen, weight.to(out.dtype))
-        ctx.save_for_backward(query, key, value, out, lse)
-        ctx.spans, ctx.scaling = spans, scaling
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        """The parts' own backward, each given the whole's output and log-sum-exp."""
-        query, key, value, out, lse = ctx.saved_tensors
-        (grad,) = grads
-        share, few = query.shape[1] // key.shape[1], key.shape[1]
-        found = [part.new_empty(part.shape) for part in (query, key, value)]
-        for span in ctx.spans:
-            for run in span.runs():
-                g, q, o, z = (_cut(part, run) for part in (grad, query, out, lse))
-                k, v = (repeat_kv(_cut(part, run), share) for part in (key, value))
-                parts = _FLASH_BACKWARD(g, q, k, v, o, z[..., 0].contiguous(), 0.0, True, scale=ctx.scaling)
-                for whole, part in zip(found, parts, strict=True):
-                    into = _cut(whole, run)
-                    into.copy_(part.unflatten(1, (into.shape[1], -1)).sum(2))
-            if not span.prefix:
-                continue
-            prefix, members = span.both()
-            g, q, o, z = (_fold(part[:, :, members], few) for part in (grad, query, out, lse))
-            k, v = key[:, :, prefix], value[:, :, prefix]
-            parts = _FLASH_BACKWARD(g, q, k, v, o, z[..., 0], 0.0, False, scale=ctx.scaling)
-            found[0][:, :, members] += _unfold(parts[0], share)
-            found[1][:, :, prefix] += parts[1]
-            found[2][:, :, prefix] += parts[2]
-        return *found, None, None
-
-
-def _cut(part: Tensor, run: tuple[int, int, int]) -> Tensor:
-    """Neighbours of one length as rows: (1, heads, T, D) -> (count, heads, length, D), a view."""
-    start, count, length = run
-    return part[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
-
-
-def _fold(part: Tensor, heads: int) -> Tensor:
-    """Queries that share a head of keys, one after the other: (1, H, Q, D) -> (1, h, H / h * Q, D)."""
-    return part.unflatten(1, (heads, -1)).flatten(2, 3)
-
-
-def _unfold(part: Tensor, share: int) -> Tensor:
-    """The inverse of :func:`_fold`."""
-    return part.unflatten(2, (share, -1)).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""Micro-batching by tokens: what runs at one time, and what happens when that was too much."""
+"""Micro-batching by tokens, with smaller micro-batches once memory runs out."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that have a prompt, or the beginning of one, in common.
+    """Group of rows that share a prompt, or the beginning of one.
 
     Attributes:
-        rows: numbers of the rows.
-        width: tokens of the longest row.
+        rows: indices of the rows.
+        width: number of tokens of the longest row.
     """
 
     rows: tuple[int, ...]
     width: int
 
     def split(self, rows: int) -> list[Group]:
-        """Pieces of at most ``rows`` rows."""
+        """Split into groups of at most ``rows`` rows."""
         return [Group(self.rows[i : i + rows], self.width) for i in range(0, len(self.rows), rows)]
 
 
 class TokenBudget:
-    """Runs groups of rows in micro-batches of similar length.
+    """Limit on the tokens of a forward pass: groups of rows run in micro-batches of similar length.
 
     Args:
-        tokens: of one micro-batch, rows times the longest; None runs everything at once, for as long as
-            memory lasts. A single row is run whatever its length.
+        tokens: ``max_tokens`` of :class:`swirl_lightning.engine.config.EngineConfig`.
     """
 
     def __init__(self, tokens: int | None = None) -> None:
@@ -46,14 +45,17 @@ class TokenBudget:
     ) -> list[tuple[list[int], Result]]:
         """Call ``work`` on micro-batches until all rows are done.
 
-        Where the device runs out of memory the budget is halved, for good, and the micro-batch taken again.
+        If the device runs out of memory, the budget is halved for good, and the micro-batch is split and run again.
 
         Args:
-            groups: what there is to do.
+            groups: the rows to run.
             work: takes a micro-batch, and whether it is one of several.
 
         Returns:
-            row numbers and the result, for each micro-batch.
+            Row indices and the result of each micro-batch.
+
+        Raises:
+            torch.OutOfMemoryError: a single row does not fit.
         """
         pending = deque(self._pack(groups))
         several = len(pending) > 1
@@ -80,7 +82,7 @@ class TokenBudget:
         return done
 
     def _pack(self, groups: Sequence[Group]) -> list[list[Group]]:
-        """Micro-batches within the budget, the longest rows first: if memory is short it shows at once."""
+        """Form micro-batches within the budget, the longest rows first: if memory is short, that shows at once."""
         if self.tokens is None:
             return [list(groups)]
         pieces = [piece for group in groups for piece in group.split(max(1, self.tokens // group.width))]

@@ -1,4 +1,4 @@
-"""What a policy sampled."""
+"""Completions that a policy sampled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from swirl_lightning.engine.grammar import TokenIds
 
 
 class Completions(NamedTuple):
-    """Token ids generated after prompts, padded on the right.
+    """Token ids of N completions, padded on the right.
 
     Attributes:
         ids: (N, L) long; 0 where masked out.
@@ -21,6 +21,6 @@ class Completions(NamedTuple):
     mask: Tensor
 
     def rows(self) -> list[TokenIds]:
-        """Each row's tokens, without padding."""
+        """Return the ids of each completion, without padding."""
         lengths = self.mask.sum(1).tolist()
         return [row[:n] for row, n in zip(self.ids.tolist(), lengths, strict=True)]

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 _WARM_UP = 2
-"""Runs before capture, in which kernels choose their plans and libraries allocate."""
+"""Number of runs before the capture, in which kernels choose their plans and libraries allocate."""
 
 
 class CapturedTrunk:
-    """A trunk's decode step, captured at the first call of its shape and replayed from then on.
+    """Decode step of a trunk, captured at the first call of its shape and replayed from then on.
 
-    What the step reads besides ids and positions must stay where it is, and running it twice must do no harm: both
-    hold for a :class:`RolloutCache` with a step of its own. If the step cannot be captured
-    (a kernel waits for the device), it is run as it is, and a warning says so.
+    All that the step reads besides ids and positions must stay at its address, and running the step twice must
+    change nothing: both hold for a :class:`swirl_lightning.engine.kv_cache.RolloutCache` with ``step``. If the step
+    cannot be captured (a kernel waits for the device), it runs without a graph, and a warning says so.
 
     Args:
         trunk: on a CUDA device, run without gradient.
@@ -30,7 +30,11 @@ class CapturedTrunk:
         self._ids = self._positions = self._hidden = torch.empty(0)
 
     def __call__(self, input_ids: Tensor, position_ids: Tensor, **fixed: Any) -> Tensor:
-        """(B, K) twice -> (B, K, H), which the next call overwrites."""
+        """Run the step on ids and positions, (B, K) each; returns (B, K, H), which the next call overwrites.
+
+        Raises:
+            torch.OutOfMemoryError: memory runs out in the capture; the next call captures again.
+        """
         if self._refused:
             return self._run(input_ids, position_ids, fixed)
         if self._graph is None or self._ids.shape != input_ids.shape:

@@ -1,4 +1,4 @@
-"""Rollouts of one micro-batch, token by token."""
+"""Decoding of one micro-batch of rollouts, token by token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from swirl_lightning.engine.rollout_layout import RolloutLayout, side_by_side
 from swirl_lightning.engine.vocabulary import VocabularySlice
 
 STEPS_BETWEEN_LEAVING = 4
-"""How often finished rows are looked for."""
+"""Number of decode steps between two checks for finished rows."""
 
 
 def decode(
@@ -30,7 +30,21 @@ def decode(
     sampling: SamplingConfig,
     config: EngineConfig,
 ) -> Completions:
-    """One micro-batch: row n goes on from prompt ``members[n]``, which is run once."""
+    """Sample N completions after B prompts, each of which is run once.
+
+    Args:
+        trunk: maps ids to ``last_hidden_state``, or to a :class:`swirl_lightning.engine.trunk.TrunkOutput`.
+        vocabulary: the head cut to ``grammar.allowed``.
+        grammar: what a completion is.
+        prompts: B prompts as ids.
+        members: N indices of prompts; completion n follows prompt ``members[n]``.
+        noise: (N, >= grammar.max_length) uniform numbers, on the device that runs.
+        sampling: temperature and truncation.
+        config: what is fixed for this base.
+
+    Returns:
+        Completions (N, L).
+    """
     device, total, longest = noise.device, noise.shape[0], grammar.max_length
     ids, mask = pad_left(prompts, device)  # (B, P)
     padded = len({len(prompt) for prompt in prompts}) > 1  # without padding no attention mask is needed

@@ -1,24 +1,25 @@
-"""One token of each row from its logits: temperature, top-k, top-p."""
+"""Sampling of one token per row from logits: temperature, top-k, top-p."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from swirl_lightning.engine import cpu
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How completions are drawn.
+    """Temperature and truncation of sampling.
 
     Top-p and top-k only trim the tail of what is *sampled*. Policy, old and reference
     log-probabilities are those of the untrimmed constrained distribution at ``temperature``, as in TRL.
 
     Attributes:
         temperature: divides the logits; 0 means greedy.
-        top_p: smallest set of tokens whose probability reaches this is kept.
+        top_p: the smallest set of tokens whose probability reaches this is kept.
         top_k: number of tokens kept at most; None keeps all.
     """
 
@@ -39,9 +40,17 @@ GREEDY = SamplingConfig(temperature=0.0, top_p=1.0)
 
 
 def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
-    """Inverse-CDF sampling, one uniform a row: (N, V) float32, (N,) -> (N,) indices.
+    """Sample one index per row by the inverse of the cumulative distribution.
 
-    Only values are sorted, to find the least probability that is kept; tokens that tie with it stay.
+    Only values are sorted, to find the least probability that is kept; tokens of equal probability stay, too.
+
+    Args:
+        logits: (N, V) float32.
+        uniform: (N,) in [0, 1).
+        config: temperature and truncation.
+
+    Returns:
+        (N,) long, indices below V.
     """
     if config.temperature == 0:
         return logits.argmax(-1)
@@ -50,7 +59,7 @@ def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
         probs = _keep(probs, probs.topk(config.top_k, dim=-1).values[:, -1:])
         probs = probs / probs.sum(-1, keepdim=True)
     if config.top_p < 1:
-        falling = _sorted(probs)
+        falling = cpu.sort_falling(probs) if probs.device.type == "cpu" else probs.sort(-1, descending=True).values
         before = falling.cumsum(-1) - falling
         # the first token that reaches top_p still belongs to the nucleus
         last = (before < config.top_p).sum(-1, keepdim=True) - 1  # (N, 1)
@@ -64,10 +73,3 @@ def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
 
 def _keep(probs: Tensor, least: Tensor) -> Tensor:
     return probs.masked_fill(probs < least, 0)
-
-
-def _sorted(probs: Tensor) -> Tensor:
-    """Each row in falling order."""
-    if probs.device.type == "cpu":  # NumPy's vectorised sort is some fifty times faster than torch's here
-        return torch.from_numpy(np.sort(probs.numpy(), axis=-1)).flip(-1)
-    return probs.sort(dim=-1, descending=True).values

@@ -20,9 +20,9 @@ from swirl_lightning.engine.vocabulary import VocabularySlice
 
 
 class Engine:
-    """Samples and scores completions with one trunk and its head.
+    """Trunk and head of one base, with the two verbs ``sample`` and ``score``.
 
-    The adapter in use is the caller's choice.
+    The caller chooses the adapter that is in use.
 
     Args:
         trunk: maps ids (B, T) to ``last_hidden_state`` (B, T, H).
@@ -45,11 +45,11 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        """The device of the head, where noise is taken and results are returned."""
+        """Device of the head, on which results are returned."""
         return self.head.weight.device
 
     def vocabulary(self, grammar: Grammar) -> VocabularySlice:
-        """The head cut to the ids that ``grammar`` allows, made once for each device."""
+        """Return the head cut to the ids that ``grammar`` allows, made once for each device."""
         key = (grammar.allowed, self.device)
         if key not in self._slices:
             self._slices[key] = VocabularySlice(self.head, grammar.allowed)
@@ -95,7 +95,7 @@ class Engine:
         group_size: int = 1,
         temperature: float = 1.0,
     ) -> LogProbs:
-        """Log-probability of each completion after its prompt, under the constrained distribution.
+        """Compute log-probabilities of completions after their prompts, under the constrained distribution.
 
         Rows n * G ... n * G + G - 1 form a group. What the prompts of a group have in common is run once for all
         members, forward and backward; equal rows are run once. If gradient is enabled, each of several micro-batches
@@ -130,11 +130,11 @@ class Engine:
         return LogProbs(*self._in_order(self.budget.run(groups, run), row_of))
 
     def token_mask(self, grammar: Grammar, completions: Sequence[TokenIds]) -> Tensor:
-        """(N, L) bool: the tokens that count in losses and means, neither padding nor forced by the grammar."""
+        """Mask (N, L) bool of the tokens that count in losses and means: neither padding nor forced by the grammar."""
         return token_mask(completions, grammar.forced, self.device)
 
     def _in_order(self, done: Iterable[tuple[list[int], tuple[Tensor, ...]]], rows: Iterable[int]) -> list[Tensor]:
-        """The fields of micro-batches put together, (N, L) each: the given rows in the given order."""
+        """Join the fields of micro-batches, (N, L) each: the given rows in the given order."""
         numbers, parts = zip(*done, strict=True)
         place = {row: n for n, row in enumerate(row for numbered in numbers for row in numbered)}
         index = torch.tensor([place[row] for row in rows], device=self.device)

@@ -1,4 +1,4 @@
-"""Which token sequences may be generated."""
+"""Grammars: the token sequences that may be generated."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ TokenIds = list[int]
 
 @dataclass(frozen=True)
 class Grammar:
-    """Which token sequences are a state, or an action: the support of the constrained policy.
+    """Set of token sequences that are a state, or an action: the support of the constrained policy.
 
     Attributes:
         allowed: sorted token ids that may be sampled, including ``eos`` where there is one.
         max_length: number of tokens at most; exactly this many where ``eos`` is None.
         eos: the id that ends a completion and belongs to it, or None for a fixed length.
-        forced: (position, id) of tokens that stand at fixed positions whatever is drawn, for example at
+        forced: (position, id) of tokens that stand at fixed positions whatever is sampled, for example at
             the end of a row of image codes; sorted by position, for grammars of a fixed length. Their
-            probability is 1: they are emitted, not drawn, and count in no log-probability and no mean.
+            probability is 1: they are emitted, not sampled, and count in no log-probability and no mean.
     """
 
     allowed: tuple[int, ...]
@@ -38,11 +38,15 @@ class Grammar:
 
     @property
     def free_length(self) -> int:
-        """Number of tokens of the longest completion that are drawn, not forced."""
+        """Number of sampled, not forced, tokens of the longest completion."""
         return self.max_length - len(self.forced)
 
     def complete(self, content: TokenIds) -> TokenIds:
-        """The completion that stands for ``content``: with its EOS or forced tokens, cut to ``max_length``."""
+        """Return the completion of ``content``: with its EOS or forced tokens, cut to ``max_length``.
+
+        Raises:
+            ValueError: the length is fixed, and ``content`` has another one.
+        """
         if self.eos is not None:
             return [*list(content)[: self.max_length - 1], self.eos]
         if len(content) != self.free_length:
@@ -53,7 +57,7 @@ class Grammar:
         return completion
 
     def content(self, completion: TokenIds) -> TokenIds:
-        """The inverse of :meth:`complete`: the tokens before the EOS, without the forced ones."""
+        """Invert :meth:`complete`: return the tokens before the EOS, without the forced ones."""
         if self.eos is not None and self.eos in completion:
             return completion[: completion.index(self.eos)]
         forced = {place for place, _ in self.forced}

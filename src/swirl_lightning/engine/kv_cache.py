@@ -1,4 +1,4 @@
-"""The key-value cache of rollouts, which share the one copy of their prompt."""
+"""Key-value cache of rollouts that share the one copy of their prompt."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def _hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class RolloutCache(Cache):
-    """Of a decode step, in which K rollouts of a prompt run a token each: (B, K) ids; without gradient.
+    """Cache for decode steps in which K rollouts of each prompt run one token each, (B, K) ids; without gradient.
 
     Args:
-        prompts: the cache that the prompts, (B, P) padded on the left, were run with.
+        prompts: the cache with which the prompts, (B, P) padded on the left, were run.
         mask: (B, P) of 0 and 1; None: no prompt is padded.
         width: K.
-        room: tokens that a rollout may take.
-        step: (1,) long, the number of the step of now; then every step reads and writes the same memory and may be
-            run twice, as CUDA graphs need. None: each run is a step.
+        room: number of tokens of the longest rollout.
+        step: (1,) long, the index of the present step; then every step reads and writes the same memory and may be
+            run twice, as CUDA graphs need. None: each run is the next step.
     """
 
     def __init__(self, prompts: Cache, mask: Tensor | None, width: int, room: int, step: Tensor | None = None) -> None:
@@ -33,14 +33,14 @@ class RolloutCache(Cache):
         super().__init__(layers=[_RolloutLayer(layer, hidden, width, room, step) for layer in layers])
 
     def keep(self, prompts: Tensor, places: Tensor) -> None:
-        """Go on with some prompts, (b,), and for each of them with some of its rollouts, (b, k)."""
+        """Keep the prompts with indices (b,), and of each of them the rollouts with indices (b, k)."""
         layers: list[Any] = self.layers
         for layer in layers:
             layer.keep(prompts, places)
 
 
 class _RolloutLayer(DynamicLayer):
-    """``keys`` and ``values`` are the prompts', (B, h, P, D); those of the rollouts stand in buffers."""
+    """Layer whose ``keys`` and ``values`` are the prompts', (B, h, P, D); those of the rollouts are in buffers."""
 
     def __init__(self, prompts: Any, hidden: Tensor | None, width: int, room: int, step: Tensor | None) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _RolloutLayer(DynamicLayer):
         self._step, self._steps = step, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Take a token of each rollout, (B, h, K, D); what attends is this layer itself."""
+        """Store one token of each rollout, (B, h, K, D); returns this layer, which attends in place of keys."""
         for own, new in zip(self._own, (key_states, value_states), strict=True):
             if self._step is None:
                 own[:, :, :, self._steps] = new
@@ -63,7 +63,7 @@ class _RolloutLayer(DynamicLayer):
         return self, self
 
     def attend(self, query: Tensor, scaling: float) -> Tensor:
-        """(B, H, K, D) -> (B, K, H, D)."""
+        """Attend with queries (B, H, K, D) to the prompts and the rollouts; returns (B, K, H, D)."""
         prompt: Any = self.keys, self.values
         query = query.to(prompt[1].dtype)
         if self._step is None:
@@ -74,7 +74,7 @@ class _RolloutLayer(DynamicLayer):
         return attend_rollouts(query, prompt, (key, value), scaling, self._hidden, _hidden(~to_come[None], key.dtype))
 
     def keep(self, prompts: Tensor, places: Tensor) -> None:
-        """See :meth:`RolloutCache.keep`."""
+        """Keep some prompts and rollouts, as :meth:`RolloutCache.keep`."""
         self.batch_select_indices(prompts)
         self._hidden = None if self._hidden is None else self._hidden[prompts]
         rows = prompts[:, None]

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, not on when they are drawn."""
+"""Random numbers that depend on a key, not on the order in which they are drawn."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ from swirl_lightning.engine.grammar import TokenIds
 
 
 def uniforms(keys: Sequence[str], group_size: int, length: int) -> Tensor:
-    """One uniform number in [0, 1) per token of every rollout: (B * G, length) float32, on the CPU.
+    """Draw one uniform number in [0, 1) per token of every rollout.
 
-    Each group draws from a generator of its own, seeded by its key. So a rollout depends on its key
-    and its place in the group alone: not on the batch it is in, on the rank, or on what ran before.
+    Each group draws from its own generator, seeded by its key. So a rollout depends on its key
+    and its index in the group alone: not on the batch, on the rank, or on what ran before.
+
+    Args:
+        keys: B keys, one per group.
+        group_size: G.
+        length: number of tokens of the longest rollout.
+
+    Returns:
+        (B * G, length) float32, on the CPU.
     """
     rows = []
     for key in keys:
@@ -27,13 +35,16 @@ def uniforms(keys: Sequence[str], group_size: int, length: int) -> Tensor:
 
 
 def replace_tokens(ids: TokenIds, allowed: Sequence[int], most: float, numbers: Tensor) -> TokenIds:
-    """``ids`` with a share of 0 to ``most`` of them replaced by any of ``allowed``.
+    """Replace a random share of token ids, between 0 and ``most``, by random ids of ``allowed``.
 
     Args:
         ids: L token ids.
-        allowed: what may stand in their place.
-        most: upper end of the share, which is itself drawn.
-        numbers: (3, >= L) uniform numbers: the share, where to replace, by what.
+        allowed: ids that may replace them.
+        most: upper end of the share, which is drawn uniformly.
+        numbers: (3, >= L) uniform numbers: row 0 gives the share, row 1 the positions, row 2 the new ids.
+
+    Returns:
+        L token ids.
     """
     share, where, what = numbers.tolist()
     limit = most * share[0]

@@ -1,4 +1,4 @@
-"""Groups of sequences laid end to end, what a group begins with only once (Prefix Grouper, arXiv 2506.05433)."""
+"""Packing of groups of sequences, the common prefix of a group only once (Prefix Grouper, arXiv 2506.05433)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from swirl_lightning.engine.grammar import TokenIds
 
 MASK_UNREAD = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-"""Attention mask where attention itself knows what is seen: of four dimensions, so that transformers builds none."""
+"""Placeholder mask for attention that does not read one: of four dimensions, so that transformers builds none."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A group within a row: its prefix, then its members.
+    """Columns of one group within a row: its prefix, then its members.
 
     Attributes:
         start: column of its first token.
-        prefix: tokens of the prefix; may be 0.
-        members: tokens of each member.
+        prefix: number of tokens of the prefix; may be 0.
+        members: number of tokens of each member.
     """
 
     start: int
@@ -32,21 +32,21 @@ class Span:
 
     @property
     def end(self) -> int:
-        """Column after its last token."""
+        """Column after the last token."""
         return self.start + self.prefix + sum(self.members)
 
     def starts(self) -> list[int]:
-        """Column of each member's first token."""
+        """Return the column of each member's first token."""
         first = self.start + self.prefix
         return [first + sum(self.members[:n]) for n in range(len(self.members))]
 
     def both(self) -> tuple[slice, slice]:
-        """Columns of the prefix and of all members."""
+        """Return the columns of the prefix, and of all members."""
         first = self.start + self.prefix
         return slice(self.start, first), slice(first, self.end)
 
     def runs(self) -> list[tuple[int, int, int]]:
-        """The prefix and then neighbours of one length, each causal in itself: (start, count, length)."""
+        """Return (start, count, length) of the prefix, then of each series of members of equal length."""
         found, at = [], self.start
         for length, equal in [(self.prefix, [0])] * (self.prefix > 0) + [
             (length, list(equal)) for length, equal in groupby(self.members)
@@ -57,21 +57,27 @@ class Span:
 
 
 class Packing:
-    """Groups in rows: members see their group's prefix and, causally, themselves.
+    """Groups packed into rows: members attend to their group's prefix and, causally, to themselves.
 
     Args:
         groups: (prefix, members) as ids; no member is empty.
         device: of the tensors.
-        one_row: all groups in one row, for :class:`PackedAttention`; else a row for each
-            group, and a mask.
+        one_row: puts all groups into one row, for :class:`swirl_lightning.engine.cpu.PackedAttention`; else each
+            group has a row, and there is a mask.
+
+    Attributes:
+        ids: (R, T) long, padded with 0 on the right.
+        positions: (R, T) long, position of each token in its own sequence, the prefix included.
+        spans: columns of each group.
+        used: Set by our attention. If still False after a forward pass, the model dropped ``packing``, and scores
+            would be wrong.
     """
 
     def __init__(
         self, groups: Sequence[tuple[TokenIds, Sequence[TokenIds]]], device: torch.device, one_row: bool
     ) -> None:
         self.one_row = one_row
-        self.heeded = False
-        """Whether attention has met it: set by it, since a model could drop what it does not know."""
+        self.used = False
         self.spans: list[Span] = []
         rows: list[list[int]] = []
         for prefix, members in groups:
@@ -85,7 +91,10 @@ class Packing:
         self.positions = torch.arange(self.ids.shape[1], device=device) - own + prefix_end - prefix_start  # (R, T)
 
     def _find_begins(self, device: torch.device) -> Tensor:
-        """(3, R, T): where a token's sequence begins, and where its prefix begins and ends (a prefix has none)."""
+        """Return (3, R, T): the column where a token's sequence begins, and where its prefix begins and ends.
+
+        Tokens of a prefix have an empty prefix.
+        """
         found: list[Tensor] = []
         for span in self.spans:
             own = torch.tensor([span.start, *span.starts()])
@@ -97,18 +106,18 @@ class Packing:
         return _stack([torch.cat(found)] if self.one_row else found, device).permute(2, 0, 1)
 
     def places(self) -> list[tuple[int, int]]:
-        """Row and column of each member's first token, group by group."""
+        """Return row and column of each member's first token, group by group."""
         return [(0 if self.one_row else n, column) for n, span in enumerate(self.spans) for column in span.starts()]
 
     def running_sum(self, values: Tensor) -> Tensor:
-        """Sum over a token's sequence up to and with itself, its prefix included: (R, T) -> (R, T)."""
+        """Sum ``values`` (R, T) over each token's sequence, from its prefix to the token itself; returns (R, T)."""
         total = nn.functional.pad(values.cumsum(1), (1, 0))  # (R, T + 1)
         own, prefix_start, prefix_end = self._begins
         return total[:, 1:] - total.gather(1, own) + total.gather(1, prefix_end) - total.gather(1, prefix_start)
 
     @cached_property
     def mask(self) -> Tensor:
-        """What attention is given: (R, 1, T, T) bool, or a mask that is not read."""
+        """Attention mask (R, 1, T, T) bool, True where a token attends; with ``one_row`` a placeholder."""
         if self.one_row:
             return MASK_UNREAD
         own, _, prefix_end = self._begins

@@ -1,4 +1,4 @@
-"""Rows of unequal length as one tensor."""
+"""Padding of rows of unequal length."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from swirl_lightning.engine.grammar import TokenIds
 
 
 def pad_left(rows: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (B, P) padded with 0 on the left, and their mask (B, P) of 0 and 1."""
+    """Pad with 0 on the left; returns ids (B, P) and their mask (B, P) of 0 and 1."""
     return _pad(rows, "left", device)
 
 
 def pad_right(rows: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (B, P) padded with 0 on the right, and their mask (B, P) of 0 and 1."""
+    """Pad with 0 on the right; returns ids (B, P) and their mask (B, P) of 0 and 1."""
     return _pad(rows, "right", device)
 
 
@@ -28,5 +28,5 @@ def _pad(rows: Sequence[TokenIds], side: str, device: torch.device) -> tuple[Ten
 
 
 def positions(mask: Tensor) -> Tensor:
-    """Position of each token among the unmasked ones: (B, P) -> (B, P); 0 on padding."""
+    """Count the unmasked tokens before each token: (B, P) -> (B, P); 0 on padding."""
     return (mask.cumsum(1) - 1).clamp_(min=0)

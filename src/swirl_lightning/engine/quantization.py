@@ -1,4 +1,4 @@
-"""What has to be done to a base before its first forward."""
+"""4-bit bases: freezing, dequantised copies of weights, and adapters merged into them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from swirl_lightning.engine.cpu import linear
 
 MEMORY_SHARE = 0.25
-"""Of the free memory: what weights that are kept dequantised may take unless they are asked for."""
+"""Share of the free memory that dequantised weights may take if ``dequantize_once`` is None."""
 
 
 def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = False) -> PreTrainedModel:
@@ -30,7 +30,11 @@ def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = Fal
 
     Args:
         model: the base as loaded.
-        dequantize_once: see :class:`swirl_lightning.backbones.base.Backbone`.
+        dequantize_once: keeps a copy of each 4-bit weight in the dtype of computation after its first use. None: on
+            CPUs alone, if the copies take at most :data:`MEMORY_SHARE` of the free memory.
+
+    Returns:
+        The same model.
     """
     model.requires_grad_(False)
     layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
@@ -53,12 +57,12 @@ def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = Fal
 
 @dataclass
 class _Dense:
-    """The dequantised weight of a layer, (out, in), once it has been needed; on CPUs alone or everywhere.
+    """Dequantised weight of a layer, (out, in), made at its first use; on CPUs alone or everywhere.
 
     Attributes:
-        everywhere: on GPUs, too.
-        weight: as dequantised.
-        merged: with an adapter's product added, while :func:`merge` lasts.
+        everywhere: is used on GPUs, too.
+        weight: the dequantised weight, or None before its first use.
+        merged: the weight plus an adapter's product, between :func:`merge` and :func:`unmerge`.
     """
 
     everywhere: bool
@@ -66,7 +70,7 @@ class _Dense:
     merged: Tensor | None = None
 
     def get(self, layer: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The weight on a device, dequantised at the first call alone."""
+        """Return the weight (out, in) on a device, dequantised at the first call alone."""
         if self.weight is None or self.weight.device != device:
             with torch.inference_mode(False), torch.no_grad():  # it will serve training forwards, too
                 self.weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
@@ -74,7 +78,7 @@ class _Dense:
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
-    """What `Linear4bit` computes, its weight dequantised at the first call alone."""
+    """Compute what `Linear4bit` does, (..., in) -> (..., out), with the weight dequantised at the first call alone."""
     dense: _Dense = layer.dense
     if not dense.everywhere and x.device.type != "cpu":
         return Linear4bit.forward(layer, x)
@@ -85,7 +89,7 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
 
 
 def mergeable(layer: Any) -> bool:
-    """Whether :func:`merge` may serve a layer: its weight is kept dequantised on a CPU, in float32.
+    """Tell whether :func:`merge` is exact enough for a layer: its weight is kept dequantised on a CPU, in float32.
 
     There the sum rounds no more than the base's and the adapter's products do.
     """
@@ -94,7 +98,7 @@ def mergeable(layer: Any) -> bool:
 
 
 def merge(layer: Any, delta: Tensor) -> None:
-    """Compute with the dequantised weight + ``delta`` (out, in), until :func:`unmerge`; ``delta`` is overwritten."""
+    """Add ``delta`` (out, in) to the dequantised weight until :func:`unmerge`; ``delta`` is overwritten."""
     layer.dense.merged = delta.add_(layer.dense.get(layer, layer.weight.device, torch.float32))
 
 
@@ -104,18 +108,18 @@ def unmerge(layer: Any) -> None:
 
 
 def dense_bytes(model: nn.Module, device: torch.device) -> int:
-    """What the weights that are kept dequantised take on a device, in bytes."""
+    """Count the bytes of the weights that are kept dequantised on a device."""
     kept: list[Any] = [module for module in model.modules() if isinstance(getattr(module, "dense", None), _Dense)]
     return sum(_bytes(layer) for layer in kept if layer.dense.everywhere or device.type == "cpu")
 
 
 def merged_bytes(model: nn.Module) -> int:
-    """What those take that :func:`merge` copies, in bytes."""
+    """Count the bytes of the weights that :func:`merge` copies."""
     return sum(_bytes(layer) for layer in model.modules() if mergeable(layer))
 
 
 def _fits(layers: list[Any]) -> bool:
-    """Whether the dequantised weights take no more than :data:`MEMORY_SHARE` of what is free."""
+    """Tell whether the dequantised weights take at most :data:`MEMORY_SHARE` of the free memory."""
     if "SC_AVPHYS_PAGES" not in os.sysconf_names:  # macOS does not say
         return False
     needed = sum(_bytes(layer) for layer in layers)

@@ -1,4 +1,4 @@
-"""Where rollouts stand in the batch of a decode step."""
+"""Places of rollouts in the batch of a decode step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from swirl_lightning.engine.kv_cache import RolloutCache
 from swirl_lightning.engine.packing import MASK_UNREAD
 
 LEAVING_SHARE = 0.8
-"""Finished rows leave the batch once no more than this share of it is left, since leaving copies the cache."""
+"""Finished rows are dropped once at most this share of the batch is left, since dropping copies the cache."""
 
 
 def side_by_side(members: list[int], device: torch.device) -> Tensor:
-    """The rollouts of each prompt, from the prompt of each rollout: (N,) -> (B, K), -1 where a prompt has fewer."""
+    """List the rollouts of each prompt, (B, K), given each rollout's prompt, (N,); -1 if a prompt has fewer than K."""
     rows: list[list[int]] = [[] for _ in range(max(members) + 1)]
     for row, member in enumerate(members):
         rows[member].append(row)
@@ -22,16 +22,16 @@ def side_by_side(members: list[int], device: torch.device) -> Tensor:
 
 
 class RolloutLayout:
-    """A row of the batch is a prompt, and its K rollouts stand side by side in it.
+    """Batch in which a row is a prompt, and its K rollouts are the columns.
 
-    A decode step runs K tokens of every row, one of each rollout. So keys and values of a prompt exist once and are
-    read once a step for all of its rollouts. Without shared attention K is 1, and every row has a copy.
+    A decode step runs K tokens of every row, one of each rollout. So keys and values of a prompt exist once, and are
+    read once per step for all of its rollouts. Without shared attention K is 1, and every row has a copy.
 
     Args:
-        columns: (B, K) numbers of the rollouts, -1 where there is none.
+        columns: (B, K) indices of the rollouts, -1 where there is none.
         prompt_mask: (B, P) of 0 and 1.
         start: (B, 1) position of the first token after each prompt.
-        cache: of the prompts and what follows them.
+        cache: keys and values of the prompts and of what follows them.
     """
 
     def __init__(self, columns: Tensor, prompt_mask: Tensor, start: Tensor, cache: Cache) -> None:
@@ -41,23 +41,30 @@ class RolloutLayout:
         self.rows = columns.flatten()[self.places]  # (R,)
 
     def on_grid(self, token: Tensor) -> Tensor:
-        """(R,) -> (B, K); places without a rollout run an id of no consequence."""
+        """Place the tokens (R,) of the rollouts into the batch (B, K); empty places run id 0, which nothing reads."""
         grid = token.new_zeros(self.columns.numel())
         grid[self.places] = token
         return grid.view(self.columns.shape)
 
     def mask(self, step: int) -> Tensor:
-        """What the tokens of a step may see."""
+        """Attention mask of a step: (B, P + step + 1), or a placeholder if the cache itself attends."""
         if isinstance(self._cache, RolloutCache):
             return MASK_UNREAD
         return nn.functional.pad(self.prompt_mask, (0, step + 1), value=1)
 
     def position(self, step: int) -> Tensor:
-        """(B, K) positions of the tokens of a step."""
+        """Positions (B, K) of the tokens of a step."""
         return (self.start + step).expand(-1, self.width)
 
     def without(self, running: Tensor) -> RolloutLayout | None:
-        """The layout of those that are still running, the cache with it; None if that would spare too little."""
+        """Drop finished rollouts, and their share of the cache.
+
+        Args:
+            running: (R,) bool.
+
+        Returns:
+            The layout of the running rollouts, or None if dropping would save too little.
+        """
         grid = torch.zeros_like(self.columns, dtype=torch.bool).flatten().index_put((self.places,), running)
         grid = grid.view(self.columns.shape)
         prompts = grid.any(1).nonzero()[:, 0]

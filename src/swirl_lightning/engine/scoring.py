@@ -1,4 +1,4 @@
-"""Token log-probabilities of given completions: rewards, policy, old and reference alike."""
+"""Token log-probabilities of given completions, the same for reward, policy, old and reference."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class LogProbs(NamedTuple):
 
     Attributes:
         values: (N, L) float32, nats; 0 where masked out. Carries gradient if it was enabled.
-        entropy: (N, L) float32, nats, of the distribution each token was judged by; without gradient itself, and
-            all 0 unless gradient was enabled: no one asks a judge for it.
+        entropy: (N, L) float32, nats, of the distribution of each token; carries no gradient, and is 0 unless
+            gradient was enabled: rewards do not need it.
         mask: (N, L) bool; False on padding and on tokens that the grammar forces.
     """
 
@@ -37,12 +37,12 @@ class LogProbs(NamedTuple):
     mask: Tensor
 
     def mean_per_token(self) -> Tensor:
-        """(N,) mean over each row's tokens: the reward of the paper, and minus the SFT loss."""
+        """Mean (N,) over the unmasked tokens of each row: the reward of the paper, and minus the SFT loss."""
         return self.values.sum(1) / self.mask.sum(1).clamp(min=1)
 
 
 def token_mask(completions: Sequence[TokenIds], forced: Forced, device: torch.device) -> Tensor:
-    """(N, L) bool: the tokens that count, neither padding nor forced by the grammar."""
+    """Mask (N, L) bool of the tokens that count: neither padding nor forced by the grammar."""
     return _without_forced(pad_right(completions, device)[1], forced)
 
 
@@ -55,7 +55,7 @@ def _without_forced(mask: Tensor, forced: Forced) -> Tensor:
 def unique_rows(
     prompts: Sequence[TokenIds], completions: Sequence[TokenIds], group_size: int
 ) -> tuple[list[Group], list[int]]:
-    """Groups without repeated rows, and for each of the N rows the one that stands for it."""
+    """Form groups without repeated rows; returns them, and the index of the row that is run for each of the N rows."""
     groups: list[Group] = []
     row_of: list[int] = []
     for start in range(0, len(prompts), group_size):
@@ -71,7 +71,7 @@ def unique_rows(
 
 
 def _common_prefix(rows: list[Row]) -> int:
-    """Length of the ids that all prompts of a group begin with; each keeps at least one id of its own."""
+    """Count the ids with which all prompts of a group begin; at least one id of each prompt is left out."""
     first, last = min(p for p, _ in rows), max(p for p, _ in rows)
     shared = 0
     for a, b in zip(first, last, strict=False):
@@ -96,7 +96,7 @@ def score_groups(
     targets, completion_mask = pad_right(completions, device)  # (N, L)
     completion_mask = _without_forced(completion_mask, forced)
     rows, columns = torch.tensor(first, device=device).T  # (N,) twice
-    row, place = completion_mask.nonzero(as_tuple=True)  # (T,) twice: only completion positions meet the head
+    row, place = completion_mask.nonzero(as_tuple=True)  # (T,) twice: only completion tokens go through the head
     values, entropy = vocabulary.log_probs(
         hidden[rows[row], columns[row] + place], targets[row, place], temperature
     )  # (T,)
@@ -105,10 +105,14 @@ def score_groups(
 
 
 def _packed(trunk: nn.Module, groups: list[list[Row]], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Hidden states, with what the prompts of a group have in common run once, and where completions are predicted.
+    """Run the trunk on packed groups: the common prefix of a group's prompts is run once.
 
     Returns:
-        (R, T, H), and for each completion the row and column of the state that predicts its first token.
+        Hidden states (R, T, H), and for each completion the row and column of the state that predicts its first
+        token.
+
+    Raises:
+        RuntimeError: the trunk dropped ``packing``.
     """
     parts, before = [], []
     for rows in groups:
@@ -124,7 +128,7 @@ def _packed(trunk: nn.Module, groups: list[list[Row]], device: torch.device) -> 
         packing=packing,
         use_cache=False,
     ).last_hidden_state
-    if not packing.heeded:
+    if not packing.used:
         raise RuntimeError(
             f"{type(trunk).__name__} does not hand what it is called with to its attention; "
             "with attn_implementation: eager every completion is run with a prompt of its own"
@@ -133,7 +137,7 @@ def _packed(trunk: nn.Module, groups: list[list[Row]], device: torch.device) -> 
 
 
 def _expanded(trunk: nn.Module, groups: list[list[Row]], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
-    """As :func:`_packed`, with every row run whole: the plain path."""
+    """Run the trunk on whole rows: the plain path; returns what :func:`_packed` does."""
     flat = [row for rows in groups for row in rows]
     ids, mask = pad_right([prompt + completion[:-1] for prompt, completion in flat], device)
     hidden = trunk(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)

@@ -1,4 +1,4 @@
-"""The rows of the output layer that a grammar allows, and log-probabilities over them alone."""
+"""Output layer cut to the ids that a grammar allows, and log-probabilities over them alone."""
 
 from __future__ import annotations
 
@@ -11,19 +11,28 @@ from torch import Tensor, nn
 from swirl_lightning.engine.cpu import linear
 
 LOGITS_PER_CHUNK = 1 << 22
-"""Logits that exist at one time (16 MiB in float32), whatever the number of tokens and the vocabulary."""
+"""Number of logits that exist at one time (16 MiB in float32), whatever the tokens and the vocabulary."""
 
 
 class VocabularySlice:
-    """The constrained vocabulary of one grammar: the frozen head cut to the allowed rows.
+    """Constrained vocabulary of one grammar: the frozen head cut to the allowed rows.
 
-    Sampling, policy, old, reference and reward log-probabilities all go through this one mask.
+    Sampling, policy, old, reference and reward log-probabilities are all taken over these ids.
     A nearly contiguous set of ids (all text ids) is a view of the head with the few holes masked;
     a small set (8,192 image ids of 264,192) is a copy of its rows.
 
     Args:
         head: output layer (vocabulary, hidden), frozen.
         allowed: sorted token ids that may be generated.
+
+    Attributes:
+        ids: (V,) long, the ids of the slice.
+        weight: (V, H).
+        bias: (V,), or None.
+        excluded: (V,) bool, True on ids of the slice that are not allowed; None if there are none.
+
+    Raises:
+        ValueError: an id lies outside the head.
     """
 
     def __init__(self, head: nn.Linear, allowed: Sequence[int]) -> None:
@@ -48,12 +57,16 @@ class VocabularySlice:
         return len(self.ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits over the allowed ids: (T, H) -> (T, V); -inf on the holes."""
+        """Compute float32 logits over the slice: (T, H) -> (T, V); -inf on excluded ids."""
         logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
         return logits if self.excluded is None else logits.masked_fill_(self.excluded, -torch.inf)
 
     def index_of(self, ids: Tensor) -> Tensor:
-        """Positions of token ids within the slice; every id must be allowed."""
+        """Return the indices of token ids within the slice, (T,) -> (T,).
+
+        Raises:
+            ValueError: an id is not allowed.
+        """
         index = torch.searchsorted(self.ids, ids).clamp_(max=len(self.ids) - 1)
         wrong = self.ids[index] != ids
         if self.excluded is not None:
@@ -63,7 +76,7 @@ class VocabularySlice:
         return index
 
     def log_probs(self, hidden: Tensor, ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Log-probability of each id under the constrained distribution, and its entropy.
+        """Compute the log-probability of each id under the constrained distribution, and its entropy.
 
         Args:
             hidden: (T, H) last hidden states that predict ``ids``.
@@ -71,7 +84,7 @@ class VocabularySlice:
             temperature: divides the logits.
 
         Returns:
-            log-probabilities (T,) and entropies (T,) in nats, float32; only the first carries gradient, and
+            Log-probabilities (T,) and entropies (T,) in nats, float32. Only the first carries gradient, and
             the second is 0 unless gradient is enabled.
         """
         index, entropy = self.index_of(ids), torch.is_grad_enabled()
@@ -82,7 +95,7 @@ class VocabularySlice:
 class _SlicedLogProb(torch.autograd.Function):
     """Chunked log-softmax through a frozen head.
 
-    The gradient of a token's log-probability is made while its logits exist, and the backward scales it.
+    The gradient of a token's log-probability is computed while its logits exist; the backward pass scales it.
     """
 
     @staticmethod
