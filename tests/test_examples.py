@@ -1,7 +1,8 @@
-"""The worked example of docs/backbones.md, used as a user would: from outside the package, by class path."""
+"""The worked examples of docs/, used as a user would: from outside the package, by class path."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,9 @@ def checkpoint(tmp_path):
     return tmp_path / "model"
 
 
-def test_a_backbone_from_outside_trains_both_phases(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.chdir(tmp_path)
-    cli = SwirlCLI(
+def command(*args):
+    """What ``swirl fit`` builds of these options."""
+    return SwirlCLI(
         SWIRL,
         TransitionDataModule,
         subclass_mode_model=True,
@@ -64,17 +64,25 @@ def test_a_backbone_from_outside_trains_both_phases(checkpoint, tmp_path, monkey
         trainer_defaults={"max_epochs": -1, "logger": False, "enable_checkpointing": False, "accelerator": "cpu"},
         args=[
             "--model=swirl_lightning.SWIRL",
-            "--model.backbone=my_backbone.PaletteLM",
-            f"--model.backbone.model_name_or_path={checkpoint}",
-            "--model.backbone.side=2",
+            *args,
             "--model.backbone.dtype=float32",
             "--model.grpo.group_size=4",
-            "--data=test_examples.Lights",
             "--data.batch_size=4",
             "--phase_switch.warmup_epochs=1",
             "--phase_switch.iterations=1",
             "--trainer.enable_progress_bar=false",
         ],
+    )
+
+
+def test_a_backbone_from_outside_trains_both_phases(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.chdir(tmp_path)
+    cli = command(
+        "--model.backbone=my_backbone.PaletteLM",
+        f"--model.backbone.model_name_or_path={checkpoint}",
+        "--model.backbone.side=2",
+        "--data=test_examples.Lights",
     )
     cli.trainer.fit(cli.model, cli.datamodule)
     assert cli.trainer.current_epoch == 3
@@ -82,6 +90,62 @@ def test_a_backbone_from_outside_trains_both_phases(checkpoint, tmp_path, monkey
     state = Lights().load_split("test")[2].after
     (decoded,) = backbone.decode_states(backbone.encode_states([state], torch.device("cpu")), torch.device("cpu"))
     assert decoded.tobytes() == state.tobytes()
+
+
+@pytest.fixture
+def lamps(tmp_path):
+    """Files of my_benchmark.Lamps: two lamps, one of them switched."""
+    folder = tmp_path / "lamps"
+    folder.mkdir()
+    for split in ("warmup", "state_only", "validation", "test"):
+        rows = [
+            {"before": f"off {end}", "action": "switch lamp 1", "after": f"on {end}"}
+            for end in ("on", "off")
+            for _ in "ab"
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_benchmark_from_outside_is_trained_on_and_tested(lamps, gemma_path, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.chdir(tmp_path)
+    cli = command(
+        "--model.backbone=swirl_lightning.backbones.TextLLM",
+        f"--model.backbone.model_name_or_path={gemma_path}",
+        "--model.backbone.max_state_tokens=16",
+        "--data=my_benchmark.Lamps",
+        f"--data.data_dir={lamps}",
+    )
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert cli.trainer.current_epoch == 3
+    (found,) = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+    assert {"test/fwm/greedy/lamps", "test/fwm/greedy/exact_match", "test/idm/greedy/exact_match"} <= set(found)
+    assert found["test/fwm/greedy/exact_match"] <= found["test/fwm/greedy/lamps"] <= 1
+
+
+def test_the_benchmarks_metric_and_errors(lamps, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from my_benchmark import LampAccuracy, Lamps
+
+    metric = LampAccuracy("lamps")
+    rows = [Transition("off off", "on off", "switch lamp 1")] * 4
+    metric.update(["on off", "on on", "on", None], rows)
+    assert float(metric.compute()["lamps"]) == (1 + 0.5 + 0 + 0) / 4
+    (lamps / "test.jsonl").write_text('{"before": "off", "after": "on"}\n')
+    with pytest.raises(ValueError, match=r"test\.jsonl:1: needs an object with before, action and after"):
+        Lamps(str(lamps)).load_split("test")
+    (lamps / "warmup.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks warmup\.jsonl"):
+        Lamps(str(lamps)).setup("fit")
+
+
+def test_the_table_of_benchmarks_has_every_method():
+    text = (EXAMPLES.parent / "own_benchmark.md").read_text()
+    rows = {line.split("`")[1].split("(")[0]: "| yes |" in line for line in text.splitlines() if line.startswith("| `")}
+    methods = {name: required for name, required in rows.items() if hasattr(TransitionDataModule, name)}
+    assert [name for name, required in methods.items() if required] == sorted(TransitionDataModule.__abstractmethods__)
+    assert {"check", "state_metrics", "action_metrics", "predict_rows", "prepare_data"} < set(methods)
 
 
 def test_the_docs_table_has_every_method():
@@ -94,5 +158,6 @@ def test_the_docs_table_has_every_method():
             assert ("| yes |" in row) == required, name
 
 
-def test_the_example_stays_short():
-    assert len((EXAMPLES / "my_backbone.py").read_text().splitlines()) < 120
+@pytest.mark.parametrize(("name", "longest"), [("my_backbone", 120), ("my_benchmark", 90)])
+def test_the_examples_stay_short(name, longest):
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < longest
