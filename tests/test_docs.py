@@ -1,0 +1,85 @@
+"""What the docs name exists: files, modules, names, commands, configs."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+SOURCES = [*PAGES, *sorted((ROOT / "configs").glob("*.yaml"))]
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def resolve(dotted):
+    """The object of a dotted name; raises where there is none."""
+    module, _, rest = dotted, "", ""
+    while True:
+        try:
+            found = import_module(module)
+            break
+        except ModuleNotFoundError:
+            module, _, last = module.rpartition(".")
+            rest = f"{last}.{rest}" if rest else last
+            if not module:
+                raise
+    for part in filter(None, rest.split(".")):
+        found = getattr(found, part) if hasattr(found, part) else found.__dataclass_fields__[part]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_names_of_the_package_exist(page):
+    for dotted in set(re.findall(r"(?<!-m )\bswirl_lightning(?:\.\w+)+(?!\.py)", page.read_text())):
+        resolve(dotted)
+
+
+def test_code_of_the_paper_exists():
+    table = (ROOT / "docs" / "paper_to_code.md").read_text()
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ") and "| paper |" not in line]
+    dotted = {found for row in rows for found in re.findall(r"`(\w+(?:\.\w+)+)`", row)}
+    assert len(dotted) > 10
+    for found in dotted:
+        resolve(f"swirl_lightning.{found}")
+
+
+@pytest.mark.parametrize("page", SOURCES, ids=name)
+def test_modules_and_configs_of_commands_exist(page):
+    text = page.read_text()
+    for module in set(re.findall(r"python -m ([\w.]+)", text)):
+        assert find_spec(module) is not None, module
+    for path in set(re.findall(r"\bconfigs/\w+\.yaml", text)):
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_files_exist(page):
+    text = page.read_text()
+    for path in set(re.findall(r"`((?:src|tests|docs|benchmarks|callbacks|recipes|perf)/[\w/.]+)`", text)):
+        assert (ROOT / path).exists(), path
+    for target in set(re.findall(r"\]\((?!https?:)([^)#\s]+)", text)):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_guards_of_the_threat_model_are_tests():
+    table = (ROOT / "SECURITY.md").read_text()
+    files = set(re.findall(r"`((?:\w+/)*test_\w+\.py)", table))
+    everything = "".join((ROOT / "tests" / path).read_text() for path in files)
+    named = set(re.findall(r"::(test_\w+)", table))
+    assert named
+    assert {test for test in named if f"def {test}(" not in everything} == set()
+
+
+def test_the_metadata_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{citation["version"]}"' in project
+    assert f'license = "{citation["license"]}"' in project
