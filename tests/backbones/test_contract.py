@@ -228,7 +228,7 @@ def plain_logits(name, module, ids):
 def vlm_logits(name, module, ids, model):
     """Through the family's placeholders and pixel values; it works its positions out by itself."""
     backbone, start = module.backbone, module.backbone.store.start
-    images = [backbone.store.picture(i) for i in ids if i >= start and (i - start) % backbone.grid**2 == 0]
+    images = [backbone.store.image(i) for i in ids if i >= start and (i - start) % backbone.grid**2 == 0]
     row = torch.tensor([[min(i, start) for i in ids]])
     row[row == start] = model.config.image_token_id
     if name == "smolvlm":

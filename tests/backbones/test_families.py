@@ -290,30 +290,30 @@ def test_a_vlm_reads_pictures_and_cannot_predict_them(name, tmp_path):
     assert len(one) == backbone.grid**2
     with pytest.raises(ValueError, match="describe it in words"):
         backbone.state_grammar.complete(one)
-    with pytest.raises(ValueError, match="none of the last 1024 pictures"):
-        backbone.store.picture(two[-1] + 1)
+    with pytest.raises(ValueError, match="none of the last 1024 images"):
+        backbone.store.image(two[-1] + 1)
 
 
 def test_a_vlm_keeps_a_bounded_number_of_pictures(tmp_path):
     """Encoding or reading a picture keeps it, and no cache stands in front of an encoding."""
-    backbone = backbone_of("smolvlm", FAMILIES["smolvlm"].write(tmp_path), pictures_kept=2)
+    backbone = backbone_of("smolvlm", FAMILIES["smolvlm"].write(tmp_path), images_kept=2)
     first, second, third = pictures(3)
     states = StateTokens(backbone)
     ids = states.encode([first, second], CPU)
     assert backbone.decode_states(ids[:1], CPU)[0].tobytes() == first.tobytes()  # now the second is the oldest
     states.encode([third], CPU)
     assert len(backbone.store) == 2
-    with pytest.raises(ValueError, match="raise pictures_kept"):
-        backbone.store.picture(ids[1][0])
+    with pytest.raises(ValueError, match="raise images_kept"):
+        backbone.store.image(ids[1][0])
     assert states.encode([second], CPU) == [ids[1]]
-    assert backbone.store.picture(ids[1][0]).tobytes() == second.tobytes()
-    with pytest.raises(ValueError, match="pictures_kept must be at least 1"):
-        backbone_of("smolvlm", tmp_path, pictures_kept=0)
+    assert backbone.store.image(ids[1][0]).tobytes() == second.tobytes()
+    with pytest.raises(ValueError, match="images_kept must be at least 1"):
+        backbone_of("smolvlm", tmp_path, images_kept=0)
 
 
 def test_a_vlm_uses_the_features_of_each_picture(tmp_path):
     """More pictures than are kept, some twice: rows alone give what they give in a batch."""
-    import swirl_lightning.backbones.picture_trunk as module
+    import swirl_lightning.backbones.image_trunk as module
 
     backbone = backbone_of("qwen_vl", FAMILIES["qwen_vl"].write(tmp_path), quantization=None)
     trunk = backbone.trunk(backbone.load_model())

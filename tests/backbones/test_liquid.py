@@ -137,7 +137,7 @@ def test_a_damaged_vqgan_is_named(broken: Path) -> None:
 
 
 def test_text_is_no_state_and_options_are_checked(folder: Path) -> None:
-    with pytest.raises(ValueError, match="reads pictures"):
+    with pytest.raises(ValueError, match="reads images"):
         liquid(folder).encode_states(["a room"], CPU)
     with pytest.raises(ValueError, match="max_action_tokens"):
         liquid(folder, max_action_tokens=1)

@@ -26,8 +26,8 @@ class Chameleon(ImageTokens):
     """Chameleon in transformers' format (``ChameleonForConditionalGeneration``).
 
     transformers' forward masks the logits of all image tokens, and its VQ has no decoder. Here states come
-    from the inner model's hidden states through the head, and pictures go through the published VQGAN
-    (``vqgan.yaml`` and ``vqgan.ckpt`` of the original release) in both directions. Pictures are padded to
+    from the inner model's hidden states through the head, and images go through the published VQGAN
+    (``vqgan.yaml`` and ``vqgan.ckpt`` of the original release) in both directions. Images are padded to
     a square; Chameleon's own processor crops them, which would cut a part of the state away.
 
     Args:
@@ -114,11 +114,11 @@ class Chameleon(ImageTokens):
         return self.vqgan_config.n_embed
 
     def encode_images(self, images: list[Image.Image], device: torch.device) -> Tensor:
-        """Pictures -> (B, grid * grid) codes."""
+        """Images -> (B, grid * grid) codes."""
         return self._codec_on(device).encode(to_pixels(images, self.vqgan_config.resolution).to(device))
 
     def decode_images(self, codes: Tensor) -> list[Image.Image]:
-        """(B, grid * grid) codes -> pictures."""
+        """(B, grid * grid) codes -> images."""
         return to_images(self._codec_on(codes.device).decode(codes))
 
     def _codec_on(self, device: torch.device) -> VQGAN:
@@ -138,7 +138,7 @@ class Chameleon(ImageTokens):
 
     @cached_property
     def state_grammar(self) -> Grammar:
-        """Exactly as many codes as a picture has."""
+        """Exactly as many codes as an image has."""
         return Grammar(tuple(sorted(self.code_ids.tolist())), self.vqgan_config.grid**2)
 
     @cached_property

@@ -36,7 +36,7 @@ class Emu3(ImageTokens):
 
     Args:
         model_name_or_path: folder or hub name.
-        resolution: side of a state in pixels; pictures are padded to a square and resized.
+        resolution: side of a state in pixels; images are padded to a square and resized.
         **kwargs: as :class:`ImageTokens`.
 
     Raises:
@@ -105,7 +105,7 @@ class Emu3(ImageTokens):
         return self.resolution // factor
 
     def encode_images(self, images: list[Image.Image], device: torch.device) -> Tensor:
-        """Pictures -> (B, grid * grid) codes."""
+        """Images -> (B, grid * grid) codes."""
         squares = [square(image, self.resolution) for image in images]
         pixels = self._processor.preprocess(squares, do_resize=False, return_tensors="pt")["pixel_values"]
         sizes = torch.tensor([[self.resolution, self.resolution]] * len(images))
@@ -113,7 +113,7 @@ class Emu3(ImageTokens):
         return torch.stack(list(codes)).flatten(1)
 
     def decode_images(self, codes: Tensor) -> list[Image.Image]:
-        """(B, grid * grid) codes -> pictures."""
+        """(B, grid * grid) codes -> images."""
         pixels = self._codec_on(codes.device).decode(codes.unflatten(1, (self.grid, self.grid))).float().cpu()
         mean, std = (torch.tensor(getattr(self._processor, n)).view(3, 1, 1) for n in ("image_mean", "image_std"))
         arrays = ((pixels * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -163,7 +163,7 @@ class Emu3(ImageTokens):
         return [marks[BOI], *self.encode_text(f"{self.grid}*{self.grid}"), marks[IMAGE]]
 
     def wrap_state(self, content: TokenIds) -> TokenIds:
-        """A whole picture: opening, rows with their ends, closing."""
+        """A whole image: opening, rows with their ends, closing."""
         return [*self.state_opening(), *self.state_grammar.complete(content)]
 
     @cached_property

@@ -19,7 +19,7 @@ from swirl_lightning.transition import State
 
 
 class ImageTokens(Backbone):
-    """Visual states as the codes of an image tokenizer, actions as text, one vocabulary for both.
+    """Image states as the codes of an image tokenizer, actions as text, one vocabulary for both.
 
     The content ids of a state are its codes, row by row; whatever the family puts around and between
     them stands in :meth:`wrap_state` and in the grammar's forced tokens.
@@ -27,7 +27,7 @@ class ImageTokens(Backbone):
     Args:
         model_name_or_path: folder or hub name.
         max_action_tokens: of an action, its EOS included.
-        encode_batch: pictures that go through the image tokenizer at a time.
+        encode_batch: images that go through the image tokenizer at a time.
         **kwargs: as :class:`Backbone`.
 
     Raises:
@@ -65,11 +65,11 @@ class ImageTokens(Backbone):
 
     @abstractmethod
     def encode_images(self, images: list[Image.Image], device: torch.device) -> Tensor:
-        """Pictures -> (B, codes) codes."""
+        """Images -> (B, codes) codes."""
 
     @abstractmethod
     def decode_images(self, codes: Tensor) -> list[Image.Image]:
-        """(B, codes) codes -> pictures."""
+        """(B, codes) codes -> images."""
 
     # ---- tokens ----------------------------------------------------------------------------------
     @cached_property
@@ -111,11 +111,11 @@ class ImageTokens(Backbone):
 
     @torch.no_grad()
     def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
-        """Codes of each picture, row by row, as ids of the vocabulary."""
+        """Codes of each image, row by row, as ids of the vocabulary."""
         images, ids = [state for state in states if isinstance(state, Image.Image)], []
         if len(images) < len(states):
             wrong = next(state for state in states if not isinstance(state, Image.Image))
-            raise ValueError(f"{type(self).__name__} reads pictures, got a state that is text: {wrong!r:.60}")
+            raise ValueError(f"{type(self).__name__} reads images, got a state that is text: {wrong!r:.60}")
         for start in range(0, len(images), self.encode_batch):
             codes = self.encode_images(images[start : start + self.encode_batch], device)
             ids.extend(self.code_ids[codes.cpu()].tolist())
@@ -123,7 +123,7 @@ class ImageTokens(Backbone):
 
     @torch.no_grad()
     def decode_states(self, contents: Sequence[TokenIds], device: torch.device) -> list[State]:
-        """Pictures of image ids."""
+        """Images of image ids."""
         images: list[State] = []
         for start in range(0, len(contents), self.encode_batch):
             codes = self._codes[torch.tensor(contents[start : start + self.encode_batch], device="cpu")]

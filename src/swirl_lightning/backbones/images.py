@@ -1,4 +1,4 @@
-"""Pictures <-> the pixel tensors of an image tokenizer."""
+"""Images <-> the pixel tensors of an image tokenizer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from PIL import Image
 from torch import Tensor
 
 PAD_COLOUR = (122, 116, 104)
-"""RGB that fills a picture up to a square, as Liquid and Chameleon do."""
+"""RGB that fills an image up to a square, as Liquid and Chameleon do."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode -> RGB; transparent pixels over white.
 
     Raises:
-        ValueError: the picture cannot be decoded (truncated, damaged) or has no pixels.
+        ValueError: the image cannot be decoded (truncated, damaged) or has no pixels.
     """
     try:
         image.load()
@@ -53,7 +53,7 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 def square(image: Image.Image, resolution: int) -> Image.Image:
     """RGB of resolution x resolution: padded to a square with `PAD_COLOUR`, resized with LANCZOS.
 
-    A picture that already has this size comes back as it is.
+    An image that already has this size comes back as it is.
     """
     image = to_rgb(image)
     if image.size == (resolution, resolution):
@@ -67,12 +67,12 @@ def square(image: Image.Image, resolution: int) -> Image.Image:
 
 
 def to_pixels(images: list[Image.Image], resolution: int) -> Tensor:
-    """Pictures -> (B, 3, resolution, resolution) float32 in [-1, 1]."""
+    """Images -> (B, 3, resolution, resolution) float32 in [-1, 1]."""
     arrays = np.stack([np.asarray(square(image, resolution)) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) about [-1, 1] -> RGB pictures; values outside are clipped."""
+    """(B, 3, H, W) about [-1, 1] -> RGB images; values outside are clipped."""
     arrays = (pixels.float().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
     return [Image.fromarray(a) for a in arrays.permute(0, 2, 3, 1).cpu().numpy()]

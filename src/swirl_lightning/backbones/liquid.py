@@ -1,4 +1,4 @@
-"""Liquid: a Gemma causal LM whose last ids are the codes of a VQGAN. The paper's visual backbone."""
+"""Liquid: a Gemma causal LM whose last ids are the codes of a VQGAN. The paper's image backbone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE_MARKS = ("<boi>", "<eoi>")
 
 
 class Liquid(Backbone):
-    """Visual states as VQ codes, actions as text, one vocabulary for both.
+    """Image states as VQ codes, actions as text, one vocabulary for both.
 
     The folder holds a Gemma checkpoint with its tokenizer. The vocabulary ends with one id per VQ code
     (Liquid-7B: 256000 text ids, then 8192 codes), and ``<boi>``, ``<eoi>`` stand around an image.
@@ -32,7 +32,7 @@ class Liquid(Backbone):
         vqgan_path: folder with ``vqgan.yaml`` and ``vqgan.safetensors`` or ``vqgan.ckpt``; by default
             ``vqgan`` within the model's folder.
         max_action_tokens: of an action, its EOS included.
-        encode_batch: pictures that go through the VQGAN at a time.
+        encode_batch: images that go through the VQGAN at a time.
         **kwargs: as :class:`Backbone`.
 
     Raises:
@@ -115,10 +115,10 @@ class Liquid(Backbone):
 
     @torch.no_grad()
     def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
-        """VQ codes of each picture, row by row, as ids of the vocabulary."""
+        """VQ codes of each image, row by row, as ids of the vocabulary."""
         wrong = next((s for s in states if not isinstance(s, Image.Image)), None)
         if wrong is not None:
-            raise ValueError(f"Liquid reads pictures, got a state of type {type(wrong).__name__}: {wrong!r:.60}")
+            raise ValueError(f"Liquid reads images, got a state of type {type(wrong).__name__}: {wrong!r:.60}")
         codec, ids = self._codec_on(device), []
         for start in range(0, len(states), self.encode_batch):
             images = [s for s in states[start : start + self.encode_batch] if isinstance(s, Image.Image)]
@@ -128,7 +128,7 @@ class Liquid(Backbone):
 
     @torch.no_grad()
     def decode_states(self, contents: Sequence[TokenIds], device: torch.device) -> list[State]:
-        """Pictures of image ids."""
+        """Images of image ids."""
         codec, images = self._codec_on(device), []
         for start in range(0, len(contents), self.encode_batch):
             codes = torch.tensor(contents[start : start + self.encode_batch], device=device) - self.image_start
@@ -136,9 +136,9 @@ class Liquid(Backbone):
         return list(images)
 
     @torch.no_grad()
-    def latents(self, pictures: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
+    def latents(self, images: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
         """The VQGAN's latents before quantisation, (N, embed_dim, grid, grid)."""
-        pixels = to_pixels(list(pictures), self.vqgan_config.resolution)
+        pixels = to_pixels(list(images), self.vqgan_config.resolution)
         return self._codec_on(device).latents(pixels.to(device))
 
     def _codec_on(self, device: torch.device) -> VQGAN:
@@ -171,7 +171,7 @@ class Liquid(Backbone):
     # ---- what may be generated -------------------------------------------------------------------
     @cached_property
     def state_grammar(self) -> Grammar:
-        """Exactly as many codes as a picture has."""
+        """Exactly as many codes as an image has."""
         vqgan = self.vqgan_config
         return Grammar(tuple(range(self.image_start, int(self.config.vocab_size))), vqgan.grid**2)
 

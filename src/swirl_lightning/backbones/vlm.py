@@ -1,4 +1,4 @@
-"""Understanding VLMs: pictures and text in, text out (Qwen2-VL, Qwen2.5-VL, SmolVLM)."""
+"""Understanding VLMs: images and text in, text out (Qwen2-VL, Qwen2.5-VL, SmolVLM)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, PreTrainedModel
 
+from swirl_lightning.backbones.image_trunk import ImageStore, ImageTrunk
 from swirl_lightning.backbones.loading import load_base, load_config, misfit
-from swirl_lightning.backbones.picture_trunk import PictureStore, PictureTrunk
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.transition import State
@@ -24,32 +24,32 @@ SMOL = ("smolvlm",)
 
 @dataclass(frozen=True)
 class TextGrammar(Grammar):
-    """Text alone: a picture cannot be what a completion says."""
+    """Text alone: an image cannot be what a completion says."""
 
     def complete(self, content: TokenIds) -> TokenIds:
-        """As in :class:`Grammar`; ValueError for the ids of a picture."""
+        """As in :class:`Grammar`; ValueError for the ids of an image."""
         if content and max(content) > self.allowed[-1]:
             raise ValueError(
-                "this model generates text, and a picture was given as the state to predict: describe it in words "
+                "this model generates text, and an image was given as the state to predict: describe it in words "
                 "(a transition's `after` as text), or train the IDM alone (model.init_args.roles: [idm])"
             )
         return super().complete(content)
 
 
 class VLM(TextLLM):
-    """An image-text-to-text model as a world model that reads pictures and writes text.
+    """An image-text-to-text model as a world model that reads images and writes text.
 
-    ``before`` may be a picture or a text; ``after`` is text wherever the FWM predicts or judges it. The IDM
-    reads pairs of pictures, too: train it alone on them (``roles: [idm]`` of ``SWIRL``). Each position of a
-    picture has an id of its own above the vocabulary, a hash of that picture, so that prompts remain plain ids
-    and a shared prefix is shared exactly when its pictures are equal; the trunk replaces those ids by the
+    ``before`` may be an image or a text; ``after`` is text wherever the FWM predicts or judges it. The IDM
+    reads pairs of images, too: train it alone on them (``roles: [idm]`` of ``SWIRL``). Each position of an
+    image has an id of its own above the vocabulary, a hash of that image, so that prompts remain plain ids
+    and a shared prefix is shared exactly when its images are equal; the trunk replaces those ids by the
     vision tower's features. Adapters go into the language model alone.
 
     Args:
         model_name_or_path: folder or hub name.
-        resolution: side in pixels to which every picture is padded and resized; None takes SmolVLM's own
+        resolution: side in pixels to which every image is padded and resized; None takes SmolVLM's own
             size, and 448 for Qwen.
-        pictures_kept: in memory, losslessly compressed; at least those of an optimiser step.
+        images_kept: in memory, losslessly compressed; at least those of an optimiser step.
         **kwargs: as :class:`TextLLM`.
 
     Raises:
@@ -62,12 +62,12 @@ class VLM(TextLLM):
     capturable = False
 
     def __init__(
-        self, model_name_or_path: str, resolution: int | None = None, pictures_kept: int = 1024, **kwargs: Any
+        self, model_name_or_path: str, resolution: int | None = None, images_kept: int = 1024, **kwargs: Any
     ) -> None:
         super().__init__(model_name_or_path, **kwargs)
-        if pictures_kept < 1:
-            raise ValueError(f"pictures_kept must be at least 1, got {pictures_kept}")
-        self._resolution, self.pictures_kept = resolution, pictures_kept
+        if images_kept < 1:
+            raise ValueError(f"images_kept must be at least 1, got {images_kept}")
+        self._resolution, self.images_kept = resolution, images_kept
 
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
@@ -76,22 +76,22 @@ class VLM(TextLLM):
         return load_base(self, AutoModelForImageTextToText)
 
     def trunk(self, model: nn.Module) -> nn.Module:
-        """The language model behind a look-up of pictures."""
-        return PictureTrunk(model, self.store, self._features, by_grid=self.config.model_type in QWEN)
+        """The language model behind a look-up of images."""
+        return ImageTrunk(model, self.store, self._features, by_grid=self.config.model_type in QWEN)
 
     @cached_property
     def config(self) -> Any:
         """The checkpoint's config."""
         return load_config(self, (*QWEN, *SMOL))
 
-    # ---- pictures --------------------------------------------------------------------------------
+    # ---- images --------------------------------------------------------------------------------
     @cached_property
     def _processor(self) -> Any:
         return AutoImageProcessor.from_pretrained(self.path, revision=self.revision, backend="pil")
 
     @cached_property
     def resolution(self) -> int:
-        """Side of a picture in pixels."""
+        """Side of an image in pixels."""
         own = self.config.vision_config.image_size if self.config.model_type in SMOL else 448
         if self.config.model_type in SMOL and self._resolution not in (None, own):
             raise ValueError(f"resolution of {self.name!r} is {own}, got {self._resolution}; leave it out")
@@ -99,7 +99,7 @@ class VLM(TextLLM):
 
     @cached_property
     def grid(self) -> int:
-        """Features of a picture's side."""
+        """Features of an image's side."""
         vision = self.config.vision_config
         qwen = self.config.model_type in QWEN
         unit = vision.patch_size * (vision.spatial_merge_size if qwen else self.config.scale_factor)
@@ -108,13 +108,13 @@ class VLM(TextLLM):
         return self.resolution // unit
 
     @cached_property
-    def store(self) -> PictureStore:
-        """The pictures seen last."""
+    def store(self) -> ImageStore:
+        """The images seen last."""
         start = int(self.config.get_text_config().vocab_size)
-        return PictureStore(start, self.grid, self.resolution, self.pictures_kept)
+        return ImageStore(start, self.grid, self.resolution, self.images_kept)
 
     def _features(self, model: Any, images: list[Image.Image], device: torch.device) -> Tensor:
-        """Pictures -> (B, grid * grid, H) features of the vision tower."""
+        """Images -> (B, grid * grid, H) features of the vision tower."""
         if self.config.model_type in SMOL:
             batch = self._processor([[image] for image in images], do_image_splitting=False, return_tensors="pt")
             found = model.get_image_features(batch["pixel_values"].to(device)).pooler_output
@@ -124,12 +124,12 @@ class VLM(TextLLM):
             found = model.get_image_features(pixels, sizes).pooler_output
         features = torch.stack(list(found))
         if features.shape[1] != self.grid**2:
-            misfit(self, f"a picture has {features.shape[1]} features, {self.grid**2} were expected; check resolution")
+            misfit(self, f"an image has {features.shape[1]} features, {self.grid**2} were expected; check resolution")
         return features
 
     # ---- tokens ----------------------------------------------------------------------------------
     def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
-        """Ids of a text, or ids above the vocabulary that stand for a picture's positions."""
+        """Ids of a text, or ids above the vocabulary that stand for an image's positions."""
         return [
             self.store.add(state)
             if isinstance(state, Image.Image)
@@ -138,15 +138,15 @@ class VLM(TextLLM):
         ]
 
     def decode_states(self, contents: Sequence[TokenIds], device: torch.device) -> list[State]:
-        """Texts, and the pictures that were encoded."""
+        """Texts, and the images that were encoded."""
         return [
-            self.store.picture(ids[0]) if ids and ids[0] >= self.store.start else self.decode_text(ids)
+            self.store.image(ids[0]) if ids and ids[0] >= self.store.start else self.decode_text(ids)
             for ids in contents
         ]
 
     @cached_property
     def _marks(self) -> tuple[TokenIds, TokenIds]:
-        """What stands before and after a picture."""
+        """What stands before and after an image."""
         if self.config.model_type in QWEN:
             return [int(self.config.vision_start_token_id)], [int(self.config.vision_end_token_id)]
         vocabulary = self.tokenizer.get_vocab()
@@ -158,7 +158,7 @@ class VLM(TextLLM):
         return [around, whole], [around]
 
     def wrap_state(self, content: TokenIds) -> TokenIds:
-        """A picture between its marks; a text as it is."""
+        """An image between its marks; a text as it is."""
         if not content or content[0] < self.store.start:
             return content
         return [*self._marks[0], *content, *self._marks[1]]
@@ -169,5 +169,5 @@ class VLM(TextLLM):
         return TextGrammar(self._text_ids, self.max_state_tokens, self._eos)
 
     def fingerprint(self) -> str:
-        """Names the tokenizer and the size of a picture."""
+        """Names the tokenizer and the size of an image."""
         return f"{super().fingerprint()}:{self.resolution}"

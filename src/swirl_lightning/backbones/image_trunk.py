@@ -1,4 +1,4 @@
-"""A language model whose ids above the vocabulary stand for the features of pictures."""
+"""A language model whose ids above the vocabulary stand for the features of images."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from swirl_lightning.engine.packing import Packing
 from swirl_lightning.engine.trunk import TrunkOutput
 
 FEATURES_KEPT = 64
-"""Pictures whose features are kept; the others go through the vision tower again."""
-_SLOT_BYTES = 6  # times a picture's ids this stays below 2**63
+"""Images whose features are kept; the others go through the vision tower again."""
+_SLOT_BYTES = 6  # times an image's ids this stays below 2**63
 
 
-class PictureStore:
-    """The pictures seen last, by slot; picture s has the ids start + s * grid² ... start + (s + 1) * grid² - 1.
+class ImageStore:
+    """The images seen last, by slot; image s has the ids start + s * grid² ... start + (s + 1) * grid² - 1.
 
-    A slot is a hash of the picture, so the same picture has the same ids in every process.
+    A slot is a hash of the image, so the same image has the same ids in every process.
 
     Args:
         start: size of the vocabulary.
-        grid: features of a picture's side.
-        resolution: side in pixels at which pictures are kept, losslessly compressed.
-        kept: pictures; the one that was not asked for longest goes first.
+        grid: features of an image's side.
+        resolution: side in pixels at which images are kept, losslessly compressed.
+        kept: images; the one that was not asked for longest goes first.
     """
 
     def __init__(self, start: int, grid: int, resolution: int, kept: int) -> None:
@@ -43,11 +43,11 @@ class PictureStore:
 
     @property
     def size(self) -> int:
-        """Ids of a picture."""
+        """Ids of an image."""
         return self.grid**2
 
     def add(self, image: Image.Image) -> TokenIds:
-        """Ids of a picture; equal pictures have equal ids."""
+        """Ids of an image; equal images have equal ids."""
         image = square(image, self.resolution)
         slot = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=_SLOT_BYTES).digest())
         if slot not in self._files:
@@ -60,8 +60,8 @@ class PictureStore:
         first = self.start + slot * self.size
         return list(range(first, first + self.size))
 
-    def picture(self, token: int) -> Image.Image:
-        """The picture that an id belongs to.
+    def image(self, token: int) -> Image.Image:
+        """The image that an id belongs to.
 
         Raises:
             ValueError: this process has not encoded it, or too long ago.
@@ -69,24 +69,24 @@ class PictureStore:
         slot = (token - self.start) // self.size
         if slot not in self._files:
             raise ValueError(
-                f"id {token} stands for none of the last {self.kept} pictures of this process: resume from a "
-                "checkpoint at the end of an epoch, or raise pictures_kept above the pictures of an optimiser step"
+                f"id {token} stands for none of the last {self.kept} images of this process: resume from a "
+                "checkpoint at the end of an epoch, or raise images_kept above the images of an optimiser step"
             )
         self._files.move_to_end(slot)
         return Image.open(io.BytesIO(self._files[slot])).convert("RGB")
 
 
-class PictureTrunk(nn.Module):
-    """Ids -> ``last_hidden_state``, with pictures looked up and, if need be, placed by row and column.
+class ImageTrunk(nn.Module):
+    """Ids -> ``last_hidden_state``, with images looked up and, if need be, placed by row and column.
 
-    With ``by_grid`` (Qwen's multimodal RoPE) a picture's positions are its rows and columns, and the text
+    With ``by_grid`` (Qwen's multimodal RoPE) an image's positions are its rows and columns, and the text
     after it goes on behind the longer side. So positions differ from the number of tokens, by ``rope_deltas`` of
     :class:`swirl_lightning.engine.trunk.TrunkOutput`.
 
     Args:
         model: the whole model; it is not registered as a part of this module.
-        store: the pictures.
-        features: (model, B pictures, device) -> (B, grid², H).
+        store: the images.
+        features: (model, B images, device) -> (B, grid², H).
         by_grid: positions are (3, B, S).
     """
 
@@ -95,7 +95,7 @@ class PictureTrunk(nn.Module):
     def __init__(
         self,
         model: Any,
-        store: PictureStore,
+        store: ImageStore,
         features: Callable[[Any, list[Image.Image], torch.device], Tensor],
         by_grid: bool,
     ) -> None:
@@ -118,7 +118,7 @@ class PictureTrunk(nn.Module):
         What follows a cache that holds something is text, and its positions are those of the model: the number of
         tokens before it, plus ``rope_deltas``.
         """
-        # text alone is generated: looking for pictures would wait for the device at every token
+        # text alone is generated: looking for images would wait for the device at every token
         generated = past_key_values is not None and past_key_values.get_seq_length() > 0
         embedded = self._model.get_input_embeddings()(input_ids) if generated else self._embed(input_ids)
         deltas = None
@@ -151,7 +151,7 @@ class PictureTrunk(nn.Module):
     def _lookup(self, slots: list[int], device: torch.device) -> Tensor:
         missing = [slot for slot in slots if slot not in self._kept]
         if missing:
-            images = [self._store.picture(self._store.start + slot * self._store.size) for slot in missing]
+            images = [self._store.image(self._store.start + slot * self._store.size) for slot in missing]
             self._kept.update(zip(missing, self._compute(self._model, images, device), strict=True))
         found = torch.stack([self._kept[slot].to(device) for slot in slots])
         for slot in slots:
@@ -167,6 +167,6 @@ class PictureTrunk(nn.Module):
         place = (ids - self._store.start).remainder(size) * pictured
         ends = (pictured & (place == size - 1)).long()
         finished = ends.cumsum(1) if packing is None else packing.running_sum(ends)
-        delta = finished * (grid - size)  # a finished picture takes fewer positions than tokens
-        start = flat - place + delta - ends * (grid - size)  # the picture's first position; a text token's own
+        delta = finished * (grid - size)  # a finished image takes fewer positions than tokens
+        start = flat - place + delta - ends * (grid - size)  # the image's first position; a text token's own
         return torch.stack([start, start + place // grid, start + place % grid]), delta[:, -1:]
