@@ -6,11 +6,11 @@ from swirl_lightning.callbacks.collapse_watch import CollapseWatch
 from swirl_lightning.callbacks.hyperparameters import HyperparameterText
 from swirl_lightning.callbacks.memory_report import MemoryReport
 from swirl_lightning.callbacks.phase_switch import PhaseSwitch
-from swirl_lightning.callbacks.pictures import TransitionPictures
 from swirl_lightning.callbacks.predictions import Predictions
 from swirl_lightning.callbacks.progress import PhaseProgressBar
 from swirl_lightning.callbacks.results import Results
 from swirl_lightning.callbacks.throughput import Throughput
+from swirl_lightning.callbacks.transition_images import TransitionImages
 
 __all__ = [
     "ActionTable",
@@ -23,5 +23,5 @@ __all__ = [
     "Predictions",
     "Results",
     "Throughput",
-    "TransitionPictures",
+    "TransitionImages",
 ]

@@ -1,4 +1,4 @@
-"""Predictions as files: pictures, JSON lines, a contact sheet; resumable."""
+"""Predictions as files: images, JSON lines, a contact sheet; resumable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 
-from swirl_lightning.callbacks.pictures import picture_grid
+from swirl_lightning.callbacks.transition_images import image_grid
 from swirl_lightning.generation_memory import GenerationMemory
 from swirl_lightning.results.table import CONTACT_SHEET
 from swirl_lightning.transition import State, Transition
@@ -25,9 +25,9 @@ class Predictions(Callback):
     """Writes what ``swirl test`` and ``swirl predict`` generate into ``predictions/`` of the run's folder, at once.
 
     - ``<mode>-rank<r>.jsonl``: a line per prediction: id, action, the IDM's action, and the predicted state
-      (words, or the name of a picture beside it). ``predict`` is a mode of its own.
-    - ``<mode>/<id>.png``: predicted pictures.
-    - ``contact_sheet.png``: before, after, predicted and the action, for visual suites.
+      (words, or the name of an image beside it). ``predict`` is a mode of its own.
+    - ``<mode>/<id>.png``: predicted images.
+    - ``contact_sheet.png``: before, after, predicted and the action, for image suites.
     - ``generated-rank<r>.jsonl``: the tokens of everything generated. Killed and started again with the same
       settings, weights and data, a command generates none of it twice; anything else is generated anew.
 
@@ -92,7 +92,7 @@ class Predictions(Callback):
         self, mode: str, rows: Sequence[Transition], states: Sequence[State | None], words: Sequence[str | None]
     ) -> None:
         for row, state, guess in zip(rows, states, words, strict=True):
-            shown = self._picture(mode, row, state) if isinstance(state, Image.Image) else state
+            shown = self._image(mode, row, state) if isinstance(state, Image.Image) else state
             entry = {
                 "id": row.id,
                 "action": row.action,
@@ -107,7 +107,7 @@ class Predictions(Callback):
                 self._sheet.append((row, state))
         self._file(mode).flush()
 
-    def _picture(self, mode: str, row: Transition, state: Image.Image) -> str:
+    def _image(self, mode: str, row: Transition, state: Image.Image) -> str:
         name = f"{mode}/{file_name(row.id)}.png"
         path = self._place / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def contact_sheet(rows: Sequence[tuple[Transition, State]]) -> Image.Image:
     for row, state in rows:
         after = Image.new("RGB", _size(row.before), (230, 230, 230)) if row.after is None else row.after
         lines.append(([row.before, after, state], [row.action or "", "", ""]))
-    return picture_grid(lines, ["before", "after", "predicted"])
+    return image_grid(lines, ["before", "after", "predicted"])
 
 
 def generation_settings(module: Any) -> dict[str, Any]:

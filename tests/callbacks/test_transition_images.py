@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 from runs import Data, Model, fit, frame, texts, trainer
 
-from swirl_lightning.callbacks import TransitionPictures
-from swirl_lightning.callbacks.pictures import picture_grid
+from swirl_lightning.callbacks import TransitionImages
+from swirl_lightning.callbacks.transition_images import image_grid
 
 
 def open_image(event):
@@ -13,7 +13,7 @@ def open_image(event):
 
 
 def test_a_grid_at_the_start_of_each_phase_and_every_n_steps(tmp_path):
-    found = fit(tmp_path, [TransitionPictures(every_n_steps=3, max_rows=2)], data=Data(rows=20))
+    found = fit(tmp_path, [TransitionImages(every_n_steps=3, max_rows=2)], data=Data(rows=20))
     assert found.Tags()["images"] == ["fwm/transitions", "idm/transitions"]
     assert [event.step for event in found.Images("fwm/transitions")] == [6, 9]
     wide = open_image(found.Images("fwm/transitions")[0]).size
@@ -22,27 +22,27 @@ def test_a_grid_at_the_start_of_each_phase_and_every_n_steps(tmp_path):
 
 
 def test_frames_are_enlarged_without_smoothing():
-    grid = picture_grid([([frame(0), frame(1)], ["a", "b"])], ["before", "after"], scale=3)
+    grid = image_grid([([frame(0), frame(1)], ["a", "b"])], ["before", "after"], scale=3)
     colours = grid.crop((8, 25, 8 + 48, 25 + 48)).getcolors()
     assert sorted(count for count, _ in colours) == [144, 48 * 48 - 144]
 
 
 def test_large_frames_are_shrunk_unless_a_scale_is_given():
     large = [([Image.new("RGB", (1024, 512))], ["a"])]
-    assert picture_grid(large, ["x"]).width == 256 + 16
-    assert picture_grid(large, ["x"], scale=1).width == 1024 + 16
+    assert image_grid(large, ["x"]).width == 256 + 16
+    assert image_grid(large, ["x"], scale=1).width == 1024 + 16
 
 
 def test_captions_wrap_under_their_columns():
     words = "pick up the yellow key that lies behind the grey door"
     rows = [([frame(0)] * 2, [words, ""])]
-    assert picture_grid(rows, ["x", "y"]).height > picture_grid([([frame(0)] * 2, ["a", ""])], ["x", "y"]).height
+    assert image_grid(rows, ["x", "y"]).height > image_grid([([frame(0)] * 2, ["a", ""])], ["x", "y"]).height
     beside = [([frame(0)] * 2, [words, "r"])]
-    assert picture_grid(beside, ["x", "y"]).height > picture_grid(rows, ["x", "y"]).height
+    assert image_grid(beside, ["x", "y"]).height > image_grid(rows, ["x", "y"]).height
 
 
 def test_texts_become_a_table(tmp_path):
-    found = fit(tmp_path, [TransitionPictures(max_rows=2)], model=Model(text=True))
+    found = fit(tmp_path, [TransitionImages(max_rows=2)], model=Model(text=True))
     assert not found.Tags()["images"]
     (table,) = texts(found, "fwm/transitions").values()
     head, _, *rows = table.splitlines()
@@ -54,11 +54,11 @@ def test_texts_become_a_table(tmp_path):
 
 
 def test_nothing_without_tensorboard(tmp_path):
-    trainer(tmp_path, [TransitionPictures()], logger=False).fit(Model(), Data())
+    trainer(tmp_path, [TransitionImages()], logger=False).fit(Model(), Data())
     assert not list(tmp_path.rglob("events*"))
 
 
 @pytest.mark.parametrize("options", [{"every_n_steps": 0}, {"max_rows": 0}, {"scale": 0}])
 def test_bad_numbers(options):
     with pytest.raises(ValueError, match="at least 1"):
-        TransitionPictures(**options)
+        TransitionImages(**options)

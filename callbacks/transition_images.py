@@ -1,4 +1,4 @@
-"""Pictures of transitions and of what the world model makes of them."""
+"""Images of transitions and of what the world model makes of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GAP, _FONT_SIZE, _INK, _PAPER = 8, 13, (20, 20, 20), (255, 255, 255)
 _AUTO_SMALL, _AUTO_LARGE = 128, 256
 
 
-class TransitionPictures(Callback):
+class TransitionImages(Callback):
     """Writes transitions to TensorBoard: x, y, and the best and the worst predicted ŷ of the group.
 
     Each row is one transition with the action and the rewards under it. In Phase II, which predicts
@@ -36,8 +36,8 @@ class TransitionPictures(Callback):
 
     Example::
 
-        >>> from swirl_lightning.callbacks import TransitionPictures
-        >>> callback = TransitionPictures(every_n_steps=20, max_rows=2)
+        >>> from swirl_lightning.callbacks import TransitionImages
+        >>> callback = TransitionImages(every_n_steps=20, max_rows=2)
     """
 
     def __init__(self, every_n_steps: int = 50, max_rows: int = 4, scale: int | None = None) -> None:
@@ -59,7 +59,7 @@ class TransitionPictures(Callback):
         if all(isinstance(state, str) for row in rows for state in row.states):
             writer.add_text(tag, _text_table(rows), step)
         else:
-            grid = picture_grid([(row.states, row.captions) for row in rows], rows[0].titles, self.scale)
+            grid = image_grid([(row.states, row.captions) for row in rows], rows[0].titles, self.scale)
             writer.add_image(tag, np.asarray(grid), step, dataformats="HWC")
 
 
@@ -110,15 +110,15 @@ def _text_table(rows: list[_Row]) -> str:
     return table(rows[0].titles, lines)
 
 
-def picture_grid(
+def image_grid(
     rows: Sequence[tuple[Sequence[State], Sequence[str]]], titles: Sequence[str], scale: int | None = None
 ) -> Image.Image:
-    """One picture of rows of (states, captions), with a title over each column.
+    """One image of rows of (states, captions), with a title over each column.
 
     Args:
         rows: for each row its states, and a caption for each; a caption may run on under empty ones.
         titles: one for each column.
-        scale: see `TransitionPictures`.
+        scale: see `TransitionImages`.
     """
     tiles = [[_tile(state, scale) for state in states] for states, _ in rows]
     wide = max(tile.width for line in tiles for tile in line)
@@ -150,14 +150,14 @@ def picture_grid(
 def _tile(state: State, scale: int | None) -> Image.Image:
     if isinstance(state, str):  # a mixed row; rare
         return Image.new("RGB", (_AUTO_SMALL, _AUTO_SMALL), (230, 230, 230))
-    picture = state.convert("RGB")
-    factor = scale or max(1, round(_AUTO_SMALL / picture.width))
+    image = state.convert("RGB")
+    factor = scale or max(1, round(_AUTO_SMALL / image.width))
     if factor > 1:
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    if scale is None and picture.width > _AUTO_LARGE:
-        height = max(1, round(picture.height * _AUTO_LARGE / picture.width))
-        return picture.resize((_AUTO_LARGE, height), Image.Resampling.LANCZOS)
-    return picture
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    if scale is None and image.width > _AUTO_LARGE:
+        height = max(1, round(image.height * _AUTO_LARGE / image.width))
+        return image.resize((_AUTO_LARGE, height), Image.Resampling.LANCZOS)
+    return image
 
 
 def _wrap_captions(captions: Sequence[str], wide: int, font: Any) -> list[list[str]]:
