@@ -13,9 +13,9 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from swirl_lightning.benchmarks.aurora.disc_edit import DiscEdit
-from swirl_lightning.benchmarks.visual import VisualSuite
+from swirl_lightning.benchmarks.image_suite import ImageSuite
+from swirl_lightning.data.image_records import Findings, ImageRecord
 from swirl_lightning.data.module import Split
-from swirl_lightning.data.pictures import Findings, PictureRecord
 from swirl_lightning.data.reading import records
 
 TASKS = ("magicbrush", "ag", "something", "kubric", "whatsup", "clevr", "emu", "epic")
@@ -23,16 +23,16 @@ TRAIN_TASKS = ("magicbrush", "ag", "something", "kubric")
 DISC_TASKS = ("whatsup", "something", "ag", "kubric", "clevr")
 
 
-class Aurora(VisualSuite):
-    """AURORA-Bench: pictures, edits in words.
+class Aurora(ImageSuite):
+    """AURORA-Bench: images, edits in words.
 
-    Layout of ``data_dir``, as in the repository: ``test.json`` and ``data/<task>/train.json`` with picture
+    Layout of ``data_dir``, as in the repository: ``test.json`` and ``data/<task>/train.json`` with image
     paths relative to ``data_dir``; for DiscEdit ``data/<task>/`` or ``disc_edit_data/<task>/`` with
     ``itm_test.json`` or ``valid.json``.
 
     The labelled split is the training set; without one, `swirl fit` cannot warm up on this suite. The
     last ``validation_size`` records of it are for validation and not trained on. Records of tasks without
-    a picture of the result (``clevr``, ...) are predicted and judged, and have no score that needs a target.
+    an image of the result (``clevr``, ...) are predicted and judged, and have no score that needs a target.
 
     Args:
         data_dir: see above.
@@ -44,7 +44,7 @@ class Aurora(VisualSuite):
             score: ``disc_samples`` futures for each of two texts (use it with
             ``evaluation.modes: [sampled]``).
         disc_samples: for each text.
-        kwargs: as for `VisualSuite` (strict, clip, judge, limit) and `TransitionDataModule`.
+        kwargs: as for `ImageSuite` (strict, clip, judge, limit) and `TransitionDataModule`.
 
     Raises:
         ValueError: an unknown protocol.
@@ -82,7 +82,7 @@ class Aurora(VisualSuite):
         """The tasks."""
         return TASKS if self.tasks is None else tuple(self.tasks)
 
-    def read_records(self, split: Split, findings: Findings) -> list[PictureRecord]:
+    def read_records(self, split: Split, findings: Findings) -> list[ImageRecord]:
         """Records of ``test.json`` or of the training sets."""
         if split == "test":
             return self._disc_records(findings) if self.protocol == "disc_edit" else self._test_records(findings)
@@ -91,21 +91,21 @@ class Aurora(VisualSuite):
         return rows[len(rows) - size :] if split == "validation" else rows[: len(rows) - size]
 
     # ---- test ------------------------------------------------------------------------------------
-    def _test_records(self, findings: Findings) -> list[PictureRecord]:
+    def _test_records(self, findings: Findings) -> list[ImageRecord]:
         path = self.data_dir / "test.json"
         entries = self._entries(path, findings)
         there = sorted({str(entry.get("task")) for _, entry in entries})
         unknown = sorted(set(self.tasks or ()) - set(there))
         if unknown and entries:
             raise ValueError(f"{path} has no task {', '.join(unknown)}; it has {', '.join(there)}")
-        found: list[PictureRecord] = []
+        found: list[ImageRecord] = []
         for place, entry in entries:
             if self.tasks is None or entry.get("task") in self.tasks:
                 found += self._record(entry, f"test.json{place}", findings, str(entry.get("task")), target=False)
         return found
 
-    def _disc_records(self, findings: Findings) -> list[PictureRecord]:
-        found: list[PictureRecord] = []
+    def _disc_records(self, findings: Findings) -> list[ImageRecord]:
+        found: list[ImageRecord] = []
         item = 0
         chosen = self.tasks or DISC_TASKS
         paths = {task: path for task in chosen if (path := self._disc_file(task)) is not None}
@@ -119,19 +119,17 @@ class Aurora(VisualSuite):
         for task, path in paths.items():
             for place, entry in self._entries(path, findings):
                 name = f"disc-{task}{place}"
-                picture = entry.get("input") or entry.get("image")
+                image = entry.get("input") or entry.get("image")
                 texts = [_text(entry.get(k)) or _words(entry) for k in ("pos", "neg")]
                 if task not in ("whatsup", "svo") and not _text(entry.get("pos")):
                     continue  # as in the authors' loader: an ordinary validation record
-                if not isinstance(picture, str) or not all(texts):
-                    findings.add(name, "no picture or no text")
+                if not isinstance(image, str) or not all(texts):
+                    findings.add(name, "no image or no text")
                     continue
                 for side, words in zip(("pos", "neg"), texts, strict=True):
                     for sample in range(self.disc_samples):
                         meta = {"task": task, "disc": {"item": item, "side": side, "sample": sample}}
-                        found.append(
-                            PictureRecord(self.data_dir / picture, None, words, f"{name}-{side}-{sample}", meta)
-                        )
+                        found.append(ImageRecord(self.data_dir / image, None, words, f"{name}-{side}-{sample}", meta))
                 item += 1
         if not found and not findings.problems:
             raise FileNotFoundError(f"AURORA: no DiscEdit records in {self.data_dir}. {self.source}")
@@ -146,16 +144,16 @@ class Aurora(VisualSuite):
         return next((path for path in places if path.is_file()), None)
 
     # ---- training --------------------------------------------------------------------------------
-    def _train_records(self, findings: Findings) -> list[PictureRecord]:
+    def _train_records(self, findings: Findings) -> list[ImageRecord]:
         paths = {task: self.data_dir / "data" / task / "train.json" for task in self.train_tasks or TRAIN_TASKS}
         if self.train_tasks is None:
             paths = {task: path for task, path in paths.items() if path.is_file()}
             if not paths:
                 raise FileNotFoundError(
                     f"AURORA: no data/<task>/train.json in {self.data_dir} for {', '.join(TRAIN_TASKS)}. "
-                    f"{self.source} The training pictures are on Hugging Face: McGill-NLP/AURORA."
+                    f"{self.source} The training images are on Hugging Face: McGill-NLP/AURORA."
                 )
-        found: list[PictureRecord] = []
+        found: list[ImageRecord] = []
         for task, path in paths.items():
             for place, entry in self._entries(path, findings):
                 found += self._record(entry, f"{task}/train.json{place}", findings, task, target=True)
@@ -169,22 +167,22 @@ class Aurora(VisualSuite):
 
     def _record(
         self, entry: Mapping[str, Any], place: str, findings: Findings, task: str, target: bool
-    ) -> list[PictureRecord]:
+    ) -> list[ImageRecord]:
         """A record of an index file, or none with the reason in ``findings``."""
         before, after, words = entry.get("input"), entry.get("output"), _words(entry)
         problem = None
         if not words:
             problem = "no instruction"
         elif not isinstance(before, str) or not (after is None or isinstance(after, str)):
-            problem = "no input picture"
+            problem = "no input image"
         elif target and after is None:
-            problem = "no output picture"
+            problem = "no output image"
         if problem is not None:
             findings.add(place, problem)
             return []
         meta = {"task": task, **{k: entry[k] for k in ("caption", "type") if k in entry}}
         after_path = None if after is None else self.data_dir / after
-        return [PictureRecord(self.data_dir / str(before), after_path, words, place, meta)]
+        return [ImageRecord(self.data_dir / str(before), after_path, words, place, meta)]
 
     # ---- metrics ---------------------------------------------------------------------------------
     def _look_for_missing(self) -> dict[str, str]:
@@ -202,12 +200,12 @@ class Aurora(VisualSuite):
         """Of DiscEdit none: nothing is known of the result."""
         return MetricCollection({}) if self.protocol == "disc_edit" else super().action_metrics()
 
-    def _latents(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def _latents(self, images: Sequence[Image.Image]) -> Tensor:
         module: Any = self.trainer.lightning_module if self.trainer else None
         backbone = getattr(module, "backbone", None)
         if backbone is None or not hasattr(backbone, "latents"):
-            raise ValueError(f"DiscEdit needs a backbone with latents of pictures, {type(backbone).__name__} has none")
-        return backbone.latents(pictures, module.device)
+            raise ValueError(f"DiscEdit needs a backbone with latents of images, {type(backbone).__name__} has none")
+        return backbone.latents(images, module.device)
 
 
 def _words(entry: Mapping[str, Any]) -> str:

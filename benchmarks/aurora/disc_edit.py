@@ -1,4 +1,4 @@
-"""DiscEdit, AURORA-Bench's discriminative score: the right text must change a picture less."""
+"""DiscEdit, AURORA-Bench's discriminative score: the right text must change an image less."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torchmetrics import Metric
 from swirl_lightning.transition import State, Transition
 
 Latents = Callable[[Sequence[Image.Image]], Tensor]
-"""Pictures to (N, ...) latents."""
+"""Images to (N, ...) latents."""
 
 
 class DiscEdit(Metric):
     """Share of sample pairs in which the text that needs the smaller change brought the smaller change.
 
-    For each picture there are two texts, ``pos`` (needs less change) and ``neg``, with a number of samples
+    For each image there are two texts, ``pos`` (needs less change) and ``neg``, with a number of samples
     each. d = L2 of the flattened latents between output and source; score = mean of [d_pos < d_neg] over
-    pictures and samples, with standard error sqrt(p (1 - p) / n), as in the authors' evaluation.
+    images and samples, with standard error sqrt(p (1 - p) / n), as in the authors' evaluation.
 
     A row says which it is by ``meta["disc"] = {"item": 3, "side": "pos", "sample": 0}``; other rows are
     passed over. A missing output loses its pair. The two rows of a pair may be on different devices.
 
     Args:
-        latents: of pictures; for Liquid those of its VQGAN before quantisation.
-        items: number of pictures.
+        latents: of images; for Liquid those of its VQGAN before quantisation.
+        items: number of images.
         samples: for each text.
         kwargs: as for `torchmetrics.Metric`.
     """

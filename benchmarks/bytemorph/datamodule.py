@@ -9,9 +9,9 @@ from typing import Any
 from torchmetrics import Metric
 
 from swirl_lightning.benchmarks.bytemorph.metrics import EDIT_TYPES, ByteMorphDirections
-from swirl_lightning.benchmarks.visual import VisualSuite
+from swirl_lightning.benchmarks.image_suite import ImageSuite
+from swirl_lightning.data.image_records import Findings, ImageRecord
 from swirl_lightning.data.module import Split
-from swirl_lightning.data.pictures import Findings, PictureRecord
 from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
 
 COLUMNS = ("edit_type", "image_id", "src_img", "tgt_img", "edit_prompt")
@@ -19,18 +19,18 @@ OPTIONAL = ("edit_prompt_rewrite_instruction", "src_img_caption", "tgt_img_capti
 TEXTS = tuple(name for name in (*COLUMNS, *OPTIONAL) if name not in ("src_img", "tgt_img"))
 
 
-class ByteMorph(VisualSuite):
-    """ByteMorph-Bench: a parquet file of picture pairs with an edit prompt and captions of both.
+class ByteMorph(ImageSuite):
+    """ByteMorph-Bench: a parquet file of image pairs with an edit prompt and captions of both.
 
     Layout of ``data_dir``, as on the hub: one or more ``*.parquet`` files, in it or in ``data/``. The suite
-    has no training data: warm up on another one, then ``swirl test`` here with its checkpoint. The pictures
+    has no training data: warm up on another one, then ``swirl test`` here with its checkpoint. The images
     stay in memory as they are stored in the file, compressed.
 
     Args:
         data_dir: see above.
         edit_types: categories to test; null for all.
         rewritten: use the prompts rewritten as instructions.
-        kwargs: as for `VisualSuite` (strict, clip, judge, limit) and `TransitionDataModule`.
+        kwargs: as for `ImageSuite` (strict, clip, judge, limit) and `TransitionDataModule`.
 
     Raises:
         ValueError: an unknown category.
@@ -63,7 +63,7 @@ class ByteMorph(VisualSuite):
         """The edit types."""
         return EDIT_TYPES if self.edit_types is None else tuple(self.edit_types)
 
-    def read_records(self, split: Split, findings: Findings) -> list[PictureRecord]:
+    def read_records(self, split: Split, findings: Findings) -> list[ImageRecord]:
         """The rows of the parquet files."""
         if split != "test":
             raise ValueError(
@@ -88,25 +88,25 @@ class ByteMorph(VisualSuite):
                     findings.add(f"{path.stem}[{n}]", f"unknown edit type ({row['edit_type']!r})")
         return records
 
-    def _record(self, row: dict[str, Any], place: str, findings: Findings) -> PictureRecord | None:
+    def _record(self, row: dict[str, Any], place: str, findings: Findings) -> ImageRecord | None:
         prompt = row.get("edit_prompt_rewrite_instruction") if self.rewritten else None
         words = prompt or row["edit_prompt"]
-        pictures = [_bytes(row["src_img"]), _bytes(row["tgt_img"])]
+        images = [_bytes(row["src_img"]), _bytes(row["tgt_img"])]
         if not isinstance(words, str) or not words.strip():
             problem: str | None = "no edit prompt"
-        elif pictures[0] is None or pictures[1] is None:
+        elif images[0] is None or images[1] is None:
             problem = "missing"
         else:
             problem = None
         name = f"{row['edit_type']}/{row['image_id']}"
-        if problem or pictures[0] is None or pictures[1] is None:
+        if problem or images[0] is None or images[1] is None:
             findings.add(f"{place} {name}", str(problem))
             return None
         meta = {"edit_type": row["edit_type"], "image_id": str(row["image_id"])}
         for key, column in (("src_caption", "src_img_caption"), ("tgt_caption", "tgt_img_caption")):
             if row.get(column):
                 meta[key] = row[column]
-        return PictureRecord(pictures[0], pictures[1], words.strip(), f"{place} {name}", meta)
+        return ImageRecord(images[0], images[1], words.strip(), f"{place} {name}", meta)
 
     def clip_metrics(self, encoder: CLIPEncoder) -> dict[str, Metric]:
         """The official four, and the similarities that AURORA has."""
@@ -139,6 +139,6 @@ def _rows(path: Path, findings: Findings) -> list[dict[str, Any]]:
 
 
 def _bytes(value: Any) -> bytes | None:
-    """The content of a picture; the hub stores ``{bytes, path}``."""
+    """The content of an image; the hub stores ``{bytes, path}``."""
     content = value.get("bytes") if isinstance(value, dict) else value
     return content if isinstance(content, bytes) else None

@@ -17,9 +17,9 @@ EDIT_TYPES = ("camera_zoom", "camera_motion", "object_motion", "human_motion", "
 
 
 class ByteMorphDirections(CategoryMeans):
-    """How a generated picture moved, against how picture and caption should have moved.
+    """How a generated image moved, against how image and caption should have moved.
 
-    With unit features I (picture) and T (caption):
+    With unit features I (image) and T (caption):
 
     - ``clip_sim_img`` = cos(I_src, I_gen)
     - ``clip_sim_txt`` = cos(I_gen, T_tgt)
@@ -49,17 +49,17 @@ class ByteMorphDirections(CategoryMeans):
         self.encoder = encoder
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Counts one predicted picture per transition."""
-        for picture, row in zip(predicted, transitions, strict=True):
+        """Counts one predicted image per transition."""
+        for image, row in zip(predicted, transitions, strict=True):
             captions = [row.meta.get("src_caption"), row.meta.get("tgt_caption")]
             written = all(isinstance(caption, str) and caption.strip() for caption in captions)
-            if not isinstance(picture, Image.Image):
+            if not isinstance(image, Image.Image):
                 text = 0.0 if written else None
                 self.add([(0.0, text, text, 0.0)], [row])
                 continue
             assert isinstance(row.before, Image.Image)
             assert isinstance(row.observed, Image.Image)
-            source, target, made = self.encoder.images([row.before, row.observed, picture])
+            source, target, made = self.encoder.images([row.before, row.observed, image])
             sim_txt = d_txt = None
             if written:
                 text_source, text_target = self.encoder.texts([str(caption) for caption in captions])

@@ -26,7 +26,7 @@ _UNREADABLE = 255  # no kind of cell: equal to nothing
 class CellMetric(Metric, ABC):
     """A share of hits, pooled over transitions; subclasses say what counts.
 
-    A prediction that is missing, a text, or a picture of another size has every cell wrong.
+    A prediction that is missing, a text, or an image of another size has every cell wrong.
 
     Args:
         kwargs: as for `torchmetrics.Metric`.

@@ -88,7 +88,7 @@ def require_minigrid() -> None:
 
 @cache
 def atlas() -> NDArray[np.uint8]:
-    """The simulator's own picture of every cell, (len(CELLS), 8, 8, 3)."""
+    """The simulator's own image of every cell, (len(CELLS), 8, 8, 3)."""
     require_minigrid()
     from minigrid.core import world_object
     from minigrid.core.grid import Grid
@@ -117,13 +117,13 @@ def read(frames: Sequence[Image.Image]) -> Scene:
     """The nearest tile (least squares over RGB) of every cell.
 
     Args:
-        frames: N pictures of 48 x 48 pixels.
+        frames: N images of 48 x 48 pixels.
 
     Returns:
         (N, 6, 6) scenes; exact on frames of the simulator.
 
     Raises:
-        ValueError: a picture has another size.
+        ValueError: an image has another size.
     """
     if not frames:
         return np.zeros((0, GRID, GRID), dtype=np.uint8)
@@ -142,7 +142,7 @@ def read(frames: Sequence[Image.Image]) -> Scene:
 def describe(state: State | Scene) -> list[str]:
     """The 36 cells of a frame or a scene in words, row by row from the top."""
     if isinstance(state, str):
-        raise TypeError(f"a MiniGrid state is a picture, got text: {state[:40]!r}")
+        raise TypeError(f"a MiniGrid state is an image, got text: {state[:40]!r}")
     scene = read([state])[0] if isinstance(state, Image.Image) else state
     return [CELLS[index].name for index in scene.reshape(-1)]
 

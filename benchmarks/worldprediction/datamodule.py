@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from swirl_lightning.benchmarks.visual import VisualSuite
+from swirl_lightning.benchmarks.image_suite import ImageSuite
 from swirl_lightning.benchmarks.worldprediction.records import Plan, answer_base, read_plan
+from swirl_lightning.data.image_records import Findings, ImageRecord
 from swirl_lightning.data.images import open_rgb
 from swirl_lightning.data.module import Split
-from swirl_lightning.data.pictures import Findings, PictureRecord
 from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.transition import Choices, Transition
 
@@ -24,7 +24,7 @@ MAX_TURNS = 6
 _ENDINGS = ("", ".mp4", ".mkv", ".webm", ".avi", ".MP4")
 
 
-class WorldPrediction(VisualSuite):
+class WorldPrediction(ImageSuite):
     """WorldPrediction-WM and -PP: rollouts over the steps of a procedure, and the official multiple choice.
 
     Layout of ``data_dir``: ``WorldPrediction-WM.json`` and ``WorldPrediction-PP.json``; videos, which come
@@ -52,7 +52,7 @@ class WorldPrediction(VisualSuite):
         ground_truth: whether ``ground_truth`` counts candidates from 0 or 1; ``auto`` finds out from the
             file (0 occurs, or the number of candidates does) and stops if the file does not tell.
         frames_dir: folder for frames; null for ``frames`` in ``data_dir``.
-        kwargs: as for `VisualSuite` (strict, clip, judge, limit) and `TransitionDataModule`.
+        kwargs: as for `ImageSuite` (strict, clip, judge, limit) and `TransitionDataModule`.
 
     Raises:
         ValueError: an option makes no sense.
@@ -106,7 +106,7 @@ class WorldPrediction(VisualSuite):
         if self.data_dir.is_dir():
             self.read_records("test", Findings(self.suite))
 
-    def read_records(self, split: Split, findings: Findings) -> list[PictureRecord]:
+    def read_records(self, split: Split, findings: Findings) -> list[ImageRecord]:
         """Samples whose frames could be cut out."""
         if split != "test":
             raise ValueError(
@@ -131,7 +131,7 @@ class WorldPrediction(VisualSuite):
                 "candidates": plan.candidates,
                 "answer": plan.answer,
             }
-            records.append(PictureRecord(frames[0], frames[1], plan.segments[0].label, plan.id, meta))
+            records.append(ImageRecord(frames[0], frames[1], plan.segments[0].label, plan.id, meta))
         return records
 
     def load_split(self, split: Split) -> Sequence[Transition]:
@@ -191,10 +191,10 @@ class WorldPrediction(VisualSuite):
         path = self.frames_dir / dataset / f"{key}.png"
         if not path.is_file():
             with Video(self._video(dataset, video)) as opened:
-                picture = opened.frame_at(seconds, last=last, within=2.0)  # a label may end a little after its video
+                image = opened.frame_at(seconds, last=last, within=2.0)  # a label may end a little after its video
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}-{id(picture)}")
-            picture.save(partial, "PNG")
+            partial = path.with_suffix(f".{os.getpid()}-{id(image)}")
+            image.save(partial, "PNG")
             os.replace(partial, path)
         return path
 
@@ -213,7 +213,7 @@ class WorldPrediction(VisualSuite):
 class _Rollouts(Sequence[Transition]):
     """Opens the frames of a sample when it is asked for."""
 
-    def __init__(self, records: list[PictureRecord], max_turns: int, groups: Any) -> None:
+    def __init__(self, records: list[ImageRecord], max_turns: int, groups: Any) -> None:
         self._records, self._max_turns, self._groups = records, max_turns, groups
 
     def __len__(self) -> int:

@@ -239,7 +239,7 @@ def test_disc_edit(tmp_path, base):
     edit = {"input": "data/clevr/images/b.png", "prompt": "make it red"}
     (folder / "clevr/valid.json").write_text(json.dumps([edit | {"pos": "stay"}, edit]))
     data = Aurora(data_dir=str(root), protocol="disc_edit", disc_samples=3, eval_batch_size=4)
-    with pytest.warns(UserWarning, match="no picture or no text"):
+    with pytest.warns(UserWarning, match="no image or no text"):
         data.setup("test")
     rows = data.split("test")
     assert [r.action for r in rows] == ["put it there"] * 3 + ["put it away"] * 3 + ["stay"] * 3 + ["make it red"] * 3

@@ -96,7 +96,7 @@ def test_cells_in_words():
     ]
     assert describe(render(scene)) == words
     assert len({cell.name for cell in CELLS}) == len(CELLS)
-    with pytest.raises(TypeError, match="is a picture"):
+    with pytest.raises(TypeError, match="is an image"):
         describe("a text")
     with pytest.raises(ValueError, match=r"48 x 48 pixels, got \(8, 8\)"):
         read([Image.new("RGB", (8, 8))])

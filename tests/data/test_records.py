@@ -98,7 +98,7 @@ def test_a_picture_cut_short_is_found_at_the_start_and_a_lost_one_when_it_is_ope
         (row,) = [data.split("warmup")[0]]
     assert row.after.size == (64, 64)
     (tmp_path / "whole.jpg").unlink()
-    with pytest.raises(OSError, match=r"cannot read the picture .*whole\.jpg"):
+    with pytest.raises(OSError, match=r"cannot read the image .*whole\.jpg"):
         data.split("warmup")[0]
 
 

@@ -82,7 +82,7 @@ def test_command_line_and_errors(tmp_path, pico, capsys):
     main([str(out), "--pico-banana", str(pico / "multi_turn.jsonl")])
     assert "used: 2" in capsys.readouterr().out
     assert json.loads(out.read_text().splitlines()[0])["before_image"] == "pico/images/2.png"
-    with pytest.raises(ValueError, match="pictures for 1 edits"):
+    with pytest.raises(ValueError, match="images for 1 edits"):
         main([str(out), "--strict", "--pico-banana", str(pico / "multi_turn.jsonl")])
     with pytest.raises(FileNotFoundError, match="apple/pico-banana-400k"):
         write(out, pico_banana_files=[tmp_path / "none"])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from swirl_lightning.data.images import PictureSource, open_rgb, picture_problem
+from swirl_lightning.data.images import ImageSource, image_problem, open_rgb
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, encodable, first, lines, parse_object
 from swirl_lightning.transition import State, Transition
@@ -16,7 +16,7 @@ class JSONLTransitions(TransitionDataModule):
     """Transitions from JSON lines or parquet files, one file per split.
 
     A line is an object with ``before`` and ``after`` (text), or ``before_image`` and ``after_image``
-    (picture files, relative to the JSON lines file), with ``action`` where the split is labelled, and with
+    (image files, relative to the JSON lines file), with ``action`` where the split is labelled, and with
     ``id`` if you like. Other fields end up in ``Transition.meta``::
 
         {"before_image": "frames/0.png", "after_image": "frames/1.png", "action": "turn left"}
@@ -24,8 +24,8 @@ class JSONLTransitions(TransitionDataModule):
     For prediction one of the action and the state after is enough: with the action the FWM predicts the state, with
     the state after the IDM names the action, which the FWM then follows.
 
-    A parquet file has the same names as columns; its pictures may also be stored in it, as bytes or as the hub's
-    ``{bytes, path}``. Files are read line by line; pictures are checked at the start and opened when they are needed.
+    A parquet file has the same names as columns; its images may also be stored in it, as bytes or as the hub's
+    ``{bytes, path}``. Files are read line by line; images are checked at the start and opened when they are needed.
     The splits that a command needs are read in `setup`, before the model loads.
 
     Args:
@@ -124,12 +124,12 @@ _WITHOUT = {
 }
 """How to do without a split."""
 
-_Source = str | PictureSource
-"""A text, or a picture that is not open yet."""
+_Source = str | ImageSource
+"""A text, or an image that is not open yet."""
 
 
 class _Record:
-    """A parsed line; its pictures are not open yet."""
+    """A parsed line; its images are not open yet."""
 
     __slots__ = ("action", "after", "before", "id", "meta")
 
@@ -138,7 +138,7 @@ class _Record:
 
 
 class _Records(Sequence[Transition]):
-    """Opens a record's pictures when it is asked for."""
+    """Opens a record's images when it is asked for."""
 
     def __init__(self, records: list[_Record]) -> None:
         self._records = records
@@ -205,7 +205,7 @@ def _state(fields: dict[str, Any], name: str, folder: Path) -> _Source:
     if image is None:
         return str(value)
     source = value if isinstance(value, bytes) else folder / value
-    if problem := picture_problem(source, decode=False):
+    if problem := image_problem(source, decode=False):
         where = f" {source}" if isinstance(source, Path) else ""
         raise BrokenRecord(f"cannot read {name}_image{where}: {problem}")
     return source

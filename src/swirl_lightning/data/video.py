@@ -74,7 +74,7 @@ class Video:
 
     @property
     def duration(self) -> float:
-        """Length of the picture track in seconds.
+        """Length of the video stream in seconds.
 
         Raises:
             VideoError: the file does not say.
@@ -113,5 +113,5 @@ class Video:
                 raise VideoError("no such frame", f"{self.path} at {seconds:.2f} s")
             if within is not None and abs(found[1] - seconds) > within + tolerance:
                 raise VideoError("no such frame", f"{self.path} within {within:.2f} s of {seconds:.2f} s")
-            picture: Image.Image = found[0].to_image()
-            return picture.convert("RGB")
+            image: Image.Image = found[0].to_image()
+            return image.convert("RGB")

@@ -118,7 +118,7 @@ class Judge:
 
         Args:
             template: the question and its scale.
-            states: pictures (or texts) that the question is about, in the template's order.
+            states: images (or texts) that the question is about, in the template's order.
             words: what the template's braces stand for.
         """
         if self._pool is None:
@@ -169,7 +169,7 @@ class Judge:
                         f"the judge's endpoint refuses ({error.status_code}): {_redacted(error.message)}"
                     ) from None
                 if error.status_code < 500 and error.status_code not in _RETRIED:
-                    break  # of this question alone: a picture against its rules, for example
+                    break  # of this question alone: an image against its rules, for example
             except (openai.APIConnectionError, openai.APIResponseValidationError, ValueError):
                 pass  # includes timeouts; ValueError: an answer that is no JSON
         raise _Failed
@@ -213,9 +213,9 @@ def _part(state: State) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_png(state)}"}}
 
 
-def _png(picture: Image.Image) -> str:
+def _png(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG")
+    image.convert("RGB").save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 

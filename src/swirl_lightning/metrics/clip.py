@@ -1,4 +1,4 @@
-"""CLIP similarity of predicted pictures to the target and to the source (AURORA-Bench, arXiv 2407.03471)."""
+"""CLIP similarity of predicted images to the target and to the source (AURORA-Bench, arXiv 2407.03471)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from swirl_lightning.transition import State, Transition
 
 
 class CLIPEncoder:
-    """Unit features of pictures and texts; the model is loaded at first use and shared by all metrics.
+    """Unit features of images and texts; the model is loaded at first use and shared by all metrics.
 
-    Pictures are squashed to the model's square with bicubic interpolation, as ByteMorph-Bench does.
+    Images are squashed to the model's square with bicubic interpolation, as ByteMorph-Bench does.
 
     Args:
         name_or_path: CLIP checkpoint, a hub name (``openai/clip-vit-base-patch32``) or a folder.
         device: where it runs; None for the GPU if there is one.
-        batch_size: pictures or texts at a time.
+        batch_size: images or texts at a time.
     """
 
     def __init__(self, name_or_path: str, device: str | None = None, batch_size: int = 32) -> None:
@@ -34,13 +34,13 @@ class CLIPEncoder:
         self.batch_size = batch_size
 
     @torch.no_grad()
-    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
         """(N, D) float32 on the CPU, each row of length 1."""
         model, _ = _load(self.name_or_path, self.device)
         side = model.config.vision_config.image_size
         found = []
-        for start in range(0, len(pictures), self.batch_size):
-            pixels = torch.stack([_pixels(p, side) for p in pictures[start : start + self.batch_size]])
+        for start in range(0, len(images), self.batch_size):
+            pixels = torch.stack([_pixels(p, side) for p in images[start : start + self.batch_size]])
             found.append(_features(model.get_image_features(pixel_values=pixels.to(self.device))))
         return _unit(found)
 
@@ -74,8 +74,8 @@ def _load(name_or_path: str, device: torch.device) -> tuple[Any, PreTrainedToken
     return model.eval().requires_grad_(False).to(device), tokenizer
 
 
-def _pixels(picture: Image.Image, side: int) -> Tensor:
-    squashed = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+def _pixels(image: Image.Image, side: int) -> Tensor:
+    squashed = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     values = (np.asarray(squashed, dtype=np.float32) / 255 - OPENAI_CLIP_MEAN) / OPENAI_CLIP_STD
     return torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)  # (3, side, side)
 
@@ -96,7 +96,7 @@ class CLIPSimilarity(CategoryMeans):
     - ``clip_source``: generated / source.
     - ``clip_nearer_target``: share of rows nearer the target than the source. A copy of the source is not.
 
-    A prediction that is missing or no picture has 0 everywhere.
+    A prediction that is missing or no image has 0 everywhere.
 
     Args:
         encoder: the CLIP model.
@@ -110,15 +110,15 @@ class CLIPSimilarity(CategoryMeans):
         self.encoder = encoder
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Counts one predicted picture per transition."""
+        """Counts one predicted image per transition."""
         rows = list(zip(predicted, transitions, strict=True))
         usable = [(p, t) for p, t in rows if isinstance(p, Image.Image)]
-        pictures = [s for p, t in usable for s in (p, t.before, t.after) if isinstance(s, Image.Image)]
-        features = iter(self.encoder.images(pictures) if pictures else ())
-        for picture, transition in rows:
+        images = [s for p, t in usable for s in (p, t.before, t.after) if isinstance(s, Image.Image)]
+        features = iter(self.encoder.images(images) if images else ())
+        for image, transition in rows:
             known = transition.after is not None
             target, source = 0.0, 0.0
-            if isinstance(picture, Image.Image):
+            if isinstance(image, Image.Image):
                 made = next(features)
                 source = float(made @ next(features))
                 target = float(made @ next(features)) if known else 0.0

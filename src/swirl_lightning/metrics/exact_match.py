@@ -14,7 +14,7 @@ from swirl_lightning.transition import State, Transition
 
 
 class ExactMatch(Metric):
-    """Exact match with a field of the transition; pictures pixel by pixel, texts up to white space.
+    """Exact match with a field of the transition; images pixel by pixel, texts up to white space.
 
     A missing prediction (None) counts as wrong. A row without the field, such as the action of a
     state-only pair, is left out. NaN before the first row.

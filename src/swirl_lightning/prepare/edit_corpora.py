@@ -1,11 +1,11 @@
-"""Labelled picture edits for the warm-up, from the corpora of the paper, as one JSON lines file.
+"""Labelled image edits for the warm-up, from the corpora of the paper, as one JSON lines file.
 
     python -m swirl_lightning.prepare.edit_corpora data/edits/warmup.jsonl --aurora AURORA \
         --pico-banana PICO/sft_with_local_source_image_path.jsonl --pico-banana PICO/multi_turn.jsonl --validation 200
 
 `JSONLTransitions(warmup=...)` reads it. With ``--validation``, that many records, chosen at random, go to
-``validation.jsonl`` beside it instead. Pictures stay where they are: the file has their places, relative to
-itself. Records whose pictures are not there are left out and counted.
+``validation.jsonl`` beside it instead. Images stay where they are: the file has their places, relative to
+itself. Records whose images are not there are left out and counted.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from swirl_lightning.data.pictures import Findings, PictureRecord, usable
+from swirl_lightning.data.image_records import Findings, ImageRecord, usable
 from swirl_lightning.data.reading import rank_of
 
 AURORA_TASKS = ("magicbrush", "ag", "something", "kubric")
 
 
-def aurora_train(folder: Path, findings: Findings) -> Iterator[PictureRecord]:
+def aurora_train(folder: Path, findings: Findings) -> Iterator[ImageRecord]:
     """AURORA's training sets, ``data/<task>/train.json``: ``{instruction, input, output}``.
 
     Raises:
@@ -48,12 +48,12 @@ def aurora_train(folder: Path, findings: Findings) -> Iterator[PictureRecord]:
                 findings.add(place, f"not in the official layout ({error!r})")
 
 
-def pico_banana(path: Path, findings: Findings) -> Iterator[PictureRecord]:
+def pico_banana(path: Path, findings: Findings) -> Iterator[ImageRecord]:
     """Pico-Banana-400K, single-turn or multi-turn, told apart line by line.
 
     Single-turn: ``text``, ``output_image`` and ``local_input_image`` (which the corpus's own script adds) or
     ``open_image_input_url``, whose last part is then looked for beside the file and in
-    ``openimage_source_images/``. Multi-turn: ``files`` [{id, url}] from the first picture to the last, and
+    ``openimage_source_images/``. Multi-turn: ``files`` [{id, url}] from the first image to the last, and
     one of ``metadata_edit_turn_prompts`` between each two.
 
     Raises:
@@ -90,7 +90,7 @@ def write(
     strict: bool = False,
     validation: int = 0,
 ) -> dict[str, int]:
-    """Writes a JSON lines file of all records whose pictures are whole.
+    """Writes a JSON lines file of all records whose images are whole.
 
     Args:
         out: the file.
@@ -107,7 +107,7 @@ def write(
         ValueError: nothing is usable, ``strict`` and anything is wrong, or ``validation`` leaves nothing.
     """
     out, findings = Path(out), Findings("edits")
-    records: list[PictureRecord] = []
+    records: list[ImageRecord] = []
     for folder in aurora:
         records += aurora_train(Path(folder), findings)
     for path in pico_banana_files:
@@ -116,16 +116,16 @@ def write(
     findings.report(strict)
     if validation >= len(kept):
         raise ValueError(f"of {len(kept)} usable records, validation={validation} would leave none to train on")
-    # turns of one picture follow one another in this order, so they are on the same side, but for one picture's
-    by_picture = sorted(kept, key=lambda record: rank_of(record.id.split("/turn ")[0], 0))
-    held_out = {record.id for record in by_picture[:validation]}
+    # turns of one image follow one another in this order, so they are on the same side, but for one image's
+    by_image = sorted(kept, key=lambda record: rank_of(record.id.split("/turn ")[0], 0))
+    held_out = {record.id for record in by_image[:validation]}
     _write_lines(out, [record for record in kept if record.id not in held_out])
     if held_out:
         _write_lines(out.with_name("validation.jsonl"), [record for record in kept if record.id in held_out])
     return findings.counts
 
 
-def _write_lines(out: Path, records: list[PictureRecord]) -> None:
+def _write_lines(out: Path, records: list[ImageRecord]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial")
     with open(partial, "w", encoding="utf-8") as file:
@@ -141,24 +141,24 @@ def _write_lines(out: Path, records: list[PictureRecord]) -> None:
     partial.replace(out)
 
 
-def _turns(entry: dict[str, Any], folder: Path, place: str) -> Iterator[PictureRecord]:
+def _turns(entry: dict[str, Any], folder: Path, place: str) -> Iterator[ImageRecord]:
     files, prompts = entry["files"], entry["metadata_edit_turn_prompts"]
     if len(files) != len(prompts) + 1:
-        raise ValueError(f"{len(files)} pictures for {len(prompts)} edits")
-    pictures = [_local(file["url"], folder) for file in files]
+        raise ValueError(f"{len(files)} images for {len(prompts)} edits")
+    images = [_local(file["url"], folder) for file in files]
     for turn, words in enumerate(prompts):
         meta = {"corpus": "pico-banana", "turn": turn + 1}
-        yield _record(pictures[turn], pictures[turn + 1], words, f"{place}/turn {turn + 1}", meta)
+        yield _record(images[turn], images[turn + 1], words, f"{place}/turn {turn + 1}", meta)
 
 
-def _record(before: Path, after: Path, words: Any, place: str, meta: dict[str, Any]) -> PictureRecord:
+def _record(before: Path, after: Path, words: Any, place: str, meta: dict[str, Any]) -> ImageRecord:
     if not isinstance(words, str) or not words.strip():
         raise ValueError("no instruction")
-    return PictureRecord(before, after, words.strip(), place, meta)
+    return ImageRecord(before, after, words.strip(), place, meta)
 
 
 def _local(name: str, folder: Path) -> Path:
-    """A picture on disk: a path beside the manifest, or the last part of an address."""
+    """An image on disk: a path beside the manifest, or the last part of an address."""
     if "://" not in name:
         return folder / name
     last = Path(urlparse(name).path).name

@@ -139,7 +139,7 @@ def rejection(before: Image.Image, after: Image.Image, settings: PairSettings) -
 
 
 def ssim(one: NDArray[np.float64], two: NDArray[np.float64], window: int = 7) -> float:
-    """Mean structural similarity of two grey pictures in [0, 255], both (H, W).
+    """Mean structural similarity of two grey images in [0, 255], both (H, W).
 
     Wang et al. 2004 with a uniform window and sample covariances: scikit-image's default.
     """
@@ -163,16 +163,16 @@ def _means(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     return whole / (window * window)
 
 
-def _grey(picture: Image.Image) -> NDArray[np.float64]:
-    return np.asarray(_shrunk(picture, _COMPARED).convert("L"), dtype=np.float64)
+def _grey(image: Image.Image) -> NDArray[np.float64]:
+    return np.asarray(_shrunk(image, _COMPARED).convert("L"), dtype=np.float64)
 
 
-def _shrunk(picture: Image.Image, size: int) -> Image.Image:
-    factor = size / min(picture.size)
+def _shrunk(image: Image.Image, size: int) -> Image.Image:
+    factor = size / min(image.size)
     if not size or factor >= 1:
-        return picture
-    wide, high = (max(1, round(side * factor)) for side in picture.size)
-    return picture.resize((wide, high), Image.Resampling.LANCZOS)
+        return image
+    wide, high = (max(1, round(side * factor)) for side in image.size)
+    return image.resize((wide, high), Image.Resampling.LANCZOS)
 
 
 def _finished(

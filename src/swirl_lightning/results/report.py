@@ -31,14 +31,14 @@ class SuiteReport:
         heading: of the columns, without the first.
         rows: name -> cells.
         notes: counts and missing metrics.
-        pictures: contact sheets.
+        images: contact sheets.
     """
 
     title: str
     heading: list[str]
     rows: dict[str, list[str]]
     notes: list[str] = field(default_factory=list)
-    pictures: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -117,8 +117,8 @@ def _report(suite: str, split: str, rows: list[tuple[str, Row, dict[str, Any], P
     for name, values, facts, path in rows:
         report.notes += _notes(name, split, values, facts)
         sheet = path.parent / "predictions" / CONTACT_SHEET
-        if split == "test" and sheet.is_file() and sheet not in report.pictures:
-            report.pictures.append(sheet)
+        if split == "test" and sheet.is_file() and sheet not in report.images:
+            report.images.append(sheet)
     return report
 
 
@@ -145,7 +145,7 @@ def _notes(name: str, split: str, values: Row, facts: dict[str, Any]) -> list[st
 
 
 def markdown(reports: Sequence[SuiteReport], folder: Path) -> str:
-    """All tables; pictures are linked relative to ``folder``."""
+    """All tables; images are linked relative to ``folder``."""
     lines = ["# Results", ""]
     for report in reports:
         lines += [f"## {report.title}", ""]
@@ -153,7 +153,7 @@ def markdown(reports: Sequence[SuiteReport], folder: Path) -> str:
         lines.append("|---|" + "---:|" * len(report.heading))
         lines += [f"| {_bar(name)} | " + " | ".join(cells) + " |" for name, cells in report.rows.items()]
         lines += ["", *(f"- {_bar(note)}" for note in report.notes)]
-        lines += [f"\n![before, after, predicted]({_relative(picture, folder)})" for picture in report.pictures]
+        lines += [f"\n![before, after, predicted]({_relative(image, folder)})" for image in report.images]
         lines.append("")
     return "\n".join(lines)
 
@@ -176,8 +176,8 @@ def as_html(reports: Sequence[SuiteReport], folder: Path) -> str:
         parts += [f"<li>{html.escape(note)}</li>" for note in report.notes]
         parts.append("</ul>")
         parts += [
-            f'<img alt="before, after, predicted" src="{html.escape(_relative(picture, folder))}">'
-            for picture in report.pictures
+            f'<img alt="before, after, predicted" src="{html.escape(_relative(image, folder))}">'
+            for image in report.images
         ]
     return "\n".join(parts) + "\n"
 

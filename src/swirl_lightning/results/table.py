@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 CONTACT_SHEET = "contact_sheet.png"
-"""Picture beside the predictions of a run."""
+"""Image beside the predictions of a run."""
 
 FILE = "results.json"
 COLUMNS = {

@@ -1,4 +1,4 @@
-"""What the visual suites share: checks before the model loads, CLIP and judge where they are configured."""
+"""What the image suites share: checks before the model loads, CLIP and judge where they are configured."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torchmetrics import Metric, MetricCollection
 
 from swirl_lightning.benchmarks.suite import Suite
+from swirl_lightning.data.image_records import Findings, ImageRecord, ImageTransitions, usable
 from swirl_lightning.data.module import Split
-from swirl_lightning.data.pictures import Findings, PictureRecord, PictureTransitions, usable
 from swirl_lightning.data.reading import first
 from swirl_lightning.judge import Judge
 from swirl_lightning.judge.metric import JudgeScore
@@ -27,10 +27,10 @@ DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 EVAL_SPLITS = ("validation", "test")
 
 
-class VisualSuite(Suite):
-    """Base of suites whose states are pictures on disk in the official layout.
+class ImageSuite(Suite):
+    """Base of suites whose states are images on disk in the official layout.
 
-    Every record of the splits that a command needs is read, and every picture looked at, before the model
+    Every record of the splits that a command needs is read, and every image looked at, before the model
     loads. Records that cannot be used are left out, counted in :attr:`counts` and reported, ten by name.
 
     Args:
@@ -53,14 +53,14 @@ class VisualSuite(Suite):
     ) -> None:
         super().__init__(data_dir, **kwargs)
         self.clip, self.judge = clip, judge
-        self._checked: dict[str, list[PictureRecord]] = {}
+        self._checked: dict[str, list[ImageRecord]] = {}
         self._missing: dict[str, str] = {}
         self._stage: str | None = None
 
     # ---- what a suite says -----------------------------------------------------------------------
     @abstractmethod
-    def read_records(self, split: Split, findings: Findings) -> list[PictureRecord]:
-        """The records of a split, without opening pictures; what is wrong goes to ``findings``."""
+    def read_records(self, split: Split, findings: Findings) -> list[ImageRecord]:
+        """The records of a split, without opening images; what is wrong goes to ``findings``."""
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -102,9 +102,9 @@ class VisualSuite(Suite):
             FileNotFoundError: an index file is not there.
             ValueError: an index file cannot be read; or ``strict`` and something is wrong.
         """
-        return PictureTransitions(self.checked(split))
+        return ImageTransitions(self.checked(split))
 
-    def checked(self, split: Split) -> list[PictureRecord]:
+    def checked(self, split: Split) -> list[ImageRecord]:
         """The usable records of a split; reads and checks them at the first call."""
         if split not in self._checked:
             findings = Findings(f"{self.suite} {split}")

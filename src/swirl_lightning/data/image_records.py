@@ -1,4 +1,4 @@
-"""Transitions between pictures on disk: checked once, opened when they are asked for."""
+"""Transitions between images on disk: checked once, opened when they are asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from swirl_lightning.data.images import PictureSource, open_rgb, picture_problem
+from swirl_lightning.data.images import ImageSource, image_problem, open_rgb
 from swirl_lightning.data.reading import first
 from swirl_lightning.transition import Transition
 
@@ -18,28 +18,28 @@ _THREADS = 8  # Pillow decodes without the interpreter lock
 
 
 @dataclass(frozen=True)
-class PictureRecord:
-    """A transition whose pictures are not open yet.
+class ImageRecord:
+    """A transition whose images are not open yet.
 
     Attributes:
         before: x.
-        after: y, or None where a benchmark has an instruction but no picture of its result.
+        after: y, or None where a benchmark has an instruction but no image of its result.
         action: z in words.
         id: unique within its split.
         meta: as in `Transition`.
     """
 
-    before: PictureSource
-    after: PictureSource | None
+    before: ImageSource
+    after: ImageSource | None
     action: str | None
     id: str
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-class PictureTransitions(Sequence[Transition]):
-    """Opens a record's pictures when it is asked for."""
+class ImageTransitions(Sequence[Transition]):
+    """Opens a record's images when it is asked for."""
 
-    def __init__(self, records: Sequence[PictureRecord]) -> None:
+    def __init__(self, records: Sequence[ImageRecord]) -> None:
         self.records = list(records)
 
     def __len__(self) -> int:
@@ -95,17 +95,17 @@ class Findings:
         rank_zero_warn(message)
 
 
-def usable(records: Sequence[PictureRecord], findings: Findings, decode: bool = True) -> list[PictureRecord]:
-    """The records whose pictures are all there and whole; the others go to ``findings``.
+def usable(records: Sequence[ImageRecord], findings: Findings, decode: bool = True) -> list[ImageRecord]:
+    """The records whose images are all there and whole; the others go to ``findings``.
 
     Args:
         records: of one split.
         findings: where problems are told.
-        decode: see `swirl_lightning.data.images.picture_problem`.
+        decode: see `swirl_lightning.data.images.image_problem`.
     """
     sources = {s: None for r in records for s in (r.before, r.after) if s is not None}
     with ThreadPoolExecutor(_THREADS) as pool:
-        problems = dict(zip(sources, pool.map(lambda s: picture_problem(s, decode), sources), strict=True))
+        problems = dict(zip(sources, pool.map(lambda s: image_problem(s, decode), sources), strict=True))
     kept = []
     for record in records:
         wrong = [
