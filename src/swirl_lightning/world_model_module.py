@@ -48,6 +48,8 @@ class WorldModelModule(LightningModule):
             raise ValueError(f"roles must be among {[role.value for role in ROLES]}, got {list(roles)}")
         if evaluation.best_of > 1 and len(set(roles)) == 1:
             raise ValueError(f"evaluation.best_of asks both models, got roles {list(roles)}")
+        if max_tokens_per_forward is not None and max_tokens_per_forward < 1:
+            raise ValueError(f"max_tokens_per_forward must be at least 1 or null, got {max_tokens_per_forward}")
         self.backbone, self.lora, self.shared_weights = backbone, lora, shared_weights
         self.roles = tuple(Role(role) for role in roles)
         self.sampling, self.templates, self.evaluation = sampling, templates, evaluation
