@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny import gemma_folder
+from support.tiny import gemma_folder
 
 torch.set_num_threads(1)  # small models: a second thread costs more than it gives
 

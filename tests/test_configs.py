@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_families import FAMILIES, SIDE, pictures
 
+from support.tiny import text_backbone
+from support.tiny_families import FAMILIES, SIDE, pictures
+from support.trainers import quiet_trainer
+from support.world import Digits
 from swirl_lightning import SWIRL, GRPOConfig, OptimConfig
 from swirl_lightning.backbones import Backbone
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.cli import main, swirl_cli
 from swirl_lightning.data import TransitionDataModule
-from tiny import text_backbone
-from world import Digits
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -127,16 +127,8 @@ def test_reinforcement_goes_on_from_the_checkpoint_of_the_warmup(gemma_path, tmp
 
     def fit(switch, name, ckpt_path=None, **kwargs):
         module = SWIRL(text_backbone(gemma_path, quantization=None), grpo=GRPOConfig(group_size=2))
-        trainer = Trainer(
-            accelerator="cpu",
-            logger=False,
-            max_epochs=-1,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            callbacks=[switch, ModelCheckpoint(tmp_path / name, save_last=True)],
-            **kwargs,
-        )
+        save = ModelCheckpoint(tmp_path / name, save_last=True)
+        trainer = quiet_trainer(tmp_path, switch, save, max_epochs=-1, limit_val_batches=0, **kwargs)
         trainer.fit(module, Digits(size=8, batch_size=4), ckpt_path=ckpt_path)
         return module, trainer
 

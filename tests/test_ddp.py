@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def runs(tmp_path_factory, gemma_path):
     for name, args in cases.items():
         folder = folders[name] = tmp_path_factory.mktemp("ddp")
         done = subprocess.run(
-            [sys.executable, str(HERE / "ddp_run.py"), str(gemma_path), str(folder), *map(str, args)],
-            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-m", "support.ddp_run", str(gemma_path), str(folder), *map(str, args)],
+            env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=400,
@@ -78,10 +78,10 @@ def test_ranks_that_outnumber_the_rows_evaluate_as_one_process(tmp_path, gemma_p
     """1 and 2 rows on 3 ranks, one row fewer in the last batch, and a last batch that a rank has no row of."""
     cases = {"1x2": 1, "2x2": 2, "5x2": 5, "8x2": 8}
     for devices in ("1", "3"):
-        script = [str(HERE / "ddp_rows.py"), str(gemma_path), str(tmp_path / devices), devices, *cases]
+        script = ["-m", "support.ddp_rows", str(gemma_path), str(tmp_path / devices), devices, *cases]
         done = subprocess.run(
             [sys.executable, *script],
-            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=300,  # a rank that waits for another waits for ever

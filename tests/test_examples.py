@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from support.tiny import byte_tokenizer
 from swirl_lightning import SWIRL
 from swirl_lightning.backbones import Backbone
 from swirl_lightning.cli import SwirlCLI
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.transition import Transition
-from tiny import byte_tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from test_cli import config, here, swirl
+from support.cli import config, here, swirl
 
 EXPORT = "--trainer.callbacks+=swirl_lightning.callbacks.AdapterExport"
 
 
 def broken(callback):
     """Options of the command line that add a callback beside those of the config."""
-    options = ["--trainer.callbacks+=world.BrokenModel"]
+    options = ["--trainer.callbacks+=support.world.BrokenModel"]
     return options + [f"--trainer.callbacks.{key}={value}" for key, value in callback.items()]
 
 
 def reward(**arguments):
-    return {"model/init_args/reward": {"class_path": "world.BrokenReward", "init_args": arguments}}
+    return {"model/init_args/reward": {"class_path": "support.world.BrokenReward", "init_args": arguments}}
 
 
 def adapters(folder):

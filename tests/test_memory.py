@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
+from support.tiny import gemma_folder, text_backbone
+from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, Transition
 from swirl_lightning.callbacks import MemoryReport, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.memory import peak_of, size_of
-from tiny import gemma_folder, text_backbone
 
 CPU = torch.device("cpu")
 HIDDEN, LAYERS, RANK = 128, 2, 8
@@ -77,18 +77,7 @@ def test_the_estimate_is_within_a_quarter_of_what_training_takes(folder, tmp_pat
     switch = PhaseSwitch(1, iterations=0) if phase == "warmup" else PhaseSwitch(0, [phase], 1)
 
     def trainer(*callbacks, **settings):
-        return Trainer(
-            accelerator="cpu",
-            logger=False,
-            max_epochs=-1,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            limit_val_batches=0,
-            default_root_dir=tmp_path,
-            callbacks=[switch, *callbacks],
-            **settings,
-        )
+        return quiet_trainer(tmp_path, switch, *callbacks, max_epochs=-1, limit_val_batches=0, **settings)
 
     module.configure_model()
     before = {k: v.clone() for k, v in module.adapters.state_dict().items()}
@@ -108,15 +97,9 @@ def test_the_estimate_is_within_a_quarter_of_what_training_takes(folder, tmp_pat
 def test_the_report_names_what_it_counts(folder, tmp_path, caplog):
     module, callback = swirl(folder, shared_weights=True), MemoryReport(samples=1)
     with caplog.at_level("INFO"):
-        Trainer(
-            accelerator="cpu",
-            logger=False,
-            fast_dev_run=True,
-            limit_val_batches=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[PhaseSwitch(1, iterations=1), callback],
-        ).fit(module, Letters(batch_size=1))
+        switch = PhaseSwitch(1, iterations=1)
+        run = quiet_trainer(tmp_path, switch, callback, fast_dev_run=True, limit_val_batches=0)
+        run.fit(module, Letters(batch_size=1))
     estimate = callback.estimate
     assert set(estimate.steps) == {
         "warmup",

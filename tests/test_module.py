@@ -6,63 +6,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from swirl_lightning import SWIRL, GRPOConfig, OptimConfig, PhaseOptimConfigs, SamplingConfig
+from support.swirl import CONSTANT, SGD, build, equal, randomize, snapshot, trainer
+from support.tiny import gemma_folder
+from support.trainers import quiet_trainer
+from support.world import Digits
+from swirl_lightning import GRPOConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.rewards import MeanLogProb
 from swirl_lightning.rollouts import Update
-from tiny import gemma_folder, text_backbone
-from world import Digits
-
-OPTIM = PhaseOptimConfigs(OptimConfig(3e-3), OptimConfig(1e-3), OptimConfig(1e-3))
-
-# Adam turns rounding errors of vanishing gradients into whole steps; SGD keeps them small
-CONSTANT = PhaseOptimConfigs(*[OptimConfig(0.02, warmup=0, schedule="constant")] * 3)
-
-
-def SGD(params):
-    return torch.optim.SGD(params, lr=1.0)
-
-
-def build(path, seed=0, **kwargs):
-    torch.manual_seed(seed)
-    settings = {
-        "grpo": GRPOConfig(group_size=4),
-        "optim": OPTIM,
-        "sampling": SamplingConfig(1.0, 1.0),
-        "anchor_weight": 0.0,
-    }
-    bits = {k: kwargs.pop(k) for k in ("quantization", "gradient_checkpointing") if k in kwargs}
-    return SWIRL(text_backbone(path, max_state_tokens=4, max_action_tokens=5, **bits), **(settings | kwargs))
-
-
-def trainer(tmp_path, switch=None, callbacks=(), **kwargs):
-    settings = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": tmp_path,
-        "limit_val_batches": 0,
-        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
-    }
-    switch = switch or PhaseSwitch(warmup_epochs=1, iterations=1)
-    return Trainer(callbacks=[switch, *callbacks], **(settings | kwargs))
-
-
-def snapshot(module):
-    return {k: v.clone() for k, v in module.adapters.state_dict().items()}
 
 
 def of(state, name):
     return {k: v for k, v in state.items() if k.startswith(f"{name}.")}
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 class Watch(Callback):
@@ -184,15 +143,6 @@ def test_accumulation_equals_one_large_batch(gemma_path, tmp_path, phase, normal
         ends.append(snapshot(module))
     for key in ends[0]:
         torch.testing.assert_close(ends[0][key], ends[1][key], atol=1e-5, rtol=1e-5)
-
-
-def randomize(module, seed=5):
-    """Adapters that differ from the base and from one another."""
-    module.configure_model()
-    generator = torch.Generator().manual_seed(seed)
-    for name in module.adapters.trainable:
-        for parameter in module.adapters.parameters(name):
-            parameter.data.normal_(0, 0.1, generator=generator)
 
 
 class EvenGroupsAlike(MeanLogProb):
@@ -344,7 +294,7 @@ def test_a_checkpoint_holds_the_adapters_and_never_the_base(gemma_path, tmp_path
 
 def test_without_phase_switch_the_error_names_it(gemma_path, tmp_path):
     with pytest.raises(ValueError, match="PhaseSwitch"):
-        Trainer(logger=False, enable_checkpointing=False, accelerator="cpu").fit(build(gemma_path), Digits())
+        quiet_trainer(tmp_path).fit(build(gemma_path), Digits())
 
 
 def test_unlabelled_warmup_is_named(gemma_path, tmp_path):

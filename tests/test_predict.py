@@ -10,13 +10,14 @@ import torch
 import yaml
 from PIL import Image
 
+from support.cli import config, here
+from support.evaluated import evaluated
+from support.tiny import text_backbone
+from support.tiny_liquid import SIDE, liquid_folder, pictures
+from support.trainers import quiet_trainer
+from support.world import Digits
 from swirl_lightning import SWIRL, Transition
 from swirl_lightning.callbacks import PhaseSwitch
-from test_cli import config, here
-from test_evaluation import evaluated
-from tiny import quiet_trainer, text_backbone
-from tiny_liquid import SIDE, liquid_folder, pictures
-from world import Digits
 
 CPU = torch.device("cpu")
 

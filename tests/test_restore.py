@@ -8,13 +8,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from support.cli import config, here
+from support.swirl import equal
+from support.tiny import gemma_folder, text_backbone
+from support.trainers import quiet_trainer
+from support.world import Digits
 from swirl_lightning import SWIRL, LoraSettings
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.callbacks import PhaseSwitch
-from test_cli import config, here
-from test_module import equal
-from tiny import gemma_folder, quiet_trainer, text_backbone
-from world import Digits
 
 
 @pytest.fixture(scope="module")

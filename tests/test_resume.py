@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from support.swirl import build, equal, snapshot, trainer
+from support.world import Digits
 from swirl_lightning import GRPOConfig, LoraSettings
 from swirl_lightning.callbacks import CollapseWatch, PhaseSwitch
-from test_module import build, equal, snapshot, trainer
-from world import Digits
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parent
 
 
 class Rates(Callback):
@@ -173,8 +173,8 @@ def test_rollouts_in_use_survive(gemma_path, tmp_path):
 
 def test_rollouts_in_use_survive_on_every_rank(gemma_path, tmp_path):
     done = subprocess.run(
-        [sys.executable, str(HERE / "ddp_resume.py"), str(gemma_path), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "support.ddp_resume", str(gemma_path), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=400,

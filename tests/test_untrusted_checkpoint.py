@@ -10,10 +10,10 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from support.cli import config, here
+from support.swirl import build, trainer
+from support.world import Digits
 from swirl_lightning.callbacks import PhaseSwitch
-from test_cli import config, here
-from test_module import build, trainer
-from world import Digits
 
 CODE = """
 from pathlib import Path

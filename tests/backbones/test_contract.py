@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from tiny_families import CPU, FAMILIES, backbone_of
 
+from support.tiny_families import CPU, FAMILIES, backbone_of
+from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, OptimConfig, PhaseOptimConfigs, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
@@ -17,7 +18,6 @@ from swirl_lightning.engine.drawing import GREEDY, draw
 from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.transition import Transition
-from tiny import quiet_trainer
 
 LABELS = ["go", "turn", "wait"]
 ADAPTERS = ("fwm", "idm")

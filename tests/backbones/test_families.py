@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_families import CODES, CPU, FAMILIES, SIDE, backbone_of, pictures, vqgan
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     ChameleonForConditionalGeneration,
@@ -21,6 +20,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from support.tiny import SPECIALS, byte_tokenizer, gemma_folder
+from support.tiny_families import CODES, CPU, FAMILIES, SIDE, backbone_of, pictures, vqgan
+from support.tiny_liquid import SIZES
+from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfigs
 from swirl_lightning.backbones.images import to_pixels
 from swirl_lightning.backbones.text import TextLLM
@@ -31,8 +34,6 @@ from swirl_lightning.data import StateTokens, TransitionDataModule
 from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.transition import Transition
-from tiny import SPECIALS, byte_tokenizer, gemma_folder, quiet_trainer
-from tiny_liquid import SIZES
 
 
 @pytest.fixture(scope="module")

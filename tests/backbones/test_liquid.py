@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from support.tiny import byte_tokenizer
+from support.tiny_liquid import SIDE, liquid_folder, pictures, vqgan
 from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.backbones.vqgan import VQGAN, VQGANConfig, VQGANError
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
-from tiny import byte_tokenizer
-from tiny_liquid import SIDE, liquid_folder, pictures, vqgan
 
 CPU = torch.device("cpu")
 

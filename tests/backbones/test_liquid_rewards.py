@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_families import CODES, VISUAL, backbone_of, liquid_folder, pictures
 from tokenizers import pre_tokenizers
 
+from support.tiny_families import CODES, VISUAL, backbone_of, liquid_folder, pictures
 from swirl_lightning import SWIRL, GRPOConfig
 from swirl_lightning.data import TransitionBatch
 from swirl_lightning.transition import Transition

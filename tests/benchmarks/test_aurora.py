@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lightning.pytorch import Trainer
 from PIL import Image
 
+from support.text_suites import bert_folder
+from support.visual_world import clip_folder, liquid_folder, model, odd_pictures, save, trainer, write_aurora
 from swirl_lightning.benchmarks.aurora import Aurora
-from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.callbacks.predictions import Predictions
-from text_suites import bert_folder
-from visual_world import clip_folder, liquid_folder, model, odd_pictures, save, trainer, write_aurora
 
 REAL = Path(__file__).parents[3] / "shared" / "samples" / "aurora"
 
@@ -285,8 +283,6 @@ def test_the_state_only_split_is_read_before_the_model_loads(tmp_path):
     """Phase I begins days later; a suite of pictures must not wait for it."""
     write_aurora(tmp_path)
     data = Aurora(data_dir=str(tmp_path), validation_size=2, batch_size=1)
-    data.trainer = Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[PhaseSwitch(1, iterations=1)]
-    )
+    data.trainer = trainer(tmp_path)
     data.setup("fit")
     assert list(data.counts) == ["warmup", "state_only", "validation"]

@@ -2,44 +2,13 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 
+from support.suites.bytemorph import png, write
+from support.visual_world import clip_folder, liquid_folder, model, odd_pictures, picture, trainer
 from swirl_lightning.benchmarks.bytemorph import ByteMorph
-from visual_world import clip_folder, liquid_folder, model, odd_pictures, picture, trainer
 
 pa = pytest.importorskip("pyarrow")
-
-
-def png(seed):
-    buffer = io.BytesIO()
-    picture(seed).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": f"{seed}.png"}
-
-
-def write(folder, changes=None, name="test-00000.parquet"):
-    import pyarrow.parquet as parquet
-
-    kinds = ["camera_zoom", "object_motion", "object_motion", "interaction"]
-    rows = [
-        {
-            "edit_type": kind,
-            "image_id": f"{n:03d}",
-            "src_img": png(n),
-            "tgt_img": png(n + 50),
-            "edit_prompt": f"move {n}",
-            "edit_prompt_rewrite_instruction": f"please move {n}",
-            "src_img_caption": "a cat here",
-            "tgt_img_caption": f"a cat there {n}",
-        }
-        for n, kind in enumerate(kinds)
-    ]
-    for n, change in (changes or {}).items():
-        rows[n] |= change
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pa.Table.from_pylist(rows), folder / "data" / name, compression="none")
-    return str(folder)
 
 
 def test_records(tmp_path):

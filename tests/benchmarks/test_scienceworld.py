@@ -3,38 +3,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from support.suites.scienceworld import step, write
+from support.text_suites import SAMPLES, bert_folder, evaluated, tiny_model, tiny_trainer
 from swirl_lightning.benchmarks.scienceworld import FILE, ScienceWorld, sha256
 from swirl_lightning.prepare.scienceworld import choose, freeze, generate, replay
-from text_suites import SAMPLES, bert_folder, evaluated, tiny_model, tiny_trainer
 
 REAL = SAMPLES / "scienceworld" / "gold_transitions.jsonl"
-
-
-def step(task: str, variation: int, split: str, number: int) -> dict[str, Any]:
-    return {
-        "task": task,
-        "variation": variation,
-        "split": split,
-        "step": number,
-        "prev_obs": f"{task} {number}",
-        "look_before": "This room is called the hall.\n",
-        "inv_before": "In your inventory, you see:\n\ta cat\n",
-        "action": f"wait{number}",
-        "obs": f"{task} {number + 1}",
-        "look_after": "This room is called the attic.\n",
-        "inv_after": "In your inventory, you see:\n\ta cat\n",
-    }
-
-
-def write(folder: Path, rows: list[Any]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture

@@ -6,23 +6,14 @@ from typing import Any
 
 import pytest
 
-from text_suites import SAMPLES, bert_folder, evaluated, tiny_model, tiny_trainer
+from support.suites.stabletoolbench import mirror, write
+from support.text_suites import SAMPLES, bert_folder, evaluated, tiny_model, tiny_trainer
 
 pytest.importorskip("nltk", reason="StableToolBench's metric needs nltk")
 
 from swirl_lightning.benchmarks.stabletoolbench import TEST_FILES, StableToolBench
 
 REAL = SAMPLES / "stabletoolbench"
-
-
-def mirror(number: int, error: str = "", **changes: Any) -> dict[str, Any]:
-    """A record in the format of MirrorAPI."""
-    return {
-        "system": "Imagine that you are an API.",
-        "instruction": f"API doc:\n{{'api_name': 'a{number}'}}\n\nRequest:\n{{'q': {number}}}",
-        "output": json.dumps({"error": error, "response": {"n": number}}),
-        **changes,
-    }
 
 
 def call(query: str, action: Any, answer: Any, file: str = "run/1.json") -> dict[str, Any]:
@@ -36,11 +27,6 @@ def call(query: str, action: Any, answer: Any, file: str = "run/1.json") -> dict
         "observation": observation,
         "code": 0,
     }
-
-
-def write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
 @pytest.fixture

@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from suites import HOMES, VISUAL, write_config
 
-from judge_server import KEY, serving
+from support.judge_server import KEY, serving
+from support.suites import HOMES, VISUAL, write_config
+from support.visual_world import liquid_folder
 from swirl_lightning.cli import main
 from swirl_lightning.results.table import read
-from visual_world import liquid_folder
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def command(*args):
     """``swirl`` in a process of its own."""
-    path = os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-m", "swirl_lightning.cli", *map(str, args)],
         capture_output=True,
@@ -108,7 +108,7 @@ def test_killed_in_the_middle_it_repeats_nothing(name, tmp_path, small, monkeypa
         assert (questions > 10) == judged
 
         path = config(killed)
-        kill = ["--trainer.callbacks+=suites.KillAt", "--trainer.callbacks.batch=3"]
+        kill = ["--trainer.callbacks+=support.suites.KillAt", "--trainer.callbacks.batch=3"]
         if judged:
             kill += ["--trainer.callbacks.answers=5", f"--trainer.callbacks.cache_dir={killed / 'kept'}"]
         done = command("test", "-c", path, *kill)

@@ -8,41 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from support.suites.worldprediction import sample, segment, write
+from support.videos import number, write_sound, write_video
+from support.visual_world import clip_folder, liquid_folder, model, trainer
 from swirl_lightning.benchmarks.worldprediction import WorldPrediction
 from swirl_lightning.callbacks.predictions import Predictions
-from videos import number, write_sound, write_video
-from visual_world import clip_folder, liquid_folder, model, trainer
 
 pytest.importorskip("av")
-
-
-def segment(video, start, end, label):
-    return {
-        "video": video,
-        "segment_start_time": start,
-        "segment_end_time": end,
-        "action_label": label,
-        "action_uid": label.replace(" ", "_"),
-    }
-
-
-def sample(truth, video="one", **extra):
-    segments = {
-        "a": segment(video, 0.2, 0.4, "open the box"),
-        "b": segment(video, 0.4, 0.7, "take the screw"),
-        "c": segment(video, 0.7, 0.9, "close the box"),
-    }
-    candidates = [["a", "b", "c"], ["b", "a", "c"], ["c", "a", "b"]]
-    return {"states": [], "ground_truth": truth, "candidates": candidates, "action_segments": segments, **extra}
-
-
-def write(root, pp, wm=None):
-    write_video(root / "videos" / "COIN" / "one.mp4")
-    write_video(root / "IKEA-ASM" / "two.mp4")
-    (root / "WorldPrediction-PP.json").write_text(json.dumps(pp))
-    if wm is not None:
-        (root / "WorldPrediction-WM.json").write_text(json.dumps(wm))
-    return str(root)
 
 
 def test_rollouts_start_and_end_where_they_should(tmp_path):

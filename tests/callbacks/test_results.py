@@ -11,12 +11,13 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
+from support.tiny import text_backbone
+from support.trainers import quiet_trainer
+from support.world import Digits
 from swirl_lightning import SWIRL, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch, Results
 from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.results.table import COLUMNS, read, table
-from tiny import quiet_trainer, text_backbone
-from world import Digits
 
 
 def module(gemma_path, evaluation=None, temperature=1.0, **kwargs):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from lightning import Callback
-from runs import Data, Model, events, fit, texts, trainer
 
+from support.runs import Data, Model, events, fit, texts, trainer
 from swirl_lightning.callbacks import (
     ActionTable,
     AdapterExport,

@@ -2,8 +2,8 @@ import io
 
 import pytest
 from PIL import Image
-from runs import Data, Model, fit, frame, texts, trainer
 
+from support.runs import Data, Model, fit, frame, texts, trainer
 from swirl_lightning.callbacks import TransitionImages
 from swirl_lightning.callbacks.transition_images import image_grid
 

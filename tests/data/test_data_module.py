@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningModule
 
+from support.tiny import text_backbone
+from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfigs
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import TransitionBatch, TransitionDataModule
 from swirl_lightning.transition import Transition
-from tiny import text_backbone
 
 SIZES = {"warmup": 7, "state_only": 12, "validation": 5, "test": 3}
 
@@ -85,15 +86,8 @@ class SaveAndDie(Callback):
 
 
 def trainer(tmp_path, **options):
-    return Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"max_epochs": 5, "num_sanity_val_steps": 0, "reload_dataloaders_every_n_epochs": 1, **options},
-    )
+    settings = {"max_epochs": 5, "num_sanity_val_steps": 0, "reload_dataloaders_every_n_epochs": 1}
+    return quiet_trainer(tmp_path, **(settings | options))
 
 
 def data(**options):

@@ -3,10 +3,11 @@ import json
 import pytest
 from PIL import Image
 
+from support.tiny import text_backbone
+from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import JSONLTransitions
-from tiny import quiet_trainer, text_backbone
 
 
 def write(path, *records):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from support.videos import number, write_sound, write_video
 from swirl_lightning.data.video import Video, VideoError
-from videos import number, write_sound, write_video
 
 pytest.importorskip("av")
 

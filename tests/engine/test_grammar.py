@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from support.tiny import text_backbone
 from swirl_lightning.engine.attention import install
 from swirl_lightning.engine.config import EngineConfig
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import uniforms
-from tiny import text_backbone
 
 ROWS = Grammar(tuple(range(20, 60)), 9, forced=((2, 7), (5, 7), (7, 8), (8, 9)))
 FREE = [0, 1, 3, 4, 6]

@@ -2,10 +2,10 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
+from support.tiny import text_backbone
 from swirl_lightning.adapters import Adapters, LoraSettings
 from swirl_lightning.engine import quantization
 from swirl_lightning.engine.cpu import FEW_ROWS, linear
-from tiny import text_backbone
 
 
 def load(path, **kwargs):

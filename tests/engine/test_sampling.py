@@ -1,13 +1,13 @@
 import pytest
 import torch
 
+from support.tiny import text_backbone
 from swirl_lightning.engine.attention import install
 from swirl_lightning.engine.config import EngineConfig
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig, draw
 from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import replace_tokens, uniforms
-from tiny import text_backbone
 
 
 def truncated(logits, config):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from support.tiny import text_backbone
 from swirl_lightning.engine import scoring
 from swirl_lightning.engine.attention import install
 from swirl_lightning.engine.budget import Group, TokenBudget
@@ -14,7 +15,6 @@ from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.engine.packing import Packing
-from tiny import text_backbone
 
 TEMPERATURE = 0.8
 

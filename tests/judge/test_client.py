@@ -10,14 +10,14 @@ import pytest
 from jsonargparse import ArgumentParser
 from PIL import Image
 
-from judge_server import KEY, serving
+from support.judge_server import KEY, serving
+from support.visual_world import liquid_folder, model, picture, trainer, write_aurora
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.judge import Judge
 from swirl_lightning.judge.metric import JudgeScore
 from swirl_lightning.judge.templates import TEMPLATES
 from swirl_lightning.transition import Transition
-from visual_world import liquid_folder, model, picture, trainer, write_aurora
 
 
 @pytest.fixture

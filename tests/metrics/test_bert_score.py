@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from support.text_suites import bert_folder
 from swirl_lightning.metrics.bert_score import BERTScore, f1, missing_model
 from swirl_lightning.transition import Transition
-from text_suites import bert_folder
 
 TEXTS = ["a cat", "the dog sat on a mat", "b", "an owl and a pussycat", "you, I"]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from support.text_suites import bert_folder
 from swirl_lightning.metrics import embedding
 from swirl_lightning.metrics.embedding import MINILM, EmbeddingSimilarity, embed, missing_encoder
 from swirl_lightning.transition import Transition
-from text_suites import bert_folder
 
 TEXTS = ["a cat", "the dog sat on a mat", "b", "an owl and a pussycat", "you, I"]
 HERE = missing_encoder(MINILM)

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
+from support.visual_world import clip_folder, picture
 from swirl_lightning.benchmarks.aurora.disc_edit import DiscEdit
 from swirl_lightning.benchmarks.bytemorph.metrics import ByteMorphDirections, cosine
 from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
 from swirl_lightning.transition import Transition
-from visual_world import clip_folder, picture
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from phantom.device import CPU, CUDA, MixedDevicesError, PhantomCuda
+from support.phantom.device import CPU, CUDA, MixedDevicesError, PhantomCuda
 
 
 class Bad(torch.autograd.Function):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from phantom.device import CUDA, PhantomCuda
+from support.phantom.device import CUDA, PhantomCuda
+from support.tiny import text_backbone
 from swirl_lightning.engine.attention import install
 from swirl_lightning.engine.config import EngineConfig
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import uniforms
-from tiny import text_backbone
 
 PROMPTS = [[2, 40, 41], [2, 50]]
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_families import FAMILIES, backbone_of
 
-from phantom.device import CUDA, PhantomCuda
+from support.phantom.device import CUDA, PhantomCuda
+from support.tiny_families import FAMILIES, backbone_of
+from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, SamplingConfig, Transition
 from swirl_lightning.callbacks import CollapseWatch, MemoryReport, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
@@ -85,18 +85,9 @@ def test_all_phases_run_on_cuda(name, options, folders, tmp_path):
 
     def trainer(*callbacks, **settings):
         saved = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-        return Trainer(
-            **gpu.trainer(),
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            check_val_every_n_epoch=3,
-            gradient_clip_val=1.0,
-            default_root_dir=tmp_path,
-            callbacks=[PhaseSwitch(1, iterations=1), saved, *callbacks],
-            **settings,
-        )
+        options = {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 3, "gradient_clip_val": 1.0}
+        switch = PhaseSwitch(1, iterations=1)
+        return quiet_trainer(tmp_path, switch, saved, *callbacks, **(gpu.trainer() | options | settings))
 
     with PhantomCuda() as gpu:
         stop = 3 if name in VLMS else 2  # pictures of a VLM do not outlive the process: it stops after the phase

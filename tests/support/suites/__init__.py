@@ -12,7 +12,7 @@ import pytest
 import yaml
 from lightning.pytorch import Callback
 
-from visual_world import clip_folder, write_aurora
+from support.visual_world import clip_folder, write_aurora
 
 HOMES = {
     "aurora": "Aurora",
@@ -32,31 +32,32 @@ def write_data(name: str, root: Path) -> dict[str, Any]:
         write_aurora(root, per_task=3)
     elif name == "bytemorph":
         pytest.importorskip("pyarrow", reason="ByteMorph's file is parquet")
-        import test_bytemorph
+        from support.suites.bytemorph import write
 
-        test_bytemorph.write(root)
+        write(root)
     elif name == "worldprediction":
         pytest.importorskip("av", reason="WorldPrediction's states are frames of videos")
-        from test_worldprediction import sample, write
+        from support.suites.worldprediction import sample, write
 
         short = {"candidates": [["a"], ["b"]]}
         write(root, {"COIN": {"x": sample(0), "y": sample(2)}, "IKEA-ASM": {"z": sample(1, "two", **short)}})
         return {"ground_truth": "0", "max_turns": 2}
     elif name == "scienceworld":
-        from test_scienceworld import step, write
+        from support.suites.scienceworld import step, write
 
         tasks = ("boil", "melt", "grow")
         write(root, [step(task, v, "test", n) for task in tasks for v in (5, 6, 7) for n in range(3)])
         return {"per_task": True}
     elif name == "mind2web":
         pytest.importorskip("lxml", reason="Mind2Web needs lxml")
-        from test_mind2web import task, write
+        from support.suites.mind2web import task, write
 
         for split in ("task", "website", "domain"):
             write(root / f"test_{split}" / f"test_{split}_0.json", [task(f"{split}{n}", n + 2) for n in range(2)])
     else:
         pytest.importorskip("nltk", reason="StableToolBench's metric needs nltk")
-        from test_stabletoolbench import TEST_FILES, mirror, write
+        from support.suites.stabletoolbench import mirror, write
+        from swirl_lightning.benchmarks.stabletoolbench import TEST_FILES
 
         for number, file in enumerate(TEST_FILES.values()):
             write(root / file, [mirror(100 * number + n) for n in range(number + 1)])

@@ -24,15 +24,15 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from support.tiny import byte_tokenizer, gemma_folder
+from support.tiny_gguf import FILE, gguf_folder
+from support.tiny_liquid import CODES, SIDE, SIZES, liquid_folder, pictures, vqgan
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.chameleon import Chameleon
 from swirl_lightning.backbones.emu3 import Emu3
 from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.backbones.vlm import VLM
-from tiny import byte_tokenizer, gemma_folder
-from tiny_gguf import FILE, gguf_folder
-from tiny_liquid import CODES, SIDE, SIZES, liquid_folder, pictures, vqgan
 
 CPU = torch.device("cpu")
 CHATML = (

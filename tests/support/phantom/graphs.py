@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
-    from phantom.device import PhantomCuda
+    from support.phantom.device import PhantomCuda
 
 
 def tensors(*parts: Any) -> list[Tensor]:

@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import GemmaConfig, GemmaForCausalLM
 
+from support.tiny import byte_tokenizer
 from swirl_lightning.backbones.vqgan import VQGAN, VQGANConfig
-from tiny import byte_tokenizer
 
 CODES, SIDE, GRID = 16, 8, 4
 SIZES: dict[str, Any] = {

@@ -1,11 +1,12 @@
 """A small module that samples rollouts without a model, and runs of it."""
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from support.trainers import quiet_trainer
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.rollouts import Completions, Rollouts
 from swirl_lightning.schedule import PhaseSchedule
@@ -97,22 +98,14 @@ class Model(LightningModule):
 
 
 def trainer(folder, callbacks, logger=True, **options):
-    return Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=TensorBoardLogger(folder, name="", version="run", default_hp_metric=False) if logger else False,
-        callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{
-            "max_epochs": 3,
-            "num_sanity_val_steps": 0,
-            "reload_dataloaders_every_n_epochs": 1,
-            "log_every_n_steps": 1,
-            **options,
-        },
-    )
+    settings = {
+        "logger": TensorBoardLogger(folder, name="", version="run", default_hp_metric=False) if logger else False,
+        "max_epochs": 3,
+        "num_sanity_val_steps": 0,
+        "reload_dataloaders_every_n_epochs": 1,
+        "log_every_n_steps": 1,
+    }
+    return quiet_trainer(folder, *callbacks, **(settings | options))
 
 
 def fit(folder, callbacks, model=None, data=None, **options):

@@ -10,12 +10,13 @@ from lightning.pytorch import Trainer
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel
 
+from support.tiny import byte_tokenizer, text_backbone
+from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch, Results
 from swirl_lightning.evaluation import EvaluationConfig
-from tiny import byte_tokenizer, quiet_trainer, text_backbone
 
-SAMPLES = Path(__file__).parents[1] / "../shared/samples"
+SAMPLES = Path(__file__).parents[2] / "../shared/samples"
 
 
 def tiny_model(gemma: Path, **kwargs: Any) -> SWIRL:

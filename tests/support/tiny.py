@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
@@ -56,10 +54,3 @@ def gemma_folder(folder: Path, *, hidden: int = 64, layers: int = 2, seed: int =
 def text_backbone(folder: Path, **kwargs: object) -> TextLLM:
     settings = {"dtype": "float32", "quantization": "nf4", "max_state_tokens": 12, "max_action_tokens": 6}
     return TextLLM(str(folder), **(settings | kwargs))  # type: ignore[arg-type]
-
-
-def quiet_trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
-    """A Trainer on CPUs that prints and keeps nothing."""
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    options = {"accelerator": "cpu", "default_root_dir": folder, **quiet, **settings}
-    return Trainer(callbacks=list(callbacks), **options)

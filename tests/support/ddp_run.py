@@ -1,4 +1,4 @@
-"""One fit on CPU; every rank writes its adapters after every epoch. Run by test_ddp.py."""
+"""One fit on CPU; every rank writes its adapters after every epoch. Run by tests/test_ddp.py."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 
+from support.swirl import CONSTANT, SGD, build, randomize, snapshot
+from support.trainers import quiet_trainer
+from support.world import Digits
 from swirl_lightning import GRPOConfig
 from swirl_lightning.callbacks import PhaseSwitch
-from test_module import CONSTANT, SGD, build, randomize, snapshot
-from world import Digits
 
 
 class Write(Callback):
@@ -31,16 +32,13 @@ def main(model: str, out: str, devices: int, batch_size: int, scale: str) -> Non
     module = build(model, quantization=None, anchor_weight=0.3, optimizer=SGD, optim=CONSTANT, grpo=grpo)
     randomize(module)
     data = Digits(size=24, batch_size=batch_size, pairs_per_step=8)
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        Path(out),
+        PhaseSwitch(1, iterations=2),
+        Write(Path(out)),
         precision="64-true",  # so that rounding, which depends on the CPU and the batch, flips no sampled token
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
-        callbacks=[PhaseSwitch(1, iterations=2), Write(Path(out))],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.validate(module, data, verbose=False)
     values = {k: float(v) for k, v in trainer.callback_metrics.items()}

@@ -1,4 +1,4 @@
-"""Fit with validation, test and predict on few rows. Run by test_ddp.py."""
+"""Fit with validation, test and predict on few rows. Run by tests/test_ddp.py."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from lightning.pytorch import seed_everything
 
+from support.swirl import SGD, build, randomize, trainer
+from support.world import Digits
 from swirl_lightning import OptimConfig, PhaseOptimConfigs
 from swirl_lightning.callbacks import PhaseSwitch, Results
 from swirl_lightning.callbacks.predictions import Predictions
-from test_module import SGD, build, randomize, trainer
-from world import Digits
 
 STILL = PhaseOptimConfigs(*[OptimConfig(1e-30)] * 3)  # so that the weights are the same on any number of devices
 

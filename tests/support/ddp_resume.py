@@ -1,4 +1,4 @@
-"""Two ranks, resumed between the two updates of their rollouts. Run by test_resume.py."""
+"""Two ranks, resumed between the two updates of their rollouts. Run by tests/test_resume.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from support.swirl import build, snapshot, trainer
+from support.world import Digits
 from swirl_lightning import GRPOConfig
 from swirl_lightning.callbacks import PhaseSwitch
-from test_module import build, snapshot, trainer
-from world import Digits
 
 
 def main(model: str, out: Path) -> None:

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _device as default_device
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from phantom.graphs import Recording, recording_api, tensors
+from support.phantom.graphs import Recording, recording_api, tensors
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 COPIES = {"copy_", "_to_copy", "_copy_from", "copy", "set_", "_foreach_copy_"}

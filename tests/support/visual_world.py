@@ -12,12 +12,12 @@ from lightning.pytorch import Callback, Trainer
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-import tiny_liquid
+from support import tiny_liquid
+from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, SamplingConfig
 from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.evaluation import EvaluationConfig
-from tiny import quiet_trainer
 
 
 def liquid_folder(out: Path) -> Path:

@@ -1,0 +1,85 @@
+"""The console script and a small run of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from swirl_lightning.cli import main
+
+TESTS = Path(__file__).parents[1]
+
+
+def config(tmp_path, model_path, **changes):
+    settings = {
+        "seed_everything": 0,
+        "trainer": {
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": str(tmp_path / "runs"), "name": "r", "version": ""},
+            },
+            "callbacks": [
+                {"class_path": "swirl_lightning.callbacks.Results"},
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {
+                        "save_last": True,
+                        "save_top_k": -1,
+                        "every_n_train_steps": 1,
+                        "enable_version_counter": False,
+                    },
+                },
+            ],
+        },
+        "phase_switch": {"warmup_epochs": 1, "iterations": 1},
+        "model": {
+            "class_path": "swirl_lightning.SWIRL",
+            "init_args": {
+                "backbone": {
+                    "class_path": "swirl_lightning.backbones.text.TextLLM",
+                    "init_args": {
+                        "model_name_or_path": str(model_path),
+                        "dtype": "float32",
+                        "max_state_tokens": 4,
+                        "max_action_tokens": 5,
+                    },
+                },
+                "grpo": {"group_size": 4},
+                "lora": {"r": 4, "dropout": 0.1},
+                "optim": {"warmup": {"lr": 1e-3}, "fwm": {"lr": 1e-3}, "idm": {"lr": 1e-3}},
+            },
+        },
+        "data": {"class_path": "support.world.Digits", "init_args": {"size": 32, "batch_size": 8}},
+    }
+    for key, value in changes.items():
+        at = settings
+        *path, last = key.split("/")
+        for part in path:
+            at = at[part]
+        at[last] = value
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def swirl(*args):
+    """In a process of its own."""
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, "-m", "swirl_lightning.cli", *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        timeout=400,
+    )
+
+
+def here(*args):
+    """In this process, which has imported everything already."""
+    main([str(arg) for arg in args])
