@@ -44,8 +44,7 @@ def swirl(out: Path, seed: int, row: str, command: str, *args: str) -> None:
     run.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", "swirl_lightning.cli", command, "-c", CONFIG, *args]
     line += ["--seed_everything", str(seed), f"{MODEL}.seed", str(seed), "--data.init_args.seed", str(seed)]
-    line += ["--trainer.enable_progress_bar", "false", "--trainer.logger.init_args.save_dir", str(run.parent)]
-    line += ["--trainer.logger.init_args.name", run.name]
+    line += ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(run)]
     with (run / f"{command}.log").open("w") as log:
         done = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:

@@ -34,7 +34,7 @@ def run(config: Path, folder: Path, seed: int, extra: Sequence[str]) -> dict[str
     """Train and test one seed; the rows of its test table."""
     settings = [
         *("--seed_everything", str(seed), "--model.init_args.seed", str(seed), "--data.init_args.seed", str(seed)),
-        *("--trainer.logger.init_args.save_dir", str(folder), "--trainer.logger.init_args.name", f"seed{seed}"),
+        *("--trainer.default_root_dir", str(folder / f"seed{seed}")),
         *extra,
     ]
     checkpoints = folder / f"seed{seed}" / "checkpoints"

@@ -9,9 +9,11 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import constants
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from support.cli import config, here, swirl
 from support.tiny import gemma_folder
+from swirl_lightning.cli import main, swirl_cli
 
 TESTS = Path(__file__).parent
 
@@ -132,3 +134,94 @@ def test_a_checkpoint_of_another_base_is_refused(finished, refused, tmp_path):
     other = gemma_folder(tmp_path / "other", seed=3)
     last = finished / "runs" / "r" / "checkpoints" / "last.ckpt"
     assert "trained on base" in refused("test", "-c", config(tmp_path, other), "--ckpt_path", last)
+
+
+def default_kinds(*args):
+    """Class names of the callbacks that the CLI gives the Trainer, and its logger."""
+    model = ("--model", "swirl_lightning.SWIRL", "--model.backbone", "swirl_lightning.backbones.Liquid")
+    cli = swirl_cli([*model, "--data", "world.Digits", "--trainer.accelerator", "cpu", *map(str, args)], run=False)
+    return [type(callback).__name__ for callback in cli.trainer.callbacks], cli.trainer.logger
+
+
+def test_every_run_has_the_default_logger_and_callbacks(tmp_path):
+    kinds, logger = default_kinds("--trainer.default_root_dir", tmp_path / "mine")
+    watched = ["MemoryReport", "Results", "TransitionPictures", "ActionTable", "CollapseWatch", "AdapterExport"]
+    rest = ["Throughput", "HyperparameterText", "LearningRateMonitor", "PhaseProgressBar", "ModelCheckpoint"]
+    assert all(kinds.count(kind) == 1 for kind in [*watched, *rest])
+    assert isinstance(logger, TensorBoardLogger)
+    assert Path(logger.log_dir) == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "gone"),
+    [
+        (["--trainer.logger", "false"], {"LearningRateMonitor"}),
+        (["--trainer.enable_checkpointing", "false"], {"ModelCheckpoint"}),
+        (["--trainer.enable_progress_bar", "false"], {"PhaseProgressBar"}),
+    ],
+)
+def test_what_the_trainer_switches_off_is_left_out(tmp_path, args, gone):
+    root = ["--trainer.default_root_dir", tmp_path]
+    everything, (kinds, logger) = default_kinds(*root)[0], default_kinds(*root, *args)
+    assert set(everything) - set(kinds) == gone
+    assert (logger is None) == (gone == {"LearningRateMonitor"})
+
+
+def test_own_callbacks_and_logger_take_the_place_of_the_defaults(tmp_path):
+    own = [
+        {"class_path": "swirl_lightning.callbacks.ActionTable", "init_args": {"every_n_steps": 7}},
+        {"class_path": "lightning.pytorch.callbacks.TQDMProgressBar"},
+        {"class_path": "lightning.pytorch.callbacks.OnExceptionCheckpoint", "init_args": {"dirpath": str(tmp_path)}},
+    ]
+    csv = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path)}}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({"trainer": {"callbacks": own, "logger": csv, "default_root_dir": str(tmp_path)}}))
+    kinds, logger = default_kinds("--config", path)
+    assert kinds.count("ActionTable") == kinds.count("TQDMProgressBar") == kinds.count("OnExceptionCheckpoint") == 1
+    assert "PhaseProgressBar" not in kinds
+    assert type(logger).__name__ == "CSVLogger"
+
+
+def test_a_development_run_goes_through_and_leaves_no_file(tmp_path, gemma_path):
+    path, run = config(tmp_path, gemma_path), tmp_path / "run"
+    settings = yaml.safe_load(path.read_text())
+    del settings["trainer"]["logger"], settings["trainer"]["callbacks"]
+    path.write_text(yaml.safe_dump(settings))
+    here("fit", "-c", path, "--trainer.default_root_dir", run, "--trainer.fast_dev_run", "2")
+    assert not run.exists()
+
+
+def test_a_test_config_is_laid_over_the_config_of_the_run(finished, tmp_path, recwarn):
+    """Its data, folder and evaluation; the run's model. The run's own results stay as they are."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"before": f"{n}7", "after": f"7{n}", "action": "swap"}) + "\n" for n in "123"))
+    settings = {
+        "trainer": {
+            "default_root_dir": str(tmp_path / "suite"),
+            "callbacks+": [{"class_path": "swirl_lightning.callbacks.Predictions"}],
+            "logger": None,
+        },
+        "model": {"init_args": {"evaluation": {"modes": ["greedy"]}}},
+        "data": {"class_path": "swirl_lightning.data.JSONLTransitions", "init_args": {"test": str(rows)}},
+    }
+    overlay, run = tmp_path / "overlay.yaml", finished / "runs" / "r"
+    overlay.write_text(yaml.safe_dump(settings))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    here("test", "-c", run / "config.yaml", "-c", overlay, "--ckpt_path", run / "checkpoints" / "last.ckpt")
+    assert not [warning for warning in recwarn if "class_path" in str(warning.message)]
+    results = json.loads((tmp_path / "suite" / "results.json").read_text())
+    (values,) = results["test"].values()
+    assert "fwm/greedy/exact_match" in values
+    assert not [key for key in values if "sampled" in key]
+    assert results["about"]["test"]["SWIRL iteration 1"]["suite"] == "JSONLTransitions"
+    predicted = (tmp_path / "suite" / "predictions" / "greedy-rank0.jsonl").read_text().splitlines()
+    assert len(predicted) == 3
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("key", ["quantization", "init_args.quantization", "revision"])
+def test_null_for_an_option_of_the_backbone_is_none(key):
+    model = ("--model", "swirl_lightning.SWIRL", "--model.backbone", "swirl_lightning.backbones.Liquid")
+    args = [*model, f"--model.backbone.{key}", "null", "--data", "world.Digits", "--trainer.accelerator", "cpu"]
+    backbone = swirl_cli(args, run=False).model.backbone
+    assert getattr(backbone, key.rsplit(".", 1)[-1]) is None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shlex
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,11 +20,28 @@ from support.world import Digits
 from swirl_lightning import SWIRL, GRPOConfig, OptimConfig
 from swirl_lightning.backbones import Backbone
 from swirl_lightning.callbacks import PhaseSwitch
-from swirl_lightning.cli import main, swirl_cli
+from swirl_lightning.cli import TRAINER, main, swirl_cli
 from swirl_lightning.data import TransitionDataModule
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
+
+
+def launch(path):
+    """The words of a config's launch command; of a run's ``config.yaml``, the config that it is a run of."""
+    words = shlex.split(path.read_text().splitlines()[0].removeprefix("# "))
+    runs = [re.fullmatch(r"runs/(\w+)/config\.yaml", word) for word in words]
+    return [word if run is None else f"configs/{run[1]}.yaml" for word, run in zip(words, runs, strict=True)]
+
+
+def files(words):
+    """The configs that are laid over each other, the last on top."""
+    return [FOLDER.parent / word for flag, word in itertools.pairwise(words) if flag == "-c"]
+
+
+def build(path, *args):
+    layers = [word for file in files(launch(path)) for word in ("--config", str(file))]
+    return swirl_cli([*layers, *args], run=False)
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
@@ -35,20 +55,49 @@ def test_the_first_line_is_the_launch_command(path):
     words = shlex.split(first.removeprefix("# "))
     assert words[0] == "swirl"
     assert words[1] in ("fit", "validate", "test", "predict")
-    assert words[2:4] == ["-c", f"configs/{path.name}"]
-    if "--ckpt_path" in words:  # the checkpoint of another config's run
-        run = Path(words[words.index("--ckpt_path") + 1]).parts[1]
+    run = Path(words[words.index("--ckpt_path") + 1]).parts[1] if "--ckpt_path" in words else None
+    if run is not None:  # the checkpoint of another config's run
         assert (FOLDER / f"{run}.yaml").is_file()
+    if words[1] == "test":  # on top of what that run was
+        assert words[2:6] == ["-c", f"runs/{run}/config.yaml", "-c", f"configs/{path.name}"]
+    else:
+        assert words[2:4] == ["-c", f"configs/{path.name}"]
 
 
 def test_the_real_parser_builds_it(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # whatever it writes
-    cli = swirl_cli(["--config", str(path)], run=False)
+    cli = build(path)
     assert isinstance(cli.model, SWIRL)
     assert cli.model.model is None  # no weights were loaded
     assert isinstance(cli.model.backbone, Backbone)
     assert isinstance(cli.datamodule, TransitionDataModule)
     assert any(isinstance(callback, PhaseSwitch) for callback in cli.trainer.callbacks)
+    name = "quickstart" if path.stem == "minigrid_quickstart" else path.stem
+    assert Path(cli.trainer.log_dir) == Path("runs") / name
+    (checkpoint,) = cli.trainer.checkpoint_callbacks  # all runs of a config share a folder
+    assert not checkpoint._enable_version_counter
+
+
+def test_a_config_says_what_it_must_and_nothing_of_the_defaults(path):
+    given = yaml.safe_load(path.read_text())
+    assert not given["trainer"].keys() & {"logger", *TRAINER}
+    assert given["trainer"]["default_root_dir"].startswith("runs/")
+
+
+def test_a_test_is_of_the_model_that_the_run_trained(path):
+    """An overlay changes the data, where results go and how it is evaluated; what it trains with is the run's."""
+    if launch(path)[1] != "test":
+        return
+    given, (run, _) = yaml.safe_load(path.read_text()), files(launch(path))
+    assert set(given.get("model", {}).get("init_args", {})) <= {"evaluation"}
+    assert given["trainer"]["default_root_dir"] != yaml.safe_load(run.read_text())["trainer"]["default_root_dir"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        ours, theirs = build(path).config, build(run).config
+    models = [config.model.init_args.as_dict() | {"evaluation": None} for config in (ours, theirs)]
+    assert models[0] == models[1]
+    assert ours.phase_switch == theirs.phase_switch
 
 
 def test_phase_one_alone_is_what_the_paper_calls_idm_to_fwm(tmp_path, monkeypatch):
@@ -59,25 +108,29 @@ def test_phase_one_alone_is_what_the_paper_calls_idm_to_fwm(tmp_path, monkeypatc
     assert (switch.schedule.epochs, switch.schedule.at(5).ends) == (6, "IDM→FWM")
 
 
-def test_checkpoints_are_those_of_the_last_run(path):
-    """All runs of a config share a folder: a checkpoint kept from an older one would be tested in place of the new."""
-    callbacks = yaml.safe_load(path.read_text())["trainer"].get("callbacks", [])
-    for callback in callbacks:
-        if callback["class_path"].endswith("ModelCheckpoint"):
-            assert callback["init_args"]["enable_version_counter"] is False
+def test_the_quickstart_shows_what_one_would_change(monkeypatch, capsys):
+    monkeypatch.chdir(FOLDER.parent)
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", "configs/minigrid_quickstart.yaml", "--print_config=skip_default"])
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) < 80
+    (settings,) = [yaml.safe_load(shown)]
+    assert settings["model"]["init_args"]["optim"]["fwm"] == {"lr": 5e-4, "warmup": 5.0}
+    assert settings["trainer"]["default_root_dir"] == "runs/quickstart"
 
 
 def test_print_config_shows_it_whole(path, monkeypatch, capsys):
     """The launch command, parsed by the real parser."""
     monkeypatch.chdir(FOLDER.parent)
-    words = shlex.split(path.read_text().splitlines()[0].removeprefix("# "))[1:]
+    words = launch(path)[1:]
     with pytest.raises(SystemExit) as end:
         main([*words, "--print_config"])
     assert end.value.code == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     given = yaml.safe_load(path.read_text())
-    for key in ("model", "data"):
-        assert shown[key]["class_path"].rsplit(".", 1)[-1] == given[key]["class_path"].rsplit(".", 1)[-1]
+    for key in given.keys() & {"model", "data"}:
+        if "class_path" in given[key]:
+            assert shown[key]["class_path"].rsplit(".", 1)[-1] == given[key]["class_path"].rsplit(".", 1)[-1]
         for name, value in given[key]["init_args"].items():
             if not isinstance(value, dict):
                 assert shown[key]["init_args"][name] == value
@@ -100,7 +153,7 @@ def test_the_papers_hyperparameters(name):
     batch, rate, steps, groups, iterations, pairs = PAPER[name]
     model, data, switch = config["model"]["init_args"], config["data"]["init_args"], config["phase_switch"]
     backbone, visual = model["backbone"]["init_args"], name.startswith("liquid")
-    assert config["trainer"]["accumulate_grad_batches"] * data["batch_size"] == batch
+    assert data["pairs_per_step"] == batch
     assert switch["iterations"] == iterations
     assert data.get("pairs_per_iteration") == pairs
     assert model["grpo"]["beta"] == 0.1
@@ -158,9 +211,8 @@ def test_the_config_of_vlms_trains(tmp_path, monkeypatch):
         config["data"]["init_args"][split] = str(tmp_path / "rows.jsonl")
     config["phase_switch"] |= {"warmup_epochs": 1, "iterations": 1}
     config["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-    config["trainer"]["callbacks"] = [
-        callback for callback in config["trainer"]["callbacks"] if "ProgressBar" not in callback["class_path"]
-    ]
+    for phase in ("fwm", "idm"):
+        config["model"]["init_args"]["optim"][phase]["warmup"] = 0  # there is one step
     (tmp_path / "vlm.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.chdir(tmp_path)
     main(["fit", "-c", "vlm.yaml"])

@@ -7,17 +7,76 @@ import sys
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import (
+    BasePredictionWriter,
+    Checkpoint,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+)
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from swirl_lightning.callbacks import PhaseProgressBar, PhaseSwitch
-from swirl_lightning.callbacks.predictions import Predictions
+from swirl_lightning.callbacks import (
+    ActionTable,
+    AdapterExport,
+    CollapseWatch,
+    HyperparameterText,
+    MemoryReport,
+    PhaseProgressBar,
+    PhaseSwitch,
+    Predictions,
+    Results,
+    Throughput,
+    TransitionPictures,
+)
 from swirl_lightning.checkpoint import check_file
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
 from swirl_lightning.prepare.smollm2 import main as fetch
 from swirl_lightning.results.report import main as report
+
+TRAINER = {
+    "max_epochs": -1,  # the schedule of phases ends the training
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+}
+"""Defaults of the Trainer's own options, which a config overrides as usual."""
+
+
+def default_callbacks(config: dict[str, Any], given: list[Callback]) -> list[Callback]:
+    """The callbacks of every run, without those whose class is among the ``given`` ones.
+
+    Args:
+        config: the Trainer's arguments; what they switch off is left out.
+        given: the config's own callbacks.
+    """
+    found: dict[type, Callback] = {
+        kind: kind()
+        for kind in (
+            MemoryReport,
+            Results,
+            TransitionPictures,
+            ActionTable,
+            CollapseWatch,
+            AdapterExport,
+            Throughput,
+            HyperparameterText,
+        )
+    }
+    if config.get("logger") is not False:
+        found[LearningRateMonitor] = LearningRateMonitor(logging_interval="step")
+    if config.get("enable_progress_bar") is not False:
+        found[ProgressBar] = PhaseProgressBar()
+    # with save_last, Lightning would write even in a fast_dev_run, over the last.ckpt of a real run
+    if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run"):
+        # all runs of a config share a folder, and last.ckpt is to be the last run's
+        found[Checkpoint] = ModelCheckpoint(
+            filename="{epoch}", save_top_k=-1, save_last=True, enable_version_counter=False
+        )
+    return [callback for kind, callback in found.items() if not any(isinstance(own, kind) for own in given)]
 
 
 class SaveConfig(SaveConfigCallback):
@@ -30,19 +89,40 @@ class SaveConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
 
+class Parser(LightningArgumentParser):
+    """Lightning's parser, with ``null`` for options of classes within classes.
+
+    jsonargparse reads the null of ``--model.backbone.quantization null`` and hands it on to the parser of the inner
+    class as the text ``None``.
+    """
+
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """As in jsonargparse."""
+        if isinstance(args, list) and len(args) == 1 and args[0].endswith("=None"):
+            args = [args[0].removesuffix("None") + "null"]
+        return super().parse_args(args, *rest, **options)
+
+
 class SwirlCLI(LightningCLI):
-    """LightningCLI with the phases as a top-level key: ``phase_switch: {warmup_epochs: 2, iterations: 1}``."""
+    """LightningCLI with the phases as a top-level key: ``phase_switch: {warmup_epochs: 2, iterations: 1}``.
+
+    ``trainer.default_root_dir`` is the run's folder: TensorBoard's logs, checkpoints, results and predictions go there,
+    unless ``trainer.logger`` says otherwise. A run has `default_callbacks`; those of ``trainer.callbacks`` are added to
+    them, or take the place of one of the same class.
+    """
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """Every run has a PhaseSwitch."""
         parser.add_lightning_class_args(PhaseSwitch, "phase_switch")
 
     def _instantiate_trainer(self, config: Any, callbacks: list[Callback]) -> Trainer:
-        """With a progress bar that names the phase, unless bars are off or the config brings its own."""
-        own = any(isinstance(c, ProgressBar) for c in config.get("callbacks") or ())
-        if config.get("enable_progress_bar") is not False and not own:
-            callbacks = [*callbacks, PhaseProgressBar()]
-        return super()._instantiate_trainer(config, callbacks)
+        """With the default logger and callbacks."""
+        folder = config.get("default_root_dir")
+        if config.get("logger") is None and folder is not None:
+            config["logger"] = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+        own = config.get("callbacks") or []
+        own = own if isinstance(own, list) else [own]
+        return super()._instantiate_trainer(config, [*callbacks, *default_callbacks(config, own)])
 
     def before_predict(self) -> None:
         """Predictions go to files: as :class:`Predictions` writes them, unless the config has a writer of its own."""
@@ -75,9 +155,10 @@ def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:
         subclass_mode_data=True,
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
+        parser_class=Parser,
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        trainer_defaults={"max_epochs": -1},  # the schedule of phases ends the training
+        trainer_defaults=TRAINER,
         parser_kwargs={
             "description": "World models from state-only data: SWIRL on PyTorch Lightning.",
             "epilog": "swirl report RUN ... puts results of runs beside the paper's, as Markdown and HTML; "

@@ -306,9 +306,9 @@ def test_missing_simulator_says_what_to_install(monkeypatch):
 def test_predict_writes_the_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     data = ["--data.init_args.test_size", "3", "--data.init_args.eval_batch_size", "2"]
-    log = ["--trainer.logger.init_args.save_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"]
+    log = ["--trainer.default_root_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"]
     main(["predict", "-c", "configs/minigrid_quickstart.yaml", *data, *log])
-    folder = tmp_path / "quickstart" / "predictions"
+    folder = tmp_path / "predictions"
     rows = [json.loads(line) for line in (folder / "predict-rank0.jsonl").read_text().splitlines()]
     assert len({row["predicted_state"] for row in rows}) == 3
     for row in rows:
