@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from support.cli import config, here, swirl
 from support.tiny import gemma_folder
-from swirl_lightning.cli import main, swirl_cli
+from swirl_lightning.cli import swirl_cli
 
 TESTS = Path(__file__).parent
 
@@ -139,13 +139,15 @@ def test_a_checkpoint_of_another_base_is_refused(finished, refused, tmp_path):
 def default_kinds(*args):
     """Class names of the callbacks that the CLI gives the Trainer, and its logger."""
     model = ("--model", "swirl_lightning.SWIRL", "--model.backbone", "swirl_lightning.backbones.Liquid")
-    cli = swirl_cli([*model, "--data", "world.Digits", "--trainer.accelerator", "cpu", *map(str, args)], run=False)
+    cli = swirl_cli(
+        [*model, "--data", "support.world.Digits", "--trainer.accelerator", "cpu", *map(str, args)], run=False
+    )
     return [type(callback).__name__ for callback in cli.trainer.callbacks], cli.trainer.logger
 
 
 def test_every_run_has_the_default_logger_and_callbacks(tmp_path):
     kinds, logger = default_kinds("--trainer.default_root_dir", tmp_path / "mine")
-    watched = ["MemoryReport", "Results", "TransitionPictures", "ActionTable", "CollapseWatch", "AdapterExport"]
+    watched = ["MemoryReport", "Results", "TransitionImages", "ActionTable", "CollapseWatch", "AdapterExport"]
     rest = ["Throughput", "HyperparameterText", "LearningRateMonitor", "PhaseProgressBar", "ModelCheckpoint"]
     assert all(kinds.count(kind) == 1 for kind in [*watched, *rest])
     assert isinstance(logger, TensorBoardLogger)
@@ -222,6 +224,6 @@ def test_a_test_config_is_laid_over_the_config_of_the_run(finished, tmp_path, re
 @pytest.mark.parametrize("key", ["quantization", "init_args.quantization", "revision"])
 def test_null_for_an_option_of_the_backbone_is_none(key):
     model = ("--model", "swirl_lightning.SWIRL", "--model.backbone", "swirl_lightning.backbones.Liquid")
-    args = [*model, f"--model.backbone.{key}", "null", "--data", "world.Digits", "--trainer.accelerator", "cpu"]
+    args = [*model, f"--model.backbone.{key}", "null", "--data", "support.world.Digits", "--trainer.accelerator", "cpu"]
     backbone = swirl_cli(args, run=False).model.backbone
     assert getattr(backbone, key.rsplit(".", 1)[-1]) is None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from support.swirl import build, randomize
 from swirl_lightning import GRPOConfig
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
 from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.roles import Role
-from test_module import build, randomize
 
 CONFIG = SamplingConfig(1.0, 1.0)
 KEYS = ["a", "b"]

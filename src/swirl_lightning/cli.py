@@ -29,7 +29,7 @@ from swirl_lightning.callbacks import (
     Predictions,
     Results,
     Throughput,
-    TransitionPictures,
+    TransitionImages,
 )
 from swirl_lightning.checkpoint import check_file
 from swirl_lightning.data import TransitionDataModule
@@ -58,7 +58,7 @@ def default_callbacks(config: dict[str, Any], given: list[Callback]) -> list[Cal
         for kind in (
             MemoryReport,
             Results,
-            TransitionPictures,
+            TransitionImages,
             ActionTable,
             CollapseWatch,
             AdapterExport,
