@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from swirl_lightning.checkpoint import stop_after_last_batch
 from swirl_lightning.data import TransitionDataModule
-from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseOptimConfigs, PhaseSchedule
+from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseOptimConfig, PhaseSchedule
 
 
 class PhaseSwitch(Callback):
@@ -74,7 +74,7 @@ class PhaseSwitch(Callback):
             return
         for phase in self.schedule.names(trainer.max_epochs if trainer.max_epochs != -1 else None):
             epochs = self.schedule.warmup_epochs if phase == WARMUP else 1
-            optim: PhaseOptimConfigs = pl_module.optim
+            optim: PhaseOptimConfig = pl_module.optim
             optim.of(phase).check(optim.name_of(phase), epochs * data.steps_per_epoch(phase))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:

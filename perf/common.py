@@ -20,12 +20,12 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, PromptTemplates, SamplingConfig, Transition
+from swirl_lightning import SWIRL, AdapterConfig, GRPOConfig, PromptTemplates, SamplingConfig, Transition
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.loading import load_base
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.grammar import Grammar, TokenIds
-from swirl_lightning.schedule import OptimConfig, PhaseOptimConfigs
+from swirl_lightning.schedule import OptimConfig, PhaseOptimConfig
 from swirl_lightning.transition import State
 
 SPECIALS = 3
@@ -214,10 +214,10 @@ def build_module(case: Case, folder: Path) -> SWIRL:
     constant = OptimConfig(1e-5, warmup=0, schedule="constant")
     module = SWIRL(
         Ids(case, folder),
-        lora=LoraSettings(r=case.rank, alpha=2 * case.rank),
+        lora=AdapterConfig(r=case.rank, alpha=2 * case.rank),
         grpo=GRPOConfig(group_size=case.group_size, beta=case.beta),
         sampling=SamplingConfig(temperature=1.0, top_p=1.0),
-        optim=PhaseOptimConfigs(constant, constant, constant),
+        optim=PhaseOptimConfig(constant, constant, constant),
         templates=templates(case),
     )
     module.configure_model()

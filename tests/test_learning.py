@@ -11,7 +11,7 @@ import torch
 
 from support.tiny import gemma_folder, text_backbone
 from support.trainers import quiet_trainer
-from swirl_lightning import SWIRL, GRPOConfig, OptimConfig, PhaseOptimConfigs, SamplingConfig, Transition
+from swirl_lightning import SWIRL, GRPOConfig, OptimConfig, PhaseOptimConfig, SamplingConfig, Transition
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.evaluation import EvaluationConfig
@@ -42,7 +42,7 @@ def model(folder, reward=None):
         text_backbone(folder, quantization=None, max_state_tokens=2, max_action_tokens=2),
         templates=PromptTemplates(fwm="{before}{action}", idm="{before}{after}"),
         grpo=GRPOConfig(group_size=8, beta=0),
-        optim=PhaseOptimConfigs(warmup=OptimConfig(5e-3), fwm=OptimConfig(3e-3), idm=OptimConfig(3e-3)),
+        optim=PhaseOptimConfig(warmup=OptimConfig(5e-3), fwm=OptimConfig(3e-3), idm=OptimConfig(3e-3)),
         sampling=SamplingConfig(1.0, 1.0),
         reward=reward,
         evaluation=EvaluationConfig(modes=("sampled",)),

@@ -12,7 +12,7 @@ import torch
 
 from support.tiny import gemma_folder, text_backbone
 from support.trainers import quiet_trainer
-from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, Transition
+from swirl_lightning import SWIRL, AdapterConfig, GRPOConfig, Transition
 from swirl_lightning.callbacks import MemoryReport, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.memory import peak_of, size_of
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 def swirl(folder, **kwargs):
     options = {k: kwargs.pop(k) for k in ("quantization", "gradient_checkpointing") if k in kwargs}
     backbone = text_backbone(folder, max_state_tokens=48, max_action_tokens=12, **options)
-    return SWIRL(backbone, grpo=GRPOConfig(group_size=6), lora=LoraSettings(r=RANK), **kwargs)
+    return SWIRL(backbone, grpo=GRPOConfig(group_size=6), lora=AdapterConfig(r=RANK), **kwargs)
 
 
 def test_a_4_bit_base_counts_as_many_parameters_as_a_plain_one(folder):

@@ -13,7 +13,7 @@ from support.swirl import equal
 from support.tiny import gemma_folder, text_backbone
 from support.trainers import quiet_trainer
 from support.world import Digits
-from swirl_lightning import SWIRL, LoraSettings
+from swirl_lightning import SWIRL, AdapterConfig
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.callbacks import PhaseSwitch
 
@@ -50,7 +50,7 @@ def saved(path):
 def test_the_runs_own_configuration_is_found(last):
     module = SWIRL.load_from_checkpoint(last)
     assert equal(module.state_dict(), saved(last)["state_dict"])
-    assert (module.lora, module.grpo.group_size) == (LoraSettings(r=4, dropout=0.1), 4)
+    assert (module.lora, module.grpo.group_size) == (AdapterConfig(r=4, dropout=0.1), 4)
     assert (module.label, module.training, module.model.training) == ("SWIRL iteration 1", False, False)
     assert module.device == torch.device("cpu")
     assert module.tokens_seen == saved(last)["swirl"]["tokens_seen"] > 0
@@ -58,12 +58,12 @@ def test_the_runs_own_configuration_is_found(last):
 
 def test_it_predicts_what_a_trainer_predicts(last, backbone, tmp_path):
     data = Digits(size=8, eval_batch_size=8)
-    fresh = SWIRL(backbone, lora=LoraSettings(r=4))
+    fresh = SWIRL(backbone, lora=AdapterConfig(r=4))
     (rows,) = quiet_trainer(tmp_path).predict(fresh, data, ckpt_path=last, weights_only=True)
     module = SWIRL.load_from_checkpoint(last)
     assert module.evaluator.predict(data.load_split("test"), module.device) == rows
     assert all(row["predicted_state"] and row["predicted_action"] is not None for row in rows)
-    untrained = SWIRL(backbone, lora=LoraSettings(r=4))
+    untrained = SWIRL(backbone, lora=AdapterConfig(r=4))
     untrained.configure_model()
     assert untrained.evaluator.predict(data.load_split("test"), untrained.device) != rows
 
@@ -80,7 +80,7 @@ def test_with_a_backbone_no_file_beside_the_checkpoint_is_read(alone, last, back
     (alone.parent / "config.yaml").write_text("model: {class_path: os.system}")
     module = SWIRL.load_from_checkpoint(alone, backbone=backbone)
     assert equal(module.state_dict(), saved(last)["state_dict"])
-    assert module.lora == LoraSettings(r=4, alpha=32)  # two numbers that the checkpoint says
+    assert module.lora == AdapterConfig(r=4, alpha=32)  # two numbers that the checkpoint says
     with pytest.raises(ValueError, match=r"config\.yaml: [\s\S]*os\.system does not correspond to a subclass of SWIRL"):
         SWIRL.load_from_checkpoint(alone)
 
@@ -132,7 +132,7 @@ def test_another_base_or_other_adapters_are_refused(last, backbone, tmp_path):
     with pytest.raises(ValueError, match=r"trained on base .* has other weights"):
         SWIRL.load_from_checkpoint(last, backbone=other)
     with pytest.raises(ValueError, match=r"lora\.alpha 32, and it is 8 here"):
-        SWIRL.load_from_checkpoint(last, lora=LoraSettings(r=4, alpha=8))
+        SWIRL.load_from_checkpoint(last, lora=AdapterConfig(r=4, alpha=8))
     with pytest.raises(ValueError, match="do not fit this base"):
         SWIRL.load_from_checkpoint(last, backbone=backbone, shared_weights=True)
 

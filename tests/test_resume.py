@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from support.swirl import build, equal, snapshot, trainer
 from support.world import Digits
-from swirl_lightning import GRPOConfig, LoraSettings
+from swirl_lightning import AdapterConfig, GRPOConfig
 from swirl_lightning.callbacks import CollapseWatch, PhaseSwitch
 
 TESTS = Path(__file__).parent
@@ -74,10 +74,10 @@ def test_a_schedule_that_renames_what_was_done_is_refused(gemma_path, tmp_path):
 
 def test_adapters_of_another_strength_are_refused(gemma_path, tmp_path):
     switch = {"warmup_epochs": 1, "iterations": 0}
-    fit(gemma_path, tmp_path, PhaseSwitch(**switch), lora=LoraSettings(r=4, alpha=16))
+    fit(gemma_path, tmp_path, PhaseSwitch(**switch), lora=AdapterConfig(r=4, alpha=16))
     with pytest.raises(ValueError, match=r"set model\.lora\.alpha to 16"):
         trainer(tmp_path).test(
-            build(gemma_path, lora=LoraSettings(r=4, alpha=32)), Digits(), ckpt_path=tmp_path / "last.ckpt"
+            build(gemma_path, lora=AdapterConfig(r=4, alpha=32)), Digits(), ckpt_path=tmp_path / "last.ckpt"
         )
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from swirl_lightning.adapters import LoraSettings
+    from swirl_lightning.adapters import AdapterConfig
     from swirl_lightning.backbones.base import Backbone
     from swirl_lightning.callbacks.phase_switch import PhaseSwitch
     from swirl_lightning.data.module import TransitionDataModule
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from swirl_lightning.module import SWIRL
     from swirl_lightning.prompts import PromptTemplates
     from swirl_lightning.rewards import Reward
-    from swirl_lightning.schedule import OptimConfig, PhaseOptimConfigs
+    from swirl_lightning.schedule import OptimConfig, PhaseOptimConfig
     from swirl_lightning.transition import State, Transition
 
 _HOMES = {
@@ -27,9 +27,9 @@ _HOMES = {
     "Backbone": "backbones.base",
     "EvaluationConfig": "evaluation",
     "GRPOConfig": "grpo",
-    "LoraSettings": "adapters",
+    "AdapterConfig": "adapters",
     "OptimConfig": "schedule",
-    "PhaseOptimConfigs": "schedule",
+    "PhaseOptimConfig": "schedule",
     "PhaseSwitch": "callbacks.phase_switch",
     "PromptTemplates": "prompts",
     "Reward": "rewards",
@@ -41,12 +41,12 @@ _HOMES = {
 
 __all__ = [
     "SWIRL",
+    "AdapterConfig",
     "Backbone",
     "EvaluationConfig",
     "GRPOConfig",
-    "LoraSettings",
     "OptimConfig",
-    "PhaseOptimConfigs",
+    "PhaseOptimConfig",
     "PhaseSwitch",
     "PromptTemplates",
     "Reward",

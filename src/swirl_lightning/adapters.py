@@ -19,7 +19,7 @@ from swirl_lightning.roles import ROLES, AdapterName, Role
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class AdapterConfig:
     """Size and place of every adapter.
 
     Attributes:
@@ -56,7 +56,7 @@ class Adapters:
     def __init__(
         self,
         model: PreTrainedModel,
-        settings: LoraSettings,
+        settings: AdapterConfig,
         default_targets: str | Sequence[str],
         shared: bool = False,
     ) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from swirl_lightning.adapters import LoraSettings
+from swirl_lightning.adapters import AdapterConfig
 
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "quantization_config")
 
@@ -54,7 +54,7 @@ def check_base(saved: dict[str, Any], here: dict[str, str], name: str) -> None:
         )
 
 
-def check_lora(saved: dict[str, Any], here: LoraSettings) -> None:
+def check_lora(saved: dict[str, Any], here: AdapterConfig) -> None:
     """Raise ValueError if adapters were trained at another strength: no shape tells one ``alpha`` from another."""
     if saved["alpha"] != here.alpha:
         raise ValueError(
@@ -63,7 +63,7 @@ def check_lora(saved: dict[str, Any], here: LoraSettings) -> None:
         )
 
 
-def check_fits(state: dict[str, Any], base: dict[str, str], lora: LoraSettings) -> None:
+def check_fits(state: dict[str, Any], base: dict[str, str], lora: AdapterConfig) -> None:
     """Raise ValueError if the adapters of a checkpoint's ``swirl`` entry belong to another base or strength.
 
     Args:

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from swirl_lightning import checkpoint as ckpt
-from swirl_lightning.adapters import LoraSettings
+from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.engine.cpu import give_freed_blocks_back
@@ -26,7 +26,7 @@ from swirl_lightning.prompts import PromptTemplates
 from swirl_lightning.rewards import MeanLogProb, Reward
 from swirl_lightning.roles import Role
 from swirl_lightning.rollouts import Rollouts, Samples, Update
-from swirl_lightning.schedule import Phase, PhaseLR, PhaseName, PhaseOptimConfigs, PhaseSchedule
+from swirl_lightning.schedule import Phase, PhaseLR, PhaseName, PhaseOptimConfig, PhaseSchedule
 from swirl_lightning.trainer_checks import check_precision, check_strategy
 from swirl_lightning.transition import Transition
 from swirl_lightning.world_model_module import WorldModelModule
@@ -60,12 +60,12 @@ class SWIRL(WorldModelModule):
     def __init__(
         self,
         backbone: Backbone,
-        lora: LoraSettings = LoraSettings(),  # noqa: B008 - frozen
+        lora: AdapterConfig = AdapterConfig(),  # noqa: B008 - frozen
         shared_weights: bool = False,
         roles: tuple[str, ...] = ("fwm", "idm"),
         grpo: GRPOConfig = GRPOConfig(),  # noqa: B008
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
-        optim: PhaseOptimConfigs = PhaseOptimConfigs(),  # noqa: B008
+        optim: PhaseOptimConfig = PhaseOptimConfig(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, weight_decay=0.0),
         reward: Reward | None = None,
         anchor_weight: float = 0.0,

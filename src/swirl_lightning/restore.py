@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
-from swirl_lightning.adapters import LoraSettings
+from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.checkpoint import check_file, own_state
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def _config_of(path: str | Path) -> Path:
     )
 
 
-def _lora(state: dict[str, Any]) -> LoraSettings:
+def _lora(state: dict[str, Any]) -> AdapterConfig:
     """Rank and α that a checkpoint says; numbers, and nothing else of it, may be taken as settings."""
     saved = state.get("lora", {})
     for name in ("r", "alpha"):
         value = saved.get(name)
         if type(value) is not int or value < 1:
             raise ValueError(f"the checkpoint's lora.{name} is no positive integer but {value!r}: give lora=...")
-    return LoraSettings(r=saved["r"], alpha=saved["alpha"])
+    return AdapterConfig(r=saved["r"], alpha=saved["alpha"])

@@ -151,7 +151,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class PhaseOptimConfigs:
+class PhaseOptimConfig:
     """Learning rates by phase.
 
     Attributes:
@@ -183,7 +183,7 @@ class PhaseLR(LRScheduler):
         configs: learning rates by phase.
     """
 
-    def __init__(self, optimizer: Optimizer, configs: PhaseOptimConfigs) -> None:
+    def __init__(self, optimizer: Optimizer, configs: PhaseOptimConfig) -> None:
         self.configs = configs
         self.phase = str(WARMUP)  # plain, so that checkpoints load with weights_only
         self.phase_step = 0

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from swirl_lightning import checkpoint as ckpt
-from swirl_lightning.adapters import Adapters, LoraSettings
+from swirl_lightning.adapters import AdapterConfig, Adapters
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.token_cache import StateTokens
@@ -34,7 +34,7 @@ class WorldModelModule(LightningModule):
     def __init__(
         self,
         backbone: Backbone,
-        lora: LoraSettings,
+        lora: AdapterConfig,
         shared_weights: bool,
         roles: tuple[str, ...],
         sampling: SamplingConfig,

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 from support.tiny_families import CPU, FAMILIES, backbone_of
 from support.trainers import quiet_trainer
-from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, OptimConfig, PhaseOptimConfigs, SamplingConfig
+from swirl_lightning import SWIRL, AdapterConfig, GRPOConfig, OptimConfig, PhaseOptimConfig, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.completions import Completions
@@ -37,7 +37,7 @@ def case(request, folders):
         backbone_of(name, folders[name], quantization=quantization),
         grpo=GRPOConfig(group_size=2),
         sampling=SamplingConfig(1.0, 1.0),
-        optim=PhaseOptimConfigs(*[OptimConfig(1e-3)] * 3),
+        optim=PhaseOptimConfig(*[OptimConfig(1e-3)] * 3),
     )
     module.configure_model()
     generator = torch.Generator().manual_seed(5)
@@ -367,7 +367,7 @@ def test_training_gives_the_same_numbers_with_and_without_checkpointing(name, fo
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_lora_targets_can_be_chosen(name, folders):
-    module = SWIRL(backbone_of(name, folders[name]), lora=LoraSettings(r=2, target_modules=["q_proj"]))
+    module = SWIRL(backbone_of(name, folders[name]), lora=AdapterConfig(r=2, target_modules=["q_proj"]))
     module.configure_model()
     places = [path.split(".lora_")[0] for path, _ in module.adapters.model.named_parameters() if ".lora_" in path]
     assert {place.rsplit(".", 1)[-1] for place in places} == {"q_proj"}

@@ -24,7 +24,7 @@ from support.tiny import SPECIALS, byte_tokenizer, gemma_folder
 from support.tiny_families import CODES, CPU, FAMILIES, SIDE, backbone_of, pictures, vqgan
 from support.tiny_liquid import SIZES
 from support.trainers import quiet_trainer
-from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfigs
+from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfig
 from swirl_lightning.backbones.images import to_pixels
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.callbacks import PhaseSwitch
@@ -376,7 +376,7 @@ def test_a_vlm_learns_to_name_actions_between_frames(tmp_path):
     module = SWIRL(
         backbone_of("qwen_vl", FAMILIES["qwen_vl"].write(tmp_path)),
         roles=("idm",),
-        optim=PhaseOptimConfigs(warmup=OptimConfig(5e-3)),
+        optim=PhaseOptimConfig(warmup=OptimConfig(5e-3)),
     )
     predictions = Predictions(folder=str(tmp_path / "predictions"))
     trainer = quiet_trainer(tmp_path, PhaseSwitch(100, iterations=0), predictions, limit_val_batches=0)

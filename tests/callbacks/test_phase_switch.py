@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from swirl_lightning.callbacks import PhaseSwitch
-from swirl_lightning.schedule import OptimConfig, PhaseLR, PhaseOptimConfigs, PhaseSchedule
+from swirl_lightning.schedule import OptimConfig, PhaseLR, PhaseOptimConfig, PhaseSchedule
 
 
 def names(schedule, epochs):
@@ -68,7 +68,7 @@ def test_learning_rate_by_hand():
 def test_the_curve_begins_anew_with_each_phase_and_survives_a_checkpoint():
     def make():
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=9.0)
-        configs = PhaseOptimConfigs(OptimConfig(1.0, 0), OptimConfig(0.1, 0), OptimConfig(0.2, 0))
+        configs = PhaseOptimConfig(OptimConfig(1.0, 0), OptimConfig(0.1, 0), OptimConfig(0.2, 0))
         return optimizer, PhaseLR(optimizer, configs)
 
     optimizer, curve = make()

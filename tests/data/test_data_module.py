@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule
 
 from support.tiny import text_backbone
 from support.trainers import quiet_trainer
-from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfigs
+from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import TransitionBatch, TransitionDataModule
 from swirl_lightning.transition import Transition
@@ -298,7 +298,7 @@ def test_a_warmup_of_the_learning_rate_longer_than_its_phase_is_refused_before_t
             raise Loads
 
     def fit(optim, **options):
-        module = Module(text_backbone(gemma_path), optim=PhaseOptimConfigs(**optim))
+        module = Module(text_backbone(gemma_path), optim=PhaseOptimConfig(**optim))
         switch = PhaseSwitch(warmup_epochs=2, iterations=1)
         size = {"pairs_per_iteration": None, "pairs_per_step": options.pop("pairs_per_step", None)}
         trainer(tmp_path, callbacks=[switch], max_epochs=-1, **options).fit(module, data(**size))

@@ -3,7 +3,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from support.tiny import text_backbone
-from swirl_lightning.adapters import Adapters, LoraSettings
+from swirl_lightning.adapters import AdapterConfig, Adapters
 from swirl_lightning.engine import quantization
 from swirl_lightning.engine.cpu import FEW_ROWS, linear
 
@@ -52,7 +52,7 @@ def test_nothing_is_kept_of_an_unquantised_base(gemma_path, once):
 @pytest.mark.parametrize("once", [True, False])
 def test_a_merged_adapter_computes_the_same_and_leaves_no_trace(gemma_path, once):
     backbone = text_backbone(gemma_path, dequantize_once=once)
-    adapters = Adapters(backbone.load_model(), LoraSettings(r=4), backbone.lora_targets)
+    adapters = Adapters(backbone.load_model(), AdapterConfig(r=4), backbone.lora_targets)
     for name in adapters.trainable:
         for parameter in adapters.parameters(name):
             torch.nn.init.normal_(parameter, std=0.05)

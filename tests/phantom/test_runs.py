@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from support.phantom.device import CUDA, PhantomCuda
 from support.tiny_families import FAMILIES, backbone_of
 from support.trainers import quiet_trainer
-from swirl_lightning import SWIRL, GRPOConfig, LoraSettings, SamplingConfig, Transition
+from swirl_lightning import SWIRL, AdapterConfig, GRPOConfig, SamplingConfig, Transition
 from swirl_lightning.callbacks import CollapseWatch, MemoryReport, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine import decoding
@@ -41,7 +41,7 @@ def test_a_base_is_loaded_where_lightning_makes_models(name, folders):
 def swirl(name, folder, budget=None, **options):
     return SWIRL(
         backbone_of(name, folder, **options),
-        lora=LoraSettings(r=2, dropout=0.1),
+        lora=AdapterConfig(r=2, dropout=0.1),
         grpo=GRPOConfig(group_size=2, num_iterations=2),
         sampling=SamplingConfig(1.0, 0.9, top_k=12),
         anchor_weight=0.1,

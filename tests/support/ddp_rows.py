@@ -11,11 +11,11 @@ from lightning.pytorch import seed_everything
 
 from support.swirl import SGD, build, randomize, trainer
 from support.world import Digits
-from swirl_lightning import OptimConfig, PhaseOptimConfigs
+from swirl_lightning import OptimConfig, PhaseOptimConfig
 from swirl_lightning.callbacks import PhaseSwitch, Results
 from swirl_lightning.callbacks.predictions import Predictions
 
-STILL = PhaseOptimConfigs(*[OptimConfig(1e-30)] * 3)  # so that the weights are the same on any number of devices
+STILL = PhaseOptimConfig(*[OptimConfig(1e-30)] * 3)  # so that the weights are the same on any number of devices
 
 
 class Few(Digits):

@@ -6,14 +6,14 @@ import torch
 
 from support.tiny import text_backbone
 from support.trainers import quiet_trainer
-from swirl_lightning import SWIRL, GRPOConfig, OptimConfig, PhaseOptimConfigs, SamplingConfig
+from swirl_lightning import SWIRL, GRPOConfig, OptimConfig, PhaseOptimConfig, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch
 
-OPTIM = PhaseOptimConfigs(OptimConfig(3e-3), OptimConfig(1e-3), OptimConfig(1e-3))
+OPTIM = PhaseOptimConfig(OptimConfig(3e-3), OptimConfig(1e-3), OptimConfig(1e-3))
 
 
 # Adam turns rounding errors of vanishing gradients into whole steps; SGD keeps them small
-CONSTANT = PhaseOptimConfigs(*[OptimConfig(0.02, warmup=0, schedule="constant")] * 3)
+CONSTANT = PhaseOptimConfig(*[OptimConfig(0.02, warmup=0, schedule="constant")] * 3)
 
 
 def SGD(params):
