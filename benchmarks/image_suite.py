@@ -12,9 +12,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torchmetrics import Metric, MetricCollection
 
 from swirl_lightning.benchmarks.suite import Suite
-from swirl_lightning.data.image_records import Findings, ImageRecord, ImageTransitions, usable
+from swirl_lightning.data.image_records import ImageRecord, ImageTransitions, usable
 from swirl_lightning.data.module import Split
-from swirl_lightning.data.reading import first
+from swirl_lightning.data.reading import SkippedRecords, first
 from swirl_lightning.judge import Judge
 from swirl_lightning.judge.metric import JudgeScore
 from swirl_lightning.metrics.bert_score import BERTScore, missing_model
@@ -59,8 +59,8 @@ class ImageSuite(Suite):
 
     # ---- what a suite says -----------------------------------------------------------------------
     @abstractmethod
-    def read_records(self, split: Split, findings: Findings) -> list[ImageRecord]:
-        """The records of a split, without opening images; what is wrong goes to ``findings``."""
+    def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
+        """The records of a split, without opening images; what is wrong goes to ``skipped``."""
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -107,13 +107,13 @@ class ImageSuite(Suite):
     def checked(self, split: Split) -> list[ImageRecord]:
         """The usable records of a split; reads and checks them at the first call."""
         if split not in self._checked:
-            findings = Findings(f"{self.suite} {split}")
-            records = self.read_records(split, findings)
+            skipped = SkippedRecords(f"{self.suite} {split}")
+            records = self.read_records(split, skipped)
             if split == "test" and self.limit is not None:
                 records = records[: self.limit]
-            kept = usable(records, findings, decode=split in EVAL_SPLITS)
-            findings.report(self.strict)
-            self.counts[split] = findings.counts
+            kept = usable(records, skipped, decode=split in EVAL_SPLITS)
+            skipped.report(len(kept), self.strict)
+            self.counts[split] = skipped.counts(len(kept))
             self._checked[split] = kept
         return self._checked[split]
 

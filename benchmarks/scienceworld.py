@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swirl_lightning.benchmarks.text_suite import Part, TextSuite
-from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, records, text_field
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, records, text_field
 from swirl_lightning.transition import Transition
 
 FILE = "gold_transitions.jsonl"
@@ -103,10 +103,10 @@ class ScienceWorld(TextSuite):
         return {"group_by": "task", "categories": {task: task for task in tasks}}
 
     def _read(self) -> dict[Part, list[Transition]]:
-        broken = BrokenRecords(self.path, self.strict)
+        skipped = SkippedRecords(self.path)
         parts: dict[Part, list[Transition]] = {"train": [], "validation": [], "test": []}
         seen: set[str] = set()
-        for place, fields in records(self.path, broken):
+        for place, fields in records(self.path, skipped):
             try:
                 row = transition(fields)
                 if row.id in seen:
@@ -114,11 +114,11 @@ class ScienceWorld(TextSuite):
                 if row.meta["split"] not in PARTS:
                     raise BrokenRecord(f"split must be one of {list(PARTS)}, got {row.meta['split']!r}")
             except BrokenRecord as error:
-                broken.add(place, error)
+                skipped.add(place, error)
                 continue
             seen.add(row.id)
             parts[PARTS[row.meta["split"]]].append(row)
-        self._count("all", broken, len(seen))
+        self._count("all", skipped, len(seen))
         return parts
 
 

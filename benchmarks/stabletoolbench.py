@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swirl_lightning.benchmarks.text_suite import Part, TextSuite
-from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, records, require_files, text_field
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, records, require_files, text_field
 from swirl_lightning.transition import Transition
 
 TEST_FILES = {
@@ -86,32 +86,32 @@ class StableToolBench(TextSuite):
 
     def read(self, part: Part) -> list[Transition]:
         """All records of a part."""
-        broken = BrokenRecords(f"StableToolBench's {part} files", self.strict)
-        documentation = self._documentation(broken)
+        skipped = SkippedRecords(f"StableToolBench's {part} files")
+        documentation = self._documentation(skipped)
         files = self.test_files if part == "test" else {name: name for name in self.train_files}
         rows: list[Transition] = []
         for split, name in files.items():
             said: dict[str, list[str]] = defaultdict(list)
-            for number, (place, fields) in enumerate(records(self.data_dir / name, broken)):
+            for number, (place, fields) in enumerate(records(self.data_dir / name, skipped)):
                 try:
                     row = _call(fields, documentation, said) if "action" in fields else _mirror(fields)
                 except BrokenRecord as error:
-                    broken.add(place, error)
+                    skipped.add(place, error)
                     continue
                 episode = str(row.meta.get("episode", number))
                 meta = {**row.meta, "episode": f"{split}/{episode}", "split": split if part == "test" else part}
                 rows.append(Transition(row.before, row.after, row.action, f"{split}/{number}", meta))
-        self._count(part, broken, len(rows))
+        self._count(part, skipped, len(rows))
         return rows
 
-    def _documentation(self, broken: BrokenRecords) -> dict[str, str]:
+    def _documentation(self, skipped: SkippedRecords) -> dict[str, str]:
         """The APIs of each query."""
         found = {}
         for name in self.query_files:
-            for place, fields in records(self.data_dir / name, broken):
+            for place, fields in records(self.data_dir / name, skipped):
                 apis = fields.get("api_list")
                 if not isinstance(apis, list) or not all(isinstance(api, dict) for api in apis):
-                    broken.add(place, "api_list must be a list of objects")
+                    skipped.add(place, "api_list must be a list of objects")
                     continue
                 found[str(fields.get("query"))] = "\n".join(json.dumps(_brief(api)) for api in apis)
         return found

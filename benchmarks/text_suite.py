@@ -13,7 +13,7 @@ from torchmetrics import Metric, MetricCollection
 
 from swirl_lightning.benchmarks.suite import Suite
 from swirl_lightning.data.module import Split
-from swirl_lightning.data.reading import BrokenRecords, first, halves, rank_of, require_files
+from swirl_lightning.data.reading import SkippedRecords, first, halves, rank_of, require_files
 from swirl_lightning.metrics.bert_score import BERTScore, missing_model
 from swirl_lightning.metrics.embedding import EmbeddingSimilarity, missing_encoder
 from swirl_lightning.metrics.exact_match import ExactMatch
@@ -130,10 +130,10 @@ class TextSuite(Suite):
             self.counts[part] = {**counts, "used": len(kept), "left out by limit": left_out}
         return kept
 
-    def _count(self, part: str, broken: BrokenRecords, used: int) -> None:
+    def _count(self, part: str, skipped: SkippedRecords, used: int) -> None:
         """Note and report what was read."""
-        broken.report(used)
-        self.counts[part] = {"records": used + len(broken), "used": used, "skipped": len(broken)}
+        skipped.report(used, self.strict)
+        self.counts[part] = {"records": used + len(skipped), "used": used, "skipped": len(skipped)}
 
     # ---- metrics ---------------------------------------------------------------------------------
     def state_metric_makers(self) -> Mapping[str, Callable[..., RowMean]]:

@@ -14,9 +14,9 @@ from torchmetrics import MetricCollection
 
 from swirl_lightning.benchmarks.aurora.disc_edit import DiscEdit
 from swirl_lightning.benchmarks.image_suite import ImageSuite
-from swirl_lightning.data.image_records import Findings, ImageRecord
+from swirl_lightning.data.image_records import ImageRecord
 from swirl_lightning.data.module import Split
-from swirl_lightning.data.reading import records
+from swirl_lightning.data.reading import SkippedRecords, records
 
 TASKS = ("magicbrush", "ag", "something", "kubric", "whatsup", "clevr", "emu", "epic")
 TRAIN_TASKS = ("magicbrush", "ag", "something", "kubric")
@@ -82,18 +82,18 @@ class Aurora(ImageSuite):
         """The tasks."""
         return TASKS if self.tasks is None else tuple(self.tasks)
 
-    def read_records(self, split: Split, findings: Findings) -> list[ImageRecord]:
+    def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
         """Records of ``test.json`` or of the training sets."""
         if split == "test":
-            return self._disc_records(findings) if self.protocol == "disc_edit" else self._test_records(findings)
-        rows = self._train_records(findings)
+            return self._disc_records(skipped) if self.protocol == "disc_edit" else self._test_records(skipped)
+        rows = self._train_records(skipped)
         size = min(self.validation_size, len(rows) // 2)
         return rows[len(rows) - size :] if split == "validation" else rows[: len(rows) - size]
 
     # ---- test ------------------------------------------------------------------------------------
-    def _test_records(self, findings: Findings) -> list[ImageRecord]:
+    def _test_records(self, skipped: SkippedRecords) -> list[ImageRecord]:
         path = self.data_dir / "test.json"
-        entries = self._entries(path, findings)
+        entries = self._entries(path, skipped)
         there = sorted({str(entry.get("task")) for _, entry in entries})
         unknown = sorted(set(self.tasks or ()) - set(there))
         if unknown and entries:
@@ -101,10 +101,10 @@ class Aurora(ImageSuite):
         found: list[ImageRecord] = []
         for place, entry in entries:
             if self.tasks is None or entry.get("task") in self.tasks:
-                found += self._record(entry, f"test.json{place}", findings, str(entry.get("task")), target=False)
+                found += self._record(entry, f"test.json{place}", skipped, str(entry.get("task")), target=False)
         return found
 
-    def _disc_records(self, findings: Findings) -> list[ImageRecord]:
+    def _disc_records(self, skipped: SkippedRecords) -> list[ImageRecord]:
         found: list[ImageRecord] = []
         item = 0
         chosen = self.tasks or DISC_TASKS
@@ -117,21 +117,21 @@ class Aurora(ImageSuite):
         if lacking := [task for task in self.tasks or () if task not in paths]:
             rank_zero_warn(f"AURORA: DiscEdit goes without {', '.join(lacking)}: no itm_test.json or valid.json there")
         for task, path in paths.items():
-            for place, entry in self._entries(path, findings):
+            for place, entry in self._entries(path, skipped):
                 name = f"disc-{task}{place}"
                 image = entry.get("input") or entry.get("image")
                 texts = [_text(entry.get(k)) or _words(entry) for k in ("pos", "neg")]
                 if task not in ("whatsup", "svo") and not _text(entry.get("pos")):
                     continue  # as in the authors' loader: an ordinary validation record
                 if not isinstance(image, str) or not all(texts):
-                    findings.add(name, "no image or no text")
+                    skipped.add(name, "no image or no text")
                     continue
                 for side, words in zip(("pos", "neg"), texts, strict=True):
                     for sample in range(self.disc_samples):
                         meta = {"task": task, "disc": {"item": item, "side": side, "sample": sample}}
                         found.append(ImageRecord(self.data_dir / image, None, words, f"{name}-{side}-{sample}", meta))
                 item += 1
-        if not found and not findings.problems:
+        if not found and not len(skipped):
             raise FileNotFoundError(f"AURORA: no DiscEdit records in {self.data_dir}. {self.source}")
         return found
 
@@ -144,7 +144,7 @@ class Aurora(ImageSuite):
         return next((path for path in places if path.is_file()), None)
 
     # ---- training --------------------------------------------------------------------------------
-    def _train_records(self, findings: Findings) -> list[ImageRecord]:
+    def _train_records(self, skipped: SkippedRecords) -> list[ImageRecord]:
         paths = {task: self.data_dir / "data" / task / "train.json" for task in self.train_tasks or TRAIN_TASKS}
         if self.train_tasks is None:
             paths = {task: path for task, path in paths.items() if path.is_file()}
@@ -155,20 +155,20 @@ class Aurora(ImageSuite):
                 )
         found: list[ImageRecord] = []
         for task, path in paths.items():
-            for place, entry in self._entries(path, findings):
-                found += self._record(entry, f"{task}/train.json{place}", findings, task, target=True)
+            for place, entry in self._entries(path, skipped):
+                found += self._record(entry, f"{task}/train.json{place}", skipped, task, target=True)
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
         return [found[n] for n in order]  # so that validation has every task, the same for every seed
 
     # ---- parts -----------------------------------------------------------------------------------
-    def _entries(self, path: Path, findings: Findings) -> list[tuple[str, dict[str, Any]]]:
+    def _entries(self, path: Path, skipped: SkippedRecords) -> list[tuple[str, dict[str, Any]]]:
         """(``[n]``, record) of an index file, as far as it can be read."""
-        return [(place.removeprefix(str(path)), entry) for place, entry in records(self.require(path), findings)]
+        return [(place.removeprefix(str(path)), entry) for place, entry in records(self.require(path), skipped)]
 
     def _record(
-        self, entry: Mapping[str, Any], place: str, findings: Findings, task: str, target: bool
+        self, entry: Mapping[str, Any], place: str, skipped: SkippedRecords, task: str, target: bool
     ) -> list[ImageRecord]:
-        """A record of an index file, or none with the reason in ``findings``."""
+        """A record of an index file, or none with the reason in ``skipped``."""
         before, after, words = entry.get("input"), entry.get("output"), _words(entry)
         problem = None
         if not words:
@@ -178,7 +178,7 @@ class Aurora(ImageSuite):
         elif target and after is None:
             problem = "no output image"
         if problem is not None:
-            findings.add(place, problem)
+            skipped.add(place, problem)
             return []
         meta = {"task": task, **{k: entry[k] for k in ("caption", "type") if k in entry}}
         after_path = None if after is None else self.data_dir / after

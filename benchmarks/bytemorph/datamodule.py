@@ -10,8 +10,9 @@ from torchmetrics import Metric
 
 from swirl_lightning.benchmarks.bytemorph.metrics import EDIT_TYPES, ByteMorphDirections
 from swirl_lightning.benchmarks.image_suite import ImageSuite
-from swirl_lightning.data.image_records import Findings, ImageRecord
+from swirl_lightning.data.image_records import ImageRecord
 from swirl_lightning.data.module import Split
+from swirl_lightning.data.reading import SkippedRecords
 from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
 
 COLUMNS = ("edit_type", "image_id", "src_img", "tgt_img", "edit_prompt")
@@ -63,7 +64,7 @@ class ByteMorph(ImageSuite):
         """The edit types."""
         return EDIT_TYPES if self.edit_types is None else tuple(self.edit_types)
 
-    def read_records(self, split: Split, findings: Findings) -> list[ImageRecord]:
+    def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
         """The rows of the parquet files."""
         if split != "test":
             raise ValueError(
@@ -75,20 +76,20 @@ class ByteMorph(ImageSuite):
             raise FileNotFoundError(f"ByteMorph: no *.parquet in {self.data_dir} or its data/. {self.source}")
         records = []
         for path in paths:
-            for n, row in enumerate(_rows(path, findings)):
+            for n, row in enumerate(_rows(path, skipped)):
                 try:
                     row |= {name: row[name].decode() for name in TEXTS if isinstance(row.get(name), bytes)}
                 except UnicodeDecodeError as error:
-                    findings.add(f"{path.stem}[{n}]", f"not UTF-8 ({error})")
+                    skipped.add(f"{path.stem}[{n}]", f"not UTF-8 ({error})")
                     continue
                 if row["edit_type"] in self.categories:
-                    record = self._record(row, f"{path.stem}[{n}]", findings)
+                    record = self._record(row, f"{path.stem}[{n}]", skipped)
                     records += [] if record is None else [record]
                 elif row["edit_type"] not in EDIT_TYPES:
-                    findings.add(f"{path.stem}[{n}]", f"unknown edit type ({row['edit_type']!r})")
+                    skipped.add(f"{path.stem}[{n}]", f"unknown edit type ({row['edit_type']!r})")
         return records
 
-    def _record(self, row: dict[str, Any], place: str, findings: Findings) -> ImageRecord | None:
+    def _record(self, row: dict[str, Any], place: str, skipped: SkippedRecords) -> ImageRecord | None:
         prompt = row.get("edit_prompt_rewrite_instruction") if self.rewritten else None
         words = prompt or row["edit_prompt"]
         images = [_bytes(row["src_img"]), _bytes(row["tgt_img"])]
@@ -100,7 +101,7 @@ class ByteMorph(ImageSuite):
             problem = None
         name = f"{row['edit_type']}/{row['image_id']}"
         if problem or images[0] is None or images[1] is None:
-            findings.add(f"{place} {name}", str(problem))
+            skipped.add(f"{place} {name}", str(problem))
             return None
         meta = {"edit_type": row["edit_type"], "image_id": str(row["image_id"])}
         for key, column in (("src_caption", "src_img_caption"), ("tgt_caption", "tgt_img_caption")):
@@ -116,7 +117,7 @@ class ByteMorph(ImageSuite):
         }
 
 
-def _rows(path: Path, findings: Findings) -> list[dict[str, Any]]:
+def _rows(path: Path, skipped: SkippedRecords) -> list[dict[str, Any]]:
     """Every row of a parquet file with the columns that we need; texts as bytes, which may be no UTF-8."""
     try:
         import pyarrow as arrow
@@ -130,7 +131,7 @@ def _rows(path: Path, findings: Findings) -> list[dict[str, Any]]:
             raise ValueError(f"ByteMorph: {path} lacks the columns {', '.join(lacking)}; it has {', '.join(names)}")
         table = parquet.read_table(path, columns=[name for name in (*COLUMNS, *OPTIONAL) if name in names])
     except (arrow.ArrowException, OSError) as error:
-        findings.add(str(path), f"cannot be read ({error}). Download it again")
+        skipped.add(str(path), f"cannot be read ({error}). Download it again")
         return []
     texts = (arrow.string(), arrow.large_string())
     fields = [field.with_type(arrow.binary()) if field.type in texts else field for field in table.schema]

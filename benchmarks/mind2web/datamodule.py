@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 from swirl_lightning.benchmarks.mind2web.html_pruning import Size, prune
 from swirl_lightning.benchmarks.mind2web.metrics import ElementAccuracy, OperationF1, StepSuccess
 from swirl_lightning.benchmarks.text_suite import Part, TextSuite
-from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, first, records, text_field
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, first, records, text_field
 from swirl_lightning.metrics.exact_match import ExactMatch
 from swirl_lightning.transition import Transition
 
@@ -83,22 +83,22 @@ class Mind2Web(TextSuite):
     def read(self, part: Part) -> list[Transition]:
         """All steps of a part, their pages cut."""
         size = self._size()
-        broken = BrokenRecords(f"Mind2Web's {part} files", self.strict)
+        skipped = SkippedRecords(f"Mind2Web's {part} files")
         rows: dict[str, Transition] = {}
         websites: set[str] = set()
         domains: set[str] = set()
         paths = [(folder, path) for folder in self._folders(part) for path in self._in(folder)]
         for folder, path in track(paths, description=f"Mind2Web {part}", transient=True, disable=len(paths) < 3):
-            for place, task in records(path, broken):
+            for place, task in records(path, skipped):
                 websites.add(str(task.get("website")))
                 domains.add(str(task.get("domain")))
                 if self._wanted(task):
-                    for row in self._steps(task, place, folder, size, broken):
+                    for row in self._steps(task, place, folder, size, skipped):
                         if row.id in rows:
-                            broken.add(place, f"the step {row.id} comes twice")
+                            skipped.add(place, f"the step {row.id} comes twice")
                         else:
                             rows[row.id] = row
-        self._count(part, broken, len(rows))
+        self._count(part, skipped, len(rows))
         for name, wanted, there in (("domains", self.domains, domains), ("websites", self.websites, websites)):
             if part == "train" and (unknown := sorted(set(wanted or ()) - there)):
                 raise ValueError(f"unknown Mind2Web {name} {unknown}; the files have:{first(sorted(there))}")
@@ -115,7 +115,7 @@ class Mind2Web(TextSuite):
         )
 
     def _steps(
-        self, task: Mapping[str, Any], place: str, folder: str, size: Size, broken: BrokenRecords
+        self, task: Mapping[str, Any], place: str, folder: str, size: Size, skipped: SkippedRecords
     ) -> Iterator[Transition]:
         """The steps of a task; a broken step costs the transitions that it belongs to."""
         try:
@@ -124,7 +124,7 @@ class Mind2Web(TextSuite):
             if not isinstance(words, list) or not isinstance(steps, list) or len(words) != len(steps):
                 raise BrokenRecord("action_reprs and actions must be lists of the same length")
         except BrokenRecord as error:
-            broken.add(place, error)
+            skipped.add(place, error)
             return
         meta = {key: str(task.get(key)) for key in ("website", "domain", "subdomain", "confirmed_task")}
         for number, (step, following) in enumerate(pairwise(steps)):
@@ -134,7 +134,7 @@ class Mind2Web(TextSuite):
                 if not before or not after:
                     raise BrokenRecord(f"page_budget {self.page_budget} has no room for the page's first element")
             except (BrokenRecord, ValueError) as error:
-                broken.add(f"{place}, step {number}", error)
+                skipped.add(f"{place}, step {number}", error)
                 continue
             episode = f"{folder}/{name}"
             labels = {**meta, "episode": episode, "split": folder}

@@ -19,7 +19,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from swirl_lightning.benchmarks.textworld.facts import write
 from swirl_lightning.benchmarks.textworld.games import World, play, require_textworld
-from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, records, text_field
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, records, text_field
 from swirl_lightning.transition import Transition
 
 SPLITS = ("base", "warmup", "state_only", "validation", "test")
@@ -165,17 +165,18 @@ def load(path: Path) -> list[Transition]:
         raise ValueError(
             f"{path} was changed after it was made: its SHA-256 is {found}, not {wanted}; delete it to make it anew"
         )
-    broken = BrokenRecords(path, strict=True)
+    skipped = SkippedRecords(path)
     rows = []
-    for place, fields in records(path, broken):
+    for place, fields in records(path, skipped):
         try:
             before, after, name = (text_field(fields, key) for key in ("before", "after", "id"))
             action = text_field(fields, "action") if "action" in fields else None
         except BrokenRecord as error:
-            broken.add(place, error)
+            skipped.add(place, error)
             continue
         meta: dict[str, Any] = {key: fields[key] for key in ("game", "step", "kind", "on_path", "gap") if key in fields}
         rows.append(Transition(before, after, action, id=name, meta=meta))
+    skipped.report(len(rows), strict=True)
     return rows
 
 

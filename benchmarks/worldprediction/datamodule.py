@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from swirl_lightning.benchmarks.image_suite import ImageSuite
 from swirl_lightning.benchmarks.worldprediction.records import Plan, answer_base, read_plan
-from swirl_lightning.data.image_records import Findings, ImageRecord
+from swirl_lightning.data.image_records import ImageRecord
 from swirl_lightning.data.images import open_rgb
 from swirl_lightning.data.module import Split
+from swirl_lightning.data.reading import SkippedRecords
 from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.transition import Choices, Transition
 
@@ -104,9 +105,9 @@ class WorldPrediction(ImageSuite):
     def prepare_data(self) -> None:
         """Cuts out the frames in one process, so that the others find them."""
         if self.data_dir.is_dir():
-            self.read_records("test", Findings(self.suite))
+            self.read_records("test", SkippedRecords(self.suite))
 
-    def read_records(self, split: Split, findings: Findings) -> list[ImageRecord]:
+    def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
         """Samples whose frames could be cut out."""
         if split != "test":
             raise ValueError(
@@ -114,13 +115,13 @@ class WorldPrediction(ImageSuite):
                 "--ckpt_path"
             )
         require_av()
-        plans = self._plans(findings)
+        plans = self._plans(skipped)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             cut = list(pool.map(self._frames, plans))
         records = []
         for plan, (frames, problem) in zip(plans, cut, strict=True):
             if problem:
-                findings.add(plan.id, problem)
+                skipped.add(plan.id, problem)
                 continue
             meta = {
                 "dataset": plan.dataset,
@@ -143,7 +144,7 @@ class WorldPrediction(ImageSuite):
     def _turns(self) -> list[str]:
         return [f"turn {turn}" for turn in range(1, self.max_turns + 1)]
 
-    def _plans(self, findings: Findings) -> list[Plan]:
+    def _plans(self, skipped: SkippedRecords) -> list[Plan]:
         paths = {task: self.data_dir / f"WorldPrediction-{task}.json" for task in self.tasks or TASKS}
         if self.tasks is None:
             paths = {task: path for task, path in paths.items() if path.is_file()}
@@ -154,10 +155,10 @@ class WorldPrediction(ImageSuite):
             try:
                 content = json.loads(self.require(path).read_bytes())
             except ValueError as error:  # also bytes that are no UTF-8
-                findings.add(str(path), f"not JSON ({error})")
+                skipped.add(str(path), f"not JSON ({error})")
                 continue
             if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-                findings.add(str(path), "not {dataset: {uid: sample}}")
+                skipped.add(str(path), "not {dataset: {uid: sample}}")
                 continue
             chosen = self.datasets or list(content)
             unknown = sorted(set(chosen) - set(content))
@@ -170,7 +171,7 @@ class WorldPrediction(ImageSuite):
                     try:
                         plans.append(read_plan(sample, name, task, dataset, base))
                     except (ValueError, KeyError, TypeError) as error:
-                        findings.add(name, f"not in the official layout ({error})")
+                        skipped.add(name, f"not in the official layout ({error})")
         return plans
 
     def _frames(self, plan: Plan) -> tuple[list[Path], str | None]:

@@ -92,10 +92,10 @@ def test_end_to_end_with_broken_data(folder, gemma_path, tmp_path):
     write(root / "test_domain" / "test_domain_0.json", '{"not": "a list"}')
     data = Mind2Web(str(folder), page_budget=300)
     start = time.process_time()
-    with pytest.warns(UserWarning, match=r"skipped 8 broken of 11 records in Mind2Web's test files") as caught:
+    with pytest.warns(UserWarning, match=r"Mind2Web's test files: 8 of 11 records cannot be used") as caught:
         results = evaluated(data, gemma_path, tmp_path)
     assert time.process_time() - start < 60
-    message = next(str(w.message) for w in caught if "broken" in str(w.message))
+    message = next(str(w.message) for w in caught if "cannot be used" in str(w.message))
     for reason in (
         "test_task_0.json[1], step 1: action must be a text that is not empty",
         "test_task_0.json[2]: action_reprs and actions must be lists of the same length",

@@ -120,9 +120,9 @@ def broken_file(folder: Path) -> Path:
 def test_broken_lines_are_named_counted_and_the_rest_is_scored(tmp_path, gemma_path):
     path = broken_file(tmp_path)
     data = ScienceWorld(str(tmp_path))
-    with pytest.warns(UserWarning, match="skipped 8 broken of 9 records") as caught:
+    with pytest.warns(UserWarning, match="8 of 9 records cannot be used") as caught:
         results = evaluated(data, gemma_path, tmp_path)
-    message = next(str(w.message) for w in caught if "broken" in str(w.message))
+    message = next(str(w.message) for w in caught if "cannot be used" in str(w.message))
     for number, (_, reason) in enumerate(BROKEN, start=2):
         assert f"{path}:{number}: {reason}" in message or reason in message.split(f":{number}: ")[1]
     assert f"{path}:9: not JSON" in message

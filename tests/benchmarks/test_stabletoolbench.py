@@ -120,9 +120,9 @@ def test_broken_records_are_named_counted_and_the_rest_is_scored(folder, gemma_p
     text = json.dumps([mirror(0), *(record for record, _ in BROKEN), mirror(2, "odd"), mirror(2), mirror(3)])
     path.write_bytes(text[:-30].encode().replace(b"odd", b"\xff"))
     data = StableToolBench(str(folder), test_splits=["OOD"])
-    with pytest.warns(UserWarning, match=r"skipped 10 broken of 12 records in StableToolBench's test files") as caught:
+    with pytest.warns(UserWarning, match=r"StableToolBench's test files: 10 of 12 records cannot be used") as caught:
         evaluated(data, gemma_path, tmp_path)
-    message = next(str(w.message) for w in caught if "broken" in str(w.message))
+    message = next(str(w.message) for w in caught if "cannot be used" in str(w.message))
     for number, (_, reason) in enumerate(BROKEN, start=1):
         assert f"ood.json[{number}]: " in message
         assert reason in message

@@ -58,19 +58,22 @@ HALF = "a\ud83d"  # json.dumps escapes it, so the file itself is UTF-8
 
 def test_broken_records_are_skipped_counted_and_reported(tmp_path):
     data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", *BROKEN, GOOD, *["{"] * 3))
-    with pytest.warns(UserWarning, match="skipped 12 broken of 13 records") as caught:
+    with pytest.warns(UserWarning, match="12 of 13 records cannot be used") as caught:
         assert [row.action for row in data.split("warmup")] == ["open"]
-    message = str(next(w.message for w in caught if "broken" in str(w.message)))
+    message = str(next(w.message for w in caught if "cannot be used" in str(w.message)))
     for number, reason in enumerate(BROKEN.values(), start=1):
         assert f"w.jsonl:{number}: {reason}" in message
     assert "and 2 more" in message
     assert data.skipped == {"warmup": 12}
 
 
-def test_strict_raises_with_the_line_number(tmp_path):
-    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", GOOD, "{"), strict=True)
-    with pytest.raises(ValueError, match=r"w\.jsonl:2: not JSON"):
-        data.split("warmup")
+def test_strict_raises_with_every_line_number_and_the_number_of_each_kind(tmp_path):
+    path = write(tmp_path / "w.jsonl", GOOD, "{", '{"before": 3}', '{"before": 4}')
+    told = r"3 of 4 records cannot be used \(2 before must be a text that is not empty, 1 not JSON\):"
+    with pytest.raises(
+        ValueError, match=rf"w\.jsonl: {told}\n.*w\.jsonl:2: not JSON.*\n.*w\.jsonl:3: .*\n.*w\.jsonl:4: "
+    ):
+        JSONLTransitions(warmup=path, strict=True).split("warmup")
 
 
 @pytest.mark.parametrize("field", ["before", "after", "action", "id", "task"])
@@ -85,7 +88,7 @@ def test_bytes_that_are_no_text_break_one_record_only(tmp_path):
     path.write_bytes(
         json.dumps(GOOD).encode() + b'\n{"before": "\xff", "after": "b", "action": "c"}\n' + json.dumps(GOOD).encode()
     )
-    with pytest.warns(UserWarning, match="skipped 1 broken of 3"):
+    with pytest.warns(UserWarning, match="1 of 3 records cannot be used"):
         assert len(JSONLTransitions(warmup=str(path)).split("warmup")) == 2
 
 
@@ -152,7 +155,7 @@ def test_prediction_needs_one_of_action_and_state_after(tmp_path, gemma_path):
     assert found == [("open", "an open door"), ("b", None), (None, "c")]
     with pytest.raises(ModelLoads):
         start(data, tmp_path, gemma_path, command="predict")
-    with pytest.warns(UserWarning, match="skipped 2 broken of 3"):  # to score a record takes both
+    with pytest.warns(UserWarning, match="2 of 3 records cannot be used"):  # to score a record takes both
         assert len(data.split("test")) == 1
     bare = {"before": "a", "id": "lonely"}
     data = JSONLTransitions(test=write(tmp_path / "t.jsonl", GOOD, bare, {"before": "b"}))

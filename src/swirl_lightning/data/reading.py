@@ -1,12 +1,14 @@
-"""Reading data files record by record: one broken record costs that record, and is named and counted."""
+"""Reading data files record by record: a broken record is skipped, named and counted."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -17,45 +19,54 @@ class BrokenRecord(Exception):
     """A record that is no transition; its text says why."""
 
 
-class Broken(Protocol):
-    """Where broken records are told."""
+@dataclass
+class SkippedRecords:
+    """The records of one source that cannot be used: all counted, the first ten named.
 
-    def add(self, place: str, reason: object) -> None:
-        """Note one."""
-
-
-class BrokenRecords:
-    """The broken records of one source.
-
-    Args:
-        source: what is being read, for the message.
-        strict: raise on the first one.
+    Attributes:
+        source: what is being read, for messages.
+        messages: place and reason of each.
+        kinds: how many for each kind of reason (``missing``, ``not JSON``, ...).
     """
 
-    def __init__(self, source: str | Path, strict: bool = False) -> None:
-        self.source = source
-        self.strict = strict
-        self.messages: list[str] = []
+    source: str | Path
+    messages: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.messages)
 
     def add(self, place: str, reason: object) -> None:
-        """Note one.
+        """Counts a record: where it is, and why it cannot be used.
+
+        The kind is the reason without what differs from record to record: brackets, ``, got ...`` and ``...: ``.
+        """
+        self.messages.append(f"{place}: {reason}")
+        self.kinds[str(reason).split(" (")[0].split(", got ")[0].split(": ")[-1]] += 1
+
+    def counts(self, used: int) -> dict[str, int]:
+        """Numbers for results: records, used, skipped, and skipped by kind."""
+        found = {"records": used + len(self), "used": used, "skipped": len(self)}
+        return found | {f"skipped: {kind}": n for kind, n in sorted(self.kinds.items())}
+
+    def report(self, used: int, strict: bool = False) -> None:
+        """Warns of the skipped records, if there are any.
+
+        Args:
+            used: number of records that can be used.
+            strict: raise instead.
 
         Raises:
-            ValueError: in strict mode.
+            ValueError: records were skipped, and ``strict`` is set or none can be used.
         """
-        if self.strict:
-            raise ValueError(f"{place}: {reason}")
-        self.messages.append(f"{place}: {reason}")
-
-    def report(self, good: int) -> None:
-        """One warning with the count and the first ten; nothing if none was broken."""
-        if self.messages:
-            rank_zero_warn(
-                f"skipped {len(self)} broken of {len(self) + good} records in {self.source}:{first(self.messages)}"
-            )
+        if not self.messages:
+            return
+        kinds = ", ".join(f"{n} {kind}" for kind, n in self.kinds.most_common(SHOWN))
+        count = f"{len(self)} of {used + len(self)}"
+        message = f"{self.source}: {count} records cannot be used ({kinds}):{first(self.messages)}"
+        if strict or not used:
+            raise ValueError(message)
+        rank_zero_warn(message)
 
 
 def first(messages: list[str]) -> str:
@@ -104,32 +115,32 @@ def parse_object(text: str) -> dict[str, Any]:
     return fields
 
 
-def records(path: Path, broken: Broken) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of every readable record of a ``.jsonl`` file, or of a ``.json`` file with a list.
 
-    Where a list is cut short, what comes before the cut is read, and the cut is one broken record.
+    Where a list is cut short, what comes before the cut is read, and the cut is one skipped record.
     """
-    for place, text in lines(path) if path.suffix == ".jsonl" else _items(path, broken):
+    for place, text in lines(path) if path.suffix == ".jsonl" else _items(path, skipped):
         try:
             yield place, parse_object(text)
         except BrokenRecord as error:
-            broken.add(place, error)
+            skipped.add(place, error)
 
 
-def _items(path: Path, broken: Broken) -> Iterator[tuple[str, str]]:
+def _items(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, str]]:
     """(file[number], text) of the items of a JSON list."""
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
     decoder = json.JSONDecoder()
     place = _skip(text, 0)
     if text[place : place + 1] != "[":
-        broken.add(str(path), "a JSON list is needed")
+        skipped.add(str(path), "a JSON list is needed")
         return
     place, number = _skip(text, place + 1), 0
     while text[place : place + 1] != "]":
         try:
             _, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
-            broken.add(f"{path}[{number}]", f"not JSON, nothing is read from here on ({error})")
+            skipped.add(f"{path}[{number}]", f"not JSON, nothing is read from here on ({error})")
             return
         yield f"{path}[{number}]", text[place:end]
         number += 1
@@ -137,7 +148,7 @@ def _items(path: Path, broken: Broken) -> Iterator[tuple[str, str]]:
         if text[place : place + 1] == ",":
             place = _skip(text, place + 1)
         elif text[place : place + 1] != "]":
-            broken.add(f"{path}[{number}]", "the list is cut short, nothing is read from here on")
+            skipped.add(f"{path}[{number}]", "the list is cut short, nothing is read from here on")
             return
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from swirl_lightning.data.images import ImageSource, image_problem, open_rgb
 from swirl_lightning.data.module import Split, TransitionDataModule
-from swirl_lightning.data.reading import BrokenRecord, BrokenRecords, encodable, first, lines, parse_object
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, encodable, first, lines, parse_object
 from swirl_lightning.transition import State, Transition
 
 
@@ -33,8 +33,8 @@ class JSONLTransitions(TransitionDataModule):
         state_only: file of pairs; actions in it are ignored.
         validation: labelled file for validation.
         test: labelled file for test; the file for prediction.
-        strict: raise on the first broken record; otherwise it is skipped, counted in :attr:`skipped`, and
-            the first ten are reported.
+        strict: raise if any record is broken; otherwise broken ones are skipped, counted in :attr:`skipped`, and
+            the first ten are named.
         kwargs: see `TransitionDataModule`.
 
     Raises:
@@ -96,17 +96,18 @@ class JSONLTransitions(TransitionDataModule):
                 f"(given: {sorted(self.paths)} of {list(get_args(Split))})"
             )
         found: list[_Record] = []
-        broken = BrokenRecords(self.paths[split], self.strict)
-        for place, fields in _rows(self.paths[split], broken):
+        skipped = SkippedRecords(self.paths[split])
+        for place, fields in _rows(self.paths[split], skipped):
             try:
                 labelled = split != "state_only" and not partial
                 found.append(_parse(fields, place, self.paths[split].parent, labelled, ends=not partial))
             except BrokenRecord as error:
-                broken.add(place, error)
-        self.skipped[split] = len(broken)
-        if broken.messages and not found:
-            every = f"none of the {len(broken)} records in {self.paths[split]} can be used as {split}"
-            raise ValueError(f"{every}:{first(broken.messages)}")
+                skipped.add(place, error)
+        self.skipped[split] = len(skipped)
+        if skipped and not found:
+            every = f"none of the {len(skipped)} records in {self.paths[split]} can be used as {split}"
+            raise ValueError(f"{every}:{first(skipped.messages)}")
+        skipped.report(len(found), self.strict)
         if bare := [record.id for record in found if record.action is None and record.after is None]:
             told = (
                 f"{len(bare)} of {len(found)} records in {self.paths[split]} have neither an action nor a state after"
@@ -114,7 +115,6 @@ class JSONLTransitions(TransitionDataModule):
             raise ValueError(
                 f"{told}: give each one of the two, so that there is something to predict from:{first(bare)}"
             )
-        broken.report(len(found))
         return _Records(found)
 
 
@@ -152,14 +152,14 @@ class _Records(Sequence[Transition]):
         return Transition(_open(record.before), after, record.action, record.id, record.meta)
 
 
-def _rows(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, fields) of every record that can be read."""
     if path.suffix != ".parquet":
         for place, line in lines(path):
             try:
                 yield place, parse_object(line)
             except BrokenRecord as error:
-                broken.add(place, error)
+                skipped.add(place, error)
         return
     try:
         import pyarrow
@@ -174,7 +174,7 @@ def _rows(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, An
                     yield f"{path}[{number}]", {name: value for name, value in fields.items() if value is not None}
                     number += 1
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        broken.add(f"{path}[{number}]", f"nothing is read from here on ({error})")
+        skipped.add(f"{path}[{number}]", f"nothing is read from here on ({error})")
 
 
 def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, ends: bool) -> _Record:

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from swirl_lightning.data.image_records import Findings, ImageRecord, usable
-from swirl_lightning.data.reading import rank_of
+from swirl_lightning.data.image_records import ImageRecord, usable
+from swirl_lightning.data.reading import SkippedRecords, rank_of
 
 AURORA_TASKS = ("magicbrush", "ag", "something", "kubric")
 
 
-def aurora_train(folder: Path, findings: Findings) -> Iterator[ImageRecord]:
+def aurora_train(folder: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]:
     """AURORA's training sets, ``data/<task>/train.json``: ``{instruction, input, output}``.
 
     Raises:
@@ -45,10 +45,10 @@ def aurora_train(folder: Path, findings: Findings) -> Iterator[ImageRecord]:
                 before, after = folder / entry["input"], folder / entry["output"]
                 yield _record(before, after, words, place, {"corpus": "aurora", "task": task})
             except (KeyError, TypeError, IndexError, ValueError) as error:
-                findings.add(place, f"not in the official layout ({error!r})")
+                skipped.add(place, f"not in the official layout ({error!r})")
 
 
-def pico_banana(path: Path, findings: Findings) -> Iterator[ImageRecord]:
+def pico_banana(path: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]:
     """Pico-Banana-400K, single-turn or multi-turn, told apart line by line.
 
     Single-turn: ``text``, ``output_image`` and ``local_input_image`` (which the corpus's own script adds) or
@@ -80,7 +80,7 @@ def pico_banana(path: Path, findings: Findings) -> Iterator[ImageRecord]:
                         _local(source, folder), _local(entry["output_image"], folder), entry["text"], place, meta
                     )
             except (KeyError, TypeError, AttributeError, ValueError) as error:
-                findings.add(place, f"not in the official layout ({error!r})")
+                skipped.add(place, f"not in the official layout ({error!r})")
 
 
 def write(
@@ -106,14 +106,14 @@ def write(
         FileNotFoundError: a corpus is not there.
         ValueError: nothing is usable, ``strict`` and anything is wrong, or ``validation`` leaves nothing.
     """
-    out, findings = Path(out), Findings("edits")
+    out, skipped = Path(out), SkippedRecords("edits")
     records: list[ImageRecord] = []
     for folder in aurora:
-        records += aurora_train(Path(folder), findings)
+        records += aurora_train(Path(folder), skipped)
     for path in pico_banana_files:
-        records += pico_banana(Path(path), findings)
-    kept = usable(records, findings, decode=False)
-    findings.report(strict)
+        records += pico_banana(Path(path), skipped)
+    kept = usable(records, skipped, decode=False)
+    skipped.report(len(kept), strict)
     if validation >= len(kept):
         raise ValueError(f"of {len(kept)} usable records, validation={validation} would leave none to train on")
     # turns of one image follow one another in this order, so they are on the same side, but for one image's
@@ -122,7 +122,7 @@ def write(
     _write_lines(out, [record for record in kept if record.id not in held_out])
     if held_out:
         _write_lines(out.with_name("validation.jsonl"), [record for record in kept if record.id in held_out])
-    return findings.counts
+    return skipped.counts(len(kept))
 
 
 def _write_lines(out: Path, records: list[ImageRecord]) -> None:
