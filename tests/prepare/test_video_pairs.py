@@ -9,7 +9,7 @@ from PIL import Image
 from support.videos import write_video
 from swirl_lightning.data import JSONLTransitions
 from swirl_lightning.prepare import video_pairs
-from swirl_lightning.prepare.video_pairs import PairSettings, main, make_pairs, rejection, ssim
+from swirl_lightning.prepare.video_pairs import PairConfig, main, make_pairs, rejection, ssim
 
 pytest.importorskip("av")
 
@@ -37,14 +37,14 @@ def test_ssim_by_hand():
 
 
 def test_filters():
-    settings = PairSettings()
+    config = PairConfig()
     rng = np.random.default_rng(0)
     one, two = (Image.fromarray(rng.integers(60, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(2))
-    assert rejection(one, two, settings) == ""
-    assert rejection(one, one, settings) == "too alike"
+    assert rejection(one, two, config) == ""
+    assert rejection(one, one, config) == "too alike"
     dark = two.copy()
     dark.paste((0, 0, 0), (0, 0, 20, 2))  # exactly a tenth
-    assert rejection(one, dark, settings) == "too dark"
+    assert rejection(one, dark, config) == "too dark"
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def videos(tmp_path):
     return folder
 
 
-SETTINGS = PairSettings(seconds=0.5, per_video=2)
+SETTINGS = PairConfig(seconds=0.5, per_video=2)
 
 
 def test_pairs_of_a_folder(videos, tmp_path):
@@ -99,7 +99,7 @@ def test_killed_and_started_again(videos, tmp_path, monkeypatch):
     assert len(done) == 4
     assert (out / "pairs.jsonl").read_text() == whole
     with pytest.raises(ValueError, match=r"seconds was 0.5 and is 1.0"):
-        make_pairs(videos, out, PairSettings(seconds=1.0, per_video=2))
+        make_pairs(videos, out, PairConfig(seconds=1.0, per_video=2))
 
 
 def test_command_line(videos, tmp_path, capsys):
@@ -110,4 +110,4 @@ def test_command_line(videos, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="no videos"):
         make_pairs(tmp_path / "out", tmp_path / "none")
     with pytest.raises(ValueError, match="per_video"):
-        PairSettings(per_video=0)
+        PairConfig(per_video=0)

@@ -32,7 +32,7 @@ _COMPARED = 256  # pixels on the shorter side at which frames are compared
 
 
 @dataclass(frozen=True)
-class PairSettings:
+class PairConfig:
     """Which pairs are taken; the defaults are the paper's for VidGen-1M.
 
     Attributes:
@@ -56,15 +56,13 @@ class PairSettings:
             raise ValueError("seconds must be above 0, per_video at least 1, size not negative")
 
 
-def make_pairs(
-    videos: str | Path, out: str | Path, settings: PairSettings | None = None, workers: int = 1
-) -> Counter[str]:
+def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = None, workers: int = 1) -> Counter[str]:
     """Makes pairs of every video below a folder that is not done yet.
 
     Args:
         videos: folder, searched with its sub-folders.
         out: folder for pairs; going on in one that was made with other settings is refused.
-        settings: which pairs.
+        config: which pairs.
         workers: threads.
 
     Returns:
@@ -76,12 +74,12 @@ def make_pairs(
         ValueError: ``out`` was made with other settings.
     """
     require_av()
-    videos, out, settings = Path(videos), Path(out), settings or PairSettings()
+    videos, out, config = Path(videos), Path(out), config or PairConfig()
     names = sorted(p.relative_to(videos).as_posix() for p in videos.rglob("*") if p.suffix.lower() in ENDINGS)
     if not names:
         raise FileNotFoundError(f"no videos ({', '.join(ENDINGS)}) in {videos}")
     (out / "frames").mkdir(parents=True, exist_ok=True)
-    _check_settings(out / "settings.json", settings)
+    _check_settings(out / "settings.json", config)
     done = {entry["video"]: entry for entry in _entries(out / _LOG)}
     left = [name for name in names if name not in done]
     with (
@@ -90,7 +88,7 @@ def make_pairs(
         open(out / _LOG, "a", encoding="utf-8") as log,
     ):
         task = progress.add_task("video pairs", total=len(names), completed=len(names) - len(left))
-        for entry in _finished(pool, videos, out, left, settings, workers):
+        for entry in _finished(pool, videos, out, left, config, workers):
             done[entry["video"]] = entry
             log.write(json.dumps(entry) + "\n")
             log.flush()
@@ -101,26 +99,26 @@ def make_pairs(
     return counts
 
 
-def pairs_of(videos: Path, name: str, out: Path, settings: PairSettings) -> dict[str, Any]:
+def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str, Any]:
     """The pairs of one video, frames written: ``{video, pairs: [...], reason}``."""
     entry: dict[str, Any] = {"video": name, "pairs": [], "reason": ""}
     key = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    rng = np.random.default_rng([settings.seed, int.from_bytes(key, "big")])
+    rng = np.random.default_rng([config.seed, int.from_bytes(key, "big")])
     try:
         with Video(videos / name) as video:
-            latest = video.duration - settings.seconds
+            latest = video.duration - config.seconds
             if latest < 0:
                 return entry | {"reason": "too short"}
-            for n, time in enumerate(sorted(rng.uniform(0, latest, settings.per_video))):
+            for n, time in enumerate(sorted(rng.uniform(0, latest, config.per_video))):
                 before = video.frame_at(time)
-                after = video.frame_at(time + settings.seconds, last=True, within=1.0)
-                entry["reason"] = reason = rejection(before, after, settings)
+                after = video.frame_at(time + config.seconds, last=True, within=1.0)
+                entry["reason"] = reason = rejection(before, after, config)
                 if not reason:
                     stem = f"frames/{key.hex()}-{n}"
                     files = {}
                     for side, frame in (("before", before), ("after", after)):
                         files[f"{side}_image"] = f"{stem}-{side}.jpg"
-                        _shrunk(frame, settings.size).save(out / files[f"{side}_image"], quality=95)
+                        _shrunk(frame, config.size).save(out / files[f"{side}_image"], quality=95)
                     pair = {"id": f"{name}@{time:.2f}", "video": name, "time": round(float(time), 3)}
                     entry["pairs"].append(files | pair)
     except VideoError as error:
@@ -128,12 +126,12 @@ def pairs_of(videos: Path, name: str, out: Path, settings: PairSettings) -> dict
     return entry
 
 
-def rejection(before: Image.Image, after: Image.Image, settings: PairSettings) -> str:
+def rejection(before: Image.Image, after: Image.Image, config: PairConfig) -> str:
     """Why a pair is dropped, or an empty text."""
     one, two = _grey(before), _grey(after)
-    if max((one < 10).mean(), (two < 10).mean()) >= settings.max_black:
+    if max((one < 10).mean(), (two < 10).mean()) >= config.max_black:
         return "too dark"
-    if one.shape != two.shape or ssim(one, two) >= settings.max_ssim:
+    if one.shape != two.shape or ssim(one, two) >= config.max_ssim:
         return "too alike"
     return ""
 
@@ -176,14 +174,14 @@ def _shrunk(image: Image.Image, size: int) -> Image.Image:
 
 
 def _finished(
-    pool: ThreadPoolExecutor, videos: Path, out: Path, names: Sequence[str], settings: PairSettings, workers: int
+    pool: ThreadPoolExecutor, videos: Path, out: Path, names: Sequence[str], config: PairConfig, workers: int
 ) -> Iterator[dict[str, Any]]:
     """Entries as they are ready, with a bounded number of videos under way."""
     waiting = iter(names)
     running: set[Future[dict[str, Any]]] = set()
     while True:
         for name in waiting:
-            running.add(pool.submit(pairs_of, videos, name, out, settings))
+            running.add(pool.submit(pairs_of, videos, name, out, config))
             if len(running) >= 4 * workers:
                 break
         if not running:
@@ -209,8 +207,8 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _check_settings(path: Path, settings: PairSettings) -> None:
-    now = asdict(settings)
+def _check_settings(path: Path, config: PairConfig) -> None:
+    now = asdict(config)
     if path.is_file() and (then := json.loads(path.read_text())) != now:
         changed = ", ".join(f"{k} was {then.get(k)} and is {v}" for k, v in now.items() if then.get(k) != v)
         raise ValueError(f"{path.parent} was made with other settings ({changed}); take another folder")
@@ -232,12 +230,12 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("videos", help="folder of videos")
     parser.add_argument("out", help="folder for pairs.jsonl and frames")
-    for name, value in asdict(PairSettings()).items():
+    for name, value in asdict(PairConfig()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--workers", type=int, default=1)
     options = vars(parser.parse_args(args))
     videos, out, workers = (options.pop(name) for name in ("videos", "out", "workers"))
-    counts = make_pairs(videos, out, PairSettings(**options), workers)
+    counts = make_pairs(videos, out, PairConfig(**options), workers)
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))
 
 
