@@ -1,4 +1,4 @@
-"""What the image suites share: checks before the model loads, CLIP and judge where they are configured."""
+"""Base of the suites with image states: checks before the model loads, CLIP and judge where they are configured."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class StableToolBench(TextSuite):
         return [self.data_dir / name for name in (*names, *self.query_files)]
 
     def check(self) -> None:
-        """The query files are there, whatever the command."""
+        """Checks that the query files exist, which every command needs."""
         require_files([self.data_dir / name for name in self.query_files], self.source)
 
     def read(self, part: Part) -> list[Transition]:

@@ -1,4 +1,4 @@
-"""What all six evaluation suites share: a folder in the official layout, and what is told of it."""
+"""Base of all six evaluation suites: a folder in the official layout, and counts of its records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the suites with textual states share: files to check, episodes to halve, metrics that may be missing."""
+"""Base of the suites with text states: files to check, episodes to halve, metrics that may be missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several callbacks need: TensorBoard's writer, a step's rollouts, when to write."""
+"""Helpers of several callbacks: TensorBoard's writer, a step's rollouts, when to write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watches whether latent actions stay varied."""
+"""Diversity of the sampled actions, phase by phase."""
 
 from __future__ import annotations
 

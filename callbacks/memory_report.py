@@ -1,4 +1,4 @@
-"""What a run will take, said before it starts."""
+"""The memory that a run will need, printed before it starts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MemoryReport(Callback):
         self.estimate: MemoryEstimate | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Model and optimiser are on their device, nothing has been trained."""
+        """Prints the report: model and optimiser are on their device, no step is made."""
         data = getattr(trainer, "datamodule", None)
         if not trainer.is_global_zero or not isinstance(data, TransitionDataModule):
             return

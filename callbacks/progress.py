@@ -26,7 +26,7 @@ class PhaseProgressBar(TQDMProgressBar):
         self.train_progress_bar.set_description(f"epoch {trainer.current_epoch} · {name}")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Short names; nothing of earlier phases, and no version number."""
+        """Metrics of the current phase by short names, without the version number."""
         metrics = super().get_metrics(trainer, pl_module)
         if not trainer.training:
             return {}

@@ -53,7 +53,7 @@ class Throughput(Callback):
         self._pause = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Go on."""
+        """Restart the clock."""
         self._time += time.monotonic() - self._pause
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -197,7 +197,7 @@ class Aurora(ImageSuite):
         return MetricCollection({"disc_edit": DiscEdit(self._latents, items, self.disc_samples)})
 
     def action_metrics(self) -> MetricCollection:
-        """Of DiscEdit none: nothing is known of the result."""
+        """None for DiscEdit, which has no state after."""
         return MetricCollection({}) if self.protocol == "disc_edit" else super().action_metrics()
 
     def _latents(self, images: Sequence[Image.Image]) -> Tensor:

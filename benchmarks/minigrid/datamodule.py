@@ -56,7 +56,7 @@ class MiniGrid(TransitionDataModule):
         self.world_seed = world_seed
 
     def check(self) -> None:
-        """The simulator is there, families and sizes make sense."""
+        """Checks that the simulator is installed, and families and sizes."""
         for split, size in self.sizes.items():
             check(split, size, self.families)
 

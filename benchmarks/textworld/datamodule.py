@@ -77,7 +77,7 @@ class TextWorld(TransitionDataModule):
         self.on_path, self.moves = on_path, moves
 
     def prepare_data(self) -> None:
-        """Makes what the command needs and is not there, once per machine."""
+        """Generates the missing splits of the command, once per machine."""
         self.check()
         command = str(self.trainer.state.fn.value) if self.trainer and self.trainer.state.fn else "fit"
         for split in self.splits_needed(command):
@@ -85,7 +85,7 @@ class TextWorld(TransitionDataModule):
                 self._ensure(split)
 
     def check(self) -> None:
-        """Sizes and chances make sense."""
+        """Checks sizes and probabilities."""
         World(self.rooms, self.objects, self.quest_length, self.steps, self.on_path, self.moves)
         game_seeds("test", self.world_seed)
         for split in SPLITS:

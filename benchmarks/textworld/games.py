@@ -66,7 +66,7 @@ class Step(NamedTuple):
 
 
 def require_textworld() -> None:
-    """The engine is installed.
+    """Checks that the engine is installed.
 
     Raises:
         ImportError: it is not.

@@ -1,7 +1,7 @@
 """Metrics of predicted states, fact by fact: what changed, what stayed, what was made up, and the whole state.
 
 A transition's facts are those of its ``before``, ``after`` and predicted text (`read`). Each metric is the mean over
-transitions of a share of facts, so that a step into another room, which changes all of them, weighs as one step.
+transitions of a share of facts, so that a step into another room, which changes all of them, counts as one step.
 A text that does not say where the player is, is no state: nothing in it is right.
 """
 

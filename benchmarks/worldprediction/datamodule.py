@@ -36,7 +36,7 @@ class WorldPrediction(ImageSuite):
     its action and the last frame of segment k as its reference; each step starts from the model's own
     previous frame. Scores are given for each turn, dataset and both (``judge/turn 3``, ``judge/COIN``,
     ``judge/COIN/turn 3``), and as the paper's mean over turns (``judge/mean over turns``): the late turns, which few
-    samples have, weigh as much as the first, and in ``judge`` as many as they are. The segments are the sample's
+    samples have, count as much as the first; ``judge`` is the mean over all steps. The segments are the sample's
     ``original_segments`` where the file names them, and otherwise those of the right candidate.
 
     Multiple choice: ``choice/idm_accuracy`` and ``choice/fwm_accuracy``, see `Evaluator`; a candidate of
@@ -99,7 +99,7 @@ class WorldPrediction(ImageSuite):
 
     @property
     def averages(self) -> Mapping[str, Sequence[str]]:
-        """The paper's headline number."""
+        """The mean over turns, the paper's headline number."""
         return {"mean over turns": self._turns}
 
     def prepare_data(self) -> None:

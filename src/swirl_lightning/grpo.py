@@ -1,4 +1,4 @@
-"""GRPO as pure functions: advantages, clipped surrogate, KL and how tokens are weighed."""
+"""GRPO as pure functions: advantages, clipped surrogate, KL and how tokens are weighted."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def grpo_loss(
         old: (N, L) under the policy that sampled them.
         reference: (N, L) under the reference, or None for no KL.
         advantages: (N,).
-        config: β, ε and how tokens are weighed.
+        config: β, ε and how tokens are weighted.
         max_length: longest completion the grammar allows.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a rollout is paid: the log-probability that the frozen other model gives."""
+"""The reward of a rollout: the log-probability that the frozen other model gives it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MeanLogProb(Reward):
 
 
 class ShuffledWithinGroup(MeanLogProb):
-    """The mirror check: the same rewards, dealt to the wrong members of the group. Nothing may improve."""
+    """A negative control: the same rewards, shuffled within each group. Training with it must improve nothing."""
 
     def __init__(self, floor: float = -10.0, seed: int = 0) -> None:
         super().__init__(floor)

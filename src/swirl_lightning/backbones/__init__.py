@@ -1,4 +1,4 @@
-"""Model families: what a checkpoint needs to be trained by SWIRL. Each is imported when it is asked for."""
+"""Model families that SWIRL can train. Each is imported at first use."""
 
 from __future__ import annotations
 

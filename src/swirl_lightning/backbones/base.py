@@ -1,4 +1,4 @@
-"""What a model family must say of itself to be trained by SWIRL."""
+"""Interface of a model family that SWIRL can train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a loader gives to a step: some transitions and their place in the epoch."""
+"""A batch of transitions and its place in the epoch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from swirl_lightning.transition import Transition
 class TransitionBatch:
     """A batch of transitions.
 
-    Deliberately neither a dataclass nor a collection: Lightning walks through those to move or to convert
-    tensors, and copies or rejects frozen records on the way. This one it hands on untouched. It cannot
-    read a batch size from it either, so pass ``batch_size=len(batch)`` to ``self.log``.
+    It is neither a dataclass nor a collection. Lightning would search those for tensors, and copy or reject
+    frozen records. It therefore cannot infer the batch size: pass ``batch_size=len(batch)`` to ``self.log``.
 
     Args:
         transitions: the rows of this rank. In evaluation none, where other ranks have a row more.

@@ -1,4 +1,4 @@
-"""A loader with a known order, a resumable position and replay, which Lightning leaves alone."""
+"""A data loader with a reproducible order, a resumable position and replay."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def first(messages: list[str]) -> str:
 
 
 def require_files(paths: Iterable[Path], cure: str) -> None:
-    """All files exist.
+    """Checks that all files exist.
 
     Args:
         paths: what is needed.
@@ -100,7 +100,7 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """A JSON object.
+    """Parses a JSON object.
 
     Raises:
         BrokenRecord: it is none, or held bytes that are no UTF-8.

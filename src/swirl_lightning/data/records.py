@@ -63,7 +63,7 @@ class JSONLTransitions(TransitionDataModule):
         """Number of broken records in each split read so far."""
 
     def check(self) -> None:
-        """Every named file exists."""
+        """Checks that every named file exists."""
         missing = [f"{name}: {path}" for name, path in self.paths.items() if not path.is_file()]
         if missing:
             raise FileNotFoundError(f"no such file: {'; '.join(missing)}")

@@ -26,7 +26,7 @@ _KEY_BYTES = 16
 class StateTokens:
     """A cache in front of ``backbone.encode_states``, keyed by what a state contains.
 
-    Not for backbones whose ids do not suffice without the state: these encode it every time.
+    Backbones whose ids only name a state encode it every time.
 
     Memory holds the most recently used states. With ``cache_dir``, new ones are also written to small
     files, in a folder of their own per ``backbone.fingerprint()``; several processes may share it.

@@ -37,7 +37,7 @@ def require_av() -> Any:
 
 
 class Video:
-    """A video that is open: its length, and single frames by time. Use it in a ``with``.
+    """An open video: its length, and single frames by time. A context manager.
 
     Args:
         path: of the file.

@@ -27,7 +27,7 @@ _SETTINGS = (401, 403, 404)  # key, rights, model or address: no question will b
 
 @dataclass(frozen=True)
 class JudgeAnswer:
-    """What became of one question.
+    """The outcome of one question.
 
     Attributes:
         score: within the template's scale, or None.
@@ -93,7 +93,7 @@ class Judge:
         self._pool: ThreadPoolExecutor | None = None
 
     def check(self) -> None:
-        """The package is installed and the key is set; asks nothing.
+        """Checks that the package is installed and the key is set; asks nothing.
 
         Raises:
             ImportError: ``openai`` is missing.
@@ -110,7 +110,7 @@ class Judge:
             )
 
     def settings(self) -> dict[str, Any]:
-        """For results: what scores depend on."""
+        """The options that scores depend on, for ``results.json``."""
         return {"model": self.model, "base_url": self.base_url, "temperature": self.temperature}
 
     def submit(self, template: JudgeTemplate, states: Sequence[State], **words: str) -> Future[JudgeAnswer]:

@@ -1,4 +1,4 @@
-"""What the judge is asked in each suite, and on which scale it answers."""
+"""The question to the judge in each suite, and the scale of its answer."""
 
 from __future__ import annotations
 

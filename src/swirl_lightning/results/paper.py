@@ -14,7 +14,7 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class SuiteTable:
-    """How a suite is reported.
+    """The report of a suite: its columns and the paper's rows.
 
     Attributes:
         columns: metric key in ``results.json`` -> heading.
