@@ -25,13 +25,15 @@ class MiniGrid(TransitionDataModule):
         validation_size: transitions to validate on.
         test_size: transitions to test on.
         families: environment families, a choice of the keys of `FAMILIES`; null for all.
+        max_gap: most steps between the two frames of a state-only pair, as in a video; labelled transitions are
+            single steps whatever it is.
         world_seed: of the simulated episodes. Apart from `seed`, so that runs with different seeds can
             be compared on the same data.
         kwargs: as for `TransitionDataModule`.
 
     Raises:
         ImportError: at setup, if the simulator is not installed.
-        ValueError: at setup, for an unknown family or a negative size.
+        ValueError: at setup, for an unknown family, a negative size or a `max_gap` below 1.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class MiniGrid(TransitionDataModule):
         validation_size: int = 200,
         test_size: int = 500,
         families: list[str] | None = None,
+        max_gap: int = 1,
         world_seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -53,16 +56,19 @@ class MiniGrid(TransitionDataModule):
             "test": test_size,
         }
         self.families = list(FAMILIES) if families is None else families
+        self.gaps = {split: max_gap if split == "state_only" else 1 for split in self.sizes}
         self.world_seed = world_seed
 
     def check(self) -> None:
         """Checks that the simulator is installed, and families and sizes."""
         for split, size in self.sizes.items():
-            check(split, size, self.families)
+            check(split, size, self.families, self.gaps[split])
 
     def load_split(self, split: Split) -> Sequence[Transition]:
         """Simulates the split."""
-        return generate(split, self.sizes[split], seed=self.world_seed, families=self.families)
+        return generate(
+            split, self.sizes[split], seed=self.world_seed, families=self.families, max_gap=self.gaps[split]
+        )
 
     def state_metrics(self) -> MetricCollection:
         """Effect accuracy, preservation and exact match of predicted frames."""

@@ -82,8 +82,10 @@ _PER_EPISODE = 2  # of one kind of action, so that no single episode fills a spl
 _STALLED = 5000  # episodes in a row that gave nothing new
 
 
-def generate(split: str, n: int, *, seed: int = 0, families: Sequence[str] = tuple(FAMILIES)) -> list[Transition]:
-    """Labelled transitions of one split, in random order; the same arguments give the same bytes.
+def generate(
+    split: str, n: int, *, seed: int = 0, families: Sequence[str] = tuple(FAMILIES), max_gap: int = 1
+) -> list[Transition]:
+    """Transitions of one split, in random order; the same arguments give the same bytes.
 
     Every frame changes, no (before, action) comes twice, kinds of action come in the proportions of
     `SHARES`. A layout that a held-out split may show before a step is in no other split, neither
@@ -94,12 +96,14 @@ def generate(split: str, n: int, *, seed: int = 0, families: Sequence[str] = tup
         n: how many.
         seed: of the episodes; splits draw from different streams.
         families: names from `FAMILIES`.
+        max_gap: most steps between before and after, as between two frames of a video; the number is drawn
+            uniformly. Above 1, transitions have no action, and `SHARES` counts the first step.
 
     Raises:
         ImportError: the simulator is not installed.
-        ValueError: unknown split or family, or the families cannot give that many.
+        ValueError: unknown split or family, the families cannot give that many, or `max_gap` is below 1.
     """
-    check(split, n, families)
+    check(split, n, families, max_gap)
     rng = np.random.default_rng([seed, list(SPLITS).index(split)])
     envs = {name: _build(name) for name in families}
     missing = _quotas(n, frozenset().union(*(FAMILIES[name].kinds for name in families)))
@@ -117,10 +121,10 @@ def generate(split: str, n: int, *, seed: int = 0, families: Sequence[str] = tup
             def wanted(kind: str, taken: Counter[str] = taken) -> bool:
                 return missing[kind] > 0 and taken[kind] < _PER_EPISODE
 
-            for before, action, after in _episode(envs[name], name, rng, wanted):
+            for before, action, after in _episode(envs[name], name, rng, wanted, max_gap):
                 kind = kind_of(action)
                 key = (before.tobytes(), action)
-                if key in seen or split_of(before) != split or split_of(after) in others:
+                if not wanted(kind) or key in seen or split_of(before) != split or split_of(after) in others:
                     continue
                 seen.add(key)
                 missing[kind] -= 1
@@ -136,12 +140,12 @@ def generate(split: str, n: int, *, seed: int = 0, families: Sequence[str] = tup
             progress.update(task, completed=len(found))
     order = rng.permutation(n)
     return [
-        Transition(render(before), render(after), action, id=f"{split}-{rank:05d}", meta=meta)
+        Transition(render(before), render(after), action if max_gap == 1 else None, id=f"{split}-{rank:05d}", meta=meta)
         for rank, (before, action, after, meta) in enumerate(found[index] for index in order)
     ]
 
 
-def check(split: str, n: int, families: Sequence[str]) -> None:
+def check(split: str, n: int, families: Sequence[str], max_gap: int = 1) -> None:
     """Raises what `generate` would raise for these arguments, without simulating."""
     if split not in SPLITS:
         raise ValueError(f"unknown MiniGrid split {split!r}; choose from {list(SPLITS)}")
@@ -150,6 +154,8 @@ def check(split: str, n: int, families: Sequence[str]) -> None:
     unknown = [name for name in families if name not in FAMILIES]
     if unknown or not families:
         raise ValueError(f"unknown MiniGrid families {unknown}; choose one or more of {list(FAMILIES)}")
+    if max_gap < 1:
+        raise ValueError(f"two MiniGrid frames are at least one step apart, got max_gap {max_gap}")
     require_minigrid()
 
 
@@ -201,22 +207,27 @@ def _vary(env: Any, name: str) -> None:
 
 
 def _episode(
-    env: Any, name: str, rng: np.random.Generator, wanted: Callable[[str], bool]
+    env: Any, name: str, rng: np.random.Generator, wanted: Callable[[str], bool], max_gap: int = 1
 ) -> Iterator[tuple[Scene, str, Scene]]:
-    """One episode of the behaviour policy; yields its steps of the wanted kinds."""
+    """One episode of the behaviour policy; yields its steps of the wanted kinds, up to ``max_gap`` in one."""
     from minigrid.minigrid_env import MiniGridEnv
 
     env.reset(seed=int(rng.integers(2**31)))
     _vary(env, name)
     env.max_steps = _EPISODE_STEPS
-    ended = False
-    while not ended:
+    waiting: list[tuple[int, Scene, str]] = []  # at which step the frame after is due, frame before, first action
+    for time in range(1, _EPISODE_STEPS + 1):
         step, action = _choose(env, rng)
-        before = scene_of(env) if wanted(kind_of(action)) else None
+        if wanted(kind_of(action)):
+            gap = int(rng.integers(max_gap)) if max_gap > 1 else 0
+            waiting.append((time + gap, scene_of(env), action))
         _, _, terminated, truncated, _ = MiniGridEnv.step(env, step)
-        ended = terminated or truncated
-        if before is not None and not np.array_equal(before, after := scene_of(env)):
-            yield before, action, after
+        for _, before, first in [row for row in waiting if row[0] == time]:
+            if not np.array_equal(before, after := scene_of(env)):
+                yield before, first, after
+        waiting = [row for row in waiting if row[0] > time]
+        if terminated or truncated:
+            return
 
 
 def scene_of(env: Any) -> Scene:

@@ -214,6 +214,18 @@ def test_families_can_be_chosen(monkeypatch):
         generate("warmup", 40, families=["fetch"])
 
 
+def test_pairs_several_steps_apart_have_no_action():
+    rows = generate("state_only", 200, max_gap=4)
+    assert len(rows) == 200
+    assert all(row.action is None and row.before.tobytes() != row.after.tobytes() for row in rows)
+    kinds = [row.meta["kind"] for row in rows]
+    assert {kind: kinds.count(kind) for kind in kinds} == simulator._quotas(200, frozenset(simulator.SHARES))
+    befores, afters = read([row.before for row in rows]), read([row.after for row in rows])
+    assert ((befores != afters).sum((1, 2)) > 2).any(), "no single step changes three cells"
+    assert not {split_of(after) for after in afters} & set(HELD_OUT)
+    assert fingerprint(generate("state_only", 20, max_gap=1)) == fingerprint(generate("state_only", 20))
+
+
 # ---- metrics -------------------------------------------------------------------------------------
 @pytest.fixture
 def row() -> Transition:
@@ -282,12 +294,20 @@ def test_data_module():
     assert set(SPLITS) == {"base", *data.sizes}
 
 
+def test_the_gap_is_of_state_only_pairs_alone():
+    data = MiniGrid(warmup_size=16, state_only_size=24, validation_size=8, test_size=8, max_gap=3)
+    assert fingerprint(data.split("state_only")) == fingerprint(generate("state_only", 24, max_gap=3))
+    for name in ("warmup", "validation", "test"):
+        assert fingerprint(data.split(name)) == fingerprint(generate(name, data.sizes[name]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"families": ["maze"]}, r"unknown MiniGrid families \['maze'\]; choose"),
         ({"families": []}, "choose one or more of"),
         ({"test_size": -1}, "'test' must not be negative, got -1"),
+        ({"max_gap": 0}, "at least one step apart, got max_gap 0"),
     ],
 )
 def test_bad_options_are_named_at_setup(options, message):
