@@ -13,7 +13,7 @@ quickstart: install  ## set up, train the embedded default, test SFT and SWIRL, 
 	$(BIN)/swirl fit -c $(QUICKSTART) --ckpt_path last
 	$(BIN)/swirl test -c $(QUICKSTART) --ckpt_path $(CHECKPOINTS)/epoch=5.ckpt --verbose false
 	$(BIN)/swirl test -c $(QUICKSTART) --ckpt_path $(CHECKPOINTS)/last.ckpt --verbose false
-	@echo "table: runs/quickstart/results.json; pictures: $(BIN)/tensorboard --logdir runs"
+	@echo "table: runs/quickstart/results.json; images: $(BIN)/tensorboard --logdir runs"
 
 test: install lint types contracts  ## set up, then ruff, mypy, import-linter and pytest with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=85
