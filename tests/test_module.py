@@ -324,9 +324,13 @@ def test_states_are_tokenised_once_for_all_runs(gemma_path, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("quantization", ["nf4", None])
 def test_bf16_precision_trains(gemma_path, tmp_path, quantization):
-    module = build(gemma_path, quantization=quantization)
-    trainer(tmp_path, precision="bf16-mixed").fit(module, Digits(size=8, batch_size=8))
-    assert all(torch.isfinite(v).all() for v in snapshot(module).values())
+    module, watch = build(gemma_path, quantization=quantization), Watch()
+    trainer(tmp_path, callbacks=[watch], precision="bf16-mixed").fit(module, Digits(size=8, batch_size=8))
+    for epoch, moving in enumerate([{"fwm", "idm"}, {"fwm"}, {"idm"}]):
+        for name in ("fwm", "idm"):
+            before, after = of(watch.starts[epoch], name), of(watch.ends[epoch], name)
+            assert equal(before, after) == (name not in moving), (epoch, name)
+            assert all(tensor.isfinite().all() for tensor in after.values())
 
 
 @pytest.mark.parametrize(

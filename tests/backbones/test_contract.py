@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -76,7 +77,7 @@ def test_completions_share_their_prompt(case):
 
 
 # ---- states and actions --------------------------------------------------------------------------
-def test_states_and_actions_round_trip(case, record_property):
+def test_states_and_actions_round_trip(case):
     name, module = case
     backbone, states = module.backbone, FAMILIES[name].states(3)
     ids = backbone.encode_states(states, CPU)
@@ -92,15 +93,12 @@ def test_states_and_actions_round_trip(case, record_property):
     elif isinstance(states[0], str):
         assert back == states
     else:
-        again = backbone.encode_states(back, CPU)
-        kept = [a == b for one, two in zip(ids, again, strict=True) for a, b in zip(one, two, strict=True)]
-        error = [
-            (torch.tensor(list(a.tobytes())).float() - torch.tensor(list(b.tobytes())).float()).abs().mean()
-            for a, b in zip(states, back, strict=True)
-        ]
-        record_property("codes_kept", sum(kept) / len(kept))  # a random VQ keeps few
-        record_property("pixel_error", float(torch.stack(error).mean()))
+        # a random VQ keeps little of an image: what its ids decode to is theirs alone, whatever stands beside them
         assert [(p.size, p.mode) for p in back] == [(p.size, p.mode) for p in states]
+        assert len(set(map(tuple, ids))) == len({p.tobytes() for p in back}) == len(states)
+        for row, image in zip(ids, back, strict=True):
+            (alone,) = backbone.decode_states([row], CPU)
+            assert np.abs(np.asarray(alone, int) - np.asarray(image, int)).max() <= 1  # rounding to a level of 255
     for action in ("go", "é\n "):
         content = backbone.encode_action(action)
         assert len(content) <= backbone.action_grammar.max_length - 1

@@ -142,7 +142,9 @@ def test_two_processes_give_the_scores_of_one(name, tmp_path, small):
     done = command("test", "-c", write_config(name, two, small(name)), *spread)
     assert done.returncode == 0, done.stderr[-3000:]
     assert read(two / "run" / "results.json")["about"]["test"]["base, best of 2"]["settings"]["devices"] == 2
-    assert results(two) == pytest.approx(results(one), abs=1e-5)
+    # batches of another shape round otherwise: a CLIP score has been seen to move by 1e-5 from one CPU's kernels to
+    # another's; a sample lost moves at least one mean by more than 1e-2 in each of these suites
+    assert results(two) == pytest.approx(results(one), abs=1e-4)
     shares = [len((two / "run" / "predictions" / f"sampled-rank{r}.jsonl").read_text().splitlines()) for r in (0, 1)]
     assert shares[0] != shares[1]
     alone, shared = ({line["id"]: line for line in predicted(folder)} for folder in (one, two))

@@ -193,8 +193,16 @@ def test_check_runs_before_the_model_is_built(tmp_path):
 def test_batches_pass_through_precision_plugins(tmp_path, precision):
     module = Recorder()
     module.schedule = ("warmup",)
-    module.training_step = lambda batch: module.layer(torch.ones(1, 1, dtype=module.dtype)).sum()
+    seen = []
+
+    def training_step(batch):
+        seen.append((type(batch), len(batch)))
+        return module.layer(torch.ones(1, 1, dtype=module.dtype)).sum()
+
+    module.training_step = training_step
     trainer(tmp_path, precision=precision, max_epochs=1).fit(module, data())
+    assert seen == [(TransitionBatch, 2)] * 3
+    assert module.dtype == {"bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
 
 
 def test_default_metrics():
