@@ -85,7 +85,7 @@ class FiniteCheck:
         found = [name for own in over_ranks(found) for name in own]
         phase: Any = self._module.phase
         raise FloatingPointError(
-            f"{what} is not finite in phase {phase.name!r}, epoch {self._module.current_epoch}, optimiser step "
+            f"{what} is not finite in phase {phase.name.value!r}, epoch {self._module.current_epoch}, optimiser step "
             f"{self._module.global_step + 1}, {kind} {_list(found)}. This step was not taken; the adapters and "
             f"checkpoints are those of the steps before: {cure}, and resume with --ckpt_path last"
         )
