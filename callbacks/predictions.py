@@ -54,6 +54,7 @@ class Predictions(Callback):
         self._open: dict[str, Any] = {}
         self._place = Path()
         self._rank = 0
+        self._evaluator: Any = None  # while it is listened to
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Listens to the evaluator, and gives it what was generated before."""
@@ -62,8 +63,8 @@ class Predictions(Callback):
         self._rank, self._sheet, self._open = trainer.global_rank, [], {}
         if self.resume:
             self.memory = GenerationMemory(self._place, generation_settings(pl_module), self._rank)
-        pl_module.evaluator.memory = self.memory
-        pl_module.evaluator.listener = self._write
+        self._evaluator = pl_module.evaluator
+        self._evaluator.memory, self._evaluator.listener = self.memory, self._write
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Writes the contact sheet and lets go of the evaluator."""
@@ -84,7 +85,7 @@ class Predictions(Callback):
         for file in self._open.values():
             file.close()
         self._open, self._sheet = {}, []
-        evaluator = getattr(pl_module, "evaluator", None)
+        evaluator, self._evaluator = self._evaluator, None
         if evaluator is not None and evaluator.listener == self._write:
             evaluator.memory = evaluator.listener = None
 

@@ -95,7 +95,7 @@ def test_without_an_action_the_fwm_follows_the_idms(gemma_path):
     module, (row, *_), _ = evaluated(gemma_path, best_of=1)
     (found,) = module.evaluator.predict([row.without_action()], CPU)
     (x, y), evaluator = module.states.encode([row.before, row.after], CPU), module.evaluator
-    named = evaluator._actions([row], [x], [y], "sampled")
+    named = evaluator._sample(module.models.idm, [row], [x], [y], "sampled")
     assert found["predicted_action"] == module.backbone.decode_action(named[0])
     followed = evaluator._futures([row], [x], named, "sampled")
     assert [found["predicted_state"]] == module.backbone.decode_states(followed, CPU)

@@ -172,14 +172,15 @@ def test_rollouts_in_use_survive(gemma_path, tmp_path):
 
 
 def test_rollouts_in_use_survive_on_every_rank(gemma_path, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "support.ddp_resume", str(gemma_path), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("alone", "resumed"):
+        done = subprocess.run(
+            [sys.executable, "-m", "support.ddp_resume", str(gemma_path), str(tmp_path), name],
+            env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         alone, resumed = (
             torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for name in ("alone", "resumed")

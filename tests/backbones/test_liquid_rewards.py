@@ -75,29 +75,37 @@ ACTION_IDS = [i for i in range(TEXT) if i not in (0, BOS, BOI, EOI)]
 STATE_IDS = list(range(TEXT, TEXT + CODES))
 
 
-def test_phase_one_pays_log_q_of_the_action_given_the_imagined_state(module):
+def rolled_out(module, phase):
+    """Contents, rewards and prompts of one batch of rollouts."""
+    with torch.no_grad():
+        _, sampled, judged = phase(batch())
+    prompts = [asked for asked in sampled.prompts for _ in range(sampled.group_size)]
+    return sampled.contents, module.reward(judged, GROUP), prompts
+
+
+def test_phase_one_rewards_log_q_of_the_action_given_the_imagined_state(module):
     before, _ = module._tokens(batch().transitions)
-    rollouts, update = module.phase_one(batch())
-    assert len(rollouts.contents) == 2 * GROUP
+    contents, rewards, prompts = rolled_out(module, module.phase_one)
+    assert len(contents) == 2 * GROUP
     tail = [*words("\nAfter: "), BOI]
-    for n, future in enumerate(rollouts.contents):
-        x, asked = before[n // GROUP], update.prompts[n]
+    for n, future in enumerate(contents):
+        x, asked = before[n // GROUP], prompts[n]
         head = prompt(x, [], "fwm")[: -len(tail)]
         z = asked[len(head) : -len(tail)]
         assert prompt(x, z, "fwm") == asked
         completion = z if len(z) == LONGEST else [*z, EOS]  # as sampled: at its longest it has no EOS
         reward = straightforward(module, "idm", prompt(x, future, "idm"), completion, ACTION_IDS)
-        assert float(rollouts.rewards[n]) == pytest.approx(reward, abs=1e-5)
+        assert float(rewards[n]) == pytest.approx(reward, abs=1e-5)
 
 
-def test_phase_two_pays_log_p_of_the_observed_state_given_the_action(module):
+def test_phase_two_rewards_log_p_of_the_observed_state_given_the_action(module):
     before, after = module._tokens(batch().transitions)
-    rollouts, update = module.phase_two(batch())
-    for n, action in enumerate(rollouts.contents):
+    contents, rewards, prompts = rolled_out(module, module.phase_two)
+    for n, action in enumerate(contents):
         pair = n // GROUP
-        assert update.prompts[n] == prompt(before[pair], after[pair], "idm")
+        assert prompts[n] == prompt(before[pair], after[pair], "idm")
         reward = straightforward(module, "fwm", prompt(before[pair], action, "fwm"), after[pair], STATE_IDS)
-        assert float(rollouts.rewards[n]) == pytest.approx(reward, abs=1e-5)
+        assert float(rewards[n]) == pytest.approx(reward, abs=1e-5)
 
 
 def test_the_prompts_of_the_sft_data_are_the_same(module):

@@ -280,9 +280,9 @@ def test_real_samples(tmp_path, base, clip):
 
 
 def test_the_state_only_split_is_read_before_the_model_loads(tmp_path):
-    """Phase I begins days later; a suite of pictures must not wait for it."""
+    """Phase I begins days later; a suite of images must not wait for it."""
     write_aurora(tmp_path)
     data = Aurora(data_dir=str(tmp_path), validation_size=2, batch_size=1)
-    data.trainer = trainer(tmp_path)
+    data.trainer = trainer(tmp_path, limit_val_batches=1)
     data.setup("fit")
     assert list(data.counts) == ["warmup", "state_only", "validation"]

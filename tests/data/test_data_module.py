@@ -85,9 +85,10 @@ class SaveAndDie(Callback):
             raise Stop
 
 
-def trainer(tmp_path, **options):
+def trainer(tmp_path, callbacks=(), **options):
     settings = {"max_epochs": 5, "num_sanity_val_steps": 0, "reload_dataloaders_every_n_epochs": 1}
-    return quiet_trainer(tmp_path, **(settings | options))
+    callbacks = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+    return quiet_trainer(tmp_path, *callbacks, **(settings | options))
 
 
 def data(**options):
