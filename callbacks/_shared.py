@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from swirl_lightning.rollouts import Rollouts
+from swirl_lightning.training.rollouts import Rollouts
 
 
 def tensorboard(trainer: Trainer) -> Any | None:

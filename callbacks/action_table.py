@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from swirl_lightning.callbacks._shared import EveryNSteps, rollouts_of, table, table_cell, tensorboard
-from swirl_lightning.rollouts import Rollouts
+from swirl_lightning.training.rollouts import Rollouts
 
 
 class ActionTable(Callback):

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 
 from swirl_lightning.callbacks._shared import EveryNSteps, rollouts_of, table, table_cell, tensorboard
-from swirl_lightning.rollouts import Rollouts
+from swirl_lightning.training.rollouts import Rollouts
 from swirl_lightning.transition import State
 
 _GAP, _FONT_SIZE, _INK, _PAPER = 8, 13, (20, 20, 20), (255, 255, 255)

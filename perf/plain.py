@@ -19,7 +19,7 @@ from perf.meter import Meter
 from swirl_lightning import SWIRL
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.scoring import LogProbs
-from swirl_lightning.grpo import group_advantages, grpo_loss
+from swirl_lightning.training.grpo import group_advantages, grpo_loss
 
 GAP = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """How far log-probabilities may lie from ours, in nats, by dtype of computation."""

@@ -32,7 +32,7 @@ ROWS: dict[str, list[str]] = {
         f"{MODEL}.anchor_weight",
         "0",
         f"{MODEL}.reward",
-        "swirl_lightning.rewards.ShuffledWithinGroup",
+        "swirl_lightning.training.rewards.ShuffledWithinGroup",
     ],
 }
 """Row -> what differs from the config."""

@@ -16,7 +16,7 @@ from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.prompts import PromptTemplates
-from swirl_lightning.rewards import MeanLogProb, ShuffledWithinGroup
+from swirl_lightning.training.rewards import MeanLogProb, ShuffledWithinGroup
 
 ROOMS = 4
 REWARDS = {"fwm": "val/identifiability", "idm": "val/likelihood"}  # means of log Q(z | x, ŷ) and log P(y | x, ẑ)

@@ -16,8 +16,8 @@ from support.trainers import quiet_trainer
 from support.world import Digits
 from swirl_lightning import GRPOConfig
 from swirl_lightning.callbacks import PhaseSwitch
-from swirl_lightning.rewards import MeanLogProb
-from swirl_lightning.rollouts import Update
+from swirl_lightning.training.rewards import MeanLogProb
+from swirl_lightning.training.rollouts import Update
 
 
 def of(state, name):

@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from swirl_lightning.data.module import TransitionDataModule
     from swirl_lightning.engine.drawing import SamplingConfig
     from swirl_lightning.evaluation import EvaluationConfig
-    from swirl_lightning.grpo import GRPOConfig
     from swirl_lightning.module import SWIRL
     from swirl_lightning.prompts import PromptTemplates
-    from swirl_lightning.rewards import Reward
     from swirl_lightning.schedule import OptimConfig, PhaseOptimConfig
+    from swirl_lightning.training.grpo import GRPOConfig
+    from swirl_lightning.training.rewards import Reward
     from swirl_lightning.transition import State, Transition
 
 _HOMES = {
     "SWIRL": "module",
     "Backbone": "backbones.base",
     "EvaluationConfig": "evaluation",
-    "GRPOConfig": "grpo",
+    "GRPOConfig": "training.grpo",
     "AdapterConfig": "adapters",
     "OptimConfig": "schedule",
     "PhaseOptimConfig": "schedule",
     "PhaseSwitch": "callbacks.phase_switch",
     "PromptTemplates": "prompts",
-    "Reward": "rewards",
+    "Reward": "training.rewards",
     "SamplingConfig": "engine.drawing",
     "State": "transition",
     "Transition": "transition",

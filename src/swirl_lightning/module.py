@@ -17,17 +17,18 @@ from swirl_lightning.engine.cpu import give_freed_blocks_back
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.noise import replace_tokens, uniforms
+from swirl_lightning.engine.samples import Samples
 from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.evaluation import EvaluationConfig
-from swirl_lightning.finite import FiniteCheck
-from swirl_lightning.grpo import GRPOConfig, group_advantages
-from swirl_lightning.losses import SharedDenominator, policy_loss, score_update, sft_log_probs, std_over_ranks
 from swirl_lightning.prompts import PromptTemplates
-from swirl_lightning.rewards import MeanLogProb, Reward
 from swirl_lightning.roles import Role
-from swirl_lightning.rollouts import Rollouts, Samples, Update
 from swirl_lightning.schedule import Phase, PhaseLR, PhaseName, PhaseOptimConfig, PhaseSchedule
-from swirl_lightning.trainer_checks import check_precision, check_strategy
+from swirl_lightning.training.finite import FiniteCheck
+from swirl_lightning.training.grpo import GRPOConfig, group_advantages
+from swirl_lightning.training.losses import SharedDenominator, policy_loss, score_update, sft_log_probs, std_over_ranks
+from swirl_lightning.training.rewards import MeanLogProb, Reward
+from swirl_lightning.training.rollouts import Rollouts, Update
+from swirl_lightning.training.trainer_checks import check_precision, check_strategy
 from swirl_lightning.transition import Transition
 from swirl_lightning.world_model_module import WorldModelModule
 

@@ -18,11 +18,11 @@ from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.noise import uniforms
+from swirl_lightning.engine.samples import Samples
 from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.engine.vocabulary import VocabularySlice
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.roles import ROLES, AdapterName, Role
-from swirl_lightning.rollouts import Samples
 
 
 class WorldModel:

@@ -10,7 +10,7 @@ import pytest
 
 from recipes import minigrid_table as table
 from swirl_lightning.cli import swirl_cli
-from swirl_lightning.rewards import MeanLogProb, ShuffledWithinGroup
+from swirl_lightning.training.rewards import MeanLogProb, ShuffledWithinGroup
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from support.trainers import quiet_trainer
 from swirl_lightning.data import TransitionDataModule
-from swirl_lightning.rollouts import Completions, Rollouts
 from swirl_lightning.schedule import PhaseSchedule
+from swirl_lightning.training.rollouts import Completions, Rollouts
 from swirl_lightning.transition import Transition
 
 

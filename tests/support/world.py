@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from swirl_lightning.data import TransitionDataModule
-from swirl_lightning.rewards import MeanLogProb
+from swirl_lightning.training.rewards import MeanLogProb
 from swirl_lightning.transition import Transition
 
 ACTIONS = {

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.scoring import LogProbs
-from swirl_lightning.grpo import GRPOConfig, grpo_loss, token_weights
 from swirl_lightning.roles import Role
-from swirl_lightning.rollouts import Update
+from swirl_lightning.training.grpo import GRPOConfig, grpo_loss, token_weights
+from swirl_lightning.training.rollouts import Update
 from swirl_lightning.world_models import WorldModel, WorldModels
 
 

@@ -1,4 +1,4 @@
-"""What was sampled, a batch of rollouts with its rewards, and what the policy update needs of it."""
+"""A batch of rollouts with its rewards, and what the policy update needs of it."""
 
 from __future__ import annotations
 
@@ -10,29 +10,10 @@ from torch import Tensor
 
 from swirl_lightning.engine.completions import Completions
 from swirl_lightning.engine.grammar import TokenIds
-from swirl_lightning.grpo import zero_variance_share
+from swirl_lightning.engine.samples import Samples
 from swirl_lightning.roles import Role
+from swirl_lightning.training.grpo import zero_variance_share
 from swirl_lightning.transition import Transition
-
-
-@dataclass(frozen=True)
-class Samples:
-    """G states or actions for each of B prompts; number n belongs to prompt n // G; N = B * G.
-
-    Attributes:
-        prompts: B prompts as ids.
-        completions: what was emitted, (N, L), the EOS included.
-        contents: N content ids: the same without EOS and forced tokens.
-    """
-
-    prompts: list[TokenIds]
-    completions: Completions
-    contents: list[TokenIds]
-
-    @property
-    def group_size(self) -> int:
-        """G."""
-        return len(self.contents) // len(self.prompts)
 
 
 @dataclass(frozen=True)

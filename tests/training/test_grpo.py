@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from swirl_lightning.engine.scoring import LogProbs
-from swirl_lightning.grpo import (
+from swirl_lightning.training.grpo import (
     GRPOConfig,
     clipped_surrogate,
     group_advantages,
@@ -12,7 +12,7 @@ from swirl_lightning.grpo import (
     token_weights,
     zero_variance_share,
 )
-from swirl_lightning.rewards import MeanLogProb, ShuffledWithinGroup
+from swirl_lightning.training.rewards import MeanLogProb, ShuffledWithinGroup
 
 
 def test_advantages_by_hand():
