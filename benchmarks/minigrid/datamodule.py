@@ -25,15 +25,19 @@ class MiniGrid(TransitionDataModule):
         validation_size: transitions to validate on.
         test_size: transitions to test on.
         families: environment families, a choice of the keys of `FAMILIES`; null for all.
-        max_gap: most steps between the two frames of a state-only pair, as in a video; labelled transitions are
-            single steps whatever it is.
+        labelled_families: the same for the labelled transitions alone; null for ``families``.
+        never_labelled: things such as ``red key`` that no labelled transition names.
+        action_shares: by kind of action (``drop: 0.4``), in proportion: what pairs, validation and test are made of.
+            Null takes those of the labelled transitions, `SHARES`.
+        min_gap: fewest steps between the two frames of a state-only pair.
+        max_gap: most steps between them, as in a video; labelled transitions are single steps whatever it is.
         world_seed: of the simulated episodes. Apart from `seed`, so that runs with different seeds can
             be compared on the same data.
         kwargs: as for `TransitionDataModule`.
 
     Raises:
         ImportError: at setup, if the simulator is not installed.
-        ValueError: at setup, for an unknown family, a negative size or a `max_gap` below 1.
+        ValueError: at setup, for an unknown family, kind of action or thing, a negative size or gaps below 1.
     """
 
     def __init__(
@@ -44,6 +48,10 @@ class MiniGrid(TransitionDataModule):
         validation_size: int = 200,
         test_size: int = 500,
         families: list[str] | None = None,
+        labelled_families: list[str] | None = None,
+        never_labelled: tuple[str, ...] = (),
+        action_shares: dict[str, float] | None = None,
+        min_gap: int = 1,
         max_gap: int = 1,
         world_seed: int = 0,
         **kwargs: Any,
@@ -55,20 +63,25 @@ class MiniGrid(TransitionDataModule):
             "validation": validation_size,
             "test": test_size,
         }
-        self.families = list(FAMILIES) if families is None else families
-        self.gaps = {split: max_gap if split == "state_only" else 1 for split in self.sizes}
+        everywhere = {"families": tuple(FAMILIES if families is None else families)}
+        unlabelled = everywhere if action_shares is None else {**everywhere, "shares": action_shares}
+        labelled = everywhere if labelled_families is None else {"families": tuple(labelled_families)}
+        self.options: dict[str, dict[str, Any]] = {
+            "warmup": {**labelled, "never_named": tuple(never_labelled)},
+            "state_only": {**unlabelled, "min_gap": min_gap, "max_gap": max_gap},
+            "validation": unlabelled,
+            "test": unlabelled,
+        }
         self.world_seed = world_seed
 
     def check(self) -> None:
-        """Checks that the simulator is installed, and families and sizes."""
+        """Checks that the simulator is installed, and every option of every split."""
         for split, size in self.sizes.items():
-            check(split, size, self.families, self.gaps[split])
+            check(split, size, **self.options[split])
 
     def load_split(self, split: Split) -> Sequence[Transition]:
         """Simulates the split."""
-        return generate(
-            split, self.sizes[split], seed=self.world_seed, families=self.families, max_gap=self.gaps[split]
-        )
+        return generate(split, self.sizes[split], seed=self.world_seed, **self.options[split])
 
     def state_metrics(self) -> MetricCollection:
         """Effect accuracy, preservation and exact match of predicted frames."""

@@ -7,8 +7,9 @@ the first object that is picked up). What the agent carries is not in the frame;
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,13 +83,25 @@ _PER_EPISODE = 2  # of one kind of action, so that no single episode fills a spl
 _STALLED = 5000  # episodes in a row that gave nothing new
 
 
+THINGS = tuple(f"{colour} {kind}" for kind in OBJECTS for colour in COLOURS)
+"""What an action can name beside doors: ``red key`` and 17 others."""
+
+
 def generate(
-    split: str, n: int, *, seed: int = 0, families: Sequence[str] = tuple(FAMILIES), max_gap: int = 1
+    split: str,
+    n: int,
+    *,
+    seed: int = 0,
+    families: Sequence[str] = tuple(FAMILIES),
+    min_gap: int = 1,
+    max_gap: int = 1,
+    shares: Mapping[str, float] = SHARES,
+    never_named: Sequence[str] = (),
 ) -> list[Transition]:
     """Transitions of one split, in random order; the same arguments give the same bytes.
 
     Every frame changes, no (before, action) comes twice, kinds of action come in the proportions of
-    `SHARES`. A layout that a held-out split may show before a step is in no other split, neither
+    `shares`. A layout that a held-out split may show before a step is in no other split, neither
     before nor after.
 
     Args:
@@ -96,17 +109,20 @@ def generate(
         n: how many.
         seed: of the episodes; splits draw from different streams.
         families: names from `FAMILIES`.
+        min_gap: fewest steps between before and after.
         max_gap: most steps between before and after, as between two frames of a video; the number is drawn
-            uniformly. Above 1, transitions have no action, and `SHARES` counts the first step.
+            uniformly. Above 1, transitions have no action, and `shares` counts the first step.
+        shares: by kind of action, in proportion; kinds that are left out do not come.
+        never_named: things of `THINGS` that no action names.
 
     Raises:
         ImportError: the simulator is not installed.
-        ValueError: unknown split or family, the families cannot give that many, or `max_gap` is below 1.
+        ValueError: an argument as `check` refuses it, or the families cannot give that many.
     """
-    check(split, n, families, max_gap)
+    check(split, n, families, min_gap, max_gap, shares, never_named)
     rng = np.random.default_rng([seed, list(SPLITS).index(split)])
     envs = {name: _build(name) for name in families}
-    missing = _quotas(n, frozenset().union(*(FAMILIES[name].kinds for name in families)))
+    missing = _quotas(n, shares, frozenset().union(*(FAMILIES[name].kinds for name in families)))
     others = set(HELD_OUT) - {split}
     seen: set[tuple[bytes, str]] = set()
     found: list[tuple[Scene, str, Scene, dict[str, Any]]] = []
@@ -121,9 +137,11 @@ def generate(
             def wanted(kind: str, taken: Counter[str] = taken) -> bool:
                 return missing[kind] > 0 and taken[kind] < _PER_EPISODE
 
-            for before, action, after in _episode(envs[name], name, rng, wanted, max_gap):
-                kind = kind_of(action)
+            for before, action, after in _episode(envs[name], name, rng, wanted, min_gap, max_gap):
+                kind, _, thing = action.partition(" the ")
                 key = (before.tobytes(), action)
+                if thing in never_named:
+                    continue
                 if not wanted(kind) or key in seen or split_of(before) != split or split_of(after) in others:
                     continue
                 seen.add(key)
@@ -145,7 +163,15 @@ def generate(
     ]
 
 
-def check(split: str, n: int, families: Sequence[str], max_gap: int = 1) -> None:
+def check(
+    split: str,
+    n: int,
+    families: Sequence[str],
+    min_gap: int = 1,
+    max_gap: int = 1,
+    shares: Mapping[str, float] = SHARES,
+    never_named: Sequence[str] = (),
+) -> None:
     """Raises what `generate` would raise for these arguments, without simulating."""
     if split not in SPLITS:
         raise ValueError(f"unknown MiniGrid split {split!r}; choose from {list(SPLITS)}")
@@ -154,8 +180,18 @@ def check(split: str, n: int, families: Sequence[str], max_gap: int = 1) -> None
     unknown = [name for name in families if name not in FAMILIES]
     if unknown or not families:
         raise ValueError(f"unknown MiniGrid families {unknown}; choose one or more of {list(FAMILIES)}")
-    if max_gap < 1:
-        raise ValueError(f"two MiniGrid frames are at least one step apart, got max_gap {max_gap}")
+    if not 1 <= min_gap <= max_gap:
+        raise ValueError(
+            f"two MiniGrid frames are at least one step apart, and at most max_gap: got min_gap {min_gap} and "
+            f"max_gap {max_gap}"
+        )
+    possible = frozenset().union(*(FAMILIES[name].kinds for name in families))
+    if not set(shares) <= set(SHARES) or not all(0 <= share < math.inf for share in shares.values()):
+        raise ValueError(f"shares of MiniGrid actions are numbers >= 0 by kind, of {list(SHARES)}; got {dict(shares)}")
+    if not any(share > 0 for kind, share in shares.items() if kind in possible):
+        raise ValueError(f"no kind of action of {dict(shares)} happens in the MiniGrid families {list(families)}")
+    if foreign := sorted(set(never_named) - set(THINGS)):
+        raise ValueError(f"unknown MiniGrid things {foreign}; choose from {list(THINGS)}")
     require_minigrid()
 
 
@@ -164,10 +200,10 @@ def kind_of(action: str) -> str:
     return action.split(" the ")[0]
 
 
-def _quotas(n: int, kinds: frozenset[str]) -> Counter[str]:
+def _quotas(n: int, shares: Mapping[str, float], kinds: frozenset[str]) -> Counter[str]:
     """How many of each kind, n in all (largest remainders)."""
-    total = sum(SHARES[kind] for kind in kinds)
-    exact = {kind: n * share / total for kind, share in SHARES.items() if kind in kinds}
+    total = sum(share for kind, share in shares.items() if kind in kinds)
+    exact = {kind: n * share / total for kind, share in shares.items() if kind in kinds}
     quotas = Counter({kind: int(value) for kind, value in exact.items()})
     by_remainder = sorted(exact, key=lambda kind: quotas[kind] - exact[kind])
     quotas.update(by_remainder[: n - quotas.total()])
@@ -207,9 +243,9 @@ def _vary(env: Any, name: str) -> None:
 
 
 def _episode(
-    env: Any, name: str, rng: np.random.Generator, wanted: Callable[[str], bool], max_gap: int = 1
+    env: Any, name: str, rng: np.random.Generator, wanted: Callable[[str], bool], min_gap: int, max_gap: int
 ) -> Iterator[tuple[Scene, str, Scene]]:
-    """One episode of the behaviour policy; yields its steps of the wanted kinds, up to ``max_gap`` in one."""
+    """One episode of the behaviour policy; yields its steps of the wanted kinds, ``min_gap`` to ``max_gap`` in one."""
     from minigrid.minigrid_env import MiniGridEnv
 
     env.reset(seed=int(rng.integers(2**31)))
@@ -219,8 +255,8 @@ def _episode(
     for time in range(1, _EPISODE_STEPS + 1):
         step, action = _choose(env, rng)
         if wanted(kind_of(action)):
-            gap = int(rng.integers(max_gap)) if max_gap > 1 else 0
-            waiting.append((time + gap, scene_of(env), action))
+            later = int(rng.integers(min_gap - 1, max_gap)) if max_gap > 1 else 0
+            waiting.append((time + later, scene_of(env), action))
         _, _, terminated, truncated, _ = MiniGridEnv.step(env, step)
         for _, before, first in [row for row in waiting if row[0] == time]:
             if not np.array_equal(before, after := scene_of(env)):

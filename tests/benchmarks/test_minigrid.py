@@ -29,7 +29,7 @@ from swirl_lightning.benchmarks.minigrid import (
     simulator,
     split_of,
 )
-from swirl_lightning.benchmarks.minigrid.tiles import HELD_OUT, INDEX, Cell, atlas, layout
+from swirl_lightning.benchmarks.minigrid.tiles import HELD_OUT, INDEX, OBJECTS, Cell, atlas, layout
 from swirl_lightning.cli import main
 from swirl_lightning.transition import Transition
 
@@ -68,7 +68,7 @@ def test_frames_equal_those_of_the_simulator(family):
     env = simulator._build(family)
     rng = np.random.default_rng(0)
     for _ in range(5):
-        for _ in simulator._episode(env, family, rng, lambda kind: True):
+        for _ in simulator._episode(env, family, rng, lambda kind: True, 1, 1):
             theirs = env.get_frame(highlight=False, tile_size=8)
             scene = simulator.scene_of(env)
             assert np.array_equal(np.asarray(render(scene)), theirs)
@@ -199,9 +199,9 @@ def test_proportions_and_names(splits):
 
 
 def test_quotas_are_exact_and_leave_out_the_impossible():
-    quotas = simulator._quotas(7, frozenset(("turn left", "turn right")))
+    quotas = simulator._quotas(7, simulator.SHARES, frozenset(("turn left", "turn right")))
     assert sorted(quotas.values()) == [3, 4]
-    assert all(simulator._quotas(n, frozenset(simulator.SHARES)).total() == n for n in range(30))
+    assert all(simulator._quotas(n, simulator.SHARES, frozenset(simulator.SHARES)).total() == n for n in range(30))
 
 
 def test_families_can_be_chosen(monkeypatch):
@@ -219,11 +219,42 @@ def test_pairs_several_steps_apart_have_no_action():
     assert len(rows) == 200
     assert all(row.action is None and row.before.tobytes() != row.after.tobytes() for row in rows)
     kinds = [row.meta["kind"] for row in rows]
-    assert {kind: kinds.count(kind) for kind in kinds} == simulator._quotas(200, frozenset(simulator.SHARES))
+    assert {kind: kinds.count(kind) for kind in kinds} == simulator._quotas(
+        200, simulator.SHARES, frozenset(simulator.SHARES)
+    )
     befores, afters = read([row.before for row in rows]), read([row.after for row in rows])
     assert ((befores != afters).sum((1, 2)) > 2).any(), "no single step changes three cells"
     assert not {split_of(after) for after in afters} & set(HELD_OUT)
     assert fingerprint(generate("state_only", 20, max_gap=1)) == fingerprint(generate("state_only", 20))
+
+
+def test_pairs_can_be_far_apart(monkeypatch):
+    steps = []
+    step = simulator._choose
+    monkeypatch.setattr(simulator, "_choose", lambda *args: steps.append(1) or step(*args))
+    assert len(generate("state_only", 1, min_gap=40, max_gap=40)) == 1
+    assert len(steps) >= 40
+
+
+def test_kinds_come_in_the_shares_asked_for():
+    rows = generate("test", 40, shares={"drop": 3, "turn left": 1})
+    kinds = [row.meta["kind"] for row in rows]
+    assert (kinds.count("drop"), kinds.count("turn left")) == (30, 10)
+
+
+def test_labels_can_leave_out_things_and_families():
+    hidden = tuple(f"{colour} {kind}" for colour in ("red", "blue", "grey") for kind in OBJECTS)
+    options = {"warmup_size": 60, "state_only_size": 20, "validation_size": 60, "test_size": 20}
+    data = MiniGrid(**options, never_labelled=hidden, labelled_families=["fetch", "doorkey"])
+    named = {
+        split: {row.action.partition(" the ")[2] for row in data.split(split)} for split in ("warmup", "validation")
+    }
+    assert not named["warmup"] & set(hidden)
+    assert named["warmup"] & set(simulator.THINGS)
+    assert named["validation"] & set(hidden)
+    assert {row.meta["family"] for row in data.split("warmup")} == {"fetch", "doorkey"}
+    assert {row.meta["family"] for row in data.split("validation")} > {"fetch", "doorkey"}
+    assert any("red door" in row.action for row in generate("warmup", 400, never_named=hidden)), "doors stay"
 
 
 # ---- metrics -------------------------------------------------------------------------------------
@@ -307,7 +338,13 @@ def test_the_gap_is_of_state_only_pairs_alone():
         ({"families": ["maze"]}, r"unknown MiniGrid families \['maze'\]; choose"),
         ({"families": []}, "choose one or more of"),
         ({"test_size": -1}, "'test' must not be negative, got -1"),
-        ({"max_gap": 0}, "at least one step apart, got max_gap 0"),
+        ({"max_gap": 0}, "at least one step apart, .* got min_gap 1 and max_gap 0"),
+        ({"min_gap": 3, "max_gap": 2}, "got min_gap 3 and max_gap 2"),
+        ({"never_labelled": ("red door",)}, r"unknown MiniGrid things \['red door'\]"),
+        ({"action_shares": {"jump": 1}}, "shares of MiniGrid actions are numbers >= 0 by kind"),
+        ({"action_shares": {"drop": -1}}, "shares of MiniGrid actions are numbers >= 0 by kind"),
+        ({"families": ["empty"], "action_shares": {"open": 1}}, "no kind of action of .* happens in"),
+        ({"labelled_families": ["maze"]}, r"unknown MiniGrid families \['maze'\]; choose"),
     ],
 )
 def test_bad_options_are_named_at_setup(options, message):
