@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-TESTS = Path(__file__).parent
+from support.processes import environment
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +27,7 @@ def runs(tmp_path_factory, gemma_path):
         folder = folders[name] = tmp_path_factory.mktemp("ddp")
         done = subprocess.run(
             [sys.executable, "-m", "support.ddp_run", str(gemma_path), str(folder), *map(str, args)],
-            env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+            env=environment(),
             capture_output=True,
             text=True,
             timeout=400,
@@ -81,7 +79,7 @@ def test_ranks_that_outnumber_the_rows_evaluate_as_one_process(tmp_path, gemma_p
         script = ["-m", "support.ddp_rows", str(gemma_path), str(tmp_path / devices), devices, *cases]
         done = subprocess.run(
             [sys.executable, *script],
-            env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+            env=environment(),
             capture_output=True,
             text=True,
             timeout=300,  # a rank that waits for another waits for ever

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from support.processes import environment
 from support.swirl import build, equal, snapshot, trainer
 from support.world import Digits
 from swirl_lightning import AdapterConfig, GRPOConfig
 from swirl_lightning.callbacks import CollapseWatch, PhaseSwitch
-
-TESTS = Path(__file__).parent
 
 
 class Rates(Callback):
@@ -175,7 +172,7 @@ def test_rollouts_in_use_survive_on_every_rank(gemma_path, tmp_path):
     for name in ("alone", "resumed"):
         done = subprocess.run(
             [sys.executable, "-m", "support.ddp_resume", str(gemma_path), str(tmp_path), name],
-            env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+            env=environment(),
             capture_output=True,
             text=True,
             timeout=400,
