@@ -24,8 +24,9 @@ from swirl_lightning.prompts import PromptTemplates
 from swirl_lightning.roles import Role
 from swirl_lightning.schedule import Phase, PhaseLR, PhaseName, PhaseOptimConfig, PhaseSchedule
 from swirl_lightning.training.finite import FiniteCheck
-from swirl_lightning.training.grpo import GRPOConfig, group_advantages
-from swirl_lightning.training.losses import SharedDenominator, policy_loss, score_update, sft_log_probs, std_over_ranks
+from swirl_lightning.training.grpo import GRPOConfig
+from swirl_lightning.training.learners import GRPO, Learner, Policy
+from swirl_lightning.training.losses import Loss, SharedDenominator, sft_log_probs
 from swirl_lightning.training.rewards import MeanLogProb, Reward
 from swirl_lightning.training.rollouts import Rollouts, Update
 from swirl_lightning.training.trainer_checks import check_precision, check_strategy
@@ -47,8 +48,11 @@ class SWIRL(WorldModelModule):
         optim: learning rate of each phase.
         optimizer: builds the optimiser from parameter groups; the learning rate is ``optim``'s.
         reward: what a rollout is paid for the frozen model's log-probabilities.
+        learner: what is learned from rollouts and their rewards; None for
+            :class:`swirl_lightning.training.learners.GRPO`.
         anchor_weight: λ; adds λ · -log P(y | x, z) of the observed y under the sampled z to Phase I.
-        idm_state_noise: during warm-up the IDM sees y with up to this share of tokens replaced at random,
+        labelled_weight: what the labelled triples of ``data.labelled_per_batch`` count against the pairs' own loss.
+        idm_state_noise: on labelled triples the IDM sees y with up to this share of tokens replaced at random,
             so that it later reads imperfect frames.
         templates: wording of the prompts.
         evaluation: what validation and test do.
@@ -69,7 +73,9 @@ class SWIRL(WorldModelModule):
         optim: PhaseOptimConfig = PhaseOptimConfig(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, weight_decay=0.0),
         reward: Reward | None = None,
+        learner: Learner | None = None,
         anchor_weight: float = 0.0,
+        labelled_weight: float = 1.0,
         idm_state_noise: float = 0.0,
         templates: PromptTemplates = PromptTemplates(),  # noqa: B008
         evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
@@ -90,11 +96,13 @@ class SWIRL(WorldModelModule):
         )
         if sampling.temperature == 0:
             raise ValueError("sampling.temperature must be above 0: a group of equal rollouts teaches nothing")
-        if anchor_weight < 0 or not 0 <= idm_state_noise < 1:
-            raise ValueError("anchor_weight must be >= 0 and idm_state_noise in [0, 1)")
+        if anchor_weight < 0 or labelled_weight < 0 or not 0 <= idm_state_noise < 1:
+            raise ValueError("anchor_weight and labelled_weight must be >= 0 and idm_state_noise in [0, 1)")
         self.grpo, self.optim, self.optimizer_factory = grpo, optim, optimizer
         self.reward: Reward = reward or MeanLogProb()
-        self.anchor_weight, self.idm_state_noise, self.seed = anchor_weight, idm_state_noise, seed
+        self.learner: Learner = learner or GRPO()
+        self.anchor_weight, self.labelled_weight = anchor_weight, labelled_weight
+        self.idm_state_noise, self.seed = idm_state_noise, seed
         self.schedule = PhaseSchedule()
         self.scheduled = False  # PhaseSwitch hands its own schedule over
         self.tokens_seen = 0
@@ -128,18 +136,20 @@ class SWIRL(WorldModelModule):
     # ---- training --------------------------------------------------------------------------------
     def training_step(self, batch: TransitionBatch, batch_idx: int) -> dict[str, Any]:
         """One micro-batch of the current phase; the loss is a sum, divided at the optimiser step."""
-        phase = self.phase.name
+        phase, rollouts = self.phase.name, None
         if phase.policy is None:
-            loss, denominator = self._supervised(batch, labelled_by_idm=phase == PhaseName.BOOTSTRAP)
-            rollouts = None
+            loss = self._supervised(batch, labelled_by_idm=phase == PhaseName.BOOTSTRAP)
         else:
             rollouts = self._roll_out(phase.policy, batch) if batch.replay == 0 else None
-            loss, denominator = self._update_policy(phase.policy, batch)
+            loss = self._update_policy(phase.policy, batch)
             if batch.replay == self.num_policy_iterations(phase) - 1:
                 del self._updates[batch.index]
-        self._finite.keep(loss, batch.transitions)
-        self._denominator.add(denominator)
-        return {"loss": loss, "rollouts": rollouts}
+        if batch.labelled:
+            self._add_labelled(loss, phase.policy or Role.FWM, batch.labelled)
+        self._finite.keep(loss.total, batch.transitions)
+        self._denominator.add(loss.denominator)
+        self.tokens_seen += loss.tokens
+        return {"loss": loss.total, "rollouts": rollouts}
 
     def phase_one(self, batch: TransitionBatch) -> tuple[Samples, Samples, LogProbs]:
         """Phase I, variational information maximisation: the FWM is the policy, the frozen IDM gives the reward.
@@ -148,8 +158,8 @@ class SWIRL(WorldModelModule):
         """
         fwm, idm = self.models.fwm, self.models.idm.frozen
         x, y = self._tokens(batch.transitions)
-        z = idm.sample(x, y, self._keys("idm", batch), self.sampling)
-        y_hat = fwm.sample(x, z, self._keys("fwm", batch), self.sampling, group=self.group_size(Role.FWM))
+        z = idm.sample(x, y, self._keys("idm", batch.transitions), self.sampling)
+        y_hat = fwm.sample(x, z, self._keys("fwm", batch.transitions), self.sampling, group=self.group_size(Role.FWM))
         return z, y_hat, idm.log_prob(z, x, y_hat)
 
     def phase_two(self, batch: TransitionBatch) -> tuple[Samples, Samples, LogProbs]:
@@ -159,7 +169,7 @@ class SWIRL(WorldModelModule):
         """
         fwm, idm = self.models.fwm.frozen, self.models.idm
         x, y = self._tokens(batch.transitions)
-        z_hat = idm.sample(x, y, self._keys("idm", batch), self.sampling, group=self.group_size(Role.IDM))
+        z_hat = idm.sample(x, y, self._keys("idm", batch.transitions), self.sampling, group=self.group_size(Role.IDM))
         return z_hat, z_hat, fwm.log_prob(y, x, z_hat)
 
     @torch.no_grad()
@@ -168,17 +178,12 @@ class SWIRL(WorldModelModule):
         actions, sampled, judged = (self.phase_one if role == Role.FWM else self.phase_two)(batch)
         rewards = self.reward(judged, sampled.group_size)
         self._finite.check_rewards(rewards, batch.transitions)
-        scale = self.grpo.advantage_scale
-        spread = std_over_ranks(rewards, self.trainer.strategy) if scale == "batch" else None
-        advantages = group_advantages(rewards, sampled.group_size, scale, spread)
-        update = Update.from_samples(sampled, advantages)
+        policy = self._policy(role)
+        advantages = self.learner.advantages(policy, sampled, rewards)
+        update = self.learner.update(policy, sampled, advantages)
         if role == Role.FWM and self.anchor_weight > 0:
             _, y = self._tokens(batch.transitions)
-            update.observed = [self.models.fwm.grammar.complete(content) for content in y]
-        if self.grpo.beta > 0:
-            reference, rows = self.models.of(role).reference, range(len(update.prompts))
-            temperature = self.sampling.temperature
-            update.reference = score_update(self.models, role, update, rows, temperature, reference).values
+            update.observed = sampled.prompts, [self.models.fwm.grammar.complete(content) for content in y]
         self._updates[batch.index] = update
         self.tokens_seen += int(sampled.completions.mask.sum()) + int(judged.mask.sum())
         words = [self.backbone.decode_action(z) for z in actions.contents]
@@ -195,33 +200,45 @@ class SWIRL(WorldModelModule):
         self._log(f"{role}/", rollouts.summary(), len(batch))
         return rollouts
 
-    def _update_policy(self, role: Role, batch: TransitionBatch) -> tuple[Tensor, Tensor]:
-        """Sum of the policy's losses on this micro-batch's rollouts, and its denominator."""
-        anchor = self.anchor_weight if role == Role.FWM else 0.0
-        loss, denominator, metrics, tokens = policy_loss(
-            self.models, role, self._updates[batch.index], self.grpo, self.sampling.temperature, anchor
-        )
-        self._log(f"{role}/", metrics, len(batch))
-        self.tokens_seen += tokens
-        return loss, denominator
+    def _policy(self, role: Role) -> Policy:
+        return Policy(self.models, role, self.grpo, self.sampling.temperature, self.trainer.strategy)
 
-    def _supervised(self, batch: TransitionBatch, labelled_by_idm: bool) -> tuple[Tensor, Tensor]:
+    def _update_policy(self, role: Role, batch: TransitionBatch) -> Loss:
+        """The policy's loss on this micro-batch's rollouts, the anchor included."""
+        policy, update = self._policy(role), self._updates[batch.index]
+        loss = self.learner.loss(policy, update)
+        if update.observed is not None:
+            observed = self.models.score(role, self.models.of(role).adapter, *update.observed, training=True)
+            loss.add_supervised(observed, self.anchor_weight, policy.longest)
+            loss.metrics["anchor_nll"] = -observed.mean_per_token().mean()
+        self._log(f"{role}/", loss.metrics, len(batch))
+        return loss
+
+    def _add_labelled(self, loss: Loss, role: Role, transitions: list[Transition]) -> None:
+        """Labelled triples beside the pairs of a phase: supervised training of the model that it trains."""
+        x, y = self._tokens(transitions)
+        actions = [self.backbone.encode_action(_label(t)) for t in transitions]
+        scored = sft_log_probs(self.models, x, actions, y, (role,), self._noisy(transitions, y))[role]
+        loss.add_supervised(scored, self.labelled_weight, self.models.grammars[role].free_length)
+        self._log(f"{role}/", {"labelled_nll": -scored.mean_per_token().mean()}, len(transitions))
+
+    def _supervised(self, batch: TransitionBatch, labelled_by_idm: bool) -> Loss:
         """SFT: mean log-probability per token, summed over transitions: what the rewards measure, too.
 
         Warm-up trains both models on labelled triples; Bootstrap trains the FWM on the IDM's own labels.
         """
         x, y = self._tokens(batch.transitions)
         if labelled_by_idm:
-            actions = self.models.idm.frozen.sample(x, y, self._keys("idm", batch), self.sampling).contents
+            actions = self.models.idm.frozen.sample(x, y, self._keys("idm", batch.transitions), self.sampling).contents
             roles: tuple[Role, ...] = (Role.FWM,)
         else:
             actions, roles = [self.backbone.encode_action(_label(t)) for t in batch.transitions], self.roles
-        scored = sft_log_probs(self.models, x, actions, y, roles, self._noisy(batch, y))
+        scored = sft_log_probs(self.models, x, actions, y, roles, self._noisy(batch.transitions, y))
         losses = torch.stack([-each.mean_per_token() for each in scored.values()])  # (models, N)
-        names = [f"{role}_nll" for role in scored]
-        self._log(f"{self.phase.name}/", dict(zip(names, losses.mean(1), strict=True)), len(batch))
-        self.tokens_seen += sum(int(each.mask.sum()) for each in scored.values())
-        return losses.sum(), losses.new_tensor(float(len(batch)))
+        metrics = dict(zip([f"{role}_nll" for role in scored], losses.mean(1), strict=True))
+        self._log(f"{self.phase.name}/", metrics, len(batch))
+        tokens = sum(int(each.mask.sum()) for each in scored.values())
+        return Loss(losses.sum(), losses.new_tensor(float(len(batch))), len(batch), "sequence", metrics, tokens)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Make one mean of the sums, before gradients are clipped; stop if anything is not finite."""
@@ -238,16 +255,16 @@ class SWIRL(WorldModelModule):
         ids = self.states.encode([t.before for t in transitions] + [t.observed for t in transitions], self.device)
         return ids[: len(transitions)], ids[len(transitions) :]
 
-    def _keys(self, use: str, batch: TransitionBatch) -> list[str]:
+    def _keys(self, use: str, transitions: list[Transition]) -> list[str]:
         """Names of random numbers: fixed by seed, epoch and pair, whatever the batch and the rank."""
-        return [f"{self.seed}|{self.trainer.current_epoch}|{use}|{t.id}" for t in batch.transitions]
+        return [f"{self.seed}|{self.trainer.current_epoch}|{use}|{t.id}" for t in transitions]
 
-    def _noisy(self, batch: TransitionBatch, after: list[TokenIds]) -> list[TokenIds]:
+    def _noisy(self, transitions: list[Transition], after: list[TokenIds]) -> list[TokenIds]:
         """Every y with up to ``idm_state_noise`` of its tokens replaced at random."""
         if self.idm_state_noise == 0:
             return after
         grammar = self.models.fwm.grammar
-        noise = uniforms(self._keys("noise", batch), 3, grammar.max_length).view(len(after), 3, -1)
+        noise = uniforms(self._keys("noise", transitions), 3, grammar.max_length).view(len(after), 3, -1)
         return [
             replace_tokens(ids, grammar.allowed, self.idm_state_noise, numbers)
             for ids, numbers in zip(after, noise, strict=True)

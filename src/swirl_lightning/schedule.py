@@ -156,23 +156,24 @@ class PhaseOptimConfig:
 
     Attributes:
         warmup: both adapters during SFT: one curve over all warm-up epochs.
-        fwm: Phase I (and bootstrap).
+        fwm: Phase I.
         idm: Phase II.
+        bootstrap: the phase of that name; None for ``fwm``.
     """
 
     warmup: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-5))
     fwm: OptimConfig = field(default_factory=OptimConfig)
     idm: OptimConfig = field(default_factory=OptimConfig)
+    bootstrap: OptimConfig | None = None
 
     def of(self, phase: str) -> OptimConfig:
         """The one of a phase."""
         found: OptimConfig = getattr(self, self.name_of(phase))
         return found
 
-    @staticmethod
-    def name_of(phase: str) -> str:
+    def name_of(self, phase: str) -> str:
         """Name of the field that a phase uses."""
-        return "fwm" if phase == "bootstrap" else phase
+        return "fwm" if phase == PhaseName.BOOTSTRAP and self.bootstrap is None else phase
 
 
 class PhaseLR(LRScheduler):

@@ -80,6 +80,57 @@ def test_replay_gives_windows_again():
         assert by_index.setdefault(batch.index, ids(batch)) == ids(batch)
 
 
+def labelled(count):
+    return [Transition("b", "a", "go", id=str(1000 + i)) for i in range(count)]
+
+
+def beside(loader):
+    return [[int(row.id) - 1000 for row in batch.labelled] for batch in loader]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_labelled_rows_come_along_in_an_order_of_their_own(workers):
+    options = {"batch_size": 2, "shuffle": True, "seed": 3, "num_workers": workers}
+    more = {"labelled": labelled(5), "labelled_per_batch": 3}
+    plain, loader = TransitionLoader(rows(20), **options), TransitionLoader(rows(20), **options, **more)
+    assert [ids(batch) for batch in loader] == [ids(batch) for batch in plain]
+    given = [i for batch in beside(loader) for i in batch]
+    assert len(given) == 30
+    for lap in range(6):
+        assert sorted(given[5 * lap : 5 * lap + 5]) == list(range(5)), "each once before any comes again"
+    assert given[:5] != given[5:10]
+    assert beside(TransitionLoader(rows(20), **options, **more, epoch=1)) != beside(loader)
+
+
+def test_ranks_share_the_labelled_rows_of_one_process():
+    more = {"shuffle": True, "seed": 3, "labelled": labelled(7)}
+    whole = beside(TransitionLoader(rows(16), batch_size=4, labelled_per_batch=2, **more))
+    ranks = [
+        beside(TransitionLoader(rows(16), batch_size=2, labelled_per_batch=1, rank=rank, world_size=2, **more))
+        for rank in range(2)
+    ]
+    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == whole
+
+
+def test_labelled_rows_of_a_batch_stay_the_same_in_its_replays_and_when_resumed():
+    options = {"batch_size": 2, "replays": 2, "window": 2, "shuffle": True}
+    options |= {"labelled": labelled(5), "labelled_per_batch": 3}
+    everything = beside(TransitionLoader(rows(8), **options))
+    assert everything[0] == everything[2]
+    assert everything[0] != everything[1]
+    loader = TransitionLoader(rows(8), **options)
+    iterator = iter(loader)
+    for _ in range(3):
+        next(iterator)
+    resumed = TransitionLoader(rows(8), **options)
+    resumed.load_state_dict(loader.state_dict())
+    assert beside(resumed) == everything[3:]
+    other = TransitionLoader(rows(8), **(options | {"labelled_per_batch": 1}))
+    other.load_state_dict(loader.state_dict())
+    with pytest.raises(ValueError, match="labelled_per_batch was 3 and is 1"):
+        next(iter(other))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("given", [0, 1, 3, 6, 8, 9])
 def test_position_is_what_was_handed_over(given, workers):

@@ -17,12 +17,20 @@ class TransitionBatch:
         transitions: the rows of this rank. In evaluation none, where other ranks have a row more.
         index: number of the batch within the epoch, the same whenever the batch is given again.
         replay: how often the batch was given before in this epoch.
+        labelled: labelled transitions that are trained on beside the batch.
     """
 
-    __slots__ = ("index", "replay", "transitions")
+    __slots__ = ("index", "labelled", "replay", "transitions")
 
-    def __init__(self, transitions: Sequence[Transition], index: int = 0, replay: int = 0) -> None:
+    def __init__(
+        self,
+        transitions: Sequence[Transition],
+        index: int = 0,
+        replay: int = 0,
+        labelled: Sequence[Transition] = (),
+    ) -> None:
         self.transitions = list(transitions)
+        self.labelled = list(labelled)
         self.index = index
         self.replay = replay
 

@@ -47,6 +47,9 @@ class TransitionLoader:
         num_workers: of the wrapped ``DataLoader``.
         replays: how often each window is given.
         window: number of batches in a window.
+        labelled: labelled transitions, of which every training batch takes some along, in an order of their own; they
+            come again when all have been.
+        labelled_per_batch: how many, per batch and rank.
 
     Raises:
         ValueError: a size is not positive, or training would have no batch.
@@ -66,6 +69,8 @@ class TransitionLoader:
         num_workers: int = 0,
         replays: int = 1,
         window: int = 1,
+        labelled: Sequence[Transition] = (),
+        labelled_per_batch: int = 0,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("replays", replays), ("window", window)):
             if value < 1:
@@ -89,6 +94,8 @@ class TransitionLoader:
         self.num_workers = num_workers
         self.replays = replays
         self.window = window
+        self.labelled = labelled
+        self.labelled_per_batch = labelled_per_batch
         self._given = (self.epoch, 0)
         self._resume: dict[str, int] | None = None
 
@@ -105,7 +112,8 @@ class TransitionLoader:
         batches = self._batches(epoch)
         schedule = self._schedule(len(batches))[given:]
         order = list(dict.fromkeys(index for index, _ in schedule))
-        fetched = iter(self._fetch([batches[index] for index in order]))
+        beside = self._labelled(epoch, len(batches))
+        fetched = iter(self._fetch([batches[index] + beside[index] for index in order]))
         left = Counter(index for index, _ in schedule)
         held: dict[int, list[Transition]] = {}
         for place, (index, replay) in enumerate(schedule, start=given + 1):
@@ -116,7 +124,7 @@ class TransitionLoader:
             if not left[index]:
                 del held[index]
             self._given = (epoch, place)
-            yield TransitionBatch(rows, index, replay)
+            yield TransitionBatch(rows[: len(batches[index])], index, replay, rows[len(batches[index]) :])
 
     @property
     def epoch(self) -> int:
@@ -141,7 +149,7 @@ class TransitionLoader:
         if state is None or state["epoch"] != epoch:
             return 0
         shape = self._shape()
-        changed = {key: (state.get(key), value) for key, value in shape.items() if state.get(key) != value}
+        changed = {key: (state.get(key, 0), value) for key, value in shape.items() if state.get(key, 0) != value}
         if changed:
             told = ", ".join(f"{key} was {was} and is {now}" for key, (was, now) in changed.items())
             raise ValueError(
@@ -156,6 +164,7 @@ class TransitionLoader:
             "global_batch_size": self.batch_size * self.world_size,
             "replays": self.replays,
             "window": self.window,
+            "labelled_per_batch": self.labelled_per_batch,
             "seed": self.seed,
         }
 
@@ -176,6 +185,15 @@ class TransitionLoader:
         table = kept.reshape(-1, self.world_size, self.batch_size)  # (batches, ranks, rows)
         return table[:, self.rank].tolist()
 
+    def _labelled(self, epoch: int, batches: int) -> list[list[int]]:
+        """Numbers of the labelled rows beside each of this rank's batches; they follow those of the rows."""
+        count = batches * self.world_size * self.labelled_per_batch
+        random = np.random.default_rng([self.seed, epoch, 1])
+        laps = [random.permutation(len(self.labelled)) for _ in range(0, count, max(1, len(self.labelled)))]
+        order = len(self.rows) + np.concatenate(laps or [np.arange(0)])[:count]
+        table = order.reshape(batches, self.world_size, self.labelled_per_batch)
+        return table[:, self.rank].tolist()
+
     def _schedule(self, batches: int) -> list[tuple[int, int]]:
         """(index, replay) of everything that is given in an epoch."""
         schedule: list[tuple[int, int]] = []
@@ -188,7 +206,7 @@ class TransitionLoader:
 
     def _fetch(self, batches: list[list[int]]) -> DataLoader[Transition]:
         return DataLoader(
-            _Rows(self.rows),
+            _Rows(self.rows, self.labelled),
             batch_sampler=batches,
             collate_fn=list,
             num_workers=self.num_workers,
@@ -199,13 +217,13 @@ class TransitionLoader:
 
 
 class _Rows(Dataset[Transition]):
-    """Any sequence as a Dataset."""
+    """Two sequences, one after the other, as a Dataset."""
 
-    def __init__(self, rows: Sequence[Transition]) -> None:
-        self._rows = rows
+    def __init__(self, rows: Sequence[Transition], labelled: Sequence[Transition]) -> None:
+        self._rows, self._labelled = rows, labelled
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows) + len(self._labelled)
 
     def __getitem__(self, index: int) -> Transition:
-        return self._rows[index]
+        return self._rows[index] if index < len(self._rows) else self._labelled[index - len(self._rows)]

@@ -37,6 +37,9 @@ class TransitionDataModule(LightningDataModule, ABC):
         pairs_per_step: transitions of one optimiser step, over all devices: gradients are accumulated over
             ``pairs_per_step / (batch_size * devices)`` batches, in the warm-up with ``warmup_batch_size``. None
             leaves it to ``Trainer.accumulate_grad_batches``.
+        labelled_per_batch: labelled triples that the model of a phase goes on learning from, beside each batch of
+            state-only pairs and on each device (labelled replay). With the phase ``bootstrap`` this is the paper's
+            SFT-merge.
 
     Example::
 
@@ -55,11 +58,14 @@ class TransitionDataModule(LightningDataModule, ABC):
         seed: int = 0,
         pairs_per_iteration: int | None = None,
         pairs_per_step: int | None = None,
+        labelled_per_batch: int = 0,
     ) -> None:
         super().__init__()
         for name, number in (("pairs_per_iteration", pairs_per_iteration), ("pairs_per_step", pairs_per_step)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1 or null, got {number}")
+        if labelled_per_batch < 0:
+            raise ValueError(f"labelled_per_batch must be at least 0, got {labelled_per_batch}")
         self.batch_size = batch_size
         self.warmup_batch_size = warmup_batch_size or batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -67,6 +73,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.pairs_per_iteration = pairs_per_iteration
         self.pairs_per_step = pairs_per_step
+        self.labelled_per_batch = labelled_per_batch
         self._splits: dict[str, Sequence[Transition]] = {}
         self._accumulated = 1  # what we have set the Trainer to
 
@@ -125,6 +132,8 @@ class TransitionDataModule(LightningDataModule, ABC):
         if stage == "validate":
             return validated
         trained: dict[Split, None] = {"warmup" if phase == WARMUP else "state_only": None for phase in self._phases()}
+        if self.labelled_per_batch:
+            trained["warmup"] = None
         return [*trained, *validated]
 
     def train_dataloader(self) -> TransitionLoader:
@@ -227,10 +236,16 @@ class TransitionDataModule(LightningDataModule, ABC):
             self.batch_size,
             replays=module.num_policy_iterations(phase) if module else 1,
             window=self.accumulation(phase),
+            labelled=self.split("warmup") if self.labelled_per_batch else (),
         )
 
     def _train_loader(
-        self, rows: Sequence[Transition], batch_size: int, replays: int = 1, window: int = 1
+        self,
+        rows: Sequence[Transition],
+        batch_size: int,
+        replays: int = 1,
+        window: int = 1,
+        labelled: Sequence[Transition] = (),
     ) -> TransitionLoader:
         rank, world_size = self._place()
         return TransitionLoader(
@@ -244,6 +259,8 @@ class TransitionDataModule(LightningDataModule, ABC):
             num_workers=self.num_workers,
             replays=replays,
             window=window,
+            labelled=labelled,
+            labelled_per_batch=self.labelled_per_batch if labelled else 0,
         )
 
     def _eval_loader(self, rows: Sequence[Transition]) -> TransitionLoader:

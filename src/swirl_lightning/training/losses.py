@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import Trainer
@@ -12,7 +13,7 @@ from torch import Tensor
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.roles import Role
-from swirl_lightning.training.grpo import GRPOConfig, grpo_loss, token_weights
+from swirl_lightning.training.grpo import token_weights
 from swirl_lightning.training.rollouts import Update
 from swirl_lightning.world_models import WorldModel, WorldModels
 
@@ -48,39 +49,40 @@ class SharedDenominator:
         self._total = None
 
 
-def policy_loss(
-    models: WorldModels, role: Role, update: Update, grpo: GRPOConfig, temperature: float, anchor_weight: float
-) -> tuple[Tensor, Tensor, dict[str, Tensor], int]:
-    """Clipped surrogate + β KL (+ λ anchor), summed over a micro-batch (GRPO eq. 3).
+@dataclass
+class Loss:
+    """The loss of a micro-batch: a sum, and what the sum over micro-batches and ranks is to be divided by.
 
-    Args:
-        models: of which ``role`` is the policy.
-        role: the policy.
-        update: the rollouts. ``update.old`` is set if this is their first use.
-        grpo: β, ε and how tokens are weighted.
-        temperature: of policy, old and reference log-probabilities.
-        anchor_weight: λ of -log P(y | x, z) for the observed y.
-
-    Returns:
-        loss and denominator, scalars; metrics for the log; number of tokens that were scored.
+    Attributes:
+        total: scalar with gradient.
+        denominator: scalar.
+        sequences: number of sequences that ``total`` is a sum over.
+        normalization: how their tokens are weighted; see :func:`token_weights`.
+        metrics: scalars for the log.
+        tokens: number of tokens that were scored.
     """
-    adapter, longest = models.adapters.policy(role), models.grammars[role].free_length
-    rows = update.teaching_rows()
-    policy = score_update(models, role, update, rows, temperature, training=True)
-    if update.old is None:
-        update.old = policy.values.detach()  # on-policy: the ratio is 1, its gradient is not
-    reference = None if update.reference is None else update.reference[rows]
-    loss, denominator, metrics = grpo_loss(policy, update.old, reference, update.advantages[rows], grpo, longest)
-    if left_out := sorted(set(range(len(update.prompts))) - set(rows)):  # they count as the zeros they are
-        mask = models.token_mask(role, [update.completions[n] for n in left_out])
-        denominator = denominator + token_weights(mask, grpo.loss_normalization, longest)[1]
-    if anchor_weight > 0 and update.observed:
-        observed = models.score(role, adapter, update.group_prompts, update.observed, training=True)
-        # an anchor counts as G sequences, so that λ weights it against the whole group
-        weights, _ = token_weights(observed.mask, grpo.loss_normalization, longest)
-        loss = loss - anchor_weight * update.group_size * (weights * observed.values).sum()
-        metrics["anchor_nll"] = -observed.mean_per_token().mean()
-    return loss, denominator, metrics, int(policy.mask.sum())
+
+    total: Tensor
+    denominator: Tensor
+    sequences: int
+    normalization: str
+    metrics: dict[str, Tensor]
+    tokens: int
+
+    def add_supervised(self, scored: LogProbs, weight: float, longest: int) -> None:
+        """Add M sequences of supervised training, which count together ``weight`` times as much as all others.
+
+        The number of sequences is in the factor and not in the denominator, so that micro-batches with equally
+        many sequences of both sorts add up to exactly one large batch.
+
+        Args:
+            scored: log-probabilities of the M sequences, with gradient.
+            weight: against the :attr:`sequences` that are there.
+            longest: tokens of the longest sequence, for the normalisation ``constant``.
+        """
+        weights, _ = token_weights(scored.mask, self.normalization, longest)
+        self.total = self.total - weight * self.sequences / len(scored.mask) * (weights * scored.values).sum()
+        self.tokens += int(scored.mask.sum())
 
 
 def score_update(

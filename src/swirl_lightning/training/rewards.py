@@ -37,6 +37,14 @@ class MeanLogProb(Reward):
         return log_probs.mean_per_token().clamp(min=self.floor)
 
 
+class Constant(Reward):
+    """A control: every rollout has the reward 0, so that nothing but supervised terms and the KL moves the policy."""
+
+    def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
+        """(N,) float32 zeros."""
+        return torch.zeros_like(log_probs.mean_per_token())
+
+
 class ShuffledWithinGroup(MeanLogProb):
     """A negative control: the same rewards, shuffled within each group. Training with it must improve nothing."""
 

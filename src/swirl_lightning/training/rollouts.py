@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -59,8 +59,9 @@ class Update:
         prompts: N prompts, each repeated for its group.
         completions: N completions as sampled.
         advantages: (N,) float32.
-        group_prompts: the B prompts, once each.
-        observed: B observed next states as completions (Phase I, for the anchor), or empty.
+        group_prompts: the prompts, once each.
+        pairs: B, the pairs that were shown.
+        observed: B prompts and observed next states as completions (Phase I, for the anchor), or None.
         reference: (N, L) log-probabilities under the reference, or None where β is 0.
         old: log-probabilities of the rows that teach under the policy that sampled; set by the first update.
     """
@@ -69,7 +70,8 @@ class Update:
     completions: list[TokenIds]
     advantages: Tensor
     group_prompts: list[TokenIds]
-    observed: list[TokenIds] = field(default_factory=list)
+    pairs: int
+    observed: tuple[list[TokenIds], list[TokenIds]] | None = None
     reference: Tensor | None = None
     old: Tensor | None = None
 
@@ -77,7 +79,7 @@ class Update:
     def from_samples(cls, samples: Samples, advantages: Tensor) -> Update:
         """The update of samples with (N,) advantages."""
         prompts = [prompt for prompt in samples.prompts for _ in range(samples.group_size)]
-        return cls(prompts, samples.completions.rows(), advantages, samples.prompts)
+        return cls(prompts, samples.completions.rows(), advantages, samples.prompts, len(samples.prompts))
 
     @property
     def group_size(self) -> int:

@@ -1,0 +1,134 @@
+"""What is learned from a batch of rollouts and their rewards: GRPO, or distillation of the best."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+from swirl_lightning.engine.samples import Samples
+from swirl_lightning.roles import Role
+from swirl_lightning.training.grpo import GRPOConfig, group_advantages, grpo_loss, token_weights
+from swirl_lightning.training.losses import Loss, score_update, std_over_ranks
+from swirl_lightning.training.rollouts import Update
+from swirl_lightning.world_models import WorldModels
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model that a phase trains, and how it samples.
+
+    Attributes:
+        models: both models.
+        role: which of them is the policy.
+        grpo: sizes of groups, β, ε and how tokens are weighted.
+        temperature: of the rollouts.
+        strategy: reduces over ranks.
+    """
+
+    models: WorldModels
+    role: Role
+    grpo: GRPOConfig
+    temperature: float
+    strategy: Strategy
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest completion that count in losses."""
+        return self.models.grammars[self.role].free_length
+
+
+class Learner(ABC):
+    """Turns rollouts with rewards into a loss: pluggable by class path."""
+
+    @abstractmethod
+    def advantages(self, policy: Policy, samples: Samples, rewards: Tensor) -> Tensor:
+        """What each of the N rollouts counts, (N,) float32, from its reward (N,). Without gradient; collective."""
+
+    @abstractmethod
+    def update(self, policy: Policy, samples: Samples, advantages: Tensor) -> Update:
+        """What the policy update needs of the rollouts. Without gradient."""
+
+    @abstractmethod
+    def loss(self, policy: Policy, update: Update) -> Loss:
+        """The loss of an update, a sum with its denominator."""
+
+
+class GRPO(Learner):
+    """Group-relative policy optimisation with a clipped surrogate and a KL to the reference (paper, section 3)."""
+
+    def advantages(self, policy: Policy, samples: Samples, rewards: Tensor) -> Tensor:
+        """Reward less the mean of its group, divided as ``advantage_scale`` says."""
+        scale = policy.grpo.advantage_scale
+        spread = std_over_ranks(rewards, policy.strategy) if scale == "batch" else None
+        return group_advantages(rewards, samples.group_size, scale, spread)
+
+    def update(self, policy: Policy, samples: Samples, advantages: Tensor) -> Update:
+        """All rollouts, with their log-probabilities under the reference if there is a KL."""
+        update = Update.from_samples(samples, advantages)
+        if policy.grpo.beta > 0:
+            reference, rows = policy.models.of(policy.role).reference, range(len(update.prompts))
+            scored = score_update(policy.models, policy.role, update, rows, policy.temperature, reference)
+            update.reference = scored.values
+        return update
+
+    def loss(self, policy: Policy, update: Update) -> Loss:
+        """Clipped surrogate + β KL (GRPO eq. 3); ``update.old`` is set if this is the first use of the rollouts."""
+        normalization, rows = policy.grpo.loss_normalization, update.teaching_rows()
+        scored = score_update(policy.models, policy.role, update, rows, policy.temperature, training=True)
+        if update.old is None:
+            update.old = scored.values.detach()  # on-policy: the ratio is 1, its gradient is not
+        reference = None if update.reference is None else update.reference[rows]
+        advantages = update.advantages[rows]
+        total, denominator, metrics = grpo_loss(scored, update.old, reference, advantages, policy.grpo, policy.longest)
+        if left_out := sorted(set(range(len(update.prompts))) - set(rows)):  # they count as the zeros they are
+            mask = policy.models.token_mask(policy.role, [update.completions[n] for n in left_out])
+            denominator = denominator + token_weights(mask, normalization, policy.longest)[1]
+        return Loss(total, denominator, len(update.prompts), normalization, metrics, int(scored.mask.sum()))
+
+
+class BestOfN(Learner):
+    """Supervised training on the likeliest rollout of each group that the reward accepts.
+
+    Of the rollouts whose reward is above ``threshold``, the one that the policy itself finds likeliest, at
+    temperature 1, is trained on; a group with none counts as a loss of 0. This is best-of-N distillation (expert
+    iteration, RAFT; compare 2504.11343), but for the choice: the reward says what is acceptable and not what is best,
+    since a model's reward is the least reliable at its extremes.
+
+    Args:
+        threshold: in the reward's unit: with :class:`MeanLogProb`, nats per token.
+    """
+
+    def __init__(self, threshold: float = -0.1) -> None:
+        if not math.isfinite(threshold):
+            raise ValueError(f"threshold must be a finite number, got {threshold}")
+        self.threshold = threshold
+
+    def advantages(self, policy: Policy, samples: Samples, rewards: Tensor) -> Tensor:
+        """1 for the chosen rollout of each group, 0 for the others."""
+        update = Update.from_samples(samples, rewards)
+        scored = score_update(policy.models, policy.role, update, range(len(update.prompts)), temperature=1.0)
+        likelihood = scored.mean_per_token().masked_fill(rewards <= self.threshold, -torch.inf)
+        groups = likelihood.view(-1, samples.group_size)
+        chosen = torch.zeros_like(groups).scatter(1, groups.argmax(1, keepdim=True), 1.0)
+        return (chosen * groups.isfinite()).flatten()
+
+    def update(self, policy: Policy, samples: Samples, advantages: Tensor) -> Update:
+        """The chosen rollouts alone; a first one that counts 0 where nothing was chosen."""
+        chosen = advantages.nonzero()[:, 0].tolist() or [0]
+        prompts = [samples.prompts[row // samples.group_size] for row in chosen]
+        rows = samples.completions.rows()
+        return Update(prompts, [rows[row] for row in chosen], advantages[chosen], prompts, pairs=len(samples.prompts))
+
+    def loss(self, policy: Policy, update: Update) -> Loss:
+        """-log-probability per token of the chosen rollouts, over the number of pairs."""
+        rows = range(len(update.prompts))
+        scored = score_update(policy.models, policy.role, update, rows, temperature=1.0, training=True)
+        losses = -update.advantages * scored.mean_per_token()
+        pairs = losses.new_tensor(float(update.pairs))
+        metrics = {"chosen_share": update.advantages.sum() / pairs, "loss": losses.detach().sum() / pairs}
+        return Loss(losses.sum(), pairs, update.pairs, "sequence", metrics, int(scored.mask.sum()))

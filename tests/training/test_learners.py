@@ -1,0 +1,139 @@
+"""Best-of-N distillation and labelled triples beside the pairs, against what they say they compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from support.swirl import CONSTANT, SGD, build, randomize, snapshot, trainer
+from support.world import Digits
+from swirl_lightning import GRPOConfig
+from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.data import TransitionBatch
+from swirl_lightning.training.learners import GRPO, BestOfN, Policy
+from swirl_lightning.training.rewards import Constant
+from swirl_lightning.transition import Transition
+
+G = 6
+
+
+@pytest.fixture(scope="module")
+def module(gemma_path):
+    module = build(gemma_path, grpo=GRPOConfig(group_size=G), quantization=None)
+    randomize(module)
+    return module
+
+
+def rollouts(module):
+    """Next states of three pairs, and rewards of which none, some and all are above -0.5."""
+    rows = [Transition(str(n), str(n + 1), "up", id=str(n)) for n in range(3)]
+    x = module.states.encode([row.before for row in rows], module.device)
+    z = [module.backbone.encode_action(row.action) for row in rows]
+    samples = module.models.fwm.sample(x, z, [row.id for row in rows], module.sampling, group=G)
+    rewards = torch.linspace(-2, -0.6, 3 * G)
+    rewards[[G, G + 2, G + 5]] = -0.1
+    rewards[2 * G :] = -0.2
+    return samples, rewards
+
+
+def log_prob(module, samples, row):
+    """Mean log-probability of one rollout, scored on its own; with gradient."""
+    prompt, completion = samples.prompts[row // G], samples.completions.rows()[row]
+    return module.models.score("fwm", module.models.fwm.adapter, [prompt], [completion], training=True).mean_per_token()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_the_likeliest_of_the_accepted_rollouts_is_trained_on(module, temperature):
+    samples, rewards = rollouts(module)
+    learner, policy = BestOfN(-0.5), Policy(module.models, "fwm", module.grpo, temperature, strategy=None)
+    advantages = learner.advantages(policy, samples, rewards)
+    means = [log_prob(module, samples, row).item() for row in range(3 * G)]
+    second = max((G, G + 2, G + 5), key=lambda row: means[row])
+    third = max(range(2 * G, 3 * G), key=lambda row: means[row])
+    assert advantages.nonzero()[:, 0].tolist() == [second, third]
+
+    update = learner.update(policy, samples, advantages)
+    loss = learner.loss(policy, update)
+    parameters = list(module.adapters.parameters("fwm"))
+    got = torch.autograd.grad(loss.total / loss.denominator, parameters)
+    by_hand = -(log_prob(module, samples, second) + log_prob(module, samples, third)) / 3  # the first group counts 0
+    for one, other in zip(got, torch.autograd.grad(by_hand.sum(), parameters), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    assert float(loss.metrics["chosen_share"]) == pytest.approx(2 / 3)
+
+
+def test_nothing_accepted_moves_nothing(module):
+    samples, rewards = rollouts(module)
+    learner, policy = BestOfN(0.0), Policy(module.models, "fwm", module.grpo, 1.0, strategy=None)
+    loss = learner.loss(policy, learner.update(policy, samples, learner.advantages(policy, samples, rewards)))
+    assert float(loss.total) == 0
+    assert all(not grad.any() for grad in torch.autograd.grad(loss.total, list(module.adapters.parameters("fwm"))))
+
+
+def test_a_threshold_is_a_number():
+    with pytest.raises(ValueError, match="threshold must be a finite number, got nan"):
+        BestOfN(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("phase", "learner"), [("fwm", GRPO()), ("fwm", BestOfN(-20)), ("idm", GRPO()), ("bootstrap", None)]
+)
+def test_labelled_triples_accumulate_as_one_large_batch(gemma_path, tmp_path, phase, learner):
+    ends = []
+    for batch_size, k in ((8, 1), (2, 4)):
+        settings = {"optimizer": SGD, "optim": CONSTANT, "labelled_weight": 0.7, "quantization": None}
+        module = build(gemma_path, learner=learner, **settings)
+        randomize(module)
+        data = Digits(size=16, batch_size=batch_size, labelled_per_batch=batch_size // 2)
+        run = trainer(tmp_path, PhaseSwitch(0, [phase], iterations=1), accumulate_grad_batches=k)
+        run.fit(module, data)
+        ends.append(snapshot(module))
+    for key in ends[0]:
+        torch.testing.assert_close(ends[0][key], ends[1][key], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("phase", ["fwm", "idm"])
+def test_without_a_reward_the_labelled_triples_alone_move_the_policy(gemma_path, tmp_path, phase):
+    """Against one step of supervised training on the same triples, by hand."""
+    module = build(
+        gemma_path,
+        reward=Constant(),
+        grpo=GRPOConfig(group_size=4, beta=0, loss_normalization="sequence"),
+        quantization=None,
+        labelled_weight=0.5,
+    )
+    randomize(module)
+    data = Digits(size=8, batch_size=4, labelled_per_batch=2)
+    run = trainer(tmp_path, PhaseSwitch(0, [phase], iterations=1), max_steps=1)
+    seen = []
+    step = module.training_step
+    module.training_step = lambda batch, batch_idx: seen.append(batch) or step(batch, batch_idx)
+    start = snapshot(module)
+    module.on_before_optimizer_step, divide = lambda optimizer: None, module.on_before_optimizer_step
+    grads = {}
+
+    def look(optimizer):
+        divide(optimizer)
+        grads.update({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
+
+    module.on_before_optimizer_step = look
+    run.fit(module, data)
+    assert len(seen[0].labelled) == 2
+    assert all(row.action for row in seen[0].labelled)
+    module.load_state_dict(start)
+    module.zero_grad()
+    rows = seen[0].labelled
+    x, y = (module.states.encode([getattr(row, end) for row in rows], module.device) for end in ("before", "after"))
+    z = [module.backbone.encode_action(row.action) for row in rows]
+    model = module.models.of(phase)
+    scored = model.log_prob(y, x, z, training=True) if phase == "fwm" else model.log_prob(z, x, y, training=True)
+    (-0.5 * scored.mean_per_token().mean()).backward()
+    by_hand = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    moved = {name for name, grad in grads.items() if grad.any()}
+    assert moved == {name for name, grad in by_hand.items() if grad.any()}
+    for name in moved:
+        torch.testing.assert_close(grads[name], by_hand[name], atol=1e-6, rtol=1e-4)
+
+
+def test_a_batch_without_labels_has_none():
+    assert TransitionBatch([]).labelled == []
