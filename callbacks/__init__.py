@@ -9,6 +9,7 @@ from swirl_lightning.callbacks.phase_switch import PhaseSwitch
 from swirl_lightning.callbacks.predictions import Predictions
 from swirl_lightning.callbacks.progress import PhaseProgressBar
 from swirl_lightning.callbacks.results import Results
+from swirl_lightning.callbacks.row_scores import RowScores
 from swirl_lightning.callbacks.throughput import Throughput
 from swirl_lightning.callbacks.transition_images import TransitionImages
 
@@ -22,6 +23,7 @@ __all__ = [
     "PhaseSwitch",
     "Predictions",
     "Results",
+    "RowScores",
     "Throughput",
     "TransitionImages",
 ]

@@ -64,7 +64,8 @@ class Predictions(Callback):
         if self.resume:
             self.memory = GenerationMemory(self._place, generation_settings(pl_module), self._rank)
         self._evaluator = pl_module.evaluator
-        self._evaluator.memory, self._evaluator.listener = self.memory, self._write
+        self._evaluator.memory = self.memory
+        self._evaluator.listeners.append(self._write)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Writes the contact sheet and lets go of the evaluator."""
@@ -86,8 +87,9 @@ class Predictions(Callback):
             file.close()
         self._open, self._sheet = {}, []
         evaluator, self._evaluator = self._evaluator, None
-        if evaluator is not None and evaluator.listener == self._write:
-            evaluator.memory = evaluator.listener = None
+        if evaluator is not None and self._write in evaluator.listeners:
+            evaluator.memory = None
+            evaluator.listeners.remove(self._write)
 
     def _write(
         self, mode: str, rows: Sequence[Transition], states: Sequence[State | None], words: Sequence[str | None]

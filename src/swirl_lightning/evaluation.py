@@ -69,11 +69,10 @@ class Evaluator:
 
     Attributes:
         memory: generations to reuse and to add to; None generates everything.
-        listener: told of every batch of predictions.
+        listeners: told of every batch of predictions.
     """
 
     memory: GenerationMemory | None = None
-    listener: Listener | None = None
 
     def __init__(
         self,
@@ -90,6 +89,7 @@ class Evaluator:
         self._sampling = {"sampled": sampling, "greedy": GREEDY}
         self._metrics: dict[str, MetricCollection] = {}
         self._means: dict[str, MeanMetric] = {}
+        self.listeners: list[Listener] = []
 
     def start(self, benchmark: Any, device: torch.device) -> None:
         """Fresh metrics from a benchmark's ``state_metrics()`` and ``action_metrics()``."""
@@ -104,6 +104,16 @@ class Evaluator:
         if getattr(benchmark, "multiple_choice", False):
             names += ["choice/idm_accuracy", "choice/fwm_accuracy"]
         self._means = {name: MeanMetric().to(device) for name in names}
+
+    def _tell(
+        self,
+        mode: str,
+        transitions: Sequence[Transition],
+        states: Sequence[State | None],
+        words: Sequence[str | None],
+    ) -> None:
+        for listener in self.listeners:
+            listener(mode, transitions, states, words)
 
     def step(self, transitions: Sequence[Transition], device: torch.device) -> None:
         """Predict and update the metrics. Transitions without a label count for nothing here."""
@@ -132,8 +142,7 @@ class Evaluator:
                 self._means["identifiability"].update(self._identifiability(before, futures, actions))
                 if seen:
                     self._means["likelihood"].update(self._likelihood(x, guesses, y))
-            if self.listener is not None:
-                self.listener(mode, rows, states or [None] * len(rows), words)
+            self._tell(mode, rows, states or [None] * len(rows), words)
             if self._forward:
                 self._roll_on(rows, futures, states, mode, device)
         self._choose(rows, device)
@@ -155,8 +164,7 @@ class Evaluator:
             ids = self._futures(steps, [x for _, x, _ in live], actions, mode)
             predicted = self._backbone.decode_states(ids, device)
             self._metrics[f"fwm/{mode}"].update(predicted, steps)
-            if self.listener is not None:
-                self.listener(mode, steps, predicted, [None] * len(steps))
+            self._tell(mode, steps, predicted, [None] * len(steps))
             live = [(row, x, state) for (row, _, _), x, state in zip(live, ids, predicted, strict=True)]
             turn += 1
 
@@ -215,8 +223,7 @@ class Evaluator:
             futures = self._futures(transitions, before, actions, mode)
             for n, state in enumerate(self._backbone.decode_states(futures, device)):
                 found[n]["predicted_state"] = states[n] = state
-        if self.listener is not None:
-            self.listener("predict", transitions, states, words)
+        self._tell("predict", transitions, states, words)
         return found
 
     # ---- parts -----------------------------------------------------------------------------------

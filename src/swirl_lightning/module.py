@@ -44,7 +44,8 @@ class SWIRL(WorldModelModule):
         roles: the models that the warm-up trains and evaluation asks. ``[idm]`` alone learns to name what
             happened between frames that the family cannot generate; RL needs both.
         grpo: group sizes, β, ε, normalisation.
-        sampling: temperature and truncation of rollouts.
+        sampling: temperature and truncation of what is sampled: rollouts, latent actions, predictions.
+        fwm_sampling: the same for the next states that Phase I explores; None for ``sampling``.
         optim: learning rate of each phase.
         optimizer: builds the optimiser from parameter groups; the learning rate is ``optim``'s.
         reward: what a rollout is paid for the frozen model's log-probabilities.
@@ -70,6 +71,7 @@ class SWIRL(WorldModelModule):
         roles: tuple[str, ...] = ("fwm", "idm"),
         grpo: GRPOConfig = GRPOConfig(),  # noqa: B008
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
+        fwm_sampling: SamplingConfig | None = None,
         optim: PhaseOptimConfig = PhaseOptimConfig(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, weight_decay=0.0),
         reward: Reward | None = None,
@@ -94,8 +96,9 @@ class SWIRL(WorldModelModule):
             max_tokens_per_forward,
             token_cache,
         )
-        if sampling.temperature == 0:
-            raise ValueError("sampling.temperature must be above 0: a group of equal rollouts teaches nothing")
+        self.fwm_sampling = fwm_sampling or sampling
+        if sampling.temperature == 0 or self.fwm_sampling.temperature == 0:
+            raise ValueError("the temperature of rollouts must be above 0: a group of equal rollouts teaches nothing")
         if anchor_weight < 0 or labelled_weight < 0 or not 0 <= idm_state_noise < 1:
             raise ValueError("anchor_weight and labelled_weight must be >= 0 and idm_state_noise in [0, 1)")
         self.grpo, self.optim, self.optimizer_factory = grpo, optim, optimizer
@@ -159,7 +162,9 @@ class SWIRL(WorldModelModule):
         fwm, idm = self.models.fwm, self.models.idm.frozen
         x, y = self._tokens(batch.transitions)
         z = idm.sample(x, y, self._keys("idm", batch.transitions), self.sampling)
-        y_hat = fwm.sample(x, z, self._keys("fwm", batch.transitions), self.sampling, group=self.group_size(Role.FWM))
+        y_hat = fwm.sample(
+            x, z, self._keys("fwm", batch.transitions), self.fwm_sampling, group=self.group_size(Role.FWM)
+        )
         return z, y_hat, idm.log_prob(z, x, y_hat)
 
     def phase_two(self, batch: TransitionBatch) -> tuple[Samples, Samples, LogProbs]:
@@ -201,7 +206,8 @@ class SWIRL(WorldModelModule):
         return rollouts
 
     def _policy(self, role: Role) -> Policy:
-        return Policy(self.models, role, self.grpo, self.sampling.temperature, self.trainer.strategy)
+        sampling = self.fwm_sampling if role == Role.FWM else self.sampling
+        return Policy(self.models, role, self.grpo, sampling.temperature, self.trainer.strategy)
 
     def _update_policy(self, role: Role, batch: TransitionBatch) -> Loss:
         """The policy's loss on this micro-batch's rollouts, the anchor included."""

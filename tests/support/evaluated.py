@@ -26,7 +26,7 @@ def evaluated(gemma_path, best_of):
             parameter.data.normal_(0, 0.1, generator=generator)
     data = Digits(size=3)
     rows, shown = data.split("test"), []
-    module.evaluator.listener = lambda mode, rows, states, words: shown.extend(states)
+    module.evaluator.listeners.append(lambda mode, rows, states, words: shown.extend(states))
     module.evaluator.start(data, CPU)
     module.evaluator.step(rows, CPU)
     return module, rows, shown

@@ -1,0 +1,73 @@
+"""The metrics of each transition for itself, for paired statistics."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from swirl_lightning.transition import State, Transition
+
+FOLDER = "row_scores"
+
+
+class RowScores(Callback):
+    """Writes every metric of the benchmark, computed on each test transition alone, into the run's folder.
+
+    ``row_scores/rank<r>.jsonl`` has a line per transition and mode: its id, the mode, and the metrics by the names
+    that result tables give them. A metric that is pooled over transitions, such as effect accuracy, is that
+    transition's own share here, so that its mean over lines differs from the table's. Metrics that compare whole
+    sets of predictions (FID and its like) mean nothing here.
+    """
+
+    def __init__(self) -> None:
+        self._lines: list[dict[str, Any]] = []
+        self._benchmark: Any = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Listens to the evaluator."""
+        self._lines, self._benchmark = [], trainer.datamodule  # type: ignore[attr-defined]
+        pl_module.evaluator.listeners.append(self._score)
+
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Writes the file: beside the old one, then in its place."""
+        pl_module.evaluator.listeners.remove(self._score)
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"rank{trainer.global_rank}.jsonl"
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+        os.replace(unfinished, path)
+
+    def _score(
+        self,
+        mode: str,
+        transitions: Sequence[Transition],
+        states: Sequence[State | None],
+        words: Sequence[str | None],
+    ) -> None:
+        predicted = (("fwm", self._benchmark.state_metrics(), states), ("idm", self._benchmark.action_metrics(), words))
+        for n, transition in enumerate(transitions):
+            line: dict[str, Any] = {"id": transition.id, "mode": mode}
+            for role, metrics, guesses in predicted:
+                if all(guess is None for guess in guesses):  # this model was not asked
+                    continue
+                metrics.reset()
+                metrics.update([guesses[n]], [transition])
+                found = metrics.compute()
+                line |= {f"{role}/{mode}/{name}": float(value) for name, value in found.items() if not value.isnan()}
+            self._lines.append(line)
+
+
+def read(folder: Path) -> dict[str, dict[str, float]]:
+    """``{id: {metric: score}}`` of a run's folder, over modes and ranks."""
+    rows: dict[str, dict[str, float]] = {}
+    for path in sorted((folder / FOLDER).glob("rank*.jsonl")):
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            rows.setdefault(line.pop("id"), {}).update({k: v for k, v in line.items() if k != "mode"})
+    return rows
