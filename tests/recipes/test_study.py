@@ -1,0 +1,105 @@
+"""Studies: rows from one start over seeds, and intervals by a bootstrap over seeds and transitions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from recipes import study
+from support import cli
+from support.tiny import gemma_folder
+from swirl_lightning.callbacks.row_scores import read
+from swirl_lightning.cli import swirl_cli
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
+
+
+def rows():
+    return [
+        pytest.param(path, name, id=f"{path.stem}-{name}") for path in STUDIES for name in study.Study.load(path).rows
+    ]
+
+
+@pytest.mark.parametrize(("path", "name"), rows())
+def test_the_parser_takes_every_row(path, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    loaded = study.Study.load(path)
+    cli = swirl_cli(loaded.arguments(name, 3, tmp_path), run=False)
+    learner = loaded.rows[name].options.get("model.init_args.learner", "BestOfN")
+    assert type(cli.model.learner).__name__ == learner.rpartition(".")[2]
+    assert cli.trainer.default_root_dir == str(tmp_path)
+    assert {cli.model.seed, cli.datamodule.seed} == {3}
+    assert cli.datamodule.world_seed == 1003
+
+
+def test_a_row_starts_from_one_before_it(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({"config": "c", "rows": {"a": {"start": "b"}, "b": {}}}))
+    with pytest.raises(ValueError, match="row 'a' starts from 'b', which does not stand before it"):
+        study.Study.load(path)
+
+
+def test_one_seed_has_the_interval_of_its_transitions():
+    values = np.r_[np.ones(300), np.zeros(700)]
+    mean, low, high = study.interval([values])
+    error = 1.96 * (0.3 * 0.7 / 1000) ** 0.5
+    assert mean == pytest.approx(0.3)
+    assert (low, high) == (pytest.approx(0.3 - error, abs=2e-3), pytest.approx(0.3 + error, abs=2e-3))
+
+
+def test_the_interval_is_as_wide_as_seeds_and_transitions_make_it():
+    random = np.random.default_rng(0)
+    seeds = [shift + random.normal(0, 1, 400) for shift in np.linspace(-0.3, 0.3, 8)]
+    mean, low, high = study.interval(seeds)
+    means = np.array([values.mean() for values in seeds])
+    # variance of a mean of 8 drawn seeds: that between seeds, and that of each seed's own mean, over 8
+    error = 1.96 * ((means.var() + 1 / 400) / 8) ** 0.5
+    assert mean == pytest.approx(means.mean())
+    assert high - low == pytest.approx(2 * error, rel=0.08)
+
+
+def test_differences_are_paired():
+    one = {0: {"a": 1.0, "b": 0.0}, 1: {"a": 1.0}}
+    other = {0: {"b": 1.0, "a": 0.25}}
+    (found,) = study.difference(one, other)
+    assert found.tolist() == [0.75, -1.0]
+    with pytest.raises(ValueError, match="seed 0: the two rows were tested on different transitions"):
+        study.difference(one, {0: {"a": 1.0, "c": 1.0}})
+
+
+def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
+    """Real runs of the command line; a second call finds everything done."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    config = cli.config(tmp_path, gemma_folder(tmp_path / "base"))
+    given = {
+        "config": str(config),
+        "seeded": {"seed_everything": 0, "model.init_args.seed": 5},
+        "options": {"trainer.logger": False},
+        "rows": {
+            "SFT": {"options": {"phase_switch.iterations": 0}},
+            "Phase I": {"start": "SFT", "options": {"phase_switch.phases": ["fwm"]}},
+        },
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(given, sort_keys=False))
+    out = tmp_path / "out"
+    line = ["study", str(path), "--seeds", "0", "--out", str(out), "--against", "Phase I", "--jobs", "2"]
+    line += ["--metrics", "idm/greedy/exact_match"]
+    for repeated in (False, True):
+        monkeypatch.setattr("sys.argv", line)
+        if repeated:
+            monkeypatch.setattr(study, "swirl", None)  # would be called
+        study.main()
+    assert capsys.readouterr().out.count("seed 0: Phase I") == 2
+    table = json.loads((out / "table.json").read_text())
+    scores = [read(study.place(out, 0, name)) for name in ("SFT", "Phase I")]
+    assert scores[0].keys() == scores[1].keys()
+    metric = "idm/greedy/exact_match"
+    means = [np.mean([row[metric] for row in found.values()]) for found in scores]
+    assert table["SFT"][metric]["mean"][0] == pytest.approx(means[0])
+    assert table["SFT"][metric]["difference"][0] == pytest.approx(means[1] - means[0])
