@@ -39,10 +39,12 @@ class Row:
     Attributes:
         start: the row whose last checkpoint it goes on from; None starts from the base.
         options: command-line options beyond the study's, by their dotted names.
+        trains: False tests the start's checkpoint under these options.
     """
 
     start: str | None
     options: dict[str, Any]
+    trains: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Study:
             start = row.get("start")
             if start is not None and start not in rows:
                 raise ValueError(f"{path}: row {name!r} starts from {start!r}, which does not stand before it")
-            rows[name] = Row(start, row.get("options", {}))
+            rows[name] = Row(start, row.get("options", {}), row.get("train", True))
         return cls(given["config"], given.get("seeded", {}), given.get("options", {}), rows)
 
     def arguments(self, name: str, seed: int, folder: Path) -> list[str]:
@@ -110,17 +112,22 @@ def swirl(folder: Path, command: str, arguments: Sequence[str]) -> None:
 
 def run(study: Study, name: str, seed: int, out: Path) -> None:
     """Train and test one row of one seed, as far as that is not done."""
-    folder, start = place(out, seed, name), study.rows[name].start
+    folder, row = place(out, seed, name), study.rows[name]
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = study.arguments(name, seed, folder)
-    own, bar = folder / "checkpoints" / "last.ckpt", "--trainer.enable_progress_bar=false"
-    if not (folder / "fit.done").exists():
-        begin = own if own.exists() else place(out, seed, start) / "checkpoints" / "last.ckpt" if start else None
-        swirl(folder, "fit", [*arguments, bar, *([f"--ckpt_path={begin}"] if begin else [])])
+    own, begin = last(folder), last(place(out, seed, row.start)) if row.start else None
+    arguments = [*study.arguments(name, seed, folder), "--trainer.enable_progress_bar=false"]
+    if row.trains and not (folder / "fit.done").exists():
+        resumed = own if own.exists() else begin
+        swirl(folder, "fit", [*arguments, *([f"--ckpt_path={resumed}"] if resumed else [])])
         (folder / "fit.done").touch()
     if not read(folder):
         scores = "--trainer.callbacks+=swirl_lightning.callbacks.RowScores"
-        swirl(folder, "test", [*arguments, bar, scores, f"--ckpt_path={own}", "--verbose=false"])
+        swirl(folder, "test", [*arguments, scores, f"--ckpt_path={own if row.trains else begin}", "--verbose=false"])
+
+
+def last(folder: Path) -> Path:
+    """The last checkpoint of a run."""
+    return folder / "checkpoints" / "last.ckpt"
 
 
 def run_all(study: Study, seeds: Sequence[int], names: Sequence[str], out: Path, jobs: int) -> None:

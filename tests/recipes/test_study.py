@@ -30,7 +30,9 @@ def test_the_parser_takes_every_row(path, name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     loaded = study.Study.load(path)
     cli = swirl_cli(loaded.arguments(name, 3, tmp_path), run=False)
-    learner = loaded.rows[name].options.get("model.init_args.learner", "BestOfN")
+    learner = loaded.rows[name].options.get(
+        "model.init_args.learner", "BestOfN" if path.stem == "minigrid_video" else "GRPO"
+    )
     assert type(cli.model.learner).__name__ == learner.rpartition(".")[2]
     assert cli.trainer.default_root_dir == str(tmp_path)
     assert {cli.model.seed, cli.datamodule.seed} == {3}
@@ -82,6 +84,7 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
         "options": {"trainer.logger": False},
         "rows": {
             "SFT": {"options": {"phase_switch.iterations": 0}},
+            "best of 2": {"start": "SFT", "train": False, "options": {"model.init_args.evaluation.best_of": 2}},
             "Phase I": {"start": "SFT", "options": {"phase_switch.phases": ["fwm"]}},
         },
     }
@@ -95,6 +98,8 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
         if repeated:
             monkeypatch.setattr(study, "swirl", None)  # would be called
         study.main()
+    assert not (study.place(out, 0, "best of 2") / "checkpoints").exists()
+    assert read(study.place(out, 0, "best of 2")).keys() == read(study.place(out, 0, "SFT")).keys()
     assert capsys.readouterr().out.count("seed 0: Phase I") == 2
     table = json.loads((out / "table.json").read_text())
     scores = [read(study.place(out, 0, name)) for name in ("SFT", "Phase I")]
