@@ -120,16 +120,23 @@ def test_training_ends_with_the_schedule(watched):
     assert fit.current_epoch == 5
 
 
-@pytest.mark.parametrize("phase", ["warmup", "fwm", "idm", "bootstrap"])
-@pytest.mark.parametrize("normalization", ["token", "sequence", "constant"])
-def test_accumulation_equals_one_large_batch(gemma_path, tmp_path, phase, normalization):
-    if phase in ("warmup", "bootstrap") and normalization != "token":
-        pytest.skip("GRPO's normalisation does not concern SFT")
+@pytest.mark.parametrize(
+    ("phase", "normalization", "scale"),
+    [
+        ("warmup", "token", "group"),
+        ("bootstrap", "token", "group"),
+        *((phase, norm, "group") for phase in ("fwm", "idm") for norm in ("token", "sequence", "constant")),
+        ("fwm", "token", "batch"),
+        ("idm", "sequence", "batch"),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_accumulation_equals_one_large_batch(gemma_path, tmp_path, phase, normalization, scale, batch_size):
     ends = []
-    for batch_size, k in ((8, 1), (2, 4)):
+    for size, k in ((8, 1), (batch_size, 8 // batch_size)):
         module = build(
             gemma_path,
-            grpo=GRPOConfig(group_size=4, loss_normalization=normalization),
+            grpo=GRPOConfig(group_size=4, loss_normalization=normalization, advantage_scale=scale),
             anchor_weight=0.3,
             quantization=None,
             optimizer=SGD,
@@ -138,7 +145,7 @@ def test_accumulation_equals_one_large_batch(gemma_path, tmp_path, phase, normal
         switch = PhaseSwitch(1, iterations=0) if phase == "warmup" else PhaseSwitch(0, [phase], iterations=1)
         randomize(module)
         trainer(tmp_path, switch, accumulate_grad_batches=k, gradient_clip_val=0.5).fit(
-            module, Digits(size=16, batch_size=batch_size)
+            module, Digits(size=16, batch_size=size)
         )
         ends.append(snapshot(module))
     for key in ends[0]:

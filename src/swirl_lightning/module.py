@@ -111,7 +111,8 @@ class SWIRL(WorldModelModule):
         self.tokens_seen = 0
         self._finite = FiniteCheck(self)
         self._denominator = SharedDenominator()
-        self._updates: dict[int, Update] = {}  # by batch index, while replays are to come
+        self._updates: dict[int, Update] = {}  # by batch index, until their last use
+        self._rollouts: dict[int, Rollouts] = {}  # by batch index, until their first use
         self._resumed: dict[str, Any] | None = None  # of a checkpoint, until the training starts
 
     def configure_optimizers(self) -> Any:
@@ -143,7 +144,9 @@ class SWIRL(WorldModelModule):
         if phase.policy is None:
             loss = self._supervised(batch, labelled_by_idm=phase == PhaseName.BOOTSTRAP)
         else:
-            rollouts = self._roll_out(phase.policy, batch) if batch.replay == 0 else None
+            if batch.window:
+                self._roll_out(phase.policy, batch.window)
+            rollouts = self._rollouts.pop(batch.index, None)
             loss = self._update_policy(phase.policy, batch)
             if batch.replay == self.num_policy_iterations(phase) - 1:
                 del self._updates[batch.index]
@@ -152,58 +155,60 @@ class SWIRL(WorldModelModule):
         self._finite.keep(loss.total, batch.transitions)
         self._denominator.add(loss.denominator)
         self.tokens_seen += loss.tokens
+        if rollouts is not None:
+            self._log(f"{rollouts.role}/", rollouts.summary(), len(batch))
         return {"loss": loss.total, "rollouts": rollouts}
 
-    def phase_one(self, batch: TransitionBatch) -> tuple[Samples, Samples, LogProbs]:
+    def phase_one(self, transitions: list[Transition]) -> tuple[Samples, Samples, LogProbs]:
         """Phase I, variational information maximisation: the FWM is the policy, the frozen IDM gives the reward.
 
         z ~ Q(z | x, y), one a pair; ŷ_k ~ P(y | x, z); r_k = log Q(z | x, ŷ_k). Returns z, ŷ and what r is made of.
         """
         fwm, idm = self.models.fwm, self.models.idm.frozen
-        x, y = self._tokens(batch.transitions)
-        z = idm.sample(x, y, self._keys("idm", batch.transitions), self.sampling)
-        y_hat = fwm.sample(
-            x, z, self._keys("fwm", batch.transitions), self.fwm_sampling, group=self.group_size(Role.FWM)
-        )
+        x, y = self._tokens(transitions)
+        z = idm.sample(x, y, self._keys("idm", transitions), self.sampling)
+        y_hat = fwm.sample(x, z, self._keys("fwm", transitions), self.fwm_sampling, group=self.group_size(Role.FWM))
         return z, y_hat, idm.log_prob(z, x, y_hat)
 
-    def phase_two(self, batch: TransitionBatch) -> tuple[Samples, Samples, LogProbs]:
+    def phase_two(self, transitions: list[Transition]) -> tuple[Samples, Samples, LogProbs]:
         """Phase II, ELBO maximisation: the IDM is the policy, the frozen FWM gives the reward.
 
         ẑ_k ~ Q(z | x, y); r_k = log P(y | x, ẑ_k). Returns ẑ twice and what r is made of.
         """
         fwm, idm = self.models.fwm.frozen, self.models.idm
-        x, y = self._tokens(batch.transitions)
-        z_hat = idm.sample(x, y, self._keys("idm", batch.transitions), self.sampling, group=self.group_size(Role.IDM))
+        x, y = self._tokens(transitions)
+        z_hat = idm.sample(x, y, self._keys("idm", transitions), self.sampling, group=self.group_size(Role.IDM))
         return z_hat, z_hat, fwm.log_prob(y, x, z_hat)
 
     @torch.no_grad()
-    def _roll_out(self, role: Role, batch: TransitionBatch) -> Rollouts:
-        """Sample and reward; keep what the policy update needs."""
-        actions, sampled, judged = (self.phase_one if role == Role.FWM else self.phase_two)(batch)
-        rewards = self.reward(judged, sampled.group_size)
-        self._finite.check_rewards(rewards, batch.transitions)
-        policy = self._policy(role)
-        advantages = self.learner.advantages(policy, sampled, rewards)
-        update = self.learner.update(policy, sampled, advantages)
-        if role == Role.FWM and self.anchor_weight > 0:
-            _, y = self._tokens(batch.transitions)
-            update.observed = sampled.prompts, [self.models.fwm.grammar.complete(content) for content in y]
-        self._updates[batch.index] = update
-        self.tokens_seen += int(sampled.completions.mask.sum()) + int(judged.mask.sum())
-        words = [self.backbone.decode_action(z) for z in actions.contents]
-        rollouts = Rollouts(
-            role,
-            batch.transitions,
-            words,
-            sampled.contents,
-            sampled.completions,
-            rewards,
-            advantages,
-            sampled.group_size,
-        )
-        self._log(f"{role}/", rollouts.summary(), len(batch))
-        return rollouts
+    def _roll_out(self, role: Role, window: list[TransitionBatch]) -> None:
+        """Sample and reward all micro-batches of an optimiser step; keep what their policy updates need."""
+        phase, policy = self.phase_one if role == Role.FWM else self.phase_two, self._policy(role)
+        found = []
+        for batch in window:
+            actions, sampled, judged = phase(batch.transitions)
+            rewards = self.reward(judged, sampled.group_size)
+            self._finite.check_rewards(rewards, batch.transitions)
+            self.tokens_seen += int(sampled.completions.mask.sum()) + int(judged.mask.sum())
+            found.append((batch, actions, sampled, rewards))
+        step_rewards = torch.cat([rewards for *_, rewards in found])
+        for batch, actions, sampled, rewards in found:
+            advantages = self.learner.advantages(policy, sampled, rewards, step_rewards)
+            update = self.learner.update(policy, sampled, advantages)
+            if role == Role.FWM and self.anchor_weight > 0:
+                _, y = self._tokens(batch.transitions)
+                update.observed = sampled.prompts, [self.models.fwm.grammar.complete(content) for content in y]
+            self._updates[batch.index] = update
+            self._rollouts[batch.index] = Rollouts(
+                role,
+                batch.transitions,
+                [self.backbone.decode_action(z) for z in actions.contents],
+                sampled.contents,
+                sampled.completions,
+                rewards,
+                advantages,
+                sampled.group_size,
+            )
 
     def _policy(self, role: Role) -> Policy:
         sampling = self.fwm_sampling if role == Role.FWM else self.sampling
@@ -254,6 +259,7 @@ class SWIRL(WorldModelModule):
     def on_train_epoch_end(self) -> None:
         """Nothing of a phase outlives it. (A short last window is not replayed.)"""
         self._updates.clear()
+        self._rollouts.clear()
 
     # ---- parts -----------------------------------------------------------------------------------
     def _tokens(self, transitions: list[Transition]) -> tuple[list[TokenIds], list[TokenIds]]:

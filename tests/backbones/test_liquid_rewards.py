@@ -9,7 +9,6 @@ from tokenizers import pre_tokenizers
 
 from support.tiny_families import CODES, VISUAL, backbone_of, liquid_folder, pictures
 from swirl_lightning import SWIRL, GRPOConfig
-from swirl_lightning.data import TransitionBatch
 from swirl_lightning.transition import Transition
 
 GROUP = 3
@@ -66,9 +65,9 @@ def straightforward(module, adapter, prompt_ids, completion, allowed):
     return max(-float(torch.stack(losses).mean()), -10.0)
 
 
-def batch():
+def pairs():
     states = pictures(4)
-    return TransitionBatch([Transition(states[n], states[2 + n], id=str(n)) for n in range(2)])
+    return [Transition(states[n], states[2 + n], id=str(n)) for n in range(2)]
 
 
 ACTION_IDS = [i for i in range(TEXT) if i not in (0, BOS, BOI, EOI)]
@@ -78,13 +77,13 @@ STATE_IDS = list(range(TEXT, TEXT + CODES))
 def rolled_out(module, phase):
     """Contents, rewards and prompts of one batch of rollouts."""
     with torch.no_grad():
-        _, sampled, judged = phase(batch())
+        _, sampled, judged = phase(pairs())
     prompts = [asked for asked in sampled.prompts for _ in range(sampled.group_size)]
     return sampled.contents, module.reward(judged, GROUP), prompts
 
 
 def test_phase_one_rewards_log_q_of_the_action_given_the_imagined_state(module):
-    before, _ = module._tokens(batch().transitions)
+    before, _ = module._tokens(pairs())
     contents, rewards, prompts = rolled_out(module, module.phase_one)
     assert len(contents) == 2 * GROUP
     tail = [*words("\nAfter: "), BOI]
@@ -99,7 +98,7 @@ def test_phase_one_rewards_log_q_of_the_action_given_the_imagined_state(module):
 
 
 def test_phase_two_rewards_log_p_of_the_observed_state_given_the_action(module):
-    before, after = module._tokens(batch().transitions)
+    before, after = module._tokens(pairs())
     contents, rewards, prompts = rolled_out(module, module.phase_two)
     for n, action in enumerate(contents):
         pair = n // GROUP
@@ -110,7 +109,7 @@ def test_phase_two_rewards_log_p_of_the_observed_state_given_the_action(module):
 
 def test_the_prompts_of_the_sft_data_are_the_same(module):
     """What the warm-up trains on, and what the rewards above were computed with."""
-    (x, *_), (y, *_) = module._tokens(batch().transitions)
+    (x, *_), (y, *_) = module._tokens(pairs())
     z = module.backbone.encode_action("go")
     assert module.prompts.fwm(x, z) == prompt(x, words("go"), "fwm")
     assert module.prompts.idm(x, y) == prompt(x, y, "idm")

@@ -80,6 +80,20 @@ def test_replay_gives_windows_again():
         assert by_index.setdefault(batch.index, ids(batch)) == ids(batch)
 
 
+@pytest.mark.parametrize("replays", [1, 2])
+def test_the_first_batch_of_a_window_brings_all_of_it_along(replays):
+    loader = TransitionLoader(rows(10), batch_size=2, replays=replays, window=2, shuffle=True)
+    by_index = {batch.index: ids(batch) for batch in loader}
+    windows = {(b.index, b.replay): [(w.index, ids(w)) for w in b.window] for b in loader}
+    assert {place: [index for index, _ in window] for place, window in windows.items() if window} == {
+        (0, 0): [0, 1],
+        (2, 0): [2, 3],
+        (4, 0): [4],
+    }
+    assert all(found == by_index[index] for window in windows.values() for index, found in window)
+    assert len(windows) == (5 if replays == 1 else 9)
+
+
 def labelled(count):
     return [Transition("b", "a", "go", id=str(1000 + i)) for i in range(count)]
 

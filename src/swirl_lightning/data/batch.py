@@ -18,9 +18,10 @@ class TransitionBatch:
         index: number of the batch within the epoch, the same whenever the batch is given again.
         replay: how often the batch was given before in this epoch.
         labelled: labelled transitions that are trained on beside the batch.
+        window: with the first batch of an optimiser step, all batches of that step, itself included; else empty.
     """
 
-    __slots__ = ("index", "labelled", "replay", "transitions")
+    __slots__ = ("index", "labelled", "replay", "transitions", "window")
 
     def __init__(
         self,
@@ -28,9 +29,11 @@ class TransitionBatch:
         index: int = 0,
         replay: int = 0,
         labelled: Sequence[Transition] = (),
+        window: Sequence[TransitionBatch] = (),
     ) -> None:
         self.transitions = list(transitions)
         self.labelled = list(labelled)
+        self.window = list(window)
         self.index = index
         self.replay = replay
 

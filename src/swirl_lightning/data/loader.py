@@ -29,7 +29,8 @@ class TransitionLoader:
     evaluation out on a rank that has none: the last batch of a rank with fewer rows may be empty.
 
     Replay: every window of ``window`` consecutive batches is given ``replays`` times in a row, for example
-    ``b0 b1 b0 b1 b2 b3 b2 b3``. An incomplete last window is given once.
+    ``b0 b1 b0 b1 b2 b3 b2 b3``. An incomplete last window is given once. The first batch of a window brings the whole
+    window along, so that what belongs to the optimiser step as a whole can be computed at once.
 
     ``state_dict`` holds the number of batches already handed over; batches that workers have fetched ahead
     do not count. After ``load_state_dict`` that epoch goes on with the next one, inside a window as well.
@@ -115,16 +116,20 @@ class TransitionLoader:
         beside = self._labelled(epoch, len(batches))
         fetched = iter(self._fetch([batches[index] + beside[index] for index in order]))
         left = Counter(index for index, _ in schedule)
-        held: dict[int, list[Transition]] = {}
+        held: dict[int, TransitionBatch] = {}
         for place, (index, replay) in enumerate(schedule, start=given + 1):
-            if index not in held:
-                held[index] = next(fetched)
-            rows = held[index]
+            starts = replay == 0 and index % self.window == 0
+            window = range(index, min(index + self.window, len(batches)) if starts else index + 1)
+            for number in window:
+                if number not in held:
+                    rows, count = next(fetched), len(batches[number])
+                    held[number] = TransitionBatch(rows[:count], number, labelled=rows[count:])
+            batch, together = held[index], [held[number] for number in window] if starts else []
             left[index] -= 1
             if not left[index]:
                 del held[index]
             self._given = (epoch, place)
-            yield TransitionBatch(rows[: len(batches[index])], index, replay, rows[len(batches[index]) :])
+            yield TransitionBatch(batch.transitions, index, replay, batch.labelled, together)
 
     @property
     def epoch(self) -> int:

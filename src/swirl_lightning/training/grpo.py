@@ -26,8 +26,8 @@ class GRPOConfig:
         epsilon: ε of the clipped surrogate.
         epsilon_high: upper ε if it differs (DAPO); None means ``epsilon``.
         advantage_scale: ``group`` divides by the group's standard deviation; ``batch`` by that of all rewards of the
-            micro-batch, on all ranks, so that groups whose rewards hardly differ hardly count; ``none`` does not
-            divide (Dr. GRPO).
+            optimiser step, over its micro-batches and ranks, so that groups whose rewards hardly differ hardly count;
+            ``none`` does not divide (Dr. GRPO).
         loss_normalization: ``token`` (over the global batch), ``sequence`` (mean of each sequence's mean)
             or ``constant`` (Dr. GRPO: by the longest possible length).
         num_iterations: policy updates per batch of rollouts.

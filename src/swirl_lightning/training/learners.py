@@ -46,8 +46,18 @@ class Learner(ABC):
     """Turns rollouts with rewards into a loss: pluggable by class path."""
 
     @abstractmethod
-    def advantages(self, policy: Policy, samples: Samples, rewards: Tensor) -> Tensor:
-        """What each of the N rollouts counts, (N,) float32, from its reward (N,). Without gradient; collective."""
+    def advantages(self, policy: Policy, samples: Samples, rewards: Tensor, step_rewards: Tensor) -> Tensor:
+        """What each rollout of a micro-batch counts. Without gradient; collective.
+
+        Args:
+            policy: what samples.
+            samples: N rollouts.
+            rewards: theirs, (N,).
+            step_rewards: those of the whole optimiser step on this rank, (M,), ``rewards`` among them.
+
+        Returns:
+            (N,) float32.
+        """
 
     @abstractmethod
     def update(self, policy: Policy, samples: Samples, advantages: Tensor) -> Update:
@@ -61,10 +71,10 @@ class Learner(ABC):
 class GRPO(Learner):
     """Group-relative policy optimisation with a clipped surrogate and a KL to the reference (paper, section 3)."""
 
-    def advantages(self, policy: Policy, samples: Samples, rewards: Tensor) -> Tensor:
+    def advantages(self, policy: Policy, samples: Samples, rewards: Tensor, step_rewards: Tensor) -> Tensor:
         """Reward less the mean of its group, divided as ``advantage_scale`` says."""
         scale = policy.grpo.advantage_scale
-        spread = std_over_ranks(rewards, policy.strategy) if scale == "batch" else None
+        spread = std_over_ranks(step_rewards, policy.strategy) if scale == "batch" else None
         return group_advantages(rewards, samples.group_size, scale, spread)
 
     def update(self, policy: Policy, samples: Samples, advantages: Tensor) -> Update:
@@ -108,7 +118,7 @@ class BestOfN(Learner):
             raise ValueError(f"threshold must be a finite number, got {threshold}")
         self.threshold = threshold
 
-    def advantages(self, policy: Policy, samples: Samples, rewards: Tensor) -> Tensor:
+    def advantages(self, policy: Policy, samples: Samples, rewards: Tensor, step_rewards: Tensor) -> Tensor:
         """1 for the chosen rollout of each group, 0 for the others."""
         update = Update.from_samples(samples, rewards)
         scored = score_update(policy.models, policy.role, update, range(len(update.prompts)), temperature=1.0)
