@@ -17,6 +17,7 @@ from statistics import mean, stdev
 
 import yaml
 
+from swirl_lightning.console import one_line
 from swirl_lightning.results.table import FILE, read
 
 METRICS = {
@@ -66,7 +67,7 @@ def markdown(seeds: list[dict[str, dict[str, float]]]) -> str:
 
 
 def _swirl(command: str, config: Path, arguments: Sequence[str]) -> None:
-    subprocess.run([sys.executable, "-m", "swirl_lightning.cli", command, "-c", str(config), *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "swirl_lightning", command, "-c", str(config), *arguments], check=True)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -83,4 +84,4 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

@@ -69,6 +69,8 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, gemma_path):
     resumed = swirl("fit", "-c", path, "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "Restor" in resumed.stderr + resumed.stdout
+    for not_for_the_user in ("Tip:", "kernels-community", "is deprecated", "Warning"):
+        assert not_for_the_user not in resumed.stderr
     alone = adapters(finished / "runs" / "r" / "checkpoints" / "last.ckpt")
     again = adapters(tmp_path / "runs" / "r" / "checkpoints" / "last.ckpt")
     assert alone.keys() == again.keys()

@@ -18,9 +18,10 @@ from support.tiny_families import FAMILIES, SIDE, pictures
 from support.trainers import quiet_trainer
 from support.world import Digits
 from swirl_lightning import SWIRL, GRPOConfig, OptimConfig
+from swirl_lightning.__main__ import main
 from swirl_lightning.backbones import Backbone
 from swirl_lightning.callbacks import PhaseSwitch
-from swirl_lightning.cli import TRAINER, main, swirl_cli
+from swirl_lightning.cli import TRAINER, swirl_cli
 from swirl_lightning.data import TransitionDataModule
 
 FOLDER = Path(__file__).parents[1] / "configs"

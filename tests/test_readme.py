@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from swirl_lightning.cli import main
+from swirl_lightning.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,19 +1,63 @@
-"""The ``swirl`` command: sets the process up before anything makes a tensor, then hands over to the CLI."""
+"""The ``swirl`` command: finds out what is asked for, and imports no more than that needs."""
 
 from __future__ import annotations
 
 import os
+import sys
+import textwrap
+
+from swirl_lightning.console import nearest, one_line, silence_libraries
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """PyTorch's own switch, which it reads once, when the first tensor is made: large tensors in pages of 2 MiB."""
 
+COMMANDS = {
+    "fit": "train: the warm-up, then the phases",
+    "validate": "score a checkpoint on the validation split",
+    "test": "score a checkpoint on the test split, as a row of results.json",
+    "predict": "write what a checkpoint predicts to files",
+    "report": "put results of runs beside the paper's, as Markdown and HTML",
+    "fetch": "bring a small pretrained base: swirl fetch smollm2 --to FOLDER",
+}
+USAGE = f"usage: swirl [-h] [-c CONFIG] {{{','.join(COMMANDS)}}} ..."
+
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of the console script."""
-    os.environ.setdefault(HUGE_PAGES, "1")  # blocks that are mapped anew each time cost a fault a page
-    from swirl_lightning.cli import main as run  # only now: importing torch's users may make tensors
+    one_line(lambda: _run(args))
 
-    run(args)
+
+def _run(args: list[str] | None) -> None:
+    given = sys.argv[1:] if args is None else args
+    first = given[0] if given else ""
+    if first in ("-h", "--help"):
+        print(_help())
+    elif first == "report":
+        from swirl_lightning.results.report import main as report
+
+        report(given[1:])
+    elif first == "fetch":
+        from swirl_lightning.prepare.smollm2 import main as fetch
+
+        fetch(given[1:])
+    elif first not in COMMANDS and not first.startswith("-"):
+        wrong = f"{first!r} is no command{nearest(first, COMMANDS)}" if first else "no command is given"
+        print(f"error: {wrong} ({USAGE.removeprefix('usage: ')})", file=sys.stderr)
+        sys.exit(2)
+    else:
+        os.environ.setdefault(HUGE_PAGES, "1")  # blocks that are mapped anew each time cost a fault a page
+        silence_libraries()
+        from swirl_lightning.cli import swirl_cli  # only now: importing torch's users may make tensors
+
+        swirl_cli(args)
+
+
+def _help() -> str:
+    lines = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    return (
+        f"{USAGE}\n\nWorld models from state-only data: SWIRL on PyTorch Lightning.\n\ncommands:\n{lines}\n\n"
+        + textwrap.fill("Options of a command: swirl COMMAND --help. Its configuration: -c CONFIG.", 80)
+    )
 
 
 if __name__ == "__main__":

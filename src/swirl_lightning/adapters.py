@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -60,6 +58,10 @@ class Adapters:
         default_targets: str | Sequence[str],
         shared: bool = False,
     ) -> None:
+        # imported here, for it takes as long as torch itself, and a command line that is refused needs no adapter
+        from peft import LoraConfig, PeftModel, get_peft_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         targets = settings.target_modules or default_targets
         config = LoraConfig(
             r=settings.r,
@@ -79,8 +81,11 @@ class Adapters:
         self.model: PeftModel = get_peft_model(model, config, adapter_name=self.names[0])
         for name in self.names[1:]:
             self.model.add_adapter(name, config)
-        self._layers: list[Any] = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
-        self._params = {name: dict(self._collect(name)) for name in self.names}
+        layers: dict[str, Any] = {
+            path: module for path, module in self.model.named_modules() if isinstance(module, BaseTunerLayer)
+        }
+        self._layers = list(layers.values())
+        self._params = {name: dict(_parameters(layers, name)) for name in self.names}
         for name in self.names:
             for parameter in self._params[name].values():
                 parameter.requires_grad_(name in self.trainable)
@@ -201,13 +206,14 @@ class Adapters:
     def _policy_of(self, name: AdapterName) -> AdapterName:
         return AdapterName(name.removesuffix("_ref").removesuffix("_reward"))
 
-    def _collect(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
-        for path, module in self.model.named_modules():
-            if isinstance(module, BaseTunerLayer):
-                for part in module.adapter_layer_names:
-                    holder = getattr(module, part, {})
-                    if name in holder:
-                        entry = holder[name]
-                        parameter = entry if isinstance(entry, nn.Parameter) else getattr(entry, "weight", None)
-                        if parameter is not None:
-                            yield f"{path.removeprefix('base_model.model.')}.{part}", parameter
+
+def _parameters(layers: dict[str, Any], name: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of one adapter in PEFT's ``layers``, which are named by their path in the model."""
+    for path, layer in layers.items():
+        for part in layer.adapter_layer_names:
+            holder = getattr(layer, part, {})
+            if name in holder:
+                entry = holder[name]
+                parameter = entry if isinstance(entry, nn.Parameter) else getattr(entry, "weight", None)
+                if parameter is not None:
+                    yield f"{path.removeprefix('base_model.model.')}.{part}", parameter

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BasePredictionWriter,
@@ -14,9 +13,10 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     ProgressBar,
 )
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from swirl_lightning.callbacks import (
     ActionTable,
@@ -34,8 +34,7 @@ from swirl_lightning.callbacks import (
 from swirl_lightning.checkpoint import check_file
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
-from swirl_lightning.prepare.smollm2 import main as fetch
-from swirl_lightning.results.report import main as report
+from swirl_lightning.parsing import Parser, shorten
 
 TRAINER = {
     "max_epochs": -1,  # the schedule of phases ends the training
@@ -89,20 +88,6 @@ class SaveConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
 
-class Parser(LightningArgumentParser):
-    """Lightning's parser, with ``null`` for options of classes within classes.
-
-    jsonargparse reads the null of ``--model.backbone.quantization null`` and hands it on to the parser of the inner
-    class as the text ``None``.
-    """
-
-    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
-        """As in jsonargparse."""
-        if isinstance(args, list) and len(args) == 1 and args[0].endswith("=None"):
-            args = [args[0].removesuffix("None") + "null"]
-        return super().parse_args(args, *rest, **options)
-
-
 class SwirlCLI(LightningCLI):
     """LightningCLI with the phases as a top-level key: ``phase_switch: {warmup_epochs: 2, iterations: 1}``.
 
@@ -123,6 +108,26 @@ class SwirlCLI(LightningCLI):
         own = config.get("callbacks") or []
         own = own if isinstance(own, list) else [own]
         return super()._instantiate_trainer(config, [*callbacks, *default_callbacks(config, own)])
+
+    def instantiate_classes(self) -> None:
+        """As in Lightning; what a class refuses is the configuration's fault, whatever it raises.
+
+        Raises:
+            ValueError: it cannot be built; one line.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise ValueError(shorten(str(error))) from error
+        except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{type(error).__name__}: {shorten(str(error))}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As in Lightning, with the two errors of a run that a change of the configuration mends as ValueErrors."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (MisconfigurationException, torch.OutOfMemoryError) as error:
+            raise ValueError(str(error)) from error
 
     def before_predict(self) -> None:
         """Predictions go to files: as :class:`Predictions` writes them, unless the config has a writer of its own."""
@@ -157,37 +162,9 @@ def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:
         save_config_kwargs={"overwrite": True},
         parser_class=Parser,
         auto_configure_optimizers=False,
+        parser_kwargs={"prog": "swirl"},
         seed_everything_default=0,
         trainer_defaults=TRAINER,
-        parser_kwargs={
-            "description": "World models from state-only data: SWIRL on PyTorch Lightning.",
-            "epilog": "swirl report RUN ... puts results of runs beside the paper's, as Markdown and HTML; "
-            "swirl fetch smollm2 --to FOLDER brings a small pretrained base.",
-        },
         run=run,
         args=args,
     )
-
-
-def main(args: list[str] | None = None) -> None:
-    """Entry point of the console script.
-
-    What a user can mend ends in one line on stderr; ``SWIRL_TRACEBACK=1`` shows where it came from.
-    """
-    given = sys.argv[1:] if args is None else args
-    try:
-        if given[:1] == ["report"]:
-            report(given[1:])
-            return
-        if given[:1] == ["fetch"]:
-            fetch(given[1:])
-            return
-        swirl_cli(args)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        if os.environ.get("SWIRL_TRACEBACK"):
-            raise
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

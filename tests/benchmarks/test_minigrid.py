@@ -13,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("minigrid")
 
+from swirl_lightning.__main__ import main
 from swirl_lightning.benchmarks.minigrid import (
     CELLS,
     FAMILIES,
@@ -30,7 +31,6 @@ from swirl_lightning.benchmarks.minigrid import (
     split_of,
 )
 from swirl_lightning.benchmarks.minigrid.tiles import HELD_OUT, INDEX, OBJECTS, Cell, atlas, layout
-from swirl_lightning.cli import main
 from swirl_lightning.transition import Transition
 
 FLOOR, WALL, KEY, AGENT = (

@@ -16,7 +16,7 @@ from PIL import Image
 from support.judge_server import KEY, serving
 from support.suites import HOMES, VISUAL, write_config
 from support.visual_world import liquid_folder
-from swirl_lightning.cli import main
+from swirl_lightning.__main__ import main
 from swirl_lightning.results.table import read
 
 TESTS = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ def command(*args):
     """``swirl`` in a process of its own."""
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        [sys.executable, "-m", "swirl_lightning.cli", *map(str, args)],
+        [sys.executable, "-m", "swirl_lightning", *map(str, args)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},

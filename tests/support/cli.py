@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from swirl_lightning.cli import main
+from swirl_lightning.__main__ import main
 
 TESTS = Path(__file__).parents[1]
 
@@ -72,7 +72,7 @@ def swirl(*args):
     """In a process of its own."""
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        [sys.executable, "-m", "swirl_lightning.cli", *map(str, args)],
+        [sys.executable, "-m", "swirl_lightning", *map(str, args)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},

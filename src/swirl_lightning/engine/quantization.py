@@ -8,8 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -36,6 +34,8 @@ def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = Fal
     Returns:
         The same model.
     """
+    from bitsandbytes.nn import Linear4bit  # here: it imports torch's compiler, which takes a second
+
     model.requires_grad_(False)
     layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
     for layer in layers:
@@ -72,6 +72,8 @@ class _Dense:
     def get(self, layer: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return the weight (out, in) on a device, dequantised at the first call alone."""
         if self.weight is None or self.weight.device != device:
+            from bitsandbytes.functional import dequantize_4bit
+
             with torch.inference_mode(False), torch.no_grad():  # it will serve training forwards, too
                 self.weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
         return self.weight
@@ -81,7 +83,7 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     """Compute what `Linear4bit` does, (..., in) -> (..., out), with the weight dequantised at the first call alone."""
     dense: _Dense = layer.dense
     if not dense.everywhere and x.device.type != "cpu":
-        return Linear4bit.forward(layer, x)
+        return type(layer).forward(layer, x)  # the class's own: the instance's is this function
     dtype = layer.compute_dtype or x.dtype
     weight = dense.get(layer, x.device, dtype) if dense.merged is None else dense.merged
     bias = None if layer.bias is None else layer.bias.to(dtype)

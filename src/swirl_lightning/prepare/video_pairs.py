@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
 
+from swirl_lightning.console import one_line
 from swirl_lightning.data.video import Video, VideoError, require_av
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
@@ -240,4 +241,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from swirl_lightning.console import one_line
 from swirl_lightning.results.paper import SUITES, Row, SuiteTable
 from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, read, show
 
@@ -208,4 +209,4 @@ def _bar(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

@@ -1,0 +1,53 @@
+"""Behaviour of every command of the package: errors in one line, and no messages that are not for its user."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+
+MENDABLE = (ValueError, OSError, ImportError, FloatingPointError)
+"""Errors whose message tells the user what to change. Others are faults of the program, and keep their traceback."""
+
+_DEPRECATIONS = (  # of libraries among themselves
+    r".*is_gradient_checkpointing` is deprecated",
+    r".*isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
+
+def one_line(main: Callable[[], None]) -> None:
+    """Run a command; what its user can mend ends it with one line on stderr and exit code 1.
+
+    ``SWIRL_TRACEBACK=1`` shows where the error came from.
+    """
+    try:
+        main()
+    except MENDABLE as error:
+        if os.environ.get("SWIRL_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` with the known name that is most like ``name``, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def silence_libraries() -> None:
+    """Drop advertisements, deprecations that libraries cause in one another, and an optional kernel's absence.
+
+    The kernel is bitsandbytes' for inference on CPUs, which training cannot use (see ``engine.quantization``).
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
+    for message in _DEPRECATIONS:
+        warnings.filterwarnings("ignore", message, FutureWarning)
+        warnings.filterwarnings("ignore", message, DeprecationWarning)
+
+
+def _no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in str(record.msg)

@@ -1,0 +1,107 @@
+"""The parser of the ``swirl`` command: Lightning's, with errors in one line and the nearest known name."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
+
+from swirl_lightning.console import nearest
+
+_UNKNOWN = re.compile(
+    r"(?:unrecognized arguments: (?:--)?(?P<argument>[^\s=]+)|Option '(?P<option>[^']+)' is not accepted"
+    r"|(?:Group '(?P<group>[^']+)'|Subcommand '\w+') does not accept option '(?P<member>[^']+)')"
+)
+_NO_ATTRIBUTE = re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'")
+_CLASS = re.compile(r"Problem with given class_path '(.+)':$")
+_KEY = re.compile(r'Parser key "([^"]+)":\s*(.*)$')
+_SAID_ELSEWHERE = (  # of a union of types: that the others do not fit either, and what was given, which may be long
+    "Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Not a valid subclass of",
+    "Subclass types expect one of",
+    "a class path (str)",
+    "a dict with",
+    "Given value",
+)
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, with ``null`` for options of classes within classes, and short messages.
+
+    jsonargparse reads the null of ``--model.backbone.quantization null`` and hands it on to the parser of the inner
+    class as the text ``None``.
+    """
+
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """As in jsonargparse."""
+        if isinstance(args, list) and len(args) == 1 and args[0].endswith("=None"):
+            args = [args[0].removesuffix("None") + "null"]
+        return super().parse_args(args, *rest, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with one line instead of usage and configuration; within a class, leave it to the outer parser."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        program = parser.prog.replace(" [options]", "")
+        sys.stderr.write(f"error: {shorten(message, parser)} (all options: {program} --help)\n")
+        self.exit(2)
+
+
+def shorten(message: str, parser: ArgumentParser | None = None) -> str:
+    """What is wrong in a message of jsonargparse, in one line: key, problem and the nearest known name.
+
+    Args:
+        message: may go over many lines, with alternatives that nobody meant and the whole configuration.
+        parser: has the known names of the outermost options.
+    """
+    keys: list[str] = []
+    place = ""
+    problems: list[str] = []
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        if "Parser key" in text and (key := _KEY.search(text)):
+            keys.append(key[1])
+            text = key[2]
+        elif found := _CLASS.match(text):
+            place, text = found[1], ""
+        if text and not text.startswith(_SAID_ELSEWHERE):
+            problems.append(text)
+    problem = "; ".join(dict.fromkeys(problems)) or message.splitlines()[0]
+    if unknown := _UNKNOWN.search(problem):
+        name = unknown["argument"] or unknown["option"] or ".".join(filter(None, unknown.group("group", "member")))
+        known = _options(place) if place else parser.get_defaults().keys() if parser is not None else ()
+        above = "".join(f"{key}." for key in keys)
+        owner = f" of {place}" if place else ""
+        return f"{above}{name} is no option{owner}{nearest(above + name, [above + k for k in _with_parents(known)])}"
+    if missing := _NO_ATTRIBUTE.search(problem):
+        problem = missing[0] + nearest(missing["name"], dir(import_module(missing["module"])))
+    problem = re.sub(r"a (?:typing\.|<class '(?:\w+\.)*)(\w+)(?:'>)?", r"\1", problem)
+    problem = re.sub(r"Expected a dot import path string: (\S+)", r"'\1' is no class path (package.Class)", problem)
+    return ": ".join(filter(None, [".".join(keys), problem]))
+
+
+def _options(class_path: str) -> Iterable[str]:
+    """Options of a class, those of its dataclasses included, with dots."""
+    module, _, name = class_path.rpartition(".")
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
+    return [str(option) for option in parser.get_defaults().keys()]  # noqa: SIM118 - a Namespace iterates otherwise
+
+
+def _with_parents(options: Iterable[str]) -> list[str]:
+    """``a.b.c`` is an option, and so are ``a.b`` and ``a``."""
+    found: dict[str, None] = {}
+    for option in options:
+        parts = str(option).split(".")
+        found |= dict.fromkeys(".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return list(found)

@@ -1,0 +1,151 @@
+"""What the command says when it is mistyped, and how little it imports for that."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from support.cli import here
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "configs" / "minigrid_quickstart.yaml"
+WATCHED = """
+import sys
+
+from swirl_lightning.__main__ import main
+
+try:
+    main()
+finally:
+    print("imported:", *sorted({"torch", "peft", "bitsandbytes", "tensorboard"} & sys.modules.keys()))
+"""
+
+
+def alone(*args):
+    """In a process of its own: exit code, stderr and the heavy packages that were imported."""
+    command = [sys.executable, "-c", WATCHED, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return done.returncode, done.stderr, done.stdout.splitlines()[-1].split()[1:]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["--help"], 0, ""),
+        (["fiit"], 2, "error: 'fiit' is no command; did you mean 'fit'?"),
+        ([], 2, "error: no command is given"),
+        (["report"], 2, "usage: swirl report"),
+    ],
+)
+def test_what_trains_nothing_does_not_even_import_torch(args, code, told):
+    ended, stderr, imported = alone(*args)
+    assert (ended, imported) == (code, [])
+    assert stderr.startswith(told)
+    assert bool(stderr) == bool(told)
+
+
+def test_a_mistyped_option_is_one_line_before_the_quantiser_and_peft_are_imported():
+    code, stderr, imported = alone("fit", "-c", QUICKSTART, "--model.grpo.epsilonn", "3")
+    assert (code, imported) == (2, ["torch"])
+    assert stderr == (
+        "error: model.grpo.epsilonn is no option of swirl_lightning.SWIRL; did you mean 'model.grpo.epsilon'? "
+        "(all options: swirl fit --help)\n"
+    )
+
+
+@pytest.mark.parametrize("module", ["results.report", "prepare.edit_corpora", "backbones.vqgan"])
+def test_a_module_of_its_own_ends_in_one_line_too(tmp_path, module):
+    missing = {"prepare.edit_corpora": [tmp_path / "out.jsonl", "--aurora", tmp_path / "none"]}
+    args = [str(arg) for arg in missing.get(module, [tmp_path / "none"])]
+    done = subprocess.run(
+        [sys.executable, "-m", f"swirl_lightning.{module}", *args], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+
+
+def test_help_names_every_command(capsys):
+    here("--help")
+    told = capsys.readouterr().out
+    assert all(f"\n  {name} " in told for name in ("fit", "validate", "test", "predict", "report", "fetch"))
+
+
+@pytest.fixture
+def refused(capsys):
+    """The one line of an error."""
+
+    def run(*args):
+        with pytest.raises(SystemExit) as end:
+            here("fit", *args)
+        told = capsys.readouterr().err if isinstance(end.value.code, int) else f"{end.value.code}\n"
+        (line,) = [line for line in told.splitlines() if "Seed set" not in line]
+        assert len(line) < 400, line
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--trainer.max_epohcs", "3"], "trainer.max_epohcs is no option; did you mean 'trainer.max_epochs'?"),
+        (["--phase_swtich.iterations", "3"], "did you mean 'phase_switch.iterations'?"),
+        (["--data.batchsize", "3"], "data.batchsize is no option of .*MiniGrid; did you mean 'data.batch_size'?"),
+        (["--model.backbone.dtyp", "x"], "model.backbone.dtyp is no option of .*Liquid; did you mean '.*.dtype'?"),
+        (["--model.grpo.epsilon", "abc"], "model.grpo.epsilon: Expected float. Got value: abc"),
+        (["--model.reward", "Foo"], "model.reward: 'Foo' is no class path"),
+        (["--model.backbone.quantization", "int8"], "quantization must be 'nf4' or null, got 'int8'"),
+        (["--trainer.precision", "half"], "trainer.precision: Expected .*'bf16-mixed'"),
+        (["extra"], "extra is no option"),
+    ],
+)
+def test_an_option_of_the_command_line(refused, args, told):
+    assert _matches(refused("-c", QUICKSTART, *args), told)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("modle", 3, "modle is no option; did you mean 'model'?"),
+        ("trainer/maxepochs", 3, "did you mean 'trainer.max_epochs'?"),
+        ("model/init_args/grpo/epsilonn", 3, "model.grpo.epsilonn is no option .* 'model.grpo.epsilon'?"),
+        ("model/init_args/backbone/init_args/dtyp", "x", "model.backbone.dtyp is no option of .*Liquid"),
+        ("model/init_args/backbone/class_path", "swirl_lightning.backbones.Liquidd", "did you mean 'Liquid'?"),
+        ("model/init_args/optim/fwm/lr", "fast", "model.optim.fwm.lr: Expected float. Got value: fast"),
+        ("data/init_args/batchsize", 3, "did you mean 'data.batch_size'?"),
+        ("trainer/callbacks", [{"class_path": "swirl_lightning.callbacks.Result"}], "did you mean 'Results'?"),
+        ("model/init_args/lora", 3, "must be a mapping, not int"),
+    ],
+)
+def test_a_key_of_the_configuration(refused, tmp_path, key, value, told):
+    settings = yaml.safe_load(QUICKSTART.read_text())
+    at = settings
+    *path, last = key.split("/")
+    for part in path:
+        at = at[part]
+    at[last] = value
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    assert _matches(refused("-c", tmp_path / "c.yaml"), told)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about a machine without a GPU")
+def test_a_device_that_is_not_there_is_one_line(refused):
+    assert "gpu" in refused("-c", QUICKSTART, "--trainer.accelerator", "gpu")
+
+
+def _matches(line, told):
+    """``told`` is what the line has, with ``.*`` for anything between."""
+    at = 0
+    for part in told.split(".*"):
+        found = line.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return line.startswith("error: ")
