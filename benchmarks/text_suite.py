@@ -14,6 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from swirl_lightning.benchmarks.suite import Suite
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import SkippedRecords, first, halves, rank_of, require_files
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.bert_score import BERTScore, missing_model
 from swirl_lightning.metrics.embedding import EmbeddingSimilarity, missing_encoder
 from swirl_lightning.metrics.exact_match import ExactMatch
@@ -63,6 +64,7 @@ class TextSuite(Suite):
         self.embedding = embedding
         self.split_seed = split_seed
         self.validation_episodes = validation_episodes
+        check_ranges("data", vars(self), validation_episodes="[0, inf)")
         self._missing: dict[str, str] = {}
         self._parts: dict[str, list[Transition]] = {}
 

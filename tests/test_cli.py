@@ -107,7 +107,7 @@ def test_predict_writes_every_row_and_generates_none_twice(finished):
     ("changes", "args", "words"),
     [
         ({"model/init_args/grpo/group_sizes": 3}, [], ["group_sizes"]),
-        ({"model/init_args/grpo/group_size": 1}, [], ["group needs at least 2"]),
+        ({"model/init_args/grpo/group_size": 1}, [], ["model.grpo.group_size must lie in [2, inf), got 1"]),
         ({"model/init_args/backbone/class_path": "swirl_lightning.backbones.Nothing"}, [], ["Nothing"]),
         ({"phase_switch/phases": ["fwm", "imd"]}, [], ["imd", "bootstrap"]),
         ({}, ["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "does not exist"]),

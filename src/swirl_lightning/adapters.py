@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from swirl_lightning.engine.quantization import merge, mergeable, unmerge
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.roles import ROLES, AdapterName, Role
 
 
@@ -25,12 +26,18 @@ class AdapterConfig:
         alpha: LoRA's α; the update is scaled by α / r.
         dropout: on the input of each adapter, in the policy update only.
         target_modules: PEFT's ``target_modules``; None takes the backbone's own choice.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     r: int = 16
     alpha: int = 32
     dropout: float = 0.0
     target_modules: list[str] | str | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges("model.lora", vars(self), r="[1, inf)", alpha="[1, inf)", dropout="[0, 1)")
 
 
 class Adapters:

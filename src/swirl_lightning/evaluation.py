@@ -14,6 +14,7 @@ from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.generation_memory import GenerationMemory
 from swirl_lightning.roles import ROLES, Role
 from swirl_lightning.transition import State, Transition
@@ -44,8 +45,7 @@ class EvaluationConfig:
         unknown = [mode for mode in self.modes if mode not in MODES]
         if unknown or not self.modes:
             raise ValueError(f"evaluation.modes must be among {list(MODES)}, got {list(self.modes)}")
-        if self.best_of < 1:
-            raise ValueError(f"evaluation.best_of must be >= 1, got {self.best_of}")
+        check_ranges("model.evaluation", vars(self), best_of="[1, inf)")
 
 
 class Evaluator:

@@ -14,6 +14,7 @@ from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import EvaluationConfig, Evaluator
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.restore import restore
@@ -48,12 +49,11 @@ class WorldModelModule(LightningModule):
             raise ValueError(f"roles must be among {[role.value for role in ROLES]}, got {list(roles)}")
         if evaluation.best_of > 1 and len(set(roles)) == 1:
             raise ValueError(f"evaluation.best_of asks both models, got roles {list(roles)}")
-        if max_tokens_per_forward is not None and max_tokens_per_forward < 1:
-            raise ValueError(f"max_tokens_per_forward must be at least 1 or null, got {max_tokens_per_forward}")
         self.backbone, self.lora, self.shared_weights = backbone, lora, shared_weights
         self.roles = tuple(Role(role) for role in roles)
         self.sampling, self.templates, self.evaluation = sampling, templates, evaluation
         self.max_tokens_per_forward = max_tokens_per_forward
+        check_ranges("model", vars(self), max_tokens_per_forward="[1, inf) or null")
         self.states = StateTokens(backbone, cache_dir=token_cache)
         self.label = "base"
         self.model: torch.nn.Module | None = None

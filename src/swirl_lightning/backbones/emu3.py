@@ -22,6 +22,7 @@ from swirl_lightning.backbones.image_tokens import ImageTokens
 from swirl_lightning.backbones.images import square
 from swirl_lightning.backbones.loading import load_base, load_config, load_tokenizer, misfit
 from swirl_lightning.engine.grammar import Grammar, TokenIds
+from swirl_lightning.engine.ranges import check_ranges
 
 BOI, IMAGE, EOL, EOF, EOI = "<|image start|>", "<|image token|>", "<|extra_200|>", "<|extra_201|>", "<|image end|>"
 _CODE = re.compile(r"<\|visual token (\d{6})\|>")
@@ -49,6 +50,7 @@ class Emu3(ImageTokens):
     def __init__(self, model_name_or_path: str, resolution: int = 512, **kwargs: Any) -> None:
         super().__init__(model_name_or_path, **kwargs)
         self.resolution = resolution
+        check_ranges("model.backbone", vars(self), resolution="[1, inf)")
         self._codec: Emu3VQVAE | None = None
 
     # ---- the model -------------------------------------------------------------------------------

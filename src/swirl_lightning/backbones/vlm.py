@@ -16,6 +16,7 @@ from swirl_lightning.backbones.image_trunk import ImageStore, ImageTrunk
 from swirl_lightning.backbones.loading import load_base, load_config, misfit
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.engine.grammar import Grammar, TokenIds
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import State
 
 QWEN = ("qwen2_vl", "qwen2_5_vl")
@@ -65,8 +66,8 @@ class VLM(TextLLM):
         self, model_name_or_path: str, resolution: int | None = None, images_kept: int = 1024, **kwargs: Any
     ) -> None:
         super().__init__(model_name_or_path, **kwargs)
-        if images_kept < 1:
-            raise ValueError(f"images_kept must be at least 1, got {images_kept}")
+        given = {"resolution": resolution, "images_kept": images_kept}
+        check_ranges("model.backbone", given, resolution="[1, inf) or null", images_kept="[1, inf)")
         self._resolution, self.images_kept = resolution, images_kept
 
     # ---- the model -------------------------------------------------------------------------------

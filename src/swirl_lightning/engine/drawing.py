@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from swirl_lightning.engine import cpu
+from swirl_lightning.engine.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,7 @@ class SamplingConfig:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be >= 1 or null, got {self.top_k}")
+        check_ranges("model.sampling", vars(self), temperature="[0, inf)", top_p="(0, 1]", top_k="[1, inf) or null")
 
 
 GREEDY = SamplingConfig(temperature=0.0, top_p=1.0)

@@ -25,6 +25,7 @@ from rich.progress import Progress
 
 from swirl_lightning.console import one_line
 from swirl_lightning.data.video import Video, VideoError, require_av
+from swirl_lightning.engine.ranges import check_ranges
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 _LOG = "videos.jsonl"
@@ -53,8 +54,8 @@ class PairConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.seconds <= 0 or self.per_video < 1 or self.size < 0:
-            raise ValueError("seconds must be above 0, per_video at least 1, size not negative")
+        sizes = {"per_video": "[1, inf)", "size": "[0, inf)", "seed": "[0, inf)"}
+        check_ranges("video_pairs", vars(self), seconds="(0, inf)", max_ssim="[-1, 1]", max_black="[0, 1]", **sizes)
 
 
 def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = None, workers: int = 1) -> Counter[str]:

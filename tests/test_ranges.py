@@ -1,0 +1,142 @@
+"""No option takes a number that means nothing: each is refused by name where the object is made."""
+
+from __future__ import annotations
+
+import inspect
+from types import NoneType
+from typing import get_args, get_type_hints
+
+import pytest
+
+from support.cli import here
+from swirl_lightning import SWIRL, AdapterConfig, EvaluationConfig, GRPOConfig, OptimConfig, PhaseSwitch, SamplingConfig
+from swirl_lightning.backbones import VLM, Emu3, Liquid, TextLLM
+from swirl_lightning.benchmarks.mind2web import Mind2Web
+from swirl_lightning.benchmarks.minigrid import MiniGrid
+from swirl_lightning.benchmarks.textworld import TextWorld
+from swirl_lightning.callbacks import (
+    ActionTable,
+    CollapseWatch,
+    MemoryReport,
+    Predictions,
+    Throughput,
+    TransitionImages,
+)
+from swirl_lightning.data.module import TransitionDataModule
+from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.judge.client import Judge
+from swirl_lightning.prepare.video_pairs import PairConfig
+from swirl_lightning.training.rewards import MeanLogProb
+
+BASE = {"model_name_or_path": "builtin/tiny-liquid"}
+MADE_WITH = {
+    SWIRL: {"backbone": Liquid(**BASE)},
+    Judge: {"model": "any"},
+    **{kind: {"data_dir": "."} for kind in (Mind2Web, TextWorld)},
+    **dict.fromkeys((Emu3, Liquid, TextLLM, VLM), BASE),
+}
+PLAIN = (
+    AdapterConfig,
+    GRPOConfig,
+    OptimConfig,
+    SamplingConfig,
+    EvaluationConfig,
+    PhaseSwitch,
+    MeanLogProb,
+    PairConfig,
+    MiniGrid,
+    ActionTable,
+    CollapseWatch,
+    MemoryReport,
+    Predictions,
+    Throughput,
+    TransitionImages,
+)
+ANY_NUMBER = {"seed", "world_seed", "split_seed"}
+NAN, INF = float("nan"), float("inf")
+
+
+def numbers(kind):
+    """Options of a class that are numbers, its bases' included: name -> int or float."""
+    found = {}
+    for owner in reversed(kind.__mro__):
+        own = vars(owner).get("__init__")
+        if not inspect.isfunction(own) or not owner.__module__.startswith("swirl_lightning"):
+            continue
+        for name, hint in get_type_hints(own).items():
+            kinds = [kind for kind in get_args(hint) or [hint] if kind is not NoneType]
+            if name in inspect.signature(own).parameters and kinds in ([int], [float]):
+                found[name] = kinds[0]
+    return found
+
+
+CASES = [
+    pytest.param(kind, name, value, id=f"{kind.__name__}-{name}-{value}")
+    for kind in (*MADE_WITH, *PLAIN)
+    for name, number in numbers(kind).items()
+    if name not in ANY_NUMBER
+    for value in ((-1,) if number is int else (NAN, INF, -INF))
+]
+
+
+def make(kind, **options):
+    made = kind(**(MADE_WITH.get(kind, {}) | options))
+    if isinstance(made, TransitionDataModule):
+        made.check()  # what `setup` does first
+    return made
+
+
+def test_there_are_many_of_them():
+    assert len(CASES) > 80
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), CASES)
+def test_a_number_without_meaning_is_refused_by_name(kind, name, value):
+    with pytest.raises(ValueError, match=name.removesuffix("_size") if kind is MiniGrid else name):
+        make(kind, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (AdapterConfig, "r", 0),
+        (AdapterConfig, "alpha", 0),
+        (AdapterConfig, "dropout", 1.0),
+        (GRPOConfig, "epsilon", 0.0),
+        (GRPOConfig, "idm_group_size", 1),
+        (OptimConfig, "lr", 0.0),
+        (MeanLogProb, "floor", 0.0),
+        (MiniGrid, "batch_size", 0),
+        (MiniGrid, "warmup_batch_size", 0),
+        (MiniGrid, "eval_batch_size", 0),
+        (SWIRL, "idm_state_noise", 1.0),
+        (GRPOConfig, "group_size", None),
+    ],
+)
+def test_so_is_the_end_of_an_open_range(kind, name, value):
+    with pytest.raises(ValueError, match=rf"{name} must lie in .*, got {value}$"):
+        make(kind, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside"),
+    [
+        ("[0, 1]", [0, 0.5, 1], [-0.1, 1.1, NAN, None]),
+        ("(0, 1)", [0.5], [0, 1, NAN, INF]),
+        ("[2, inf)", [2, 10**9], [1, INF, NAN]),
+        ("(-inf, 0)", [-10.0], [0, -INF, NAN]),
+        ("[1, inf) or null", [None, 1], [0]),
+    ],
+)
+def test_intervals_are_read_as_in_mathematics(interval, inside, outside):
+    for value in inside:
+        check_ranges("here", {"x": value, "other": NAN}, x=interval)
+    for value in outside:
+        with pytest.raises(ValueError, match=r"^here\.x must lie in"):
+            check_ranges("here", {"x": value}, x=interval)
+
+
+def test_the_command_says_it_in_one_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        here("fit", "-c", "configs/minigrid_quickstart.yaml", "--model.optim.fwm.lr", ".nan")
+    assert str(end.value.code) == "error: model.optim.lr must lie in (0, inf), got nan"
