@@ -17,6 +17,7 @@ from swirl_lightning.engine.cpu import give_freed_blocks_back
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.noise import replace_tokens, uniforms
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.engine.samples import Samples
 from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.evaluation import EvaluationConfig
@@ -99,13 +100,13 @@ class SWIRL(WorldModelModule):
         self.fwm_sampling = fwm_sampling or sampling
         if sampling.temperature == 0 or self.fwm_sampling.temperature == 0:
             raise ValueError("the temperature of rollouts must be above 0: a group of equal rollouts teaches nothing")
-        if anchor_weight < 0 or labelled_weight < 0 or not 0 <= idm_state_noise < 1:
-            raise ValueError("anchor_weight and labelled_weight must be >= 0 and idm_state_noise in [0, 1)")
         self.grpo, self.optim, self.optimizer_factory = grpo, optim, optimizer
         self.reward: Reward = reward or MeanLogProb()
         self.learner: Learner = learner or GRPO()
         self.anchor_weight, self.labelled_weight = anchor_weight, labelled_weight
         self.idm_state_noise, self.seed = idm_state_noise, seed
+        weights = dict.fromkeys(("anchor_weight", "labelled_weight"), "[0, inf)")
+        check_ranges("model", vars(self), idm_state_noise="[0, 1)", **weights)
         self.schedule = PhaseSchedule()
         self.scheduled = False  # PhaseSwitch hands its own schedule over
         self.tokens_seen = 0

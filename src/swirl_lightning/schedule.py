@@ -10,6 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.roles import Role
 
 
@@ -75,8 +76,7 @@ class PhaseSchedule:
         if unknown or not self.phases:
             known = [phase.value for phase in PHASES[1:]]
             raise ValueError(f"phases must be a non-empty list of {known}, got {list(self.phases)}")
-        if self.warmup_epochs < 0 or (self.iterations is not None and self.iterations < 0):
-            raise ValueError("warmup_epochs and iterations must be >= 0")
+        check_ranges("phase_switch", vars(self), warmup_epochs="[0, inf)", iterations="[0, inf) or null")
         if self.epochs == 0:
             raise ValueError("the schedule is empty: set warmup_epochs or iterations above 0")
 
@@ -124,8 +124,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule must be cosine or constant, got {self.schedule!r}")
-        if self.lr <= 0 or self.warmup < 0:
-            raise ValueError(f"lr must be > 0 and warmup >= 0, got {self.lr} and {self.warmup}")
+        check_ranges("model.optim", vars(self), lr="(0, inf)", warmup="[0, inf)")
 
     def check(self, name: str, total: int) -> None:
         """Refuse a warm-up that is longer than its phase of ``total`` optimiser steps; ``name`` is the config's.

@@ -258,7 +258,7 @@ def test_pairs_per_step_that_cannot_be_is_refused_before_the_model_is_built(tmp_
         trainer(tmp_path, callbacks=[switch]).fit(Module(), data(pairs_per_step=4, batch_size=3, warmup_batch_size=1))
     with pytest.raises(ValueError, match=r"pairs_per_step 4 and trainer\.accumulate_grad_batches 2 both say"):
         trainer(tmp_path, accumulate_grad_batches=2).fit(Module(), data(pairs_per_step=4))
-    with pytest.raises(ValueError, match="pairs_per_step must be at least 1 or null, got 0"):
+    with pytest.raises(ValueError, match=r"pairs_per_step must lie in \[1, inf\) or null, got 0"):
         data(pairs_per_step=0)
 
 

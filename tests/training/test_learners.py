@@ -71,7 +71,7 @@ def test_nothing_accepted_moves_nothing(module):
 
 
 def test_a_threshold_is_a_number():
-    with pytest.raises(ValueError, match="threshold must be a finite number, got nan"):
+    with pytest.raises(ValueError, match=r"model.learner.threshold must lie in \(-inf, inf\), got nan"):
         BestOfN(float("nan"))
 
 

@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.exact_match import ExactMatch
 from swirl_lightning.schedule import WARMUP, PhaseSchedule
 from swirl_lightning.transition import Transition
@@ -61,19 +62,17 @@ class TransitionDataModule(LightningDataModule, ABC):
         labelled_per_batch: int = 0,
     ) -> None:
         super().__init__()
-        for name, number in (("pairs_per_iteration", pairs_per_iteration), ("pairs_per_step", pairs_per_step)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1 or null, got {number}")
-        if labelled_per_batch < 0:
-            raise ValueError(f"labelled_per_batch must be at least 0, got {labelled_per_batch}")
         self.batch_size = batch_size
-        self.warmup_batch_size = warmup_batch_size or batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
+        self.warmup_batch_size = batch_size if warmup_batch_size is None else warmup_batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.pairs_per_iteration = pairs_per_iteration
         self.pairs_per_step = pairs_per_step
         self.labelled_per_batch = labelled_per_batch
+        sizes = dict.fromkeys(("batch_size", "warmup_batch_size", "eval_batch_size"), "[1, inf)")
+        parts = dict.fromkeys(("pairs_per_iteration", "pairs_per_step"), "[1, inf) or null")
+        check_ranges("data", vars(self), num_workers="[0, inf)", seed="[0, inf)", labelled_per_batch="[0, inf)", **sizes, **parts)
         self._splits: dict[str, Sequence[Transition]] = {}
         self._accumulated = 1  # what we have set the Trainer to
 

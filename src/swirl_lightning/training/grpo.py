@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.engine.scoring import LogProbs
 
 STD_EPSILON = 1e-4
@@ -43,13 +44,16 @@ class GRPOConfig:
     num_iterations: int = 1
 
     def __post_init__(self) -> None:
-        sizes = [self.group_size] + ([] if self.idm_group_size is None else [self.idm_group_size])
-        if min(sizes) < 2:
-            raise ValueError(f"a group needs at least 2 rollouts to compare, got {min(sizes)}")
-        if self.beta < 0:
-            raise ValueError(f"beta must be >= 0, got {self.beta}")
-        if self.num_iterations < 1:
-            raise ValueError(f"num_iterations must be >= 1, got {self.num_iterations}")
+        check_ranges(
+            "model.grpo",
+            vars(self),
+            group_size="[2, inf)",  # rollouts are compared
+            idm_group_size="[2, inf) or null",
+            beta="[0, inf)",
+            epsilon="(0, inf)",
+            epsilon_high="(0, inf) or null",
+            num_iterations="[1, inf)",
+        )
         _choose("advantage_scale", self.advantage_scale, ADVANTAGE_SCALES)
         _choose("loss_normalization", self.loss_normalization, NORMALIZATIONS)
 

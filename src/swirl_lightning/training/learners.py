@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.engine.samples import Samples
 from swirl_lightning.roles import Role
 from swirl_lightning.training.grpo import GRPOConfig, group_advantages, grpo_loss, token_weights
@@ -114,9 +114,8 @@ class BestOfN(Learner):
     """
 
     def __init__(self, threshold: float = -0.1) -> None:
-        if not math.isfinite(threshold):
-            raise ValueError(f"threshold must be a finite number, got {threshold}")
         self.threshold = threshold
+        check_ranges("model.learner", vars(self), threshold="(-inf, inf)")
 
     def advantages(self, policy: Policy, samples: Samples, rewards: Tensor, step_rewards: Tensor) -> Tensor:
         """1 for the chosen rollout of each group, 0 for the others."""

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.engine.scoring import LogProbs
 
 
@@ -27,9 +28,13 @@ class MeanLogProb(Reward):
 
     Args:
         floor: rewards are clamped from below to this, in nats per token (-10 in the authors' code).
+
+    Raises:
+        ValueError: ``floor`` is not below 0, where every log-probability would be clamped.
     """
 
     def __init__(self, floor: float = -10.0) -> None:
+        check_ranges("model.reward", {"floor": floor}, floor="(-inf, 0)")
         self.floor = floor
 
     def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
