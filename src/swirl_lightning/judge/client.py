@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image
 
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.judge.templates import JudgeTemplate
 from swirl_lightning.transition import State
 
@@ -80,15 +81,20 @@ class Judge:
         max_tokens: int = 512,
         temperature: float | None = 0.0,
     ) -> None:
-        if concurrency < 1 or retries < 0 or timeout <= 0 or backoff < 0 or max_tokens < 1:
-            raise ValueError(
-                "judge: concurrency and max_tokens must be at least 1, timeout above 0, retries and backoff "
-                f"not negative; got {concurrency}, {max_tokens}, {timeout}, {retries}, {backoff}"
-            )
         self.model, self.base_url, self.api_key_env = model, base_url, api_key_env
         self.cache_dir = Path(cache_dir)
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
         self.max_tokens, self.temperature = max_tokens, temperature
+        check_ranges(
+            "judge",
+            vars(self),
+            concurrency="[1, inf)",
+            timeout="(0, inf)",
+            retries="[0, inf)",
+            backoff="[0, inf)",
+            max_tokens="[1, inf)",
+            temperature="[0, inf) or null",
+        )
         self._client: Any = None
         self._pool: ThreadPoolExecutor | None = None
 
