@@ -10,6 +10,7 @@ from swirl_lightning.callbacks.predictions import Predictions
 from swirl_lightning.callbacks.progress import PhaseProgressBar
 from swirl_lightning.callbacks.results import Results
 from swirl_lightning.callbacks.row_scores import RowScores
+from swirl_lightning.callbacks.save_on_termination import SaveOnTermination
 from swirl_lightning.callbacks.throughput import Throughput
 from swirl_lightning.callbacks.transition_images import TransitionImages
 
@@ -24,6 +25,7 @@ __all__ = [
     "Predictions",
     "Results",
     "RowScores",
+    "SaveOnTermination",
     "Throughput",
     "TransitionImages",
 ]

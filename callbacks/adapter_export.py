@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from swirl_lightning.callbacks._shared import log_dir
+from swirl_lightning.files import whole_folder
 
 
 class AdapterExport(Callback):
@@ -38,8 +38,8 @@ class AdapterExport(Callback):
         if label is not None:
             self._export(trainer, pl_module, label)
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save what the run ends with."""
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Save what the run ends with; again if a finished run is resumed, which may have been killed just before."""
         self._export(trainer, pl_module, "last")
 
     def _export(self, trainer: Trainer, pl_module: Any, label: str) -> None:
@@ -47,10 +47,6 @@ class AdapterExport(Callback):
         if root is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         folder = Path(root) / self.dirname / re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        pl_module.adapters.export(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with whole_folder(folder) as new:
+            pl_module.adapters.export(new)
         rank_zero_info(f"adapters saved in {folder}")

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from swirl_lightning.files import whole_file
 from swirl_lightning.results.about import about
 from swirl_lightning.results.table import FILE, read, show
 
@@ -81,10 +82,8 @@ class Results(Callback):
                 standing, row = row, f"{row} ({', '.join(other)})"
                 rank_zero_warn(f"{path} keeps its row {standing!r}, which is of another test; this one is {row!r}")
         rows[row], known[row] = values, facts
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(results, indent=2) + "\n")
-        os.replace(partial, path)  # an interrupted run leaves the old table, not half of one
+        with whole_file(path) as file:
+            file.write((json.dumps(results, indent=2) + "\n").encode())
         if split == "test":
             show(path, split)
 

@@ -50,14 +50,6 @@ def test_fit_writes_results_config_and_checkpoints(finished):
     assert (run / "checkpoints" / "last.ckpt").exists()
 
 
-def test_a_second_run_in_the_same_folder_replaces_the_first(tmp_path, gemma_path):
-    path, last = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / "checkpoints" / "last.ckpt"
-    here("fit", "-c", path, "--trainer.max_steps", "2")
-    here("fit", "-c", path, "--trainer.max_steps", "1")
-    assert torch.load(last, weights_only=True)["global_step"] == 1
-    assert not list(last.parent.glob("*-v*"))
-
-
 def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, gemma_path):
     """SIGKILL in the middle of Phase I, then --ckpt_path last, with dropout on."""
     path = config(tmp_path, gemma_path)
@@ -75,6 +67,25 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, gemma_path):
     again = adapters(tmp_path / "runs" / "r" / "checkpoints" / "last.ckpt")
     assert alone.keys() == again.keys()
     assert all(torch.equal(alone[k], again[k]) for k in alone)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_sigterm_saves_what_is_whole_and_ends_with_its_own_code(finished, tmp_path, gemma_path, window):
+    """In the second step of Phase I; checkpoints of its own accord at the end of epochs alone."""
+    own = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}]
+    path, last = config(tmp_path, gemma_path, **{"trainer/callbacks": own}), tmp_path / "runs/r/checkpoints/last.ckpt"
+    steps = 4 // window
+    options = ["--trainer.accumulate_grad_batches", str(window), "--trainer.callbacks+=support.world.KillAt"]
+    with pytest.raises(SystemExit) as end:
+        here("fit", "-c", path, *options, f"--trainer.callbacks.step={steps + 1}", "--trainer.callbacks.name=SIGTERM")
+    assert end.value.code == 128 + 15
+    # half of a window is not kept: what stands is the end of the warm-up
+    assert torch.load(last, weights_only=True)["global_step"] == (steps + 2 if window == 1 else steps)
+    if window == 1:
+        here("fit", "-c", path, "--ckpt_path", "last")
+        alone, again = adapters(finished / "runs" / "r" / "checkpoints" / "last.ckpt"), adapters(last)
+        assert alone.keys() == again.keys()
+        assert all(torch.equal(alone[k], again[k]) for k in alone)
 
 
 def test_test_adds_its_row_and_keeps_the_others(finished, capsys):

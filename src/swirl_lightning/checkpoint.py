@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,31 +85,34 @@ def check_ranks(state: dict[str, Any], world_size: int) -> None:
 
 
 def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The ``swirl`` entry of a checkpoint; ValueError if it is none of ours."""
-    if "swirl" not in checkpoint:
+    """The ``swirl`` entry of a checkpoint; ValueError if it is none of ours, or lacks a part."""
+    if not isinstance(checkpoint, dict) or "swirl" not in checkpoint:
         raise ValueError("this checkpoint was not written by SWIRL: it has no 'swirl' entry")
     state: dict[str, Any] = checkpoint["swirl"]
+    check_parts(state, {"base": dict, "label": str}, "swirl.")
+    check_parts(state["base"], dict.fromkeys(("name", "architecture", "weights"), str), "swirl.base.")
     return state
 
 
-def check_file(path: str | Path) -> None:
-    """Raise if a checkpoint is missing or unreadable, before any model is loaded.
+def check_parts(found: Any, parts: Mapping[str, type], where: str = "") -> None:
+    """Raise ValueError if an entry of a checkpoint is missing or of another type than it is written with."""
+    for name, kind in parts.items():
+        if not isinstance(found, dict) or not isinstance(found.get(name), kind):
+            raise ValueError(f"{where}{name} is missing or no {kind.__name__}: another program or version wrote it")
 
-    Raises:
-        FileNotFoundError: no such file; the message lists the checkpoints beside it.
-        ValueError: the file is corrupt, or not one of ours.
+
+def check_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError if a training is to go on with an optimiser that cannot use the other's moments.
+
+    Args:
+        state: of :func:`own_state`.
+        optimizer: the one here.
     """
-    path = Path(path)
-    if not path.is_file():
-        beside = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"checkpoint {path} does not exist; in its folder there are: {beside}")
-    try:
-        state = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:
+    saved, here = state.get("optimizer"), type(optimizer).__name__
+    if saved not in (None, here):
         raise ValueError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}: {error}); is it complete?"
-        ) from None
-    own_state(state)
+            f"the checkpoint's optimiser is {saved}, and it is {here} here: set model.optimizer to the former"
+        )
 
 
 def stop_after_last_batch(checkpoint: dict[str, Any]) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BasePredictionWriter,
     Checkpoint,
     LearningRateMonitor,
     ModelCheckpoint,
+    OnExceptionCheckpoint,
     ProgressBar,
 )
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.callbacks import (
     ActionTable,
@@ -28,10 +34,11 @@ from swirl_lightning.callbacks import (
     PhaseSwitch,
     Predictions,
     Results,
+    SaveOnTermination,
     Throughput,
     TransitionImages,
 )
-from swirl_lightning.checkpoint import check_file
+from swirl_lightning.checkpoint_file import WholeCheckpoints, check_file
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
 from swirl_lightning.parsing import Parser, shorten
@@ -43,6 +50,9 @@ TRAINER = {
     "num_sanity_val_steps": 0,
 }
 """Defaults of the Trainer's own options, which a config overrides as usual."""
+
+_NAMED = ("last", "best", "hpc", "registry")
+"""What ``--ckpt_path`` may say instead of a path."""
 
 
 def default_callbacks(config: dict[str, Any], given: list[Callback]) -> list[Callback]:
@@ -63,6 +73,7 @@ def default_callbacks(config: dict[str, Any], given: list[Callback]) -> list[Cal
             AdapterExport,
             Throughput,
             HyperparameterText,
+            SaveOnTermination,
         )
     }
     if config.get("logger") is not False:
@@ -105,6 +116,10 @@ class SwirlCLI(LightningCLI):
         folder = config.get("default_root_dir")
         if config.get("logger") is None and folder is not None:
             config["logger"] = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+        plugins = config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, WholeCheckpoints()]
         own = config.get("callbacks") or []
         own = own if isinstance(own, list) else [own]
         return super()._instantiate_trainer(config, [*callbacks, *default_callbacks(config, own)])
@@ -123,11 +138,41 @@ class SwirlCLI(LightningCLI):
             raise ValueError(f"{type(error).__name__}: {shorten(str(error))}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """As in Lightning, with the two errors of a run that a change of the configuration mends as ValueErrors."""
+        """As in Lightning, from a checkpoint that has been checked, and with what the user can mend as a ValueError."""
         try:
+            self._find_checkpoint(subcommand)
             super()._run_subcommand(subcommand)
         except (MisconfigurationException, torch.OutOfMemoryError) as error:
             raise ValueError(str(error)) from error
+        except SIGTERMException:
+            sys.exit(128 + signal.SIGTERM)  # as shells say it; Lightning would end with 0
+
+    def _find_checkpoint(self, subcommand: str) -> None:
+        """Set ``ckpt_path`` to the file that ``last`` means, and keep a new training off the checkpoints of another.
+
+        Raises:
+            FileNotFoundError: there is none, and the command is not fit, which then begins.
+            ValueError: the file cannot serve, or a fit without ``ckpt_path`` would write over it.
+        """
+        options = self.config_init[subcommand]
+        fitting = subcommand == "fit"
+        given, last = options.get("ckpt_path"), _last_checkpoint(self.trainer)
+        if given == "last" and last is not None:
+            check_file(last, resume=fitting)
+            options["ckpt_path"] = last
+        elif given == "last" and not fitting:
+            folder = self.trainer.log_dir or self.trainer.default_root_dir
+            raise FileNotFoundError(f"--ckpt_path last: there is none in {folder}; train first, or name one")
+        elif given is None and fitting and last is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{last} is of an earlier run, and this one would write over it: go on from it with --ckpt_path last, "
+                "give another trainer.default_root_dir, or remove that run's folder"
+            )
+        elif given is None and subcommand == "predict":
+            rank_zero_warn(
+                "no --ckpt_path is given: the predictions are those of the base alone, which has been trained on "
+                "nothing of this task"
+            )
 
     def before_predict(self) -> None:
         """Predictions go to files: as :class:`Predictions` writes them, unless the config has a writer of its own."""
@@ -141,9 +186,21 @@ class SwirlCLI(LightningCLI):
         Lightning's own method, not called here, puts a checkpoint's ``hyper_parameters`` over the user's
         configuration: class paths and ``trust_remote_code`` included, so that a file of weights runs code.
         """
-        path = self.config.get(self.config.get("subcommand"), {}).get("ckpt_path")
-        if path and path not in ("last", "best", "hpc", "registry"):
-            check_file(path)
+        subcommand = self.config.get("subcommand")
+        path = self.config.get(subcommand, {}).get("ckpt_path")
+        if path and path not in _NAMED:
+            check_file(path, resume=subcommand == "fit")
+
+
+def _last_checkpoint(trainer: Trainer) -> str | None:
+    """The newest ``last.ckpt`` in the folders that a run's checkpoints go to."""
+    found: list[str] = []
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            found += callback._find_last_checkpoints(trainer)
+        elif isinstance(callback, OnExceptionCheckpoint) and os.path.exists(callback.ckpt_path):
+            found.append(callback.ckpt_path)
+    return max(found, key=os.path.getmtime, default=None)
 
 
 def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:

@@ -12,7 +12,8 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from swirl_lightning.adapters import AdapterConfig
-from swirl_lightning.checkpoint import check_file, own_state
+from swirl_lightning.checkpoint import own_state
+from swirl_lightning.checkpoint_file import check_file
 
 if TYPE_CHECKING:
     from swirl_lightning.world_model_module import WorldModelModule

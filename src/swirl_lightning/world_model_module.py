@@ -209,6 +209,7 @@ class WorldModelModule(LightningModule):
             "base": {"name": self.backbone.name, "revision": self.backbone.revision, **self.base_identity},
             "label": self.label,
             "lora": {"r": self.lora.r, "alpha": self.lora.alpha},
+            "optimizer": next((type(optimizer).__name__ for optimizer in self.trainer.optimizers), None),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -39,14 +39,14 @@ class Digits(TransitionDataModule):
 
 
 class KillAt(Callback):
-    """SIGKILL after a step whose checkpoint is written: the next batch has begun."""
+    """A signal after a step: the next batch has begun."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, name: str = "SIGKILL") -> None:
+        self.step, self.signal = step, signal.Signals[name]
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signal)
 
 
 class BrokenReward(MeanLogProb):

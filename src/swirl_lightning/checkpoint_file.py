@@ -1,0 +1,81 @@
+"""Checkpoints as files: written whole or not at all, and checked before any model is loaded."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from swirl_lightning.checkpoint import check_parts, own_state
+from swirl_lightning.files import whole_file
+
+_OF_ANY = {"state_dict": dict, "loops": dict, "pytorch-lightning_version": str}
+_OF_OURS = {"tokens_seen": int, "rng": list, "updates": list}
+_OF_A_TRAINING = {"optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's plugin for files, with checkpoints that replace an older one when they are on the disk.
+
+    Lightning's own writes to ``TMPDIR``; where that is another file system, a run that is killed while the file is
+    moved loses the old checkpoint and has half of the new one.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from swirl_lightning.checkpoint_file import WholeCheckpoints
+        >>> trainer = Trainer(plugins=[WholeCheckpoints()], logger=False)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """As in Lightning; a path with a scheme, as ``s3://``, is left to it."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with whole_file(path) as file:
+            torch.save(checkpoint, file)
+
+
+def check_file(path: str | Path, resume: bool = False) -> None:
+    """Raise if a checkpoint is missing or unreadable, before any model is loaded.
+
+    Args:
+        path: the file.
+        resume: a training is to go on from it, which needs more than weights.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists the checkpoints beside it.
+        ValueError: the file is corrupt, not one of ours, or lacks something.
+    """
+    path = Path(path)
+    others = sorted(p.name for p in path.parent.glob("*.ckpt") if p != path) if path.parent.is_dir() else []
+    beside = f"in its folder there are: {others}"
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist; {beside}")
+    try:
+        checkpoint = torch.load(path, map_location="meta", weights_only=True)
+        damaged = _damaged(path)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}: {reason}); is it complete? {beside}"
+        ) from None
+    if damaged is not None:
+        raise ValueError(f"checkpoint {path} is damaged: the checksum of {damaged!r} in it is wrong; {beside}")
+    try:
+        check_parts(own_state(checkpoint), _OF_OURS, "swirl.")
+        check_parts(checkpoint, _OF_ANY)
+        if resume and not _OF_A_TRAINING.keys() & checkpoint.keys():
+            raise ValueError("it holds weights alone (save_weights_only): test it, or resume from a whole one")
+        if resume:
+            check_parts(checkpoint, _OF_A_TRAINING)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path}: {error}; {beside}") from None
+
+
+def _damaged(path: Path) -> str | None:
+    """Name of the first part of a checkpoint whose bits are not those written: torch does not compare checksums."""
+    with zipfile.ZipFile(path) as file:
+        return file.testzip()

@@ -1,0 +1,64 @@
+"""Files that are written whole or not at all, whenever the process or the machine stops."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` when the block ends: until then, what stood there stays.
+
+    It is written in the same folder, for a rename within a file system alone is atomic, and is on the disk before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``path`` when the block ends: until then, what stood there stays.
+
+    Folders cannot be exchanged in one step: a process that is killed in between leaves the old one as ``.NAME.old``.
+    """
+    path = Path(path)
+    partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    for place, _, names in os.walk(partial):
+        for name in names:
+            _sync(Path(place, name))
+        _sync(Path(place))
+    if path.exists():
+        path.rename(old)
+    partial.rename(path)
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk, where it lets itself be asked."""
+    if os.name == "nt":  # no handle of a folder there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
