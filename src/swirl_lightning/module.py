@@ -335,6 +335,7 @@ class SWIRL(WorldModelModule):
             own = state["updates"][self.trainer.global_rank] if any(state["updates"]) else {}
             self._updates = {index: Update.of(saved, self.device) for index, saved in own.items()}
             ckpt.restore_rng(state["rng"])
+            ckpt.check_optimizer(state, self.trainer.optimizers[0])
             self._resumed = None
 
 

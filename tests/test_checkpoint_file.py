@@ -1,0 +1,252 @@
+"""Checkpoints as files: replaced whole, and refused in one line before any base is loaded."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import zipfile
+
+import pytest
+import torch
+import yaml
+
+from support.cli import config, here
+from swirl_lightning.backbones.text import TextLLM
+from swirl_lightning.checkpoint_file import WholeCheckpoints, check_file
+from swirl_lightning.cli import swirl_cli
+from swirl_lightning.files import whole_file, whole_folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, gemma_path):
+    """Two steps of a run, and its folder of checkpoints."""
+    folder = tmp_path_factory.mktemp("run")
+    here("fit", "-c", config(folder, gemma_path), "--trainer.max_steps", "2")
+    return folder / "runs" / "r" / "checkpoints"
+
+
+@pytest.fixture
+def copied(run, tmp_path, gemma_path):
+    """A folder of the same layout whose last.ckpt may be spoilt, and its configuration."""
+    folder = tmp_path / "runs" / "r" / "checkpoints"
+    folder.mkdir(parents=True)
+    shutil.copy(run / "last.ckpt", folder / "last.ckpt")
+    shutil.copy(run / "last.ckpt", folder / "older.ckpt")
+    return config(tmp_path, gemma_path), folder / "last.ckpt"
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """The one line that a command ends with; it loads no base."""
+
+    def no_base(self):
+        raise AssertionError("the base was loaded first")
+
+    monkeypatch.setattr(TextLLM, "load_model", no_base)
+
+    def ended(*args):
+        with pytest.raises(SystemExit) as end:
+            here(*args)
+        (line,) = str(end.value.code).splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return ended
+
+
+def without(*keys):
+    """Take a part out of a checkpoint."""
+
+    def spoil(path):
+        state = torch.load(path, weights_only=True)
+        at = state
+        for key in keys[:-1]:
+            at = at[key]
+        del at[keys[-1]]
+        torch.save(state, path)
+
+    return spoil
+
+
+def having(value, *keys):
+    """Put something else into a checkpoint."""
+
+    def spoil(path):
+        state = torch.load(path, weights_only=True)
+        at = state
+        for key in keys[:-1]:
+            at = at[key]
+        at[keys[-1]] = value
+        torch.save(state, path)
+
+    return spoil
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def pickled(path):
+    path.write_bytes(pickle.dumps({"state_dict": {}}))
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flipped(path):
+    """One bit of one weight."""
+    with zipfile.ZipFile(path) as file:
+        largest = max(file.infolist(), key=lambda part: part.file_size)
+        data = file.read(largest)
+    content = bytearray(path.read_bytes())
+    at = content.index(data) + len(data) // 2
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def weights_only(path):
+    state = torch.load(path, weights_only=True)
+    for key in ("optimizer_states", "lr_schedulers", "callbacks"):
+        del state[key]
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize("named", ["a path", "last"])
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (cut, "cannot be read"),
+        (pickled, "cannot be read"),
+        (empty, "cannot be read"),
+        (flipped, "is damaged: the checksum of"),
+        (weights_only, "holds weights alone"),
+        (without("swirl"), "has no 'swirl' entry"),
+        (without("swirl", "base"), "swirl.base is missing"),
+        (without("swirl", "rng"), "swirl.rng is missing"),
+        (without("swirl", "base", "weights"), "swirl.base.weights is missing"),
+        (without("state_dict"), "state_dict is missing"),
+        (without("optimizer_states"), "optimizer_states is missing"),
+        (without("pytorch-lightning_version"), "pytorch-lightning_version is missing"),
+        (having(3, "swirl"), "swirl.base is missing"),
+        (having("", "swirl", "tokens_seen"), "swirl.tokens_seen is missing or no int"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_checkpoint_that_cannot_serve_is_one_line_before_the_base(copied, refused, named, spoil, told):
+    path, last = copied
+    spoil(last)
+    line = refused("fit", "-c", path, "--ckpt_path", last if named == "a path" else "last")
+    assert told in line
+    assert str(last) in line
+    assert "older.ckpt" in line  # which one to take instead
+
+
+def test_weights_alone_can_be_tested(copied):
+    path, last = copied
+    weights_only(last)
+    here("test", "-c", path, "--ckpt_path", "last")
+
+
+def test_every_bit_of_what_is_stored_counts(copied):
+    _, last = copied
+    whole = last.read_bytes()
+    with zipfile.ZipFile(last) as file:
+        parts = [file.read(part) for part in file.infolist() if part.file_size]
+    for data in parts[:: max(1, len(parts) // 12)]:
+        content = bytearray(whole)
+        content[content.index(data)] ^= 128
+        last.write_bytes(content)
+        with pytest.raises(ValueError, match=r"is damaged|cannot be read"):
+            check_file(last)
+
+
+def test_another_optimiser_is_refused(copied, capsys):
+    path, _ = copied
+    settings = yaml.safe_load(path.read_text())
+    settings["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit) as end:
+        here("fit", "-c", path, "--ckpt_path", "last")
+    assert end.value.code == (
+        "error: the checkpoint's optimiser is AdamW, and it is SGD here: set model.optimizer to the former"
+    )
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "validate"])
+def test_last_where_there_is_none_is_refused_but_in_fit(tmp_path, gemma_path, refused, command):
+    line = refused(command, "-c", config(tmp_path, gemma_path), "--ckpt_path", "last")
+    assert "--ckpt_path last: there is none in" in line
+
+
+def test_predictions_of_an_untrained_base_are_called_so(tmp_path, gemma_path, recwarn):
+    here("predict", "-c", config(tmp_path, gemma_path))
+    assert [w for w in recwarn if "the predictions are those of the base alone" in str(w.message)]
+
+
+def test_a_new_run_does_not_write_over_another(copied, refused):
+    path, last = copied
+    before = last.read_bytes()
+    line = refused("fit", "-c", path)
+    assert f"{last} is of an earlier run" in line
+    assert "--ckpt_path last" in line
+    assert last.read_bytes() == before
+
+
+# ---- writing ---------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_checkpoints_whole(tmp_path):
+    model = ("--model", "swirl_lightning.SWIRL", "--model.backbone", "swirl_lightning.backbones.Liquid")
+    args = [*model, "--data", "support.world.Digits", "--trainer.default_root_dir", str(tmp_path)]
+    assert isinstance(swirl_cli(args, run=False).trainer.strategy.checkpoint_io, WholeCheckpoints)
+
+
+def test_what_stood_there_stays_until_the_new_file_is_on_the_disk(tmp_path, monkeypatch):
+    path, done = tmp_path / "last.ckpt", []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setenv("TMPDIR", "/no/such/folder")  # nothing is written elsewhere
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("sync"), sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
+    io = WholeCheckpoints()
+    io.save_checkpoint({"step": 1}, path)
+    assert done == ["sync", "replace", "sync"]  # the content, the name, the folder
+
+    class Broken:
+        def __reduce__(self):
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        io.save_checkpoint({"step": 2, "more": Broken()}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+    io.save_checkpoint({"step": 3}, path)
+    assert torch.load(path, weights_only=True) == {"step": 3}
+
+
+def test_an_unfinished_file_or_folder_is_no_obstacle(tmp_path):
+    (tmp_path / ".results.json.partial").write_text("{")
+    with whole_file(tmp_path / "results.json") as file:
+        file.write(b"{}")
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    folder = tmp_path / "adapters" / "last"
+    for left in (".last.partial", ".last.old"):
+        (folder.parent / left).mkdir(parents=True)
+    for content in ("1", "2"):
+        with pytest.raises(KeyError), whole_folder(folder) as new:
+            raise KeyError
+        with whole_folder(folder) as new:
+            (new / "weights").write_text(content)
+        assert [p.name for p in folder.parent.iterdir()] == ["last"]
+    assert (folder / "weights").read_text() == "2"
+
+
+def test_a_finished_run_makes_up_for_an_export_it_was_killed_in(run, tmp_path, gemma_path):
+    shutil.copytree(run.parents[1], tmp_path / "runs")
+    export = tmp_path / "runs" / "r" / "adapters" / "last"
+    here(
+        *("fit", "-c", config(tmp_path, gemma_path), "--ckpt_path", "last", "--trainer.max_steps", "2"),
+        "--trainer.callbacks+=swirl_lightning.callbacks.AdapterExport",
+    )
+    assert {"fwm", "idm"} <= {p.name for p in export.iterdir()}
