@@ -127,7 +127,7 @@ class ImageSuite(Suite):
         found = {
             "clip": missing_model(self.clip, "clip", DEFAULT_CLIP),
             "bert_score": missing_model(self.bert),
-            "bleu_word": None if find_spec("nltk") else "pip install swirl-lightning[text]",
+            "bleu_word": None if find_spec("nltk") else "pip install 'swirl-lightning[text]'",
             "judge": None if self.judge else "set judge",
         }
         return {name: cure for name, cure in found.items() if cure is not None}

@@ -39,7 +39,7 @@ class ScienceWorld(TextSuite):
     suite = "ScienceWorld"
     source = (
         "write it with `python -m swirl_lightning.prepare.scienceworld --out DIR` "
-        "(needs Java and pip install swirl-lightning[scienceworld])"
+        "(needs Java and pip install 'swirl-lightning[scienceworld]')"
     )
 
     def __init__(

@@ -123,7 +123,7 @@ def _rows(path: Path, skipped: SkippedRecords) -> list[dict[str, Any]]:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise ImportError("ByteMorph-Bench is a parquet file: pip install swirl-lightning[bytemorph]") from error
+        raise ImportError("ByteMorph-Bench is a parquet file: pip install 'swirl-lightning[bytemorph]'") from error
     try:
         names = parquet.read_schema(path).names
         lacking = [name for name in COLUMNS if name not in names]

@@ -212,7 +212,7 @@ def _parse(source: str) -> Any:
         from lxml import etree
         from lxml import html as lxml_html
     except ImportError as error:
-        raise ImportError("Mind2Web needs lxml: pip install swirl-lightning[mind2web]") from error
+        raise ImportError("Mind2Web needs lxml: pip install 'swirl-lightning[mind2web]'") from error
     try:
         parser = lxml_html.HTMLParser(huge_tree=True, remove_pis=True, encoding="utf-8")
         root = lxml_html.document_fromstring(source.encode("utf-8", "replace"), parser=parser)

@@ -82,7 +82,7 @@ def require_minigrid() -> None:
         import minigrid  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "the MiniGrid benchmark needs the simulator: pip install swirl-lightning[minigrid]"
+            "the MiniGrid benchmark needs the simulator: pip install 'swirl-lightning[minigrid]'"
         ) from error
 
 

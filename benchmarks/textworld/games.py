@@ -74,7 +74,7 @@ def require_textworld() -> None:
     try:
         import textworld  # noqa: F401
     except ImportError as error:
-        raise ImportError("TextWorld games need the engine: pip install swirl-lightning[textworld]") from error
+        raise ImportError("TextWorld games need the engine: pip install 'swirl-lightning[textworld]'") from error
 
 
 def play(seed: int, world: World) -> Iterator[Step]:

@@ -269,7 +269,7 @@ def test_made_once_and_anew_where_settings_differ(engine, tmp_path, monkeypatch)
     assert ensure(tmp_path, "warmup", 10, SMALL) == first
     assert first.stat().st_mtime_ns == written
     assert len(load(first)) == 10
-    with pytest.raises(ImportError, match=r"pip install swirl-lightning\[textworld\]"):
+    with pytest.raises(ImportError, match=r"pip install 'swirl-lightning\[textworld\]'"):
         ensure(tmp_path, "warmup", 12, SMALL)
     about = json.loads(first.with_suffix(".json").read_text())
     assert about["settings"]["rooms"] == 2

@@ -56,7 +56,7 @@ def test_missing_and_empty_outputs_are_failures(make):
 
 def test_bleu_without_nltk_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "nltk", None)
-    with pytest.raises(ImportError, match=r"pip install swirl-lightning\[text\]"):
+    with pytest.raises(ImportError, match=r"pip install 'swirl-lightning\[text\]'"):
         BLEU()
     with pytest.raises(ValueError, match="'char' or 'word', got 'line'"):
         BLEU(unit="line")

@@ -165,7 +165,7 @@ def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, 
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise ImportError(f"{path} is read with pyarrow: pip install swirl-lightning[bytemorph]") from error
+        raise ImportError(f"{path} is read with pyarrow: pip install 'swirl-lightning[bytemorph]'") from error
     number = 0
     try:
         with parquet.ParquetFile(path) as file:

@@ -32,7 +32,7 @@ def require_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ImportError("videos are read with PyAV: pip install swirl-lightning[video]") from error
+        raise ImportError("videos are read with PyAV: pip install 'swirl-lightning[video]'") from error
     return av
 
 

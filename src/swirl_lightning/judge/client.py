@@ -108,7 +108,7 @@ class Judge:
         try:
             import openai  # noqa: F401
         except ImportError as error:
-            raise ImportError("the judge needs a package: pip install swirl-lightning[judge]") from error
+            raise ImportError("the judge needs a package: pip install 'swirl-lightning[judge]'") from error
         if not os.environ.get(self.api_key_env):
             raise ValueError(
                 f"the judge's key is not set: export {self.api_key_env}=... (any word, if the endpoint "

