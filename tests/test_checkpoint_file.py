@@ -244,9 +244,19 @@ def test_an_unfinished_file_or_folder_is_no_obstacle(tmp_path):
 
 def test_a_finished_run_makes_up_for_an_export_it_was_killed_in(run, tmp_path, gemma_path):
     shutil.copytree(run.parents[1], tmp_path / "runs")
-    export = tmp_path / "runs" / "r" / "adapters" / "last"
+    export, described = (tmp_path / "runs" / "r" / name for name in ("adapters/last", "config.yaml"))
+    shutil.rmtree(export)
+    before = described.read_bytes()
     here(
-        *("fit", "-c", config(tmp_path, gemma_path), "--ckpt_path", "last", "--trainer.max_steps", "2"),
-        "--trainer.callbacks+=swirl_lightning.callbacks.AdapterExport",
+        "fit",
+        "-c",
+        config(tmp_path, gemma_path),
+        "--ckpt_path",
+        "last",
+        "--trainer.max_steps",
+        "2",
+        "--seed_everything",
+        "5",
     )
     assert {"fwm", "idm"} <= {p.name for p in export.iterdir()}
+    assert described.read_bytes() == before  # the weights have not seen the other seed

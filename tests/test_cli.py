@@ -69,6 +69,17 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, gemma_path):
     assert all(torch.equal(alone[k], again[k]) for k in alone)
 
 
+def test_last_is_written_within_an_epoch_too(tmp_path, gemma_path, monkeypatch):
+    """A run that stops in the fourth step of Phase I, whose epochs have 4 steps."""
+    monkeypatch.setattr("swirl_lightning.cli.CHECKPOINT_STEPS", 3)
+    broken = [{"class_path": "support.world.BrokenModel", "init_args": {"step": 7, "what": "gradient"}}]
+    with pytest.raises(SystemExit):
+        here("fit", "-c", config(tmp_path, gemma_path, **{"trainer/callbacks": broken}))
+    saved = tmp_path / "runs" / "r" / "checkpoints"
+    assert torch.load(saved / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert sorted(path.name for path in saved.iterdir()) == ["epoch=0.ckpt", "last.ckpt"]
+
+
 @pytest.mark.parametrize("window", [1, 2])
 def test_sigterm_saves_what_is_whole_and_ends_with_its_own_code(finished, tmp_path, gemma_path, window):
     """In the second step of Phase I; checkpoints of its own accord at the end of epochs alone."""
@@ -162,7 +173,7 @@ def test_every_run_has_the_default_logger_and_callbacks(tmp_path):
     kinds, logger = default_kinds("--trainer.default_root_dir", tmp_path / "mine")
     watched = ["MemoryReport", "Results", "TransitionImages", "ActionTable", "CollapseWatch", "AdapterExport"]
     rest = ["Throughput", "HyperparameterText", "LearningRateMonitor", "PhaseProgressBar", "ModelCheckpoint"]
-    assert all(kinds.count(kind) == 1 for kind in [*watched, *rest])
+    assert all(kinds.count(kind) == 1 + (kind == "ModelCheckpoint") for kind in [*watched, *rest])
     assert isinstance(logger, TensorBoardLogger)
     assert Path(logger.log_dir) == tmp_path / "mine"
 

@@ -51,6 +51,9 @@ TRAINER = {
 }
 """Defaults of the Trainer's own options, which a config overrides as usual."""
 
+CHECKPOINT_STEPS = 20
+"""Optimiser steps after which ``last.ckpt`` is written anew within an epoch, which may take a day."""
+
 _NAMED = ("last", "best", "hpc", "registry")
 """What ``--ckpt_path`` may say instead of a path."""
 
@@ -82,21 +85,34 @@ def default_callbacks(config: dict[str, Any], given: list[Callback]) -> list[Cal
         found[ProgressBar] = PhaseProgressBar()
     # with save_last, Lightning would write even in a fast_dev_run, over the last.ckpt of a real run
     if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run"):
-        # all runs of a config share a folder, and last.ckpt is to be the last run's
         found[Checkpoint] = ModelCheckpoint(
             filename="{epoch}", save_top_k=-1, save_last=True, enable_version_counter=False
         )
-    return [callback for kind, callback in found.items() if not any(isinstance(own, kind) for own in given)]
+    kept = [callback for kind, callback in found.items() if not any(isinstance(own, kind) for own in given)]
+    if found.get(Checkpoint) in kept:
+        kept.append(
+            ModelCheckpoint(
+                save_top_k=0, save_last=True, every_n_train_steps=CHECKPOINT_STEPS, enable_version_counter=False
+            )
+        )
+    return kept
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` for fit and ``config_<command>.yaml`` for the others, over an older one."""
+    """Writes ``config.yaml`` for fit and ``config_<command>.yaml`` for the others, over an older one.
+
+    A fit's is written when training starts: a finished run that is resumed trains nothing, whatever is set then.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """As in Lightning, with the file named by the command."""
+        """As in Lightning, with the file named by the command; not yet in a fit."""
         if stage != "fit":
             self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
-        super().setup(trainer, pl_module, stage)
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what the training is done with."""
+        super().setup(trainer, pl_module, "fit")
 
 
 class SwirlCLI(LightningCLI):
@@ -122,7 +138,10 @@ class SwirlCLI(LightningCLI):
             config["plugins"] = [*plugins, WholeCheckpoints()]
         own = config.get("callbacks") or []
         own = own if isinstance(own, list) else [own]
-        return super()._instantiate_trainer(config, [*callbacks, *default_callbacks(config, own)])
+        trainer = super()._instantiate_trainer(config, [*callbacks, *default_callbacks(config, own)])
+        # others read its file
+        trainer.callbacks.sort(key=lambda own: not isinstance(own, SaveConfig))  # type: ignore[attr-defined]
+        return trainer
 
     def instantiate_classes(self) -> None:
         """As in Lightning; what a class refuses is the configuration's fault, whatever it raises.
