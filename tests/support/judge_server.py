@@ -6,14 +6,17 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 KEY = "sk-very-secret-0123456789"
 
 
 class Server(ThreadingHTTPServer):
-    """Answers from a script, and keeps what it was asked."""
+    """Answers from a script, and keeps what it was asked.
+
+    The script has a status for each request, or a function that gets the handler and writes whatever it likes.
+    """
 
     daemon_threads = True
 
@@ -40,6 +43,12 @@ class Handler(BaseHTTPRequestHandler):
             server.active += 1
             server.most = max(server.most, server.active)
         time.sleep(server.delay)
+        if callable(status):
+            with suppress(OSError):  # the client hangs up
+                status(self)
+            with server.lock:
+                server.active -= 1
+            return
         body = {"error": {"message": f"no {KEY}"}}
         if status == 200:
             message = {"role": "assistant", "content": server.answer(request)}
@@ -62,6 +71,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+
+def body(content, status=200, **headers):
+    """A whole answer of any content."""
+
+    def write(handler):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        handler.send_response(status)
+        for name, value in ({"Content-Length": str(len(data))} | headers).items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    return write
+
+
+def completion(text):
+    """The fields of a whole answer."""
+    return {"choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": 100, "completion_tokens": 5}}
 
 
 @contextmanager

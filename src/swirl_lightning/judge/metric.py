@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from swirl_lightning.data.reading import first
 from swirl_lightning.judge import Judge, JudgeAnswer
 from swirl_lightning.judge.templates import TEMPLATES
 from swirl_lightning.metrics.category_means import CategoryMeans
@@ -70,8 +73,11 @@ class JudgeScore(CategoryMeans):
     def collect(self) -> None:
         """Waits for the answers that are still under way."""
         pending, self._pending = self._pending, []
+        reasons: Counter[str] = Counter()
         for asked, row in pending:
             answer = asked.result()
+            if answer.reason:
+                reasons[answer.reason] += 1
             if answer.score is not None:
                 self.add([(answer.score,)], [row])
             counts = (
@@ -82,6 +88,9 @@ class JudgeScore(CategoryMeans):
                 answer.completion_tokens,
             )
             self.tally += torch.tensor([int(count) for count in counts], device=self.tally.device)
+        if reasons:
+            told = first([f"{count}: {reason}" for reason, count in reasons.most_common()])
+            rank_zero_warn(f"the judge gave no answer to {reasons.total()} of {len(pending)} questions:{told}")
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """States are whole before devices exchange them; runs before every `compute`."""

@@ -33,7 +33,7 @@ class JudgeTemplate:
         for match in re.finditer(r"\{[^{}]*\}", answer):
             try:
                 fields = json.loads(match.group())
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             value = {str(k).lower(): v for k, v in fields.items()}.get("score")
             if isinstance(value, str):
