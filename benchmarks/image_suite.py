@@ -24,7 +24,6 @@ from swirl_lightning.metrics.text import BLEU, RougeL
 from swirl_lightning.transition import Transition
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
-EVAL_SPLITS = ("validation", "test")
 
 
 class ImageSuite(Suite):
@@ -111,7 +110,7 @@ class ImageSuite(Suite):
             records = self.read_records(split, skipped)
             if split == "test" and self.limit is not None:
                 records = records[: self.limit]
-            kept = usable(records, skipped, decode=split in EVAL_SPLITS)
+            kept = usable(records, skipped)
             skipped.report(len(kept), self.strict)
             self.counts[split] = skipped.counts(len(kept))
             self._checked[split] = kept

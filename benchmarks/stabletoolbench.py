@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from swirl_lightning.benchmarks.text_suite import Part, TextSuite
-from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, records, require_files, text_field
+from swirl_lightning.data.reading import (
+    BrokenRecord,
+    SkippedRecords,
+    parse_json,
+    records,
+    require_files,
+    text_field,
+)
 from swirl_lightning.transition import Transition
 
 TEST_FILES = {
@@ -155,8 +162,8 @@ def _answer(fields: Mapping[str, Any], name: str) -> str:
     """``error`` and ``response`` of a JSON object in a text; as far as they go where it was cut short."""
     text = text_field(fields, name)
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         match = re.match(r'\s*\{\s*"error":\s*"((?:[^"\\]|\\.)*)",\s*"response":\s*(.*)', text, re.DOTALL)
         if match is None:
             raise BrokenRecord(f"{name} is no object with error and response: {text[:80]!r}") from None
@@ -170,7 +177,7 @@ def _compact(value: object) -> str:
     """Arguments of a call on one line."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             return " ".join(str(value).split())
     return json.dumps(value, ensure_ascii=False)

@@ -16,10 +16,11 @@ from swirl_lightning.benchmarks.aurora.disc_edit import DiscEdit
 from swirl_lightning.benchmarks.image_suite import ImageSuite
 from swirl_lightning.data.image_records import ImageRecord
 from swirl_lightning.data.module import Split
-from swirl_lightning.data.reading import SkippedRecords, records
+from swirl_lightning.data.reading import SkippedRecords, records, stays_inside
 
 TASKS = ("magicbrush", "ag", "something", "kubric", "whatsup", "clevr", "emu", "epic")
 TRAIN_TASKS = ("magicbrush", "ag", "something", "kubric")
+_OUTSIDE = "an image outside data_dir"
 DISC_TASKS = ("whatsup", "something", "ag", "kubric", "clevr")
 
 
@@ -126,6 +127,9 @@ class Aurora(ImageSuite):
                 if not isinstance(image, str) or not all(texts):
                     skipped.add(name, "no image or no text")
                     continue
+                if not stays_inside(image):
+                    skipped.add(name, f"{_OUTSIDE} ({image})")
+                    continue
                 for side, words in zip(("pos", "neg"), texts, strict=True):
                     for sample in range(self.disc_samples):
                         meta = {"task": task, "disc": {"item": item, "side": side, "sample": sample}}
@@ -177,6 +181,8 @@ class Aurora(ImageSuite):
             problem = "no input image"
         elif target and after is None:
             problem = "no output image"
+        elif outside := [name for name in (before, after) if name is not None and not stays_inside(name)]:
+            problem = f"{_OUTSIDE} ({outside[0]})"
         if problem is not None:
             skipped.add(place, problem)
             return []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -93,17 +92,6 @@ def test_broken_records_are_counted_and_the_first_ten_named(tmp_path):
     assert len(data.split("test")) == 2
     with pytest.raises(ValueError, match="18 of 20 records"):
         Aurora(data_dir=str(tmp_path), strict=True).setup("test")
-
-
-def test_cut_short_training_pictures_are_found_without_decoding(tmp_path):
-    write_aurora(tmp_path)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    path = tmp_path / "data/kubric/train/0a.png"
-    picture.save(path, "JPEG")
-    path.write_bytes(path.read_bytes()[:-100])
-    data = Aurora(data_dir=str(tmp_path))
-    with pytest.warns(UserWarning, match="cut short"):
-        data.setup("fit")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ HALF = "a\ud83d"  # json.dumps escapes it, so the file itself is UTF-8
 
 
 def test_broken_records_are_skipped_counted_and_reported(tmp_path):
-    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", *BROKEN, GOOD, *["{"] * 3))
+    lost = '{"before_image": "lost.png", "after": "b", "action": "c"}'
+    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", *BROKEN, GOOD, *[lost] * 3))
     with pytest.warns(UserWarning, match="12 of 13 records cannot be used") as caught:
         assert [row.action for row in data.split("warmup")] == ["open"]
     message = str(next(w.message for w in caught if "cannot be used" in str(w.message)))
@@ -92,15 +93,28 @@ def test_bytes_that_are_no_text_break_one_record_only(tmp_path):
         assert len(JSONLTransitions(warmup=str(path)).split("warmup")) == 2
 
 
-def test_a_picture_cut_short_is_found_at_the_start_and_a_lost_one_when_it_is_opened(tmp_path):
-    for name in ("whole.jpg", "cut.jpg"):
-        Image.effect_noise((64, 64), 9).save(tmp_path / name)
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
-    records = [{"before": "a", "after_image": name, "action": "go"} for name in ("whole.jpg", "cut.jpg")]
-    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", *records))
-    with pytest.warns(UserWarning, match=r"w\.jsonl:2: cannot read after_image .*cut\.jpg: cut short"):
-        (row,) = [data.split("warmup")[0]]
-    assert row.after.size == (64, 64)
+def test_an_id_names_one_record(tmp_path):
+    named = [GOOD | {"id": name} for name in ("x", None, "y", None, "x", ["x"], {}, True, "", 0)]
+    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", *named))
+    with pytest.warns(UserWarning, match="5 of 10 records cannot be used") as caught:
+        rows = data.split("warmup")
+    assert [row.id for row in rows] == ["x", f"{tmp_path}/w.jsonl:2", "y", f"{tmp_path}/w.jsonl:4", "0"]
+    message = str(next(w.message for w in caught if "cannot be used" in str(w.message)))
+    assert "(4 id must be a text that is not empty or a number, 1 its id comes twice)" in message
+    assert "w.jsonl:5: its id comes twice ('x')" in message
+
+
+def test_a_byte_order_mark_costs_no_record(tmp_path):
+    path = tmp_path / "w.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    assert len(JSONLTransitions(warmup=str(path), strict=True).split("warmup")) == 1
+
+
+def test_a_picture_lost_later_is_named(tmp_path):
+    Image.effect_noise((64, 64), 9).save(tmp_path / "whole.jpg")
+    record = {"before": "a", "after_image": "whole.jpg", "action": "go"}
+    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", record))
+    assert data.split("warmup")[0].after.size == (64, 64)
     (tmp_path / "whole.jpg").unlink()
     with pytest.raises(OSError, match=r"cannot read the image .*whole\.jpg"):
         data.split("warmup")[0]
@@ -114,7 +128,7 @@ def test_parquet_with_pictures_in_it_or_beside_it(tmp_path):
     content = (tmp_path / "clear.png").read_bytes()
     rows = [
         {"before_image": {"bytes": content, "path": None}, "after_image": {"bytes": None, "path": "clear.png"}},
-        {"before_image": {"bytes": content[:-9], "path": None}, "after_image": {"bytes": None, "path": "none.png"}},
+        {"before_image": {"bytes": content[:45], "path": None}, "after_image": {"bytes": None, "path": "none.png"}},
         {"before": "a", "after": "b", "task": "t"},
     ]
     path = tmp_path / "w.parquet"
@@ -127,6 +141,18 @@ def test_parquet_with_pictures_in_it_or_beside_it(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"w\.parquet\[0\]: nothing is read from here on"):
         JSONLTransitions(warmup=str(path), strict=True).split("warmup")
+
+
+def test_bytes_that_are_no_text_break_one_row_of_a_parquet_file_only(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    before = pa.array([b"a", b"\xff", b"c"], pa.binary()).view(pa.string())
+    table = pa.table({"before": before, "after": ["x", "y", "z"], "action": ["go"] * 3})
+    parquet.write_table(table, tmp_path / "w.parquet")
+    with pytest.warns(UserWarning, match=r"w\.parquet\[1\]: not UTF-8"):
+        rows = JSONLTransitions(warmup=str(tmp_path / "w.parquet")).split("warmup")
+    assert [row.before for row in rows] == ["a", "c"]
 
 
 def _schema(pa):

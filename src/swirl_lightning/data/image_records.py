@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from swirl_lightning.data.images import ImageSource, image_problem, open_rgb
+from swirl_lightning.data.images import ImageSource, image_problems, open_rgb
 from swirl_lightning.data.reading import SkippedRecords
 from swirl_lightning.transition import Transition
-
-_THREADS = 8  # Pillow decodes without the interpreter lock
 
 
 @dataclass(frozen=True)
@@ -48,17 +45,14 @@ class ImageTransitions(Sequence[Transition]):
         return Transition(open_rgb(record.before), after, record.action, record.id, record.meta)
 
 
-def usable(records: Sequence[ImageRecord], skipped: SkippedRecords, decode: bool = True) -> list[ImageRecord]:
+def usable(records: Sequence[ImageRecord], skipped: SkippedRecords) -> list[ImageRecord]:
     """The records whose images are all there and whole; the others go to ``skipped``.
 
     Args:
         records: of one split.
         skipped: gets the others.
-        decode: see `swirl_lightning.data.images.image_problem`.
     """
-    sources = {s: None for r in records for s in (r.before, r.after) if s is not None}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        problems = dict(zip(sources, pool.map(lambda s: image_problem(s, decode), sources), strict=True))
+    problems = image_problems(s for r in records for s in (r.before, r.after) if s is not None)
     kept = []
     for record in records:
         wrong = [

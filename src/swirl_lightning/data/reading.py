@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 SHOWN = 10
+DEEPEST = 100
+"""Levels of lists and objects within each other in a record; copying or printing more may fail."""
+
+_TOO_DEEP = f"nested deeper than {DEEPEST} levels"
+_LONGEST = 500  # characters of a message about a record
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 
 class BrokenRecord(Exception):
@@ -41,7 +49,7 @@ class SkippedRecords:
 
         The kind is the reason without what differs from record to record: brackets, ``, got ...`` and ``...: ``.
         """
-        self.messages.append(f"{place}: {reason}")
+        self.messages.append(printable(f"{place}: {reason}", _LONGEST))
         self.kinds[str(reason).split(" (")[0].split(", got ")[0].split(": ")[-1]] += 1
 
     def counts(self, used: int) -> dict[str, int]:
@@ -75,6 +83,12 @@ def first(messages: list[str]) -> str:
     return "".join(f"\n  {message}" for message in messages[:SHOWN] + more)
 
 
+def printable(text: str, longest: int) -> str:
+    """A text from a data file on one line, cut, without control characters, which could steer a terminal."""
+    line = "".join(c if c.isprintable() else " " for c in text[: longest + 1])
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
 def require_files(paths: Iterable[Path], cure: str) -> None:
     """Checks that all files exist.
 
@@ -91,24 +105,65 @@ def require_files(paths: Iterable[Path], cure: str) -> None:
         raise FileNotFoundError(f"{len(missing)} of {len(wanted)} files are missing:{first(missing)}\n{cure}")
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a file's name in a record stays in the folder that it belongs to. Links in that folder are followed."""
+    return bool(name) and "\0" not in name and not PurePath(name).anchor and ".." not in PurePath(name).parts
+
+
 def lines(path: Path) -> Iterator[tuple[str, str]]:
     """(file:number, line) of every line with something on it; bytes that are no UTF-8 become surrogates."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield f"{path}:{number}", line
+
+
+def parse_json(text: str) -> Any:
+    """Parses JSON from a data file.
+
+    Raises:
+        BrokenRecord: see `check_values`.
+        ValueError: it is no JSON, or held bytes that are no UTF-8.
+    """
+    text.encode()  # fails on surrogates
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise BrokenRecord(_TOO_DEEP) from None
+    if text.count("[") + text.count("{") > DEEPEST or _SURROGATE.search(text):
+        check_values(found)
+    return found
+
+
+def check_values(found: Any) -> None:
+    """Refuse values from JSON that fail later: where they are copied, hashed, or written.
+
+    Raises:
+        BrokenRecord: nested deeper than `DEEPEST`, or a text in it holds half of a surrogate pair.
+    """
+    parts = [(found, "a text", 0)]
+    while parts:
+        value, name, depth = parts.pop()
+        if isinstance(value, str):
+            encodable(value, name)
+        elif isinstance(value, dict | list) and depth >= DEEPEST:
+            raise BrokenRecord(_TOO_DEEP)
+        elif isinstance(value, dict):
+            parts += [(key, "the name of a field", depth) for key in value]
+            parts += [(item, name if depth else key, depth + 1) for key, item in value.items()]
+        elif isinstance(value, list):
+            parts += [(item, name, depth + 1) for item in value]
 
 
 def parse_object(text: str) -> dict[str, Any]:
     """Parses a JSON object.
 
     Raises:
-        BrokenRecord: it is none, or held bytes that are no UTF-8.
+        BrokenRecord: it is none, or held bytes that are no UTF-8; or as in `parse_json`.
     """
     try:
-        text.encode()  # fails on surrogates
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(text)
+    except ValueError as error:
         raise BrokenRecord(f"not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise BrokenRecord(f"an object is needed, got {type(fields).__name__}")
@@ -129,7 +184,7 @@ def records(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str
 
 def _items(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, str]]:
     """(file[number], text) of the items of a JSON list."""
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     decoder = json.JSONDecoder()
     place = _skip(text, 0)
     if text[place : place + 1] != "[":
@@ -139,7 +194,9 @@ def _items(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, str]]:
     while text[place : place + 1] != "]":
         try:
             _, end = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            end = _end(text, place)
+        except ValueError as error:
             skipped.add(f"{path}[{number}]", f"not JSON, nothing is read from here on ({error})")
             return
         yield f"{path}[{number}]", text[place:end]
@@ -150,6 +207,18 @@ def _items(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, str]]:
         elif text[place : place + 1] != "]":
             skipped.add(f"{path}[{number}]", "the list is cut short, nothing is read from here on")
             return
+    if rest := text[place + 1 :].strip():
+        skipped.add(str(path), f"text after the list, which is not read ({rest[:60]!r})")
+
+
+def _end(text: str, place: int) -> int:
+    """Where a list or object ends that is nested too deeply to be parsed."""
+    depth = 0
+    for match in _BRACKETS.finditer(text, place):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return match.end()
+    return len(text)
 
 
 def _skip(text: str, place: int) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from swirl_lightning.data.images import ImageSource, image_problem, open_rgb
+from swirl_lightning.data.images import ImageSource, image_problems, open_rgb
 from swirl_lightning.data.module import Split, TransitionDataModule
-from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, encodable, first, lines, parse_object
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, first, lines, parse_object
 from swirl_lightning.transition import State, Transition
 
 
@@ -95,14 +95,15 @@ class JSONLTransitions(TransitionDataModule):
                 f"no file is given for the split {split!r}; set it in data.init_args{_WITHOUT.get(split, '')} "
                 f"(given: {sorted(self.paths)} of {list(get_args(Split))})"
             )
-        found: list[_Record] = []
         skipped = SkippedRecords(self.paths[split])
+        parsed: list[tuple[str, _Record]] = []
         for place, fields in _rows(self.paths[split], skipped):
             try:
                 labelled = split != "state_only" and not partial
-                found.append(_parse(fields, place, self.paths[split].parent, labelled, ends=not partial))
+                parsed.append((place, _parse(fields, place, self.paths[split].parent, labelled, ends=not partial)))
             except BrokenRecord as error:
                 skipped.add(place, error)
+        found = _whole(parsed, skipped)
         self.skipped[split] = len(skipped)
         if skipped and not found:
             every = f"none of the {len(skipped)} records in {self.paths[split]} can be used as {split}"
@@ -170,18 +171,39 @@ def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, 
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=64):
-                for fields in batch.to_pylist():
-                    yield f"{path}[{number}]", {name: value for name, value in fields.items() if value is not None}
+                for row in range(batch.num_rows):
+                    try:
+                        (fields,) = batch.slice(row, 1).to_pylist()
+                    except UnicodeDecodeError as error:
+                        skipped.add(f"{path}[{number}]", f"not UTF-8 ({error})")
+                    else:
+                        yield f"{path}[{number}]", {name: value for name, value in fields.items() if value is not None}
                     number += 1
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         skipped.add(f"{path}[{number}]", f"nothing is read from here on ({error})")
+
+
+def _whole(parsed: list[tuple[str, _Record]], skipped: SkippedRecords) -> list[_Record]:
+    """The records whose images can be read, each id once; the others go to ``skipped``."""
+    problems = image_problems(s for _, r in parsed for s in (r.before, r.after) if s and not isinstance(s, str))
+    found: dict[str, _Record] = {}
+    for place, record in parsed:
+        wrong = [
+            f"cannot read {name}_image{f' {source}' if isinstance(source, Path) else ''}: {problem}"
+            for name, source in (("before", record.before), ("after", record.after))
+            if source and not isinstance(source, str) and (problem := problems[source])
+        ]
+        if wrong:
+            skipped.add(place, wrong[0])
+        elif record.id in found:
+            skipped.add(place, f"its id comes twice ({record.id!r})")
+        else:
+            found[record.id] = record
+    return list(found.values())
 
 
 def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, ends: bool) -> _Record:
     """A record; ``labelled``: it needs an action, ``ends``: it needs a state after."""
-    for name, value in fields.items():
-        if isinstance(value, str):
-            encodable(value, name)
     before = _state(fields, "before", folder)
     known = ends or any(fields.get(name) is not None for name in ("after", "after_image"))
     after = _state(fields, "after", folder) if known else None
@@ -190,7 +212,10 @@ def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, end
         raise BrokenRecord(f"action must be a text that is not empty, got {action!r}")
     if labelled and action is None:
         raise BrokenRecord("no action, and this split is labelled")
-    return _Record(before, after, action, str(fields.pop("id", place)), fields)
+    name = fields.pop("id", None)
+    if isinstance(name, list | dict | bool) or name == "":
+        raise BrokenRecord(f"id must be a text that is not empty or a number, got {str(name)[:60]!r}")
+    return _Record(before, after, action, place if name is None else str(name), fields)
 
 
 def _state(fields: dict[str, Any], name: str, folder: Path) -> _Source:
@@ -204,11 +229,7 @@ def _state(fields: dict[str, Any], name: str, folder: Path) -> _Source:
         raise BrokenRecord(f"{name} must be a text that is not empty, got {str(value)[:60]!r}")
     if image is None:
         return str(value)
-    source = value if isinstance(value, bytes) else folder / value
-    if problem := image_problem(source, decode=False):
-        where = f" {source}" if isinstance(source, Path) else ""
-        raise BrokenRecord(f"cannot read {name}_image{where}: {problem}")
-    return source
+    return value if isinstance(value, bytes) else folder / value
 
 
 def _open(state: _Source) -> State:

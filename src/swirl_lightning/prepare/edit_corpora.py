@@ -113,7 +113,7 @@ def write(
         records += aurora_train(Path(folder), skipped)
     for path in pico_banana_files:
         records += pico_banana(Path(path), skipped)
-    kept = usable(records, skipped, decode=False)
+    kept = usable(records, skipped)
     skipped.report(len(kept), strict)
     if validation >= len(kept):
         raise ValueError(f"of {len(kept)} usable records, validation={validation} would leave none to train on")
