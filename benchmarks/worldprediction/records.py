@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from swirl_lightning.data.reading import BrokenRecord, check_values, stays_inside
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,19 @@ def read_plan(sample: Any, name: str, task: str, dataset: str, base: int) -> Pla
     """A sample of the file.
 
     Raises:
-        ValueError: it makes no sense; a ``ground_truth`` outside the candidates is an error, never clamped.
-        KeyError: a field is missing, or a candidate names a segment that is not there.
+        BrokenRecord: it is not in the official layout or makes no sense; a ``ground_truth`` outside the candidates is
+            an error, never clamped, and so is a name of a dataset or video that leaves its folder.
     """
+    try:
+        check_values([sample, name])
+        if not stays_inside(dataset):
+            raise ValueError(f"the dataset {dataset!r} leaves the folder")
+        return _plan(sample, name, task, dataset, base)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise BrokenRecord(f"not in the official layout ({error})") from None
+
+
+def _plan(sample: Any, name: str, task: str, dataset: str, base: int) -> Plan:
     candidates = [[_segment(sample, uid) for uid in candidate] for candidate in sample["candidates"]]
     if len(candidates) < 2 or not all(candidates):
         raise ValueError("fewer than two candidates, or an empty one")
@@ -87,8 +100,10 @@ def _segment(sample: dict[str, Any], uid: Any) -> Segment:
     fields = uid if isinstance(uid, dict) else sample["action_segments"][uid]
     start, end = float(fields["segment_start_time"]), float(fields["segment_end_time"])
     label, video = fields["action_label"], fields["video"]
-    if not 0 <= start <= end:
+    if not 0 <= start <= end < math.inf:
         raise ValueError(f"segment {uid!r} runs from {start} to {end} s")
     if not isinstance(label, str) or not label.strip() or not isinstance(video, str) or not video:
         raise ValueError(f"segment {uid!r} has no label or no video")
+    if not stays_inside(video):
+        raise ValueError(f"the video {video!r} leaves its folder")
     return Segment(video, start, end, label.strip())

@@ -168,3 +168,27 @@ def test_real_calls(gemma_path, tmp_path):
     assert sum(row.before.startswith("APIs:\n") for row in rows) > 20
     assert any("\n\nCall: " in row.before for row in rows)
     assert 0 <= evaluated(data, gemma_path, tmp_path)["fwm/sampled/bleu_char/ID-high"] < 50
+
+
+@pytest.mark.parametrize("depth", [200, 50_000])
+def test_deep_nesting_costs_its_record_alone(tmp_path, depth):
+    """In the file itself, and in the JSON that a text of it holds."""
+    deep = "[" * depth + "]" * depth
+    answer = f'{{"error": "", "response": {deep}}}'
+    lines = [
+        json.dumps(mirror(1)),
+        json.dumps(mirror(2, output=answer)),
+        json.dumps(mirror(3))[:-1] + f', "x": {deep}}}',
+    ]
+    lines += [
+        json.dumps(call("who?", "b", {"error": "", "response": 1}) | {"action_input": deep}),
+        json.dumps(mirror(4)),
+    ]
+    write(tmp_path / "calls.json", f"[{', '.join(lines)}]")
+    with pytest.warns(UserWarning, match=r"3 of 5 records cannot be used \(3 nested deeper than 100 levels\)"):
+        rows = StableToolBench(str(tmp_path), test_files={"OOD": "calls.json"}).split("test")
+    assert [row.action for row in rows] == ["{'q': 1}", "{'q': 4}"]
+    write(tmp_path / "q.json", f'[{{"query": "who?", "api_list": [{{"method": {deep}}}]}}]')
+    data = StableToolBench(str(tmp_path), test_files={"OOD": "calls.json"}, query_files=["q.json"])
+    with pytest.warns(UserWarning, match=r"q\.json\[0\]: nested deeper"):
+        assert len(data.split("test")) == 2

@@ -118,6 +118,62 @@ def test_broken_data_is_named_counted_and_the_rest_is_scored(tmp_path):
     assert module.model is None
 
 
+def with_times(start, end, video="one"):
+    return sample(0, action_segments={uid: segment(video, start, end, "x") for uid in "abc"})
+
+
+ODD = {
+    "endless": with_times(0.2, float("inf")),
+    "endless start": with_times(float("inf"), float("inf")),
+    "a number beyond floats": with_times(0, 10**400),
+    "far away": with_times(0, 1e300),
+    "no number": with_times(float("nan"), 1),
+    "NUL in a name": sample(0, "a\0b"),
+    "a long name": sample(0, "x" * 5000),
+    "half of a surrogate pair": sample(0, "\ud83d"),
+    "the same in an action": sample(0, action_segments={u: segment("one", 0.2, 0.4, "\ud83d") for u in "abc"}),
+    "segments in a list": sample(0, candidates=[[7], [8]], action_segments=[]),
+    "very deep": sample(0, candidates=[[[["a"] * 3] * 3] * 3] * 3),
+    "no object": [],
+    "a video above": sample(0, "../secret"),
+    "a video elsewhere": sample(0, "/{root}/secret"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_one_sample_costs_itself_alone(tmp_path, odd):
+    odd = json.loads(json.dumps(odd).replace("{root}", str(tmp_path).lstrip("/")))
+    folder = write(tmp_path / "data", {"COIN": {"good": sample(0), "odd": odd}})
+    for place in (tmp_path, tmp_path / "data" / "videos"):
+        write_video(place / "secret.mp4")
+    data = WorldPrediction(data_dir=folder, ground_truth="0")
+    with pytest.warns(UserWarning, match=r"1 of 2 records cannot be used .*\n  PP/COIN/odd: "):
+        data.setup("test")
+    assert [row.id for row in data.split("test")] == ["PP/COIN/good"]
+
+
+@pytest.mark.parametrize("name", ["../../outside", "{root}/outside", "COIN/../../../outside", "a\0b", ""])
+def test_no_frame_is_written_outside_the_folder_of_frames(tmp_path, name):
+    name = name.format(root=tmp_path)
+    folder = write(tmp_path / "a" / "data", {"COIN": {"good": sample(0)}, name: {"odd": sample(0)}})
+    write_video(tmp_path / "a" / "data" / "videos" / "one.mp4")  # whatever the dataset is called
+    before = {path for path in tmp_path.rglob("*") if (tmp_path / "a" / "data") not in path.parents}
+    data = WorldPrediction(data_dir=folder, ground_truth="0")
+    with pytest.warns(UserWarning, match="1 of 2 records cannot be used"):
+        data.setup("test")
+    assert {path for path in tmp_path.rglob("*") if (tmp_path / "a" / "data") not in path.parents} == before
+    assert all((tmp_path / "a" / "data" / "frames") in path.parents for path in tmp_path.rglob("*.png"))
+
+
+def test_a_file_nested_too_deeply_is_named(tmp_path):
+    folder = write(tmp_path, {"COIN": {"good": sample(0)}})
+    (tmp_path / "WorldPrediction-WM.json").write_text("[" * 50_000)
+    data = WorldPrediction(data_dir=folder, ground_truth="0")
+    with pytest.warns(UserWarning, match=r"WorldPrediction-WM\.json: not JSON"):
+        data.setup("test")
+    assert len(data.split("test")) == 1
+
+
 def test_options_and_files(tmp_path):
     with pytest.raises(ValueError, match="max_turns"):
         WorldPrediction(data_dir=".", max_turns=7)

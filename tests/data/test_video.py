@@ -40,3 +40,35 @@ def test_errors_name_the_video(tmp_path):
     path.write_bytes(b"not a video" * 100)
     with pytest.raises(VideoError, match=r"damaged video: .*v\.mp4"):
         Video(path)
+
+
+PLAYLISTS = {
+    "one.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.2,\nother.mp4\n#EXT-X-ENDLIST\n",
+    "one.mp4": "ffconcat version 1.0\nfile other.mp4\n",
+}
+
+
+@pytest.mark.parametrize(("name", "content"), PLAYLISTS.items(), ids=PLAYLISTS)
+def test_no_playlist_leads_to_other_files_or_addresses(tmp_path, name, content):
+    write_video(tmp_path / "other.mp4")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(VideoError, match="damaged video"):
+        Video(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "m4v", "avi", "mkv"])
+def test_containers(tmp_path, ending):
+    with Video(write_video(tmp_path / f"v.{ending}")) as video:
+        assert number(video.frame_at(0.3)) == 3
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("-inf"), float("nan"), 1e300, -1e300])
+def test_times_that_cannot_be(tmp_path, seconds):
+    with Video(write_video(tmp_path / "v.mp4")) as video, pytest.raises(VideoError, match="no such frame"):
+        video.frame_at(seconds)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
+def test_names_that_cannot_be(tmp_path, name):
+    with pytest.raises(VideoError, match="missing video"):
+        Video(tmp_path / name)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+_OPENED = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
+    "protocol_whitelist": "file",
+}
+"""FFmpeg's options: containers alone, no playlist, which names other files and addresses to read."""
+
+_LATEST = 1e7  # seconds, some hundred days; FFmpeg's numbers overflow later
 
 
 class VideoError(OSError):
@@ -48,16 +58,17 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         self.path, self._av = path, require_av()
-        if not path.is_file():
+        if not os.path.isfile(path):  # no Path.is_file, which raises on names that cannot be
             raise VideoError("missing video", str(path))
         with self._damage():
-            self._container = self._av.open(str(path))
+            self._container = self._av.open(str(path), options=_OPENED)
         if not self._container.streams.video:
             self._container.close()
             raise VideoError("no video stream", str(path))
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "NONE"  # single frames: threads would decode more than that
-        self._start = float((self._stream.start_time or 0) * self._stream.time_base)
+        with self._damage():
+            self._start = float((self._stream.start_time or 0) * self._stream.time_base)
 
     def __enter__(self) -> Video:
         return self
@@ -69,7 +80,7 @@ class Video:
     def _damage(self) -> Iterator[None]:
         try:
             yield
-        except (self._av.FFmpegError, ValueError, EOFError) as error:
+        except (self._av.FFmpegError, ValueError, EOFError, TypeError, ArithmeticError) as error:
             raise VideoError("damaged video", f"{self.path} ({error})") from None
 
     @property
@@ -96,6 +107,8 @@ class Video:
         Raises:
             VideoError: damaged there, or no such frame.
         """
+        if not math.isfinite(seconds) or abs(seconds) > _LATEST:
+            raise VideoError("no such frame", f"{self.path} at {seconds} s")
         tolerance = 0.1 / float(self._stream.average_rate or 25)
         found = None
         with self._damage():
