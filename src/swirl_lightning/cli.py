@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import torch
+from jsonargparse import get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -23,6 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from yaml import YAMLError
 
 from swirl_lightning.callbacks import (
     ActionTable,
@@ -42,6 +44,9 @@ from swirl_lightning.checkpoint_file import WholeCheckpoints, check_file
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
 from swirl_lightning.parsing import Parser, shorten
+from swirl_lightning.yaml_files import guarded
+
+set_loader("yaml", guarded(get_loader("yaml")), (YAMLError,))  # of every configuration
 
 TRAINER = {
     "max_epochs": -1,  # the schedule of phases ends the training

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.checkpoint import own_state
 from swirl_lightning.checkpoint_file import check_file
+from swirl_lightning.yaml_files import load
 
 if TYPE_CHECKING:
     from swirl_lightning.world_model_module import WorldModelModule
@@ -51,7 +51,7 @@ def from_config(cls: type[Module], path: str | Path, arguments: dict[str, Any]) 
         FileNotFoundError: there is no such file.
         ValueError: it has no ``model``, or one that cannot be built.
     """
-    found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    found = load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(found, dict) or "model" not in found:
         raise ValueError(f"{path} has no key 'model': give the config.yaml of a run, or backbone=...")
     parser = LightningArgumentParser(exit_on_error=False)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from swirl_lightning.backbones.vqgan_layers import Codebook, Decoder, Encoder
 from swirl_lightning.console import one_line
+from swirl_lightning.yaml_files import load
 
 CONFIG_FILE = "vqgan.yaml"
 SAFETENSORS_FILE = "vqgan.safetensors"
@@ -79,7 +80,7 @@ class VQGANConfig:
         if not path.is_file():
             raise VQGANError(f"no VQGAN config at {path}; put the checkpoint's {CONFIG_FILE} there")
         try:
-            params = yaml.safe_load(path.read_text())["model"]["params"]
+            params = load(path.read_text())["model"]["params"]
             dd = dict(params["ddconfig"])
             dd.setdefault("attn_resolutions", ())
             dd.setdefault("dropout", 0.0)
@@ -94,7 +95,9 @@ class VQGANConfig:
                 dropout=float(dd["dropout"]),
                 double_z=bool(dd["double_z"]),
             )
-        except (KeyError, TypeError, yaml.YAMLError) as error:
+        except VQGANError:
+            raise
+        except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
             raise VQGANError(
                 f"{path} is not a taming VQGAN config ({type(error).__name__}: {error}); "
                 "needed: model.params with embed_dim, n_embed and ddconfig"

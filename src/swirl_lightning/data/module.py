@@ -72,7 +72,9 @@ class TransitionDataModule(LightningDataModule, ABC):
         self.labelled_per_batch = labelled_per_batch
         sizes = dict.fromkeys(("batch_size", "warmup_batch_size", "eval_batch_size"), "[1, inf)")
         parts = dict.fromkeys(("pairs_per_iteration", "pairs_per_step"), "[1, inf) or null")
-        check_ranges("data", vars(self), num_workers="[0, inf)", seed="[0, inf)", labelled_per_batch="[0, inf)", **sizes, **parts)
+        check_ranges(
+            "data", vars(self), num_workers="[0, inf)", seed="[0, inf)", labelled_per_batch="[0, inf)", **sizes, **parts
+        )
         self._splits: dict[str, Sequence[Transition]] = {}
         self._accumulated = 1  # what we have set the Trainer to
 

@@ -1,0 +1,55 @@
+"""YAML whose aliases do not multiply: a few lines can otherwise stand for more than any memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+MOST = 100_000
+"""Values of a file with every alias written out."""
+
+
+class TooManyAliases(yaml.YAMLError):
+    """Aliases stand for more than `MOST` values, or for themselves."""
+
+
+def load(text: str) -> Any:
+    """Parses YAML with plain values.
+
+    Raises:
+        YAMLError: it is none; `TooManyAliases` among others.
+    """
+    return guarded(yaml.safe_load)(text)
+
+
+def guarded(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The parser, after a check that raises `TooManyAliases`."""
+
+    def checked(text: str) -> Any:
+        if isinstance(text, str) and "*" in text:
+            _check(text)
+        return parse(text)
+
+    return checked
+
+
+def _check(text: str) -> None:
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MOST  # for an alias of the node within itself
+            parts = node.value if isinstance(node, yaml.SequenceNode) else []
+            if isinstance(node, yaml.MappingNode):
+                parts = [part for pair in node.value for part in pair]
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return  # the parser says what is wrong
+    if root is not None and size(root) > MOST:
+        raise TooManyAliases(f"its aliases stand for more than {MOST} values: write them out, or leave them out")

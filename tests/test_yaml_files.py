@@ -1,0 +1,79 @@
+"""YAML of a few lines that stands for more than any memory holds."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from support.cli import config, here
+from swirl_lightning import SWIRL
+from swirl_lightning.backbones.vqgan import VQGANConfig, VQGANError
+from swirl_lightning.restore import from_config
+from swirl_lightning.yaml_files import TooManyAliases, load
+
+
+def bomb(value: str, levels: int = 15) -> str:
+    """Ten times as much with every line."""
+    lines = [f"a0: &a0 {value}"]
+    for n in range(1, levels):
+        ten = ", ".join([f"*a{n - 1}"] * 10)
+        lines.append(f"a{n}: &a{n} " + (f"{{<<: [{ten}]}}" if value.startswith("{") else f"[{ten}]"))
+    return "\n".join(lines) + "\n"
+
+
+BOMBS = {
+    "lists": bomb("[x]"),
+    "merged mappings": bomb("{x: 1}"),
+    "itself": "a: &a [*a]\n",
+    "its key": "a: &a {b: *a}\n",
+}
+
+
+@pytest.fixture(params=BOMBS.values(), ids=BOMBS)
+def many(request) -> str:
+    return request.param
+
+
+def test_aliases_within_reason_are_read():
+    assert load("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: '*'}") == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": "*"}}
+    assert load(bomb("[x]", 4))["a3"][9][9][9] == ["x"]
+    assert load("") is None
+    with pytest.raises(yaml.YAMLError, match="undefined alias"):
+        load("a: *b")
+
+
+def test_a_bomb_is_refused(many):
+    with pytest.raises(TooManyAliases, match="stand for more than 100000 values"):
+        load(many)
+
+
+def test_of_a_base(tmp_path, many):
+    """``vqgan.yaml`` comes from the hub."""
+    path = tmp_path / "vqgan.yaml"
+    path.write_text(many + "model: {params: {embed_dim: 4, ddconfig: {}}}")
+    with pytest.raises(VQGANError, match=r"vqgan\.yaml .*TooManyAliases"):
+        VQGANConfig.from_yaml(path)
+
+
+@pytest.mark.parametrize("value", ["many", "[1]", ".inf", "[" * 5000 + "]" * 5000])
+def test_numbers_of_a_base_that_are_none(tmp_path, value):
+    path = tmp_path / "vqgan.yaml"
+    VQGANConfig().to_yaml(path)
+    path.write_text(path.read_text().replace("embed_dim: 256", f"embed_dim: {value}"))
+    with pytest.raises(VQGANError, match=r"vqgan\.yaml is not a taming VQGAN config"):
+        VQGANConfig.from_yaml(path)
+
+
+def test_of_a_run(tmp_path, many):
+    path = tmp_path / "config.yaml"
+    path.write_text(many + "model: {class_path: swirl_lightning.SWIRL}")
+    with pytest.raises(yaml.YAMLError, match="stand for more than"):
+        from_config(SWIRL, path, {})
+
+
+def test_of_a_command(tmp_path, gemma_path, capsys):
+    path = config(tmp_path, gemma_path)
+    path.write_text(BOMBS["lists"] + path.read_text())
+    with pytest.raises(SystemExit):
+        here("fit", "-c", path)
+    assert "stand for more than 100000 values" in capsys.readouterr().err
