@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.files import whole_file
 from swirl_lightning.results.about import about
-from swirl_lightning.results.table import FILE, read, show
+from swirl_lightning.results.table import FILE, locked, read, show
 
 _SPEED = frozenset(("batch_size", "warmup_batch_size", "eval_batch_size", "num_workers", "devices"))
 """Settings that change how fast a test is, and nothing of its results."""
@@ -67,8 +67,13 @@ class Results(Callback):
             if key.startswith(prefix) and isinstance(value, torch.Tensor)
         }
         path = _path(trainer)
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            with locked(path):
+                self._put(trainer, pl_module, split, label, values, path)
+
+    def _put(
+        self, trainer: Trainer, pl_module: Any, split: str, label: str, values: dict[str, float], path: Path
+    ) -> None:
         results = read(path)
         facts = {"label": label, **about(trainer, pl_module)}
         facts = json.loads(json.dumps(facts))  # tuples become lists, as in the file

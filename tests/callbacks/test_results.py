@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 import warnings
 from io import StringIO
 from pathlib import Path
@@ -118,6 +122,29 @@ def test_what_fit_adds_is_of_its_last_run(gemma_path, tmp_path):
     found = rows(tmp_path, gemma_path, last, data=Digits(size=16), command="validate")
     assert list(found["validation"]) == ["SFT"]
     assert found["about"]["validation"]["SFT"]["settings"]["data"]["size"] == 16
+
+
+def test_no_row_of_processes_at_the_same_time_is_lost(gemma_path, tmp_path):
+    """Tests of several checkpoints share a run's folder, and each reads the table, adds its row and writes."""
+    names, count = ("a", "b", "c"), 30
+    command = [sys.executable, "-m", "support.result_rows", str(tmp_path), str(gemma_path)]
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen([*command, name, str(count)], env=environment, stdout=subprocess.DEVNULL) for name in names
+    ]
+    try:
+        while not all((tmp_path / f"ready-{name}").exists() for name in names):
+            assert all(process.poll() is None for process in running)
+            time.sleep(0.05)
+        (tmp_path / "go").touch()
+        assert [process.wait(300) for process in running] == [0] * len(names)
+    finally:
+        for process in running:
+            process.kill()
+    found = read(tmp_path / "results.json")
+    every = {f"{name}-{number}" for name in names for number in range(count)}
+    assert set(found["test"]) == set(found["about"]["test"]) == every
 
 
 def test_long_names_leave_room_for_the_figures():

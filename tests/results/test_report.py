@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 
 import pytest
@@ -131,6 +132,60 @@ def test_problems_are_told(tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(SystemExit, match="not valid JSON"):
         cli.main(["report", str(tmp_path)])
+
+
+WRONG = {
+    "a list": [],
+    "a number": 7,
+    "a list of rows": {"test": []},
+    "a row that is none": {"test": {"SFT": [1]}},
+    "a text for a number": {"test": {"SFT": {"x": "1"}}},
+    "a number beyond floats": {"test": {"SFT": {"x": 10**400}}},
+    "facts that are none": {"test": {"SFT": {"x": 1}}, "about": {"test": {"SFT": []}}},
+    "a label that is none": {"test": {"SFT": {"x": 1}}, "about": {"test": {"SFT": {"label": ["IDM"]}}}},
+    "counts of another kind": {"test": {"SFT": {"x": 1}}, "about": {"test": {"SFT": {"counts": {"test": 3}}}}},
+    "a judge of another kind": {"test": {"SFT": {"x": 1}}, "about": {"test": {"SFT": {"settings": {"judge": "x"}}}}},
+}
+
+
+@pytest.mark.parametrize("content", WRONG.values(), ids=WRONG)
+def test_a_file_of_another_shape_is_told_in_one_line(tmp_path, content):
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=r"^error: .*results\.json is no table of results: .* move it away"):
+        cli.main(["report", str(tmp_path)])
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b""])
+def test_a_file_that_is_no_json_is_told_in_one_line(tmp_path, content):
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(SystemExit, match=r"^error: .*results\.json is not valid JSON"):
+        cli.main(["report", str(tmp_path)])
+
+
+def test_names_from_a_file_have_no_effect_in_any_report(tmp_path, capsys):
+    """Somebody else's results.json: markup, links, cells, steering of the terminal."""
+    evil = '<script>alert(1)</script>[/bold][red]x|y](http://evil) \x1b[31m\n## "quoted" `code`'
+    values = {"fwm/sampled/exact_match": float("nan"), f"fwm/{evil}": 1.0, f"{evil}/judge_failed": 2.0}
+    facts = {
+        "suite": evil,
+        "counts": {"test": {evil: evil}},
+        "missing": {evil: evil},
+        "settings": {"judge": {"model": evil}},
+    }
+    content = {"test": {evil: values}, "about": {"test": {evil: facts}}}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("\n#") == 1  # the suite's own heading
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+    assert not re.search(r"(?<!\\)[<\[`]", text)
+    told = capsys.readouterr().out
+    assert "\x1b" not in page + text + told
+    assert "[/bold][red]x" in told
 
 
 def test_as_a_module(tmp_path, monkeypatch, capsys):

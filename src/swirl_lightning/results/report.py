@@ -8,17 +8,19 @@ from __future__ import annotations
 import argparse
 import html
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from swirl_lightning.console import one_line
 from swirl_lightning.results.paper import SUITES, Row, SuiteTable
-from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, read, show
+from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, one_line, read, show
 
 _SPLITS = ("test", "validation")
 
@@ -97,8 +99,8 @@ def build(files: Sequence[Path]) -> list[SuiteReport]:
         for split in _SPLITS:
             for row, values in results.get(split, {}).items():
                 facts = {"label": row, **about.get(split, {}).get(row, {})}
-                name = row if len(files) == 1 else f"{_label(path)}: {row}"
-                place = found.setdefault((str(facts.get("suite", "results")), split), [])
+                name = one_line(row if len(files) == 1 else f"{_label(path)}: {row}")
+                place = found.setdefault((one_line(facts.get("suite", "results")), split), [])
                 place.append((name, values, facts, path))
     return [_report(suite, split, rows) for (suite, split), rows in sorted(found.items())]
 
@@ -125,7 +127,7 @@ def _report(suite: str, split: str, rows: list[tuple[str, Row, dict[str, Any], P
 
 def _own_layout(rows: Sequence[Row]) -> SuiteTable:
     """Of a suite that the paper does not have: the quickstart's columns, then everything else by its key, as it is."""
-    columns = {**COLUMNS, **{key: COLUMNS.get(key, key) for values in rows for key in values}}
+    columns = {**COLUMNS, **{key: COLUMNS.get(key, one_line(key)) for values in rows for key in values}}
     return SuiteTable(columns, factors={key: 100 for key in COLUMNS if key.startswith(("fwm/", "idm/"))})
 
 
@@ -139,21 +141,21 @@ def _notes(name: str, split: str, values: Row, facts: dict[str, Any]) -> list[st
     for key, value in values.items():
         if key.endswith(("judge_unparsable", "judge_failed")) and value > 0:
             notes.append(f"{name}: {key} {value:.0f}; these are not in the mean")
-    judge = (facts.get("settings") or {}).get("judge")
+    judge = facts.get("settings", {}).get("judge")
     if judge:
         notes.append(f"{name}: judged by {judge['model']}")
-    return notes
+    return [one_line(note) for note in notes]
 
 
 def markdown(reports: Sequence[SuiteReport], folder: Path) -> str:
     """All tables; images are linked relative to ``folder``."""
     lines = ["# Results", ""]
     for report in reports:
-        lines += [f"## {report.title}", ""]
-        lines.append("| | " + " | ".join(map(_bar, report.heading)) + " |")
+        lines += [f"## {_escaped(report.title)}", ""]
+        lines.append("| | " + " | ".join(map(_escaped, report.heading)) + " |")
         lines.append("|---|" + "---:|" * len(report.heading))
-        lines += [f"| {_bar(name)} | " + " | ".join(cells) + " |" for name, cells in report.rows.items()]
-        lines += ["", *(f"- {_bar(note)}" for note in report.notes)]
+        lines += [f"| {_escaped(name)} | " + " | ".join(cells) + " |" for name, cells in report.rows.items()]
+        lines += ["", *(f"- {_escaped(note)}" for note in report.notes)]
         lines += [f"\n![before, after, predicted]({_relative(image, folder)})" for image in report.images]
         lines.append("")
     return "\n".join(lines)
@@ -184,9 +186,9 @@ def as_html(reports: Sequence[SuiteReport], folder: Path) -> str:
 
 
 def _rich(report: SuiteReport) -> Table:
-    view = Table("", *report.heading, title=report.title, caption="\n".join(report.notes))
+    view = Table("", *map(escape, report.heading), title=escape(report.title), caption=escape("\n".join(report.notes)))
     for name, cells in report.rows.items():
-        view.add_row(name, *cells)
+        view.add_row(escape(name), *cells)
     return view
 
 
@@ -204,8 +206,9 @@ def _relative(path: Path, folder: Path) -> str:
     return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
-def _bar(text: str) -> str:
-    return text.replace("|", "\\|")
+def _escaped(text: str) -> str:
+    """A text without effect in Markdown: no cell, link, image or HTML of its own."""
+    return re.sub(r"([\\`|\[<])", r"\\\1", text)
 
 
 if __name__ == "__main__":

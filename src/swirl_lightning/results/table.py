@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from filelock import FileLock
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -33,22 +37,73 @@ def show(path: str | Path, split: str) -> None:
         console = Console()
         if not console.is_terminal:
             console = Console(width=120)  # a log file has no width; 80 would cut the columns
-        console.print(table(rows, title=f"{split} · {path}"))
+        console.print(table(rows, title=escape(f"{split} · {path}")))
 
 
 def read(path: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
     """``{split: {row: {metric: value}}}`` of a results file; empty if there is none.
 
     Beside the splits there is ``about``: what a row rests on, ``{split: {row: {counts, missing, ...}}}``.
+
+    Raises:
+        ValueError: the file is no such table.
     """
     path = Path(path)
     if not path.is_file():
         return {}
     try:
-        found: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        found: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); move it away to start a new table") from None
+    if (problem := _problem(found)) is not None:
+        raise ValueError(f"{path} is no table of results: {problem}; move it away to start a new one")
     return found
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes from writing a results file between reading and writing it here."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        yield
+
+
+def _problem(found: Any) -> str | None:
+    """What keeps a parsed file from being read as a table, or None."""
+    if not isinstance(found, dict):
+        return "an object is needed"
+    for split, rows in found.items():
+        if not isinstance(rows, dict) or not all(isinstance(values, dict) for values in rows.values()):
+            return f"{split!r} must be an object of objects"
+        fits = _is_about if split == "about" else _is_number
+        for row, values in rows.items():
+            for key, value in values.items():
+                if not fits(value):
+                    return f"{split!r}, {row!r}, {key!r} cannot be {str(value)[:60]!r}"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+
+def _is_about(facts: Any) -> bool:
+    """Whether facts have the types in which `swirl_lightning.results.about` writes what reports read of them."""
+    if not isinstance(facts, dict):
+        return False
+    kinds = {"label": str, "suite": str, "counts": dict, "missing": dict, "settings": dict}
+    if not all(isinstance(facts.get(name, kind()), kind) for name, kind in kinds.items()):
+        return False
+    judge = facts.get("settings", {}).get("judge")
+    counts = facts.get("counts", {}).values()
+    return all(isinstance(count, dict) for count in counts) and (
+        judge is None or (type(judge) is dict and "model" in judge)
+    )
+
+
+def one_line(text: object) -> str:
+    """A name or a note without line breaks and control characters, which could steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 def table(rows: dict[str, dict[str, float]], title: str = "") -> Table:
@@ -57,7 +112,7 @@ def table(rows: dict[str, dict[str, float]], title: str = "") -> Table:
     view = Table(Column("", no_wrap=True), *columns.values(), title=title)
     for name, row in rows.items():
         cells = [_cell(key, row[key]) if key in row else "–" for key in columns]
-        view.add_row(fill(name, 22), *cells)  # so that a long name takes no room from the figures
+        view.add_row(escape(fill(one_line(name), 22)), *cells)  # so that a long name takes no room from the figures
     return view
 
 
