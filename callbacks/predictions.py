@@ -154,8 +154,8 @@ def generation_settings(module: Any) -> dict[str, Any]:
 
 
 def file_name(record: str, longest: int = 100) -> str:
-    """A record's id as a file name that no other id has."""
-    plain = re.sub(r"[^\w.-]+", "_", record).strip("._")[:longest]
+    """A record's id as a file name that no other id has: no path, and at most so many bytes and a digest."""
+    plain = re.sub(r"[^\w.-]+", "_", record).strip("._").encode()[:longest].decode(errors="ignore")
     if plain == record:
         return plain
     return f"{plain}-{hashlib.blake2b(record.encode(), digest_size=4).hexdigest()}"

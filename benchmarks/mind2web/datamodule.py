@@ -145,7 +145,7 @@ class Mind2Web(TextSuite):
             return len
         from transformers import AutoTokenizer
 
-        encode = AutoTokenizer.from_pretrained(self.tokenizer).encode
+        encode = AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False).encode
         return lambda text: len(encode(text, add_special_tokens=False))
 
     # ---- metrics ---------------------------------------------------------------------------------

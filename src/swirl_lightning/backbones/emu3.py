@@ -123,7 +123,9 @@ class Emu3(ImageTokens):
 
     @cached_property
     def _processor(self) -> Any:
-        return AutoImageProcessor.from_pretrained(self.path, revision=self.revision)
+        return AutoImageProcessor.from_pretrained(
+            self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
 
     def _codec_on(self, device: torch.device) -> Emu3VQVAE:
         """The VQ model alone, read from the same checkpoint, in float32 and eval mode."""

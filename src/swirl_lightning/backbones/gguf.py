@@ -64,6 +64,7 @@ def load_gguf(backbone: Backbone, auto_class: Any, config: Any) -> PreTrainedMod
         revision=backbone.revision,
         quantization_config=GgufConfig(dequantize=True),
         dtype=backbone.dtype,
+        trust_remote_code=backbone.trust_remote_code,
     )
     config.architectures = [type(read).__name__]  # as a folder's config has it: the same base, the same identity
     model = type(read).from_pretrained(

@@ -88,7 +88,9 @@ class VLM(TextLLM):
     # ---- images --------------------------------------------------------------------------------
     @cached_property
     def _processor(self) -> Any:
-        return AutoImageProcessor.from_pretrained(self.path, revision=self.revision, backend="pil")
+        return AutoImageProcessor.from_pretrained(
+            self.path, revision=self.revision, backend="pil", trust_remote_code=self.trust_remote_code
+        )
 
     @cached_property
     def resolution(self) -> int:

