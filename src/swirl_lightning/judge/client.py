@@ -92,11 +92,11 @@ class Judge:
     ) -> None:
         self.model, self.base_url, self.api_key_env = model, base_url, api_key_env
         self.cache_dir = Path(cache_dir)
-        self.concurrency, self.max_tokens, self.temperature = concurrency, max_tokens, temperature
-        numbers = {"timeout": timeout, "deadline": deadline, "retries": retries, "backoff": backoff}
+        self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
+        self.deadline, self.max_tokens, self.temperature = deadline, max_tokens, temperature
         check_ranges(
             "judge",
-            vars(self) | numbers,
+            vars(self),
             concurrency="[1, inf)",
             timeout="(0, inf)",
             deadline="(0, inf)",

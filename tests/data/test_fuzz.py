@@ -1,0 +1,173 @@
+"""Files of every suite with random damage: each gives whole records, or says in words what is wrong with it."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.suites import mind2web, scienceworld, stabletoolbench, worldprediction
+from support.visual_world import write_aurora
+from swirl_lightning.benchmarks.aurora import Aurora
+from swirl_lightning.benchmarks.mind2web import Mind2Web
+from swirl_lightning.benchmarks.scienceworld import ScienceWorld
+from swirl_lightning.benchmarks.stabletoolbench import StableToolBench
+from swirl_lightning.benchmarks.worldprediction import WorldPrediction
+from swirl_lightning.data import JSONLTransitions, TransitionDataModule
+from swirl_lightning.data.images import FORMATS
+
+ODD = [
+    *(None, True, 0, -1, 7.5, float("inf"), float("nan"), 10**400),
+    *("", " ", "x", "\ud83d", "a\0b", "x" * 5000, "../../x", "/etc/passwd", "\x1b[31m"),
+    *([], {}, [[]], {"a": 1}, [1, "a"], ["x", "x"], json.loads("[" * 150 + "]" * 150)),
+]
+
+
+class Damage:
+    """Random damage, the same for the same seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+
+    def value(self, value: Any, share: float = 0.05) -> Any:
+        """A JSON value with parts replaced, dropped or renamed."""
+        if self.draw.random() < share:
+            return self.draw.choice(ODD)
+        if isinstance(value, list):
+            return [self.value(item, share) for item in value if self.draw.random() > share / 3]
+        if isinstance(value, dict):
+            kept = {key: item for key, item in value.items() if self.draw.random() > share / 3}
+            names = {key: self.draw.choice(["", "\ud800", "x\0", *[key] * 240]) for key in kept}
+            return {names[key]: self.value(item, share) for key, item in kept.items()}
+        return value
+
+    def content(self, content: bytes, share: float = 0.3) -> bytes:
+        """Bytes replaced, cut off, or behind a byte order mark."""
+        damaged = bytearray(content)
+        if self.draw.random() < share:
+            for _ in range(self.draw.choice((1, 3, 20))):
+                damaged[self.draw.randrange(len(damaged))] = self.draw.randrange(256)
+        if self.draw.random() < share / 2:
+            del damaged[self.draw.randrange(len(damaged)) :]
+        return b"\xef\xbb\xbf" * (self.draw.random() < share / 3) + bytes(damaged)
+
+    def lists(self, path: Path, records: Any, lines: bool = False) -> None:
+        """A damaged file of records."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        damaged = [self.value(record) for record in records] if lines else self.value(records)
+        text = "\n".join(map(json.dumps, damaged)) if lines else json.dumps(damaged)
+        path.write_bytes(self.content(text.encode()))
+
+
+def own(folder: Path, damage: Damage) -> TransitionDataModule:
+    record = {"before": "a", "after": "b", "action": "c", "own": [1, {"y": 2}]}
+    damage.lists(folder / "x.jsonl", [record | {"id": n} for n in range(8)], lines=True)
+    path = str(folder / "x.jsonl")
+    return JSONLTransitions(warmup=path, state_only=path, validation=path, test=path, batch_size=1)
+
+
+def parquet(folder: Path, damage: Damage) -> TransitionDataModule:
+    pa, written = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = folder / "x.parquet"
+    rows = [{"before": f"a{n}", "after": "b", "action": "c", "id": n} for n in range(8)]
+    written.write_table(pa.Table.from_pylist(rows), path, compression="none")
+    path.write_bytes(damage.content(path.read_bytes(), share=0.9))
+    names = ("warmup", "state_only", "validation", "test")
+    return JSONLTransitions(**dict.fromkeys(names, str(path)), batch_size=1)
+
+
+def pictures(folder: Path, damage: Damage) -> TransitionDataModule:
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24), dtype=np.uint8))
+    records = []
+    for n, kind in enumerate(damage.draw.choices(FORMATS, k=6)):
+        content = io.BytesIO()
+        pixels.convert("L" if kind == "GIF" else "RGB").save(content, kind)
+        (folder / str(n)).write_bytes(damage.content(content.getvalue(), share=0.8))
+        records.append({"before_image": str(n), "after_image": "0", "action": "go"})
+    (folder / "x.jsonl").write_text("\n".join(map(json.dumps, records)))
+    path = str(folder / "x.jsonl")
+    return JSONLTransitions(warmup=path, state_only=path, validation=path, test=path, batch_size=1)
+
+
+def aurora(folder: Path, damage: Damage) -> TransitionDataModule:
+    damage.lists(folder / "test.json", write_aurora(folder))
+    path = folder / "data" / "kubric" / "train.json"
+    damage.lists(path, json.loads(path.read_text()))
+    return Aurora(data_dir=str(folder), validation_size=1)
+
+
+def world(folder: Path, damage: Damage) -> TransitionDataModule:
+    pytest.importorskip("av")
+    content = {"COIN": {str(n): worldprediction.sample(n) for n in range(3)}}
+    worldprediction.write(folder, content)
+    damage.lists(folder / "WorldPrediction-PP.json", content)
+    return WorldPrediction(data_dir=str(folder), ground_truth=damage.draw.choice(["0", "auto"]))
+
+
+def stable(folder: Path, damage: Damage) -> TransitionDataModule:
+    for name in ("train_sft.json", "test_sft/id_high.json"):
+        damage.lists(folder / name, [stabletoolbench.mirror(n) for n in range(8)])
+    return StableToolBench(str(folder), test_splits=["ID-high"], validation_episodes=2)
+
+
+def science(folder: Path, damage: Damage) -> TransitionDataModule:
+    places = [(split, n, m) for split in ("train", "dev", "test") for n in range(3) for m in range(2)]
+    rows = [scienceworld.step("boil", n, split, m) for split, n, m in places]
+    damage.lists(folder / scienceworld.FILE, rows, lines=True)
+    return ScienceWorld(str(folder))
+
+
+def web(folder: Path, damage: Damage) -> TransitionDataModule:
+    pytest.importorskip("lxml")
+    for part in ("train", "test_task"):
+        damage.lists(folder / part / f"{part}_0.json", [mind2web.task(f"t{n}") for n in range(4)])
+    return Mind2Web(str(folder), test_splits=["test_task"], validation_episodes=1)
+
+
+KINDS: list[Callable[[Path, Damage], TransitionDataModule]] = [
+    *(own, parquet, pictures),
+    *(aurora, world, stable, science, web),
+]
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_damage_is_said_or_costs_its_records_alone(tmp_path, kind, seed):
+    data = kind(tmp_path, Damage(seed))
+    for stage in ("test",) if kind is world else ("fit", "test", "predict"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                data.setup(stage)
+                refused = None
+            except (ValueError, OSError) as error:  # a line for the user; anything else would be a traceback
+                refused = str(error)
+        assert all(len(str(warning.message)) < 20_000 for warning in caught)
+        if refused is not None:
+            assert 10 < len(refused) < 20_000
+            continue
+        for split in ("test",) if stage != "fit" else ("warmup", "validation"):
+            rows = list(data.predict_rows() if stage == "predict" else data.split(split))
+            assert rows
+            assert len({row.id for row in rows}) == len(rows)
+            for row in rows:
+                check(row, complete=stage != "predict" and kind is not aurora)
+
+
+def check(row: Any, complete: bool) -> None:
+    """Fail if a record could end a run: on its way to the model, to a file, or to another process."""
+    assert row.action or not complete
+    for state in (row.before, row.after, *(turn.after for turn in row.turns)):
+        assert isinstance(state, str | Image.Image) or (state is None and not complete)
+        assert not isinstance(state, Image.Image) or state.mode == "RGB"
+    texts = [row.id, row.action or "", *(state for state in (row.before, row.after) if isinstance(state, str))]
+    assert all(isinstance(text, str) for text in texts)
+    json.dumps([*texts, row.meta], ensure_ascii=False, default=str).encode()
