@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from swirl_lightning.backbones import Liquid
 from swirl_lightning.data import StateTokens
@@ -99,6 +100,27 @@ def test_a_damaged_file_is_ignored(tmp_path):
     with pytest.warns(UserWarning, match="damaged token cache file"):
         assert StateTokens(backbone, cache_dir=tmp_path).encode(["a", "b"], CPU) == [[97], [98]]
     assert backbone.calls == [["a"]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": np.zeros((1, 1), np.int32)},
+        {"ids": np.zeros(1, np.float32)},
+        {"lengths": np.array(1, np.int64)},
+        {"lengths": np.ones(1, np.float32)},
+        {"lengths": np.array([3, -2], np.int64), "keys": np.zeros((2, 16), np.uint8)},
+        {"keys": np.zeros(16, np.uint8)},
+        {"keys": np.array(0, np.uint8)},
+    ],
+    ids=lambda change: "-".join(f"{name}-{part.dtype}-{part.shape}" for name, part in change.items()),
+)
+def test_a_file_of_other_parts_is_ignored(tmp_path, change):
+    StateTokens(Backbone(), cache_dir=tmp_path, shard_size=1).encode(["a"], CPU)
+    (shard,) = tmp_path.rglob("*.safetensors")
+    save_file(load_file(shard) | change, shard)
+    with pytest.warns(UserWarning, match="damaged token cache file"):
+        assert StateTokens(Backbone(), cache_dir=tmp_path).encode(["a"], CPU) == [[97]]
 
 
 @pytest.mark.parametrize("name", ["max_entries", "shard_size"])

@@ -21,6 +21,7 @@ from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.transition import State
 
 _KEY_BYTES = 16
+_PARTS = [(np.dtype(np.int32), 1), (np.dtype(np.int64), 1), (np.dtype(np.uint8), 2)]  # ids, lengths, keys
 
 
 class StateTokens:
@@ -117,12 +118,17 @@ class StateTokens:
         for path in sorted(folder.glob("*.safetensors"), key=lambda p: (p.stat().st_mtime, p.name)):
             try:
                 shard = load_file(path)
-                lengths = shard["lengths"].tolist()
-                keys = [row.tobytes() for row in shard["keys"]]
-                if sum(lengths) != len(shard["ids"]) or any(len(key) != _KEY_BYTES for key in keys):
+                ids, lengths, rows = (shard[name] for name in ("ids", "lengths", "keys"))
+                if [(part.dtype, part.ndim) for part in (ids, lengths, rows)] != _PARTS:
+                    raise ValueError("its parts are of other types")
+                keys = [row.tobytes() for row in rows]
+                if (
+                    sum(lengths) != len(ids)
+                    or min(lengths, default=0) < 0
+                    or any(len(key) != _KEY_BYTES for key in keys)
+                ):
                     raise ValueError("its parts do not agree")
-                pieces = np.split(shard["ids"], np.cumsum(lengths)[:-1])
-                entries = dict(zip(keys, pieces, strict=True))
+                entries = dict(zip(keys, np.split(ids, np.cumsum(lengths)[:-1]), strict=True))
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 rank_zero_warn(f"ignoring the damaged token cache file {path}: {error}")
                 continue
