@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
 from swirl_lightning.benchmarks.scienceworld import ScienceWorld
-from swirl_lightning.console import one_line
+from swirl_lightning.console import run_command
 from swirl_lightning.transition import Transition
 
 # The last three are used no more. Without them all ids would be others, and so the numbers in docs/results.md.
@@ -181,4 +181,4 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    one_line(main)
+    run_command(main)

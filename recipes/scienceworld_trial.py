@@ -17,7 +17,7 @@ from statistics import mean, stdev
 
 import yaml
 
-from swirl_lightning.console import one_line
+from swirl_lightning.console import run_command
 from swirl_lightning.results.table import FILE, read
 
 METRICS = {
@@ -84,4 +84,4 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    one_line(main)
+    run_command(main)

@@ -6,7 +6,7 @@ import os
 import sys
 import textwrap
 
-from swirl_lightning.console import nearest, one_line, silence_libraries
+from swirl_lightning.console import nearest, run_command, silence_libraries
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """PyTorch's own switch, which it reads once, when the first tensor is made: large tensors in pages of 2 MiB."""
@@ -24,7 +24,7 @@ USAGE = f"usage: swirl [-h] [-c CONFIG] {{{','.join(COMMANDS)}}} ..."
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of the console script."""
-    one_line(lambda: _run(args))
+    run_command(lambda: _run(args))
 
 
 def _run(args: list[str] | None) -> None:

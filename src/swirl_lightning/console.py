@@ -18,7 +18,7 @@ _DEPRECATIONS = (  # of libraries among themselves
 )
 
 
-def one_line(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], None]) -> None:
     """Run a command; what its user can mend ends it with one line on stderr and exit code 1.
 
     ``SWIRL_TRACEBACK=1`` shows where the error came from.

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from swirl_lightning.backbones.vqgan_layers import Codebook, Decoder, Encoder
-from swirl_lightning.console import one_line
+from swirl_lightning.console import run_command
 from swirl_lightning.yaml_files import load
 
 CONFIG_FILE = "vqgan.yaml"
@@ -253,4 +253,4 @@ def vqgan_fingerprint(folder: str | Path) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m swirl_lightning.backbones.vqgan FOLDER (with {CONFIG_FILE} and {CKPT_FILE})")
-    one_line(lambda: print(convert_to_safetensors(sys.argv[1])))
+    run_command(lambda: print(convert_to_safetensors(sys.argv[1])))

@@ -23,7 +23,7 @@ from jsonargparse import auto_cli
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from swirl_lightning.benchmarks.scienceworld import FILE, sha256
-from swirl_lightning.console import one_line
+from swirl_lightning.console import run_command
 
 Episode = tuple[str, str, int]
 """Split, task, variation."""
@@ -149,4 +149,4 @@ def _simulator() -> Any:
 
 
 if __name__ == "__main__":
-    one_line(lambda: print(auto_cli(generate, as_positional=False)))
+    run_command(lambda: print(auto_cli(generate, as_positional=False)))

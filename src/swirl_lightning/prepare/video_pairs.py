@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
 
-from swirl_lightning.console import one_line
+from swirl_lightning.console import run_command
 from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.engine.ranges import check_ranges
 
@@ -242,4 +242,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    one_line(main)
+    run_command(main)

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from swirl_lightning.console import one_line
+from swirl_lightning.console import run_command
 from swirl_lightning.results.paper import SUITES, Row, SuiteTable
-from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, one_line, read, show
+from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, printable, read, show
 
 _SPLITS = ("test", "validation")
 
@@ -99,8 +99,8 @@ def build(files: Sequence[Path]) -> list[SuiteReport]:
         for split in _SPLITS:
             for row, values in results.get(split, {}).items():
                 facts = {"label": row, **about.get(split, {}).get(row, {})}
-                name = one_line(row if len(files) == 1 else f"{_label(path)}: {row}")
-                place = found.setdefault((one_line(facts.get("suite", "results")), split), [])
+                name = printable(row if len(files) == 1 else f"{_label(path)}: {row}")
+                place = found.setdefault((printable(facts.get("suite", "results")), split), [])
                 place.append((name, values, facts, path))
     return [_report(suite, split, rows) for (suite, split), rows in sorted(found.items())]
 
@@ -127,7 +127,7 @@ def _report(suite: str, split: str, rows: list[tuple[str, Row, dict[str, Any], P
 
 def _own_layout(rows: Sequence[Row]) -> SuiteTable:
     """Of a suite that the paper does not have: the quickstart's columns, then everything else by its key, as it is."""
-    columns = {**COLUMNS, **{key: COLUMNS.get(key, one_line(key)) for values in rows for key in values}}
+    columns = {**COLUMNS, **{key: COLUMNS.get(key, printable(key)) for values in rows for key in values}}
     return SuiteTable(columns, factors={key: 100 for key in COLUMNS if key.startswith(("fwm/", "idm/"))})
 
 
@@ -144,7 +144,7 @@ def _notes(name: str, split: str, values: Row, facts: dict[str, Any]) -> list[st
     judge = facts.get("settings", {}).get("judge")
     if judge:
         notes.append(f"{name}: judged by {judge['model']}")
-    return [one_line(note) for note in notes]
+    return [printable(note) for note in notes]
 
 
 def markdown(reports: Sequence[SuiteReport], folder: Path) -> str:
@@ -212,4 +212,4 @@ def _escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    one_line(main)
+    run_command(main)

@@ -101,7 +101,7 @@ def _is_about(facts: Any) -> bool:
     )
 
 
-def one_line(text: object) -> str:
+def printable(text: object) -> str:
     """A name or a note without line breaks and control characters, which could steer a terminal."""
     return "".join(c if c.isprintable() else " " for c in str(text))
 
@@ -112,7 +112,7 @@ def table(rows: dict[str, dict[str, float]], title: str = "") -> Table:
     view = Table(Column("", no_wrap=True), *columns.values(), title=title)
     for name, row in rows.items():
         cells = [_cell(key, row[key]) if key in row else "–" for key in columns]
-        view.add_row(escape(fill(one_line(name), 22)), *cells)  # so that a long name takes no room from the figures
+        view.add_row(escape(fill(printable(name), 22)), *cells)  # so that a long name takes no room from the figures
     return view
 
 
