@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import pytest
 
 from support.evaluated import CPU, evaluated
 from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.evaluation import EvaluationConfig
+from swirl_lightning.transition import Choices
 
 
 def test_best_of_takes_the_future_with_the_likeliest_action(gemma_path):
@@ -35,3 +39,15 @@ def test_best_of_one_is_the_first_draw(gemma_path):
     assert module.backbone.decode_states(module.models.contents("fwm", drawn), CPU) == shown[:1]
     with pytest.raises(ValueError, match=r"best_of must lie in \[1, inf\), got 0"):
         EvaluationConfig(best_of=0)
+
+
+def test_a_transition_with_choices_is_enough_for_their_accuracy(gemma_path):
+    """One question with each answer: one is right. Without a question there is no accuracy, and no warning."""
+    module, (row, *_), _ = evaluated(gemma_path, best_of=1)
+    asked = [replace(row, choices=Choices(("inc", "dec"), answer, row.after)) for answer in (0, 1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not [name for name in module.evaluator.compute() if name.startswith("choice/")]
+    module.evaluator.step(asked, CPU)
+    found = module.evaluator.compute()
+    assert [float(found[f"choice/{role}_accuracy"]) for role in ("fwm", "idm")] == [0.5, 0.5]

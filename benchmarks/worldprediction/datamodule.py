@@ -66,7 +66,6 @@ class WorldPrediction(ImageSuite):
     )
     judge_template = "worldprediction"
     category_key = "groups"
-    multiple_choice = True
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -21,6 +22,13 @@ from swirl_lightning.transition import State, Transition
 from swirl_lightning.world_models import WorldModel, WorldModels
 
 MODES = ("sampled", "greedy")
+MEANS = (
+    "identifiability",
+    "likelihood",
+    *(f"{role}/log_prob" for role in ROLES),
+    *(f"choice/{role}_accuracy" for role in ROLES),
+)
+"""Means of one evaluation, the same on every rank; one that no transition asked for is left out of the results."""
 
 Listener = Callable[[str, Sequence[Transition], Sequence[State | None], Sequence[str | None]], None]
 """Called with the mode, transitions, predicted states and predicted actions (None where not asked for)."""
@@ -100,10 +108,7 @@ class Evaluator:
                 self._metrics[f"fwm/{mode}"] = benchmark.state_metrics().to(device)
             if self._inverse:
                 self._metrics[f"idm/{mode}"] = benchmark.action_metrics().to(device)
-        names = ["identifiability", "likelihood", "fwm/log_prob", "idm/log_prob"]
-        if getattr(benchmark, "multiple_choice", False):
-            names += ["choice/idm_accuracy", "choice/fwm_accuracy"]
-        self._means = {name: MeanMetric().to(device) for name in names}
+        self._means = {name: MeanMetric().to(device) for name in MEANS}
 
     def _tell(
         self,
@@ -192,7 +197,9 @@ class Evaluator:
         ``identifiability`` is E[log Q(z | x, ŷ)], ``likelihood`` E[log P(y | x, ẑ)], in nats per token.
         """
         values = {f"{name}/{key}": v for name, m in self._metrics.items() for key, v in m.compute().items()}
-        means = {name: mean.compute() for name, mean in self._means.items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*MeanMetric was called before the ``update``")
+            means = {name: mean.compute() for name, mean in self._means.items()}
         return values | {name: mean for name, mean in means.items() if not mean.isnan()}  # NaN: never asked
 
     def predict(self, transitions: Sequence[Transition], device: torch.device) -> list[dict[str, Any]]:
