@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import swirl_lightning.engine.vocabulary as module
+from swirl_lightning.engine.engine import Engine
+from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.vocabulary import VocabularySlice
 
 SETS = {
@@ -51,3 +55,16 @@ def test_a_contiguous_slice_is_a_view_and_a_sparse_one_a_copy():
     head = nn.Linear(4, 48, bias=False)
     assert VocabularySlice(head, SETS["contiguous"]).weight.untyped_storage().data_ptr() == head.weight.data_ptr()
     assert VocabularySlice(head, SETS["sparse"]).weight.shape == (5, 4)
+
+
+def test_slices_are_made_once_and_looked_up_without_hashing_the_ids():
+    class Unhashed(tuple):
+        def __hash__(self):
+            raise AssertionError("hashed")
+
+    engine = Engine(nn.Identity(), nn.Linear(4, 48, bias=False))
+    grammar = Grammar(Unhashed(SETS["sparse"]), 7)
+    first = engine.vocabulary(grammar)
+    assert engine.vocabulary(grammar) is engine.vocabulary(replace(grammar, max_length=9)) is first
+    sizes = {len(engine.vocabulary(Grammar(tuple(range(n)), 7))) for n in range(1, 40)}  # ids of tuples may recur
+    assert sizes == set(range(1, 40))

@@ -41,7 +41,7 @@ class Engine:
         self.trunk, self.head, self.config = trunk, head, config or EngineConfig()
         self.budget = TokenBudget(self.config.max_tokens)
         self._recompute_contexts = recompute_contexts
-        self._slices: dict[tuple[tuple[int, ...], torch.device], VocabularySlice] = {}
+        self._slices: dict[tuple[int, torch.device], tuple[Sequence[int], VocabularySlice]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -50,10 +50,11 @@ class Engine:
 
     def vocabulary(self, grammar: Grammar) -> VocabularySlice:
         """Return the head cut to the ids that ``grammar`` allows, made once for each device."""
-        key = (grammar.allowed, self.device)
+        # by identity: hashing 200,000 ids at every call would take long. They are kept, so that no other ids get it
+        key = (id(grammar.allowed), self.device)
         if key not in self._slices:
-            self._slices[key] = VocabularySlice(self.head, grammar.allowed)
-        return self._slices[key]
+            self._slices[key] = grammar.allowed, VocabularySlice(self.head, grammar.allowed)
+        return self._slices[key][1]
 
     @torch.no_grad()
     def sample(
