@@ -18,6 +18,7 @@ from swirl_lightning.backbones.vqgan import (
     VQGANConfig,
     VQGANError,
     convert_to_safetensors,
+    main,
     vqgan_fingerprint,
 )
 
@@ -141,6 +142,15 @@ def test_conversion_to_safetensors(
         convert_to_safetensors(folder)
     after = VQGAN.from_folder(folder)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_the_command_explains_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as asked:
+        main(["--help"])
+    assert asked.value.code == 0
+    assert "folder with vqgan.yaml and vqgan.ckpt" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"error: no vqgan.ckpt in .*; nothing to convert"):
+        main([str(tmp_path)])
 
 
 def test_the_yaml_of_taming_is_understood(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ writes ``vqgan.safetensors`` beside the published ``vqgan.ckpt``, once; it is sm
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import pickle
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -250,7 +250,15 @@ def vqgan_fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of ``python -m swirl_lightning.backbones.vqgan``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m swirl_lightning.backbones.vqgan",
+        description=f"Write {SAFETENSORS_FILE} beside the published {CKPT_FILE}, once; it is smaller and loads faster.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help=f"folder with {CONFIG_FILE} and {CKPT_FILE}")
+    print(convert_to_safetensors(parser.parse_args(args).folder))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(f"usage: python -m swirl_lightning.backbones.vqgan FOLDER (with {CONFIG_FILE} and {CKPT_FILE})")
-    run_command(lambda: print(convert_to_safetensors(sys.argv[1])))
+    run_command(main)
