@@ -1,11 +1,11 @@
-"""Helpers of several callbacks: TensorBoard's writer, a step's rollouts, when to write."""
+"""Helpers of several callbacks: TensorBoard's writer, the rollouts of a step, tables."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from swirl_lightning.training.rollouts import Rollouts
@@ -26,29 +26,45 @@ def rollouts_of(outputs: Any) -> Rollouts | None:
     return found if isinstance(found, Rollouts) else None
 
 
-class EveryNSteps:
-    """Due with the first rollouts of each phase, and ``n`` optimiser steps after it was last due.
+class RolloutWriter(Callback):
+    """Base of callbacks that write some rollouts to TensorBoard: subclasses define :meth:`write`.
 
     Args:
-        n: number of optimiser steps.
+        every_n_steps: optimiser steps between two writes; each phase starts with one.
+        max_rows: number of transitions that are written.
 
     Raises:
-        ValueError: ``n`` is not positive.
+        ValueError: a number is not positive.
     """
 
-    def __init__(self, n: int) -> None:
-        if n < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {n}")
-        self.n = n
-        self._last: tuple[int, int] | None = None  # epoch, step
+    def __init__(self, every_n_steps: int = 50, max_rows: int = 4) -> None:
+        if every_n_steps < 1 or max_rows < 1:
+            raise ValueError(f"every_n_steps and max_rows must be at least 1, got {every_n_steps} and {max_rows}")
+        self.every_n_steps, self.max_rows = every_n_steps, max_rows
+        self._last: tuple[int, int] | None = None  # epoch and step of the last write
 
-    def due(self, trainer: Trainer) -> bool:
-        """Whether to write now; asking counts as writing."""
-        now = (trainer.current_epoch, trainer.global_step)
-        if self._last is not None and self._last[0] == now[0] and now[1] - self._last[1] < self.n:
-            return False
-        self._last = now
-        return True
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the first rollouts of each phase, then those of every ``every_n_steps``-th step."""
+        rollouts, writer = rollouts_of(outputs), tensorboard(trainer)
+        if rollouts is None or writer is None:
+            return
+        epoch, step = trainer.current_epoch, trainer.global_step
+        if self._last is None or self._last[0] != epoch or step - self._last[1] >= self.every_n_steps:
+            self._last = (epoch, step)
+            self.write(writer, rollouts, step, pl_module)
+
+    def write(self, writer: Any, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:
+        """Write the rollouts of one step.
+
+        Args:
+            writer: TensorBoard's ``SummaryWriter``.
+            rollouts: of this rank.
+            step: number of the optimiser step.
+            pl_module: the model.
+        """
+        raise NotImplementedError
 
 
 def phase_name(pl_module: LightningModule) -> str:

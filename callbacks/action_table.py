@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 
-from swirl_lightning.callbacks._shared import EveryNSteps, rollouts_of, table, table_cell, tensorboard
+from swirl_lightning.callbacks._shared import RolloutWriter, table, table_cell
 from swirl_lightning.training.rollouts import Rollouts
 
 
-class ActionTable(Callback):
+class ActionTable(RolloutWriter):
     """Writes sampled actions to TensorBoard's text page.
 
     Phase II: the group of each transition, best reward first, with rewards and advantages. Phase I: the
@@ -30,21 +30,10 @@ class ActionTable(Callback):
         >>> callback = ActionTable(every_n_steps=20)
     """
 
-    def __init__(self, every_n_steps: int = 50, max_rows: int = 4) -> None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-        self.max_rows = max_rows
-        self._timer = EveryNSteps(every_n_steps)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Write a table if one is due."""
-        rollouts, writer = rollouts_of(outputs), tensorboard(trainer)
-        if rollouts is None or writer is None or not self._timer.due(trainer):
-            return
+    def write(self, writer: Any, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:
+        """Write a table."""
         build = _sampled_actions if rollouts.role == "idm" else _latent_actions
-        writer.add_text(f"{rollouts.role}/actions", build(rollouts, self.max_rows), trainer.global_step)
+        writer.add_text(f"{rollouts.role}/actions", build(rollouts, self.max_rows), step)
 
 
 def _sampled_actions(rollouts: Rollouts, max_rows: int) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from PIL import Image, ImageDraw, ImageFont
 
-from swirl_lightning.callbacks._shared import EveryNSteps, rollouts_of, table, table_cell, tensorboard
+from swirl_lightning.callbacks._shared import RolloutWriter, table, table_cell
 from swirl_lightning.training.rollouts import Rollouts
 from swirl_lightning.transition import State
 
@@ -18,7 +18,7 @@ _GAP, _FONT_SIZE, _INK, _PAPER = 8, 13, (20, 20, 20), (255, 255, 255)
 _AUTO_SMALL, _AUTO_LARGE = 128, 256
 
 
-class TransitionImages(Callback):
+class TransitionImages(RolloutWriter):
     """Writes transitions to TensorBoard: x, y, and the best and the worst predicted ŷ of the group.
 
     Each row is one transition with the action and the rewards under it. In Phase II, which predicts
@@ -41,21 +41,14 @@ class TransitionImages(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50, max_rows: int = 4, scale: int | None = None) -> None:
-        if max_rows < 1 or (scale is not None and scale < 1):
-            raise ValueError(f"max_rows and scale must be at least 1, got {max_rows} and {scale}")
-        self.max_rows = max_rows
+        super().__init__(every_n_steps, max_rows)
+        if scale is not None and scale < 1:
+            raise ValueError(f"scale must be at least 1, got {scale}")
         self.scale = scale
-        self._timer = EveryNSteps(every_n_steps)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Write a grid if one is due."""
-        rollouts, writer = rollouts_of(outputs), tensorboard(trainer)
-        if rollouts is None or writer is None or not self._timer.due(trainer):
-            return
-        rows = _rows(rollouts, pl_module, self.max_rows)
-        tag, step = f"{rollouts.role}/transitions", trainer.global_step
+    def write(self, writer: Any, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:
+        """Write a grid."""
+        rows, tag = _rows(rollouts, pl_module, self.max_rows), f"{rollouts.role}/transitions"
         if all(isinstance(state, str) for row in rows for state in row.states):
             writer.add_text(tag, _text_table(rows), step)
         else:
