@@ -1,4 +1,4 @@
-"""Base of the suites with image states: checks before the model loads, CLIP and judge where they are configured."""
+"""Base of the suites with image states: checks before the model loads, CLIP scores and judge."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 class ImageSuite(Suite):
     """Base of suites whose states are images on disk in the official layout.
 
-    Every record of the splits that a command needs is read, and every image looked at, before the model
-    loads. Records that cannot be used are left out, counted in :attr:`counts` and reported, ten by name.
+    Every record of the splits that a command needs is read, and every image checked, before the model loads.
+    Skipped records are counted in :attr:`counts` and reported, ten by name.
 
     Args:
         data_dir: folder in the official layout.
-        clip: CLIP checkpoint for CLIP scores, a hub name or a folder. Where it is null or cannot be loaded, runs go
-            without, and :attr:`missing_metrics` says so; ``bert`` likewise.
-        judge: LLM judge of ``swirl test``; null goes without.
+        clip: CLIP checkpoint for CLIP scores, a hub name or a folder. If it is null or cannot be loaded, these
+            scores are left out, and :attr:`missing_metrics` names the reason; ``bert`` likewise.
+        judge: LLM judge of ``swirl test``, or null.
         kwargs: as for `Suite` (strict, bert, limit) and `TransitionDataModule`.
     """
 
@@ -59,7 +59,7 @@ class ImageSuite(Suite):
     # ---- what a suite says -----------------------------------------------------------------------
     @abstractmethod
     def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
-        """The records of a split, without opening images; what is wrong goes to ``skipped``."""
+        """Read the records of a split, without opening images; broken ones go to ``skipped``."""
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ class ImageSuite(Suite):
 
     # ---- Lightning's hooks -----------------------------------------------------------------------
     def setup(self, stage: str) -> None:
-        """Remembers the stage, runs :meth:`check` and says which metrics are left out."""
+        """Run :meth:`check`, and name the metrics that are left out."""
         self._stage = stage
         super().setup(stage)
         self._missing = self._look_for_missing()
@@ -84,7 +84,7 @@ class ImageSuite(Suite):
             rank_zero_warn(f"{self.suite}: metrics left out:{first(reasons)}")
 
     def check(self) -> None:
-        """The folder is there, and so are the judge's package and key.
+        """Check that the folder and the judge's package and key are there.
 
         Raises:
             FileNotFoundError: the folder is not there.
@@ -95,7 +95,7 @@ class ImageSuite(Suite):
             self.judge.check()
 
     def load_split(self, split: Split) -> Sequence[Transition]:
-        """The usable records, opened one by one.
+        """Return the usable records, opened one by one.
 
         Raises:
             FileNotFoundError: an index file is not there.
@@ -104,7 +104,7 @@ class ImageSuite(Suite):
         return ImageTransitions(self.checked(split))
 
     def checked(self, split: Split) -> list[ImageRecord]:
-        """The usable records of a split; reads and checks them at the first call."""
+        """Return the usable records of a split, which are read and checked at the first call."""
         if split not in self._checked:
             skipped = SkippedRecords(f"{self.suite} {split}")
             records = self.read_records(split, skipped)
@@ -119,7 +119,7 @@ class ImageSuite(Suite):
     # ---- metrics ---------------------------------------------------------------------------------
     @property
     def missing_metrics(self) -> dict[str, str]:
-        """Metrics that are not computed here, and why; known after `setup`."""
+        """Metrics that are not computed here, with the reasons; known after `setup`."""
         return dict(self._missing)
 
     def _look_for_missing(self) -> dict[str, str]:
@@ -133,11 +133,11 @@ class ImageSuite(Suite):
 
     @property
     def _judging(self) -> bool:
-        """A judge costs money: only ``swirl test`` asks it."""
+        """True in ``swirl test`` and without a Trainer: a judge costs money."""
         return self._stage in ("test", None)
 
     def state_metrics(self) -> MetricCollection:
-        """CLIP scores and judge, as configured."""
+        """Make CLIP scores and judge, as configured."""
         metrics: dict[str, Metric | MetricCollection] = {}
         if self.clip and "clip" not in self._missing:
             metrics |= self.clip_metrics(CLIPEncoder(self.clip))
@@ -146,7 +146,7 @@ class ImageSuite(Suite):
         return MetricCollection(metrics, compute_groups=False)
 
     def action_metrics(self) -> MetricCollection:
-        """Exact match, ROUGE-L, BLEU by words, and BERTScore and judge as configured."""
+        """Make exact match, ROUGE-L and BLEU by words, and BERTScore and judge as configured."""
         metrics: dict[str, Metric | MetricCollection] = {
             "exact_match": ExactMatch("action"),
             "rouge_l": RougeL(field="action"),
@@ -163,12 +163,12 @@ class ImageSuite(Suite):
         return JudgeScore(judge, template, self.categories, self.category_key, averages=self.averages)
 
     def clip_metrics(self, encoder: CLIPEncoder) -> dict[str, Metric]:
-        """Similarity to target and source; a suite with scores of its own overrides this."""
+        """Make the similarity to target and source; a suite with scores of its own overrides this."""
         return {"clip": CLIPSimilarity(encoder, self.categories, self.category_key, averages=self.averages)}
 
     # ---- files -----------------------------------------------------------------------------------
     def require(self, path: Path) -> Path:
-        """The path of an index file.
+        """Return the path of an index file.
 
         Raises:
             FileNotFoundError: it is not there; the message says where to get it.

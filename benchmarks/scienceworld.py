@@ -17,7 +17,7 @@ from swirl_lightning.transition import Transition
 
 FILE = "gold_transitions.jsonl"
 PARTS: dict[str, Part] = {"train": "train", "dev": "validation", "test": "test"}
-"""Our name of each of the simulator's splits."""
+"""Our names of the simulator's splits."""
 
 
 class ScienceWorld(TextSuite):
@@ -59,15 +59,15 @@ class ScienceWorld(TextSuite):
 
     @property
     def path(self) -> Path:
-        """The file of transitions."""
+        """File of transitions."""
         return self.data_dir / self.file
 
     def files(self, part: Part) -> Sequence[Path]:
-        """One file has all parts."""
+        """Return the one file, which has all parts."""
         return [self.path]
 
     def check(self) -> None:
-        """The file is the one that was frozen."""
+        """Check the hash of the file."""
         self.data_sha256 = sha256(self.path)
         digest = self.path.with_name(self.path.name + ".sha256")
         if digest.is_file():
@@ -80,7 +80,7 @@ class ScienceWorld(TextSuite):
                 )
 
     def read(self, part: Part) -> list[Transition]:
-        """The steps of an official split."""
+        """Read the steps of an official split."""
         if self._everything is None:
             self._everything = self._read()
         rows = self._everything[part]
@@ -91,11 +91,11 @@ class ScienceWorld(TextSuite):
         return [row for row in rows if self.tasks is None or row.meta["task"] in self.tasks]
 
     def stratum(self, row: Transition) -> str:
-        """Each task is halved on its own."""
+        """Return the task: each is halved on its own."""
         return str(row.meta["task"])
 
     def groups(self) -> dict[str, Any]:
-        """Means over steps; by task if asked for."""
+        """Return arguments for means over steps, by task if ``per_task``."""
         if not self.per_task:
             return {}
         rows = (self._everything or {}).values()
@@ -123,7 +123,7 @@ class ScienceWorld(TextSuite):
 
 
 def transition(fields: Mapping[str, Any]) -> Transition:
-    """The transition of one line.
+    """Turn one line into a transition.
 
     Raises:
         BrokenRecord: a field is missing or no text.
@@ -140,11 +140,11 @@ def transition(fields: Mapping[str, Any]) -> Transition:
 
 
 def state(observation: str, look: str, inventory: str) -> str:
-    """The three parts as one text."""
+    """Join the three parts to one text."""
     return f"Observation: {observation.strip()}\n\n{look.strip()}\n\n{inventory.strip()}"
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Compute the hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

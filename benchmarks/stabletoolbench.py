@@ -39,7 +39,7 @@ _REQUEST = re.compile(r"\n\s*Request:\s*\n")
 
 
 class StableToolBench(TextSuite):
-    r"""API calls and what they return.
+    r"""API calls and their responses.
 
     x is the documentation of the API (of all the query's APIs, for calls) and the conversation so far, z is the
     call, y is ``ERROR: {error}\nRESPONSE: {response}``. ``data_dir`` holds the files of MirrorAPI-Bench
@@ -83,16 +83,16 @@ class StableToolBench(TextSuite):
         self.train_files, self.query_files = tuple(train_files), tuple(query_files)
 
     def files(self, part: Part) -> Sequence[Path]:
-        """The files of a part, and the query files."""
+        """Return the files of a part, and the query files."""
         names = self.test_files.values() if part == "test" else self.train_files
         return [self.data_dir / name for name in (*names, *self.query_files)]
 
     def check(self) -> None:
-        """Checks that the query files exist, which every command needs."""
+        """Check that the query files exist, which every command needs."""
         require_files([self.data_dir / name for name in self.query_files], self.source)
 
     def read(self, part: Part) -> list[Transition]:
-        """All records of a part."""
+        """Read all records of a part."""
         skipped = SkippedRecords(f"StableToolBench's {part} files")
         documentation = self._documentation(skipped)
         files = self.test_files if part == "test" else {name: name for name in self.train_files}
@@ -112,7 +112,7 @@ class StableToolBench(TextSuite):
         return rows
 
     def _documentation(self, skipped: SkippedRecords) -> dict[str, str]:
-        """The APIs of each query."""
+        """Read the APIs of each query."""
         found = {}
         for name in self.query_files:
             for place, fields in records(self.data_dir / name, skipped):
@@ -124,18 +124,18 @@ class StableToolBench(TextSuite):
         return found
 
     def groups(self) -> dict[str, Any]:
-        """Each test split, and the mean over them."""
+        """Return arguments for means of each test split, and over them."""
         splits = [*self.test_files, "train"]  # validation rows are training rows
         return {"group_by": "split", "categories": {split: split for split in splits}, "macro": True}
 
 
 def response(error: object, answer: object) -> str:
-    """Y of a call, in the benchmark's words."""
+    """Write y of a call in the benchmark's format."""
     return f"ERROR: {error}\nRESPONSE: {answer}"
 
 
 def _mirror(fields: Mapping[str, Any]) -> Transition:
-    """A record of MirrorAPI: ``instruction`` is ``API doc: ... Request: ...``, ``output`` a JSON object."""
+    """Parse a record of MirrorAPI: ``instruction`` is ``API doc: ... Request: ...``, ``output`` a JSON object."""
     instruction = text_field(fields, "instruction")
     parts = _REQUEST.split(instruction)
     if len(parts) < 2:
@@ -147,7 +147,7 @@ def _mirror(fields: Mapping[str, Any]) -> Transition:
 
 
 def _call(fields: Mapping[str, Any], documentation: Mapping[str, str], said: dict[str, list[str]]) -> Transition:
-    """A call of a run; earlier calls of the same run are its conversation."""
+    """Parse a call of a run; earlier calls of the same run are its conversation."""
     query, episode = text_field(fields, "query"), str(fields.get("file", ""))
     action = f"{text_field(fields, 'action')} {_compact(fields.get('action_input'))}"
     after = _answer(fields, "observation")
@@ -159,7 +159,7 @@ def _call(fields: Mapping[str, Any], documentation: Mapping[str, str], said: dic
 
 
 def _answer(fields: Mapping[str, Any], name: str) -> str:
-    """``error`` and ``response`` of a JSON object in a text; as far as they go where it was cut short."""
+    """Read ``error`` and ``response`` from a JSON object in a text, even if it is cut short."""
     text = text_field(fields, name)
     try:
         found = parse_json(text)
@@ -174,7 +174,7 @@ def _answer(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _compact(value: object) -> str:
-    """Arguments of a call on one line."""
+    """Write the arguments of a call on one line."""
     if isinstance(value, str):
         try:
             value = parse_json(value)
@@ -184,6 +184,6 @@ def _compact(value: object) -> str:
 
 
 def _brief(api: Mapping[str, Any]) -> dict[str, Any]:
-    """What the documentation of an API says, without an example of its response."""
+    """Return the documentation of an API, without the example of its response."""
     named = ("category_name", "tool_name", "api_name", "api_description", "method")
     return {name: api[name] for name in (*named, "required_parameters", "optional_parameters") if name in api}

@@ -9,21 +9,21 @@ from swirl_lightning.data.module import TransitionDataModule
 
 
 class Suite(TransitionDataModule):
-    """A benchmark in a folder of its official layout.
+    """Benchmark in a folder of its official layout.
 
     Args:
         data_dir: the folder.
         strict: stop before the model loads if any record is broken; otherwise broken records are left out,
             counted in :attr:`counts`, and the first ten are named.
         bert: encoder of BERTScore, a hub name or a folder; None leaves that metric out.
-        limit: only so many records of the test split; None for all. The first ones; text suites spread them over
-            their splits.
+        limit: number of records of the test split; None for all. They are the first ones; text suites spread
+            them over their splits.
         kwargs: as for `TransitionDataModule`.
 
     Attributes:
         suite: name in reports.
         source: where to get the data, for messages.
-        counts: ``{part: {records, used, skipped}}`` of what was read so far.
+        counts: ``{part: {records, used, skipped}}`` of the parts that were read so far.
 
     Raises:
         ValueError: ``limit`` is not positive.
@@ -50,5 +50,5 @@ class Suite(TransitionDataModule):
 
     @property
     def missing_metrics(self) -> dict[str, str]:
-        """Metrics that are not computed here, and what to do for each."""
+        """Metrics that are not computed here, with the cure for each."""
         return {}

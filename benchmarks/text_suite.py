@@ -1,4 +1,4 @@
-"""Base of the suites with text states: files to check, episodes to halve, metrics that may be missing."""
+"""Base of the suites with text states: checks of files, halves of the episodes, and text metrics."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ Part = Literal["train", "validation", "test"]
 
 
 class TextSuite(Suite):
-    """A benchmark of textual states in a folder of its official layout.
+    """Benchmark of textual states in a folder of its official layout.
 
-    A subclass says which files it needs (`files`), reads them (`read`), and gives every transition the key
-    ``episode`` in its ``meta``, and ``split`` where it tests on several. Half of the training episodes are
-    labelled, half are state-only. Everything that a command needs is read and checked in `setup`, before the
-    model loads.
+    A subclass names the files that it needs (`files`) and reads them (`read`). The ``meta`` of every transition
+    has the key ``episode``, and ``split`` if there are several test splits. Half of the training episodes are
+    labelled, half are state-only. All that a command needs is read and checked in `setup`, before the model
+    loads.
 
     Args:
         data_dir: the folder.
         split_seed: of the choice of labelled episodes. Apart from ``seed``, so that runs with different seeds
             can be compared on the same data.
         validation_episodes: training episodes kept for validation, where the suite has no validation split.
-        limit: so many transitions of the test part, and of an official validation part, chosen by `spread`;
-            :attr:`counts` says how many are left out. None for all.
+        limit: number of transitions of the test part, and of an official validation part, chosen by `spread`;
+            :attr:`counts` has the number of the others. None for all.
         embedding: encoder of `EmbeddingSimilarity`, for example all-MiniLM-L6-v2; None leaves that metric out.
         kwargs: as for `Suite` (strict, bert) and `TransitionDataModule`.
 
@@ -49,7 +49,7 @@ class TextSuite(Suite):
     """
 
     validation_is_official = True
-    """Whether `read` knows a validation part; otherwise it is taken from the training episodes."""
+    """True if `read` has a validation part; otherwise it is taken from the training episodes."""
 
     def __init__(
         self,
@@ -71,23 +71,23 @@ class TextSuite(Suite):
     # ---- what a suite says -----------------------------------------------------------------------
     @abstractmethod
     def files(self, part: Part) -> Sequence[Path]:
-        """The files of a part."""
+        """Return the files of a part."""
 
     @abstractmethod
     def read(self, part: Part) -> list[Transition]:
-        """The labelled transitions of a part; called once."""
+        """Read the labelled transitions of a part; called once."""
 
     def stratum(self, row: Transition) -> str:
-        """Episodes of the same stratum are halved together."""
+        """Return the stratum of an episode: those of one stratum are halved together."""
         return ""
 
     def groups(self) -> dict[str, Any]:
-        """Arguments of `RowMean` that say how results are averaged and broken down; none by default."""
+        """Return the arguments of `RowMean` for means and categories; none by default."""
         return {}
 
     # ---- before the model loads ------------------------------------------------------------------
     def setup(self, stage: str) -> None:
-        """Check files and options, read the splits that the command needs, and say which metrics are left out."""
+        """Check files and options, read the splits that the command needs, and name the metrics that are left out."""
         parts = self._needed(stage)
         require_files(sorted({path for part in parts for path in self.files(part)}), self.source)
         super().setup(stage)
@@ -105,7 +105,7 @@ class TextSuite(Suite):
 
     # ---- splits ----------------------------------------------------------------------------------
     def load_split(self, split: Split) -> Sequence[Transition]:
-        """A half of the training episodes, or an official split, thinned out to ``limit``."""
+        """Return a half of the training episodes, or at most ``limit`` transitions of an official split."""
         if split == "test" or (split == "validation" and self.validation_is_official):
             return self._limited("test" if split == "test" else "validation")
         rows = self._part("train")
@@ -133,13 +133,13 @@ class TextSuite(Suite):
         return kept
 
     def _count(self, part: str, skipped: SkippedRecords, used: int) -> None:
-        """Note and report what was read."""
+        """Keep and report the counts of a part."""
         skipped.report(used, self.strict)
         self.counts[part] = {"records": used + len(skipped), "used": used, "skipped": len(skipped)}
 
     # ---- metrics ---------------------------------------------------------------------------------
     def state_metric_makers(self) -> Mapping[str, Callable[..., RowMean]]:
-        """Metrics of the FWM by name; each maker takes the arguments of `groups`."""
+        """Return makers of the FWM's metrics by name; each takes the arguments of `groups`."""
         makers: dict[str, Callable[..., RowMean]] = {
             "rouge_l": RougeL,
             "bleu_char": BLEU,
@@ -152,7 +152,7 @@ class TextSuite(Suite):
         return makers
 
     def state_metrics(self) -> MetricCollection:
-        """Exact match, ROUGE-L, BLEU by characters and by words; BERTScore and embedding similarity as configured."""
+        """Make exact match, ROUGE-L, BLEU by characters and words; BERTScore and embedding similarity as configured."""
         metrics: dict[str, Metric | MetricCollection] = {"exact_match": ExactMatch("after")}
         for name, make in self.state_metric_makers().items():
             if name not in self._missing:
@@ -160,7 +160,7 @@ class TextSuite(Suite):
         return MetricCollection(metrics, compute_groups=False)
 
     def action_metrics(self) -> MetricCollection:
-        """Exact match and ROUGE-L."""
+        """Make exact match and ROUGE-L."""
         return MetricCollection(
             {"exact_match": ExactMatch("action"), "rouge_l": RougeL(field="action", **self.groups())},
             compute_groups=False,
@@ -168,7 +168,7 @@ class TextSuite(Suite):
 
     @property
     def missing_metrics(self) -> dict[str, str]:
-        """Metrics that are not computed here, and why; known after `setup`."""
+        """Metrics that are not computed here, with the reasons; known after `setup`."""
         return dict(self._missing)
 
     def _look_for_missing(self) -> dict[str, str]:
@@ -187,10 +187,10 @@ class TextSuite(Suite):
 
 
 def spread(rows: Sequence[Transition], limit: int | None) -> Sequence[Transition]:
-    """``limit`` transitions, always the same: one of each ``meta["split"]``, the rest in proportion to its size.
+    """Choose ``limit`` transitions, always the same: one of each ``meta["split"]``, the rest in proportion to its size.
 
-    Within a split they are at equal distances: files are in the order of tasks, and the first rows would be a few
-    tasks' alone.
+    Within a split they are at equal distances: files are in the order of tasks, and the first rows would cover
+    a few tasks alone.
     """
     if limit is None or limit >= len(rows):
         return rows

@@ -12,7 +12,7 @@ from swirl_lightning.training.rollouts import Rollouts
 
 
 def tensorboard(trainer: Trainer) -> Any | None:
-    """TensorBoard's ``SummaryWriter`` on the main process where there is one, otherwise None."""
+    """Return TensorBoard's ``SummaryWriter`` on the main process if there is one, otherwise None."""
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -21,7 +21,7 @@ def tensorboard(trainer: Trainer) -> Any | None:
 
 
 def rollouts_of(outputs: Any) -> Rollouts | None:
-    """The rollouts that a training step returned; None in warm-up and in replays."""
+    """Return the rollouts of a training step; None in warm-up and in replays."""
     found = outputs.get("rollouts") if isinstance(outputs, dict) else None
     return found if isinstance(found, Rollouts) else None
 
@@ -68,12 +68,12 @@ class RolloutWriter(Callback):
 
 
 def phase_name(pl_module: LightningModule) -> str:
-    """Name of the current phase."""
+    """Return the name of the current phase."""
     return str(pl_module.phase.name)  # type: ignore[union-attr]
 
 
 def table_cell(text: object, longest: int = 300) -> str:
-    """A text as one cell of a Markdown table."""
+    """Write a text as one cell of a Markdown table."""
     line = " ".join(str(text).split())
     line = line if len(line) <= longest else line[: longest - 1] + "…"
     # as entities: TensorBoard's Markdown knows no backslash before some of these
@@ -81,12 +81,12 @@ def table_cell(text: object, longest: int = 300) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Lay out a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def log_dir(trainer: Trainer) -> str | None:
-    """The run's folder. Asks all ranks: every one of them must call it."""
+    """Return the run's folder. Collective: every rank must call it."""
     folder = trainer.log_dir
     return None if folder is None else os.fspath(folder)

@@ -1,4 +1,4 @@
-"""Adapters in plain PEFT format, as the training goes on."""
+"""Export of the adapters in plain PEFT format during training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from swirl_lightning.files import whole_folder
 class AdapterExport(Callback):
     """Saves both adapters at the end of warm-up, of each iteration and of the run.
 
-    They land in ``<log_dir>/<dirname>/<label>/<adapter>/`` (labels ``sft``, ``swirl-iteration-1``, ...,
+    They are written to ``<log_dir>/<dirname>/<label>/<adapter>/`` (labels ``sft``, ``swirl-iteration-1``, ...,
     ``last``), where ``PeftModel.from_pretrained`` finds them without this package. An earlier export of
     that label is replaced. Does nothing in a ``fast_dev_run``.
 
@@ -33,7 +33,7 @@ class AdapterExport(Callback):
         self.dirname = dirname
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save if something is complete."""
+        """Save if warm-up or an iteration is complete."""
         label = pl_module.phase.ends
         if label is not None:
             self._export(trainer, pl_module, label)

@@ -15,19 +15,19 @@ from swirl_lightning.checkpoint import over_ranks
 
 
 class CollapseWatch(Callback):
-    """Logs, for each phase of each iteration, how varied and how long the sampled actions are.
+    """Logs the diversity and the length of the sampled actions, for each phase of each iteration.
 
     The paper's collapse checks on latent actions (z in Phase I, ẑ in Phase II), over all ranks:
 
     - ``<phase>/unique_actions``: number of different actions / number of actions (above 0.94 there).
     - ``<phase>/action_length``: their mean length in tokens (16.8 there, 7.2 for human labels).
     - ``<phase>/effective_actions``: exp of the entropy of the actions' frequencies, for worlds with few
-      actions, where the share is small by nature.
+      actions, where the share is always small.
 
-    They survive a resume inside a phase; on another number of ranks, they then cover the rest of it.
+    They survive a resume within a phase; on another number of ranks, they then cover only the rest of it.
 
     Args:
-        threshold: warn when a share falls below this part of what it was in the first iteration.
+        threshold: warn when a share falls below this part of its value in the first iteration.
 
     Raises:
         ValueError: ``threshold`` is not in [0, 1].
@@ -74,7 +74,7 @@ class CollapseWatch(Callback):
             "effective_actions": float(torch.exp(-(frequencies * frequencies.log()).sum())),
         }
         phase = phase_name(pl_module)
-        # already the same everywhere
+        # all ranks have computed the same values
         pl_module.log_dict({f"{phase}/{k}": v for k, v in figures.items()}, batch_size=1, sync_dist=False)
         first = self._first.setdefault(phase, share)
         if share < self.threshold * first:
@@ -85,7 +85,7 @@ class CollapseWatch(Callback):
         self._seen = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The shares of the first iteration, and what each rank has seen of this phase. Collective."""
+        """Return the shares of the first iteration, and each rank's actions of this phase. Collective."""
         return {"first": dict(self._first), "seen": over_ranks(torch.tensor(self._seen).view(-1, 2))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -97,5 +97,5 @@ class CollapseWatch(Callback):
 
 
 def _hash(action: str) -> int:
-    """63 bits of an action's words."""
+    """Hash an action's words to 63 bits."""
     return int.from_bytes(hashlib.blake2b(action.encode(), digest_size=8).digest(), "little") >> 1

@@ -29,7 +29,7 @@ class HyperparameterText(Callback):
         self.filename = filename
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it once."""
+        """Write the configuration once."""
         folder, writer = log_dir(trainer), tensorboard(trainer)
         if writer is None:
             return

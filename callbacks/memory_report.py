@@ -20,10 +20,10 @@ class MemoryReport(Callback):
     see :func:`swirl_lightning.memory.report`. Takes a few short forward and backward passes.
 
     Args:
-        samples: transitions whose prompts are measured.
+        samples: number of transitions whose prompts are measured.
 
     Attributes:
-        estimate: what was printed, None before that and on other ranks than 0.
+        estimate: the printed estimate, None before that and on other ranks than 0.
 
     Raises:
         ValueError: ``samples`` is not positive.
@@ -41,7 +41,7 @@ class MemoryReport(Callback):
         self.estimate: MemoryEstimate | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Prints the report: model and optimiser are on their device, no step is made."""
+        """Print the report, when model and optimiser are on their device and before the first step."""
         data = getattr(trainer, "datamodule", None)
         if not trainer.is_global_zero or not isinstance(data, TransitionDataModule):
             return

@@ -1,4 +1,4 @@
-"""Predictions as files: images, JSON lines, a contact sheet; resumable."""
+"""Predictions as files: images, JSON lines and a contact sheet, which an interrupted command adds to."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Predictions(Callback):
       (words, or the name of an image beside it). ``predict`` is a mode of its own.
     - ``<mode>/<id>.png``: predicted images.
     - ``contact_sheet.png``: before, after, predicted and the action, for image suites.
-    - ``generated-rank<r>.jsonl``: the tokens of everything generated. Killed and started again with the same
-      settings, weights and data, a command generates none of it twice; anything else is generated anew.
+    - ``generated-rank<r>.jsonl``: the tokens of everything generated. A command that is killed and started
+      again with the same settings, weights and data reuses them; with others it generates everything anew.
 
     Args:
         folder: name of the folder, in the run's folder, or a path of its own.
@@ -54,10 +54,10 @@ class Predictions(Callback):
         self._open: dict[str, Any] = {}
         self._place = Path()
         self._rank = 0
-        self._evaluator: Any = None  # while it is listened to
+        self._evaluator: Any = None  # the one that has our listener
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Listens to the evaluator, and gives it what was generated before."""
+        """Set the evaluator's listener, and give it the earlier generations."""
         self._place = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
         self._place.mkdir(parents=True, exist_ok=True)
         self._rank, self._sheet, self._open = trainer.global_rank, [], {}
@@ -68,7 +68,7 @@ class Predictions(Callback):
         self._evaluator.listeners.append(self._write)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Writes the contact sheet and lets go of the evaluator."""
+        """Write the contact sheet and remove the evaluator's listener."""
         if self._sheet and trainer.is_global_zero:
             contact_sheet(self._sheet).save(self._place / CONTACT_SHEET)
         rank_zero_info(f"predictions: {self._place}")
@@ -78,11 +78,11 @@ class Predictions(Callback):
     on_predict_end = on_test_end
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Closes the files."""
+        """Close the files."""
         self.teardown(trainer, pl_module, "test")
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Closes the files."""
+        """Close the files."""
         for file in self._open.values():
             file.close()
         self._open, self._sheet = {}, []
@@ -125,7 +125,7 @@ class Predictions(Callback):
 
 
 def contact_sheet(rows: Sequence[tuple[Transition, State]]) -> Image.Image:
-    """Before, after, predicted, with the action under each row."""
+    """Draw before, after and predicted states, with the action under each row."""
     lines = []
     for row, state in rows:
         after = Image.new("RGB", _size(row.before), (230, 230, 230)) if row.after is None else row.after
@@ -134,7 +134,7 @@ def contact_sheet(rows: Sequence[tuple[Transition, State]]) -> Image.Image:
 
 
 def generation_settings(module: Any) -> dict[str, Any]:
-    """What every generation of a module depends on, besides its prompt and record."""
+    """Return the settings that every generation of a module depends on, besides its prompt and record."""
     weights = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(module.adapters.state_dict().items()):
         weights.update(name.encode())

@@ -1,4 +1,4 @@
-"""A progress bar that says which phase it is."""
+"""Progress bar that names the phase."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swirl_lightning.schedule import WARMUP, Phase
 
 
 class PhaseProgressBar(TQDMProgressBar):
-    """Lightning's bar with the phase in front, and the metrics of that phase alone behind.
+    """Lightning's progress bar with the name of the phase before it, and the metrics of that phase alone after it.
 
     Example:
         >>> from swirl_lightning.callbacks import PhaseProgressBar
@@ -26,7 +26,7 @@ class PhaseProgressBar(TQDMProgressBar):
         self.train_progress_bar.set_description(f"epoch {trainer.current_epoch} · {name}")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Metrics of the current phase by short names, without the version number."""
+        """Return the metrics of the current phase by short names, without the version number."""
         metrics = super().get_metrics(trainer, pl_module)
         if not trainer.training:
             return {}

@@ -1,4 +1,4 @@
-"""The result table of a run: SFT, then each iteration, on validation and test."""
+"""Result table of a run: SFT, then each iteration, on validation and test."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from swirl_lightning.results.about import about
 from swirl_lightning.results.table import FILE, locked, read, show
 
 _SPEED = frozenset(("batch_size", "warmup_batch_size", "eval_batch_size", "num_workers", "devices"))
-"""Settings that change how fast a test is, and nothing of its results."""
+"""Settings that change the speed of a test, and nothing of its results."""
 
 
 class Results(Callback):
     """Keeps ``results.json`` in the run's folder and prints it as a table.
 
-    During fit a row is added to ``validation`` when a result stands: after warm-up (``SFT``) and after each
-    iteration. ``swirl test`` adds a row to ``test``, named by what the checkpoint holds. Rows of
-    other names are kept.
+    During fit a row is added to ``validation`` after warm-up (``SFT``) and after each iteration. ``swirl test``
+    adds a row to ``test``, named by the checkpoint. Rows of other names are kept.
 
     A name is the checkpoint's own (``SFT``, ``IDM→FWM``, ``SWIRL iteration 2``, ...), with ``shared weights`` and
     ``best of N`` where that is so. Testing the same checkpoint file with the same settings replaces its row. Where a
@@ -43,7 +42,7 @@ class Results(Callback):
         self.row = row
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """During fit: a row if a result stands at the end of this epoch."""
+        """Add a row during fit if warm-up or an iteration ends with this epoch."""
         if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         name = pl_module.phase.ends if trainer.training or trainer.state.fn == "fit" else pl_module.label
@@ -51,11 +50,11 @@ class Results(Callback):
             self._add(trainer, pl_module, "validation", "val/", name)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """A row for the weights that were tested."""
+        """Add a row for the weights that were tested."""
         self._add(trainer, pl_module, "test", "test/", pl_module.label)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print what was gathered."""
+        """Print the table."""
         path = _path(trainer)
         if trainer.is_global_zero:
             show(path, "validation")
@@ -94,19 +93,19 @@ class Results(Callback):
 
 
 def _name(pl_module: Any, label: str) -> str:
-    """The label of the weights, and what the paper's tables tell apart beside it."""
+    """Name a row by the label of the weights, shared weights and best of N, as the paper's tables do."""
     best_of = pl_module.evaluation.best_of
     parts = [label, "shared weights" if pl_module.shared_weights else "", f"best of {best_of}" if best_of > 1 else ""]
     return ", ".join(filter(None, parts))
 
 
 def _of(facts: dict[str, Any]) -> dict[str, Any]:
-    """What a row is of, in what `about` says."""
+    """Return the facts of `about` that distinguish rows: suite and settings."""
     return {"suite": facts["suite"], **facts["settings"]}
 
 
 def _differences(standing: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """What is other now, as ``data.limit 20``; what one of the two does not know is no difference."""
+    """List settings that differ, as ``data.limit 20``; one that is missing on either side is no difference."""
     found = []
     for key in (key for key in now if key in standing and key not in _SPEED):
         was, value = standing[key], now[key]
@@ -118,5 +117,5 @@ def _differences(standing: dict[str, Any], now: dict[str, Any], prefix: str = ""
 
 
 def _path(trainer: Trainer) -> Path:
-    """Collective: every rank must ask, since ``log_dir`` is broadcast."""
+    """Return the path of the results file. Collective: ``log_dir`` is broadcast."""
     return Path(trainer.log_dir or trainer.default_root_dir) / FILE

@@ -1,4 +1,4 @@
-"""Speed and memory of the training."""
+"""Logging of speed and memory in training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Throughput(Callback):
         self._time += time.monotonic() - self._pause
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log when enough steps were made."""
+        """Log after ``every_n_steps`` steps."""
         steps = trainer.global_step - self._step
         if not trainer.loggers or steps < (self.every_n_steps or trainer.log_every_n_steps):  # type: ignore[attr-defined]
             return
@@ -74,7 +74,7 @@ class Throughput(Callback):
 
 
 def _peak_memory(device: torch.device) -> int | None:
-    """Bytes."""
+    """Return the peak memory in bytes; None if the platform does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if resource is None:

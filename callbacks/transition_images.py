@@ -1,4 +1,4 @@
-"""Images of transitions and of what the world model makes of them."""
+"""Images of transitions and of predicted states."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TransitionImages(RolloutWriter):
 
 
 class _Row:
-    """States of a row, a title over and a caption under each."""
+    """Row of states, with a title over and a caption under each."""
 
     def __init__(self, titles: list[str], states: list[State], captions: list[str]) -> None:
         self.titles, self.states, self.captions = titles, states, captions
@@ -106,10 +106,10 @@ def _text_table(rows: list[_Row]) -> str:
 def image_grid(
     rows: Sequence[tuple[Sequence[State], Sequence[str]]], titles: Sequence[str], scale: int | None = None
 ) -> Image.Image:
-    """One image of rows of (states, captions), with a title over each column.
+    """Draw rows of (states, captions) as one image, with a title over each column.
 
     Args:
-        rows: for each row its states, and a caption for each; a caption may run on under empty ones.
+        rows: for each row its states, and a caption for each; a caption may continue under empty ones.
         titles: one for each column.
         scale: see `TransitionImages`.
     """
@@ -154,7 +154,7 @@ def _tile(state: State, scale: int | None) -> Image.Image:
 
 
 def _wrap_captions(captions: Sequence[str], wide: int, font: Any) -> list[list[str]]:
-    """Lines of each caption; a caption may use the width of the columns after it that have none."""
+    """Wrap captions; each may use the width of the columns after it that have none."""
     wrapped = []
     for column, caption in enumerate(captions):
         free = 1

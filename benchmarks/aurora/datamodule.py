@@ -37,8 +37,8 @@ class Aurora(ImageSuite):
 
     Args:
         data_dir: see above.
-        tasks: of the test split; null for all that ``test.json`` has. ``disc_edit`` takes those of them that have
-            such a file, and names the others.
+        tasks: of the test split; null for all that ``test.json`` has. ``disc_edit`` takes those with a file of
+            its own, and names the others.
         train_tasks: training sets to read; null for those of the paper that are there.
         validation_size: training records kept for validation.
         protocol: ``edit`` predicts the result of every instruction. ``disc_edit`` is the discriminative
@@ -80,11 +80,11 @@ class Aurora(ImageSuite):
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """The tasks."""
+        """Names of the tasks."""
         return TASKS if self.tasks is None else tuple(self.tasks)
 
     def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
-        """Records of ``test.json`` or of the training sets."""
+        """Read the records of ``test.json`` or of the training sets."""
         if split == "test":
             return self._disc_records(skipped) if self.protocol == "disc_edit" else self._test_records(skipped)
         rows = self._train_records(skipped)
@@ -166,13 +166,13 @@ class Aurora(ImageSuite):
 
     # ---- parts -----------------------------------------------------------------------------------
     def _entries(self, path: Path, skipped: SkippedRecords) -> list[tuple[str, dict[str, Any]]]:
-        """(``[n]``, record) of an index file, as far as it can be read."""
+        """Yield (``[n]``, record) of an index file, up to the place where it cannot be read."""
         return [(place.removeprefix(str(path)), entry) for place, entry in records(self.require(path), skipped)]
 
     def _record(
         self, entry: Mapping[str, Any], place: str, skipped: SkippedRecords, task: str, target: bool
     ) -> list[ImageRecord]:
-        """A record of an index file, or none with the reason in ``skipped``."""
+        """Parse a record of an index file; a broken one goes to ``skipped``."""
         before, after, words = entry.get("input"), entry.get("output"), _words(entry)
         problem = None
         if not words:
@@ -192,18 +192,18 @@ class Aurora(ImageSuite):
 
     # ---- metrics ---------------------------------------------------------------------------------
     def _look_for_missing(self) -> dict[str, str]:
-        """DiscEdit needs neither CLIP nor a judge."""
+        """Find the missing metrics; DiscEdit needs neither CLIP nor a judge."""
         return {} if self.protocol == "disc_edit" and self._stage != "fit" else super()._look_for_missing()
 
     def state_metrics(self) -> MetricCollection:
-        """DiscEdit, or CLIP scores and judge."""
+        """Make DiscEdit, or CLIP scores and judge."""
         if self.protocol == "edit" or self._stage == "fit":
             return super().state_metrics()
         items = 1 + max(record.meta["disc"]["item"] for record in self.checked("test"))
         return MetricCollection({"disc_edit": DiscEdit(self._latents, items, self.disc_samples)})
 
     def action_metrics(self) -> MetricCollection:
-        """None for DiscEdit, which has no state after."""
+        """Make the metrics of actions; there are none for DiscEdit, which has no state after."""
         return MetricCollection({}) if self.protocol == "disc_edit" else super().action_metrics()
 
     def _latents(self, images: Sequence[Image.Image]) -> Tensor:
@@ -215,11 +215,11 @@ class Aurora(ImageSuite):
 
 
 def _words(entry: Mapping[str, Any]) -> str:
-    """The instruction; earlier versions of the files call it ``prompt``."""
+    """Return the instruction, which earlier versions of the files call ``prompt``."""
     return _text(entry.get("instruction")) or _text(entry.get("prompt"))
 
 
 def _text(value: Any) -> str:
-    """An instruction in words; of several wordings the first, so that runs can be compared."""
+    """Return an instruction in words; of several wordings the first, so that runs can be compared."""
     first = value[0] if isinstance(value, list) and value else value
     return first.strip() if isinstance(first, str) else ""

@@ -13,18 +13,18 @@ from torchmetrics import Metric
 from swirl_lightning.transition import State, Transition
 
 Latents = Callable[[Sequence[Image.Image]], Tensor]
-"""Images to (N, ...) latents."""
+"""Function from N images to their latents, (N, ...)."""
 
 
 class DiscEdit(Metric):
-    """Share of sample pairs in which the text that needs the smaller change brought the smaller change.
+    """Share of sample pairs in which the text that needs the smaller change has led to the smaller change.
 
     For each image there are two texts, ``pos`` (needs less change) and ``neg``, with a number of samples
     each. d = L2 of the flattened latents between output and source; score = mean of [d_pos < d_neg] over
     images and samples, with standard error sqrt(p (1 - p) / n), as in the authors' evaluation.
 
-    A row says which it is by ``meta["disc"] = {"item": 3, "side": "pos", "sample": 0}``; other rows are
-    passed over. A missing output loses its pair. The two rows of a pair may be on different devices.
+    A row is named by ``meta["disc"] = {"item": 3, "side": "pos", "sample": 0}``; other rows do not count. With
+    a missing output its pair counts as wrong. The two rows of a pair may be on different devices.
 
     Args:
         latents: of images; for Liquid those of its VQGAN before quantisation.
@@ -47,13 +47,13 @@ class DiscEdit(Metric):
         self.add_state("seen", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Measures the change of one output per transition."""
+        """Add the change of one output per transition."""
         for output, row in zip(predicted, transitions, strict=True):
             disc = row.meta.get("disc")
             if disc is None:
                 continue
             place = disc["item"], ("pos", "neg").index(disc["side"]), disc["sample"]
-            distance = float("nan")  # compares false with everything: the pair is lost
+            distance = float("nan")  # compares false with everything: the pair counts as wrong
             if isinstance(output, Image.Image) and isinstance(row.before, Image.Image):
                 made, source = self.latents([output, row.before]).double().flatten(1).cpu()
                 distance = float((made - source).norm())
@@ -61,7 +61,7 @@ class DiscEdit(Metric):
             self.seen[place] = 1
 
     def compute(self) -> dict[str, Tensor]:
-        """``disc_edit``, ``disc_edit_standard_error``; nothing before the first complete pair."""
+        """Compute ``disc_edit`` and ``disc_edit_standard_error``; empty before the first complete pair."""
         complete = (self.seen[:, 0] > 0) & (self.seen[:, 1] > 0)  # (items, samples)
         n = complete.sum()
         if n == 0:

@@ -61,11 +61,11 @@ class ByteMorph(ImageSuite):
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """The edit types."""
+        """Names of the edit types."""
         return EDIT_TYPES if self.edit_types is None else tuple(self.edit_types)
 
     def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
-        """The rows of the parquet files."""
+        """Read the rows of the parquet files."""
         if split != "test":
             raise ValueError(
                 "ByteMorph-Bench has a test split only: fit on another benchmark (Aurora, for example), then "
@@ -110,7 +110,7 @@ class ByteMorph(ImageSuite):
         return ImageRecord(images[0], images[1], words.strip(), f"{place} {name}", meta)
 
     def clip_metrics(self, encoder: CLIPEncoder) -> dict[str, Metric]:
-        """The official four, and the similarities that AURORA has."""
+        """Make the four official scores, and the similarities of AURORA."""
         return {
             "bytemorph": ByteMorphDirections(encoder, self.categories),
             "clip": CLIPSimilarity(encoder, self.categories, self.category_key),
@@ -118,7 +118,7 @@ class ByteMorph(ImageSuite):
 
 
 def _rows(path: Path, skipped: SkippedRecords) -> list[dict[str, Any]]:
-    """Every row of a parquet file with the columns that we need; texts as bytes, which may be no UTF-8."""
+    """Yield the rows of a parquet file with the columns that are needed; texts are bytes, which may be no UTF-8."""
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
@@ -140,6 +140,6 @@ def _rows(path: Path, skipped: SkippedRecords) -> list[dict[str, Any]]:
 
 
 def _bytes(value: Any) -> bytes | None:
-    """The content of an image; the hub stores ``{bytes, path}``."""
+    """Return the content of an image; the hub stores ``{bytes, path}``."""
     content = value.get("bytes") if isinstance(value, dict) else value
     return content if isinstance(content, bytes) else None

@@ -17,7 +17,7 @@ EDIT_TYPES = ("camera_zoom", "camera_motion", "object_motion", "human_motion", "
 
 
 class ByteMorphDirections(CategoryMeans):
-    """How a generated image moved, against how image and caption should have moved.
+    """Direction of the change of a generated image, compared with that of the target and of the captions.
 
     With unit features I (image) and T (caption):
 
@@ -26,9 +26,9 @@ class ByteMorphDirections(CategoryMeans):
     - ``clip_d_txt`` = cos(I_gen - I_src, T_tgt - T_src)
     - ``clip_d_img`` = cos(I_tgt - I_src, I_gen - I_src)
 
-    A direction of length 0 (generated = source) gives 0, never NaN; so does a missing prediction,
-    everywhere. Captions are read from ``meta["src_caption"]`` and ``meta["tgt_caption"]``; without them
-    the two text scores are not counted.
+    A direction of length 0 (generated = source) gives 0, never NaN. A missing prediction has 0 in all four.
+    Captions are read from ``meta["src_caption"]`` and ``meta["tgt_caption"]``; without them the two text scores
+    are not counted.
 
     Args:
         encoder: the CLIP model; the benchmark's is ``openai/clip-vit-base-patch32``.
@@ -49,7 +49,7 @@ class ByteMorphDirections(CategoryMeans):
         self.encoder = encoder
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Counts one predicted image per transition."""
+        """Add one predicted image per transition."""
         for image, row in zip(predicted, transitions, strict=True):
             captions = [row.meta.get("src_caption"), row.meta.get("tgt_caption")]
             written = all(isinstance(caption, str) and caption.strip() for caption in captions)
@@ -70,7 +70,7 @@ class ByteMorphDirections(CategoryMeans):
 
 
 def cosine(one: Tensor, other: Tensor, tiny: float = 1e-6) -> float:
-    """Cosine of two vectors (D,); 0 where one of them is shorter than ``tiny``."""
+    """Compute the cosine of two vectors (D,); 0 where one of them is shorter than ``tiny``."""
     lengths = one.double().norm() * other.double().norm()
     if min(float(one.norm()), float(other.norm())) < tiny:
         return 0.0

@@ -68,7 +68,7 @@ class Mind2Web(TextSuite):
 
     # ---- files -----------------------------------------------------------------------------------
     def files(self, part: Part) -> Sequence[Path]:
-        """All files of a part; where a folder has none, the first of the names that it should have."""
+        """Return all files of a part; where a folder has none, the first of the names that it should have."""
         return [path for folder in self._folders(part) for path in self._in(folder)]
 
     def _folders(self, part: Part) -> list[str]:
@@ -81,7 +81,7 @@ class Mind2Web(TextSuite):
 
     # ---- records ---------------------------------------------------------------------------------
     def read(self, part: Part) -> list[Transition]:
-        """All steps of a part, their pages cut."""
+        """Read all steps of a part, their pages cut."""
         size = self._size()
         skipped = SkippedRecords(f"Mind2Web's {part} files")
         rows: dict[str, Transition] = {}
@@ -105,7 +105,7 @@ class Mind2Web(TextSuite):
         return list(rows.values())
 
     def stratum(self, row: Transition) -> str:
-        """Each website is halved on its own."""
+        """Return the website: each is halved on its own."""
         return str(row.meta["website"])
 
     def _wanted(self, task: Mapping[str, Any]) -> bool:
@@ -117,7 +117,7 @@ class Mind2Web(TextSuite):
     def _steps(
         self, task: Mapping[str, Any], place: str, folder: str, size: Size, skipped: SkippedRecords
     ) -> Iterator[Transition]:
-        """The steps of a task; a broken step costs the transitions that it belongs to."""
+        """Read the steps of a task; the transitions of a broken step are left out."""
         try:
             name = text_field(task, "annotation_id")
             words, steps = task.get("action_reprs"), task.get("actions")
@@ -150,12 +150,12 @@ class Mind2Web(TextSuite):
 
     # ---- metrics ---------------------------------------------------------------------------------
     def groups(self) -> dict[str, Any]:
-        """Tasks, and the test split that each belongs to."""
+        """Return arguments for means by task, and the test split that each belongs to."""
         rows = [row for part in self._parts.values() for row in part]
         return {"group_by": "episode", "categories": {row.meta["episode"]: row.meta["split"] for row in rows}}
 
     def action_metrics(self) -> MetricCollection:
-        """Element accuracy, operation F1 and step success, macro averages over tasks; exact match."""
+        """Make element accuracy, operation F1 and step success, macro averages over tasks, and exact match."""
         groups = self.groups()
         return MetricCollection(
             {

@@ -1,7 +1,7 @@
-"""Web pages cut down to what changed between two of them, never inside a tag.
+"""Pruning of two web pages to the elements that differ between them, never inside a tag.
 
-The same two pages and budget always give the same texts. No action is looked at, so state-only pairs are
-cut as labelled ones are.
+The same two pages and budget always give the same texts. Actions are not used, so state-only pairs are cut in the
+same way as labelled ones.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ VOID = frozenset(
     ("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr")
 )
 UNKNOWN = "unknown"
-"""Name of an element whose own is none (broken HTML)."""
+"""Name given to an element whose own name is invalid (broken HTML)."""
 DROPPED = frozenset(("backend_node_id", "bounding_box_rect", "data_pw_testid_buckeye"))
-"""Attributes that a recording tool numbered elements with."""
+"""Attributes with which a recording tool numbered the elements."""
 CUT = "…"
-"""Stands where a text was cut."""
+"""Text that marks a cut."""
 
 Size = Callable[[str], int]
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
-_MISSES = 200  # elements in a row that did not fit: the budget is as good as spent
+_MISSES = 200  # number of elements in a row that did not fit, after which the budget counts as spent
 
 
 class Page:
-    """A parsed page: its elements in document order, each with its own text.
+    """Parsed page: its elements in document order, each with its own text.
 
     Args:
         source: HTML, however broken.
@@ -75,17 +75,17 @@ class Page:
         return len(self.names)
 
     def signatures(self) -> list[str]:
-        """What each element is, apart from its place: its tag with attributes, and its own text."""
+        """Signature of each element, whatever its place: its tag with attributes, and its own text."""
         return [f"{tag}\0{' '.join(' '.join(texts).split())}" for tag, texts in zip(self.tags, self.texts, strict=True)]
 
     def cost(self, index: int, size: Size, longest: int) -> int:
-        """Size of an element's own tags and text."""
+        """Compute the size of an element's own tags and text."""
         closing = "" if self.names[index] in VOID else f"</{self.names[index]}>"
         text = "".join(self._text(index, slot, longest) for slot in range(len(self.texts[index])))
         return size(self.tags[index] + text + closing)
 
     def render(self, kept: set[int], longest: int) -> str:
-        """The kept elements as HTML; texts beyond ``longest`` characters are cut between characters."""
+        """Write the kept elements as HTML; texts beyond ``longest`` characters are cut between characters."""
         pieces: list[str] = []
         stack: list[tuple[int, int]] = [(0, 0)] if 0 in kept else []  # element, next child
         while stack:
@@ -107,7 +107,7 @@ class Page:
 
 
 def prune(before: str, after: str, budget: int, size: Size = len) -> tuple[str, str]:
-    """Both pages around what differs between them.
+    """Prune both pages to the elements around those that differ.
 
     An element differs if the other page has fewer elements of the same tag, attributes and own text. From
     those outward along the tree, nearest in the document first, elements are kept with their ancestors until
@@ -117,7 +117,7 @@ def prune(before: str, after: str, budget: int, size: Size = len) -> tuple[str, 
         before: HTML of x.
         after: HTML of y.
         budget: of each result, in units of ``size``.
-        size: what a piece of text costs: characters, or tokens of some tokenizer.
+        size: measures a piece of text, in characters or in tokens of some tokenizer.
 
     Returns:
         Well-formed HTML of at most ``budget``, x and y; empty where not even the root fits.
@@ -135,7 +135,7 @@ def prune(before: str, after: str, budget: int, size: Size = len) -> tuple[str, 
 
 
 def _changed(signatures: list[str], others: Counter[str]) -> list[int]:
-    """Elements that the other page has fewer of; of several equal ones, the last."""
+    """Return the elements that the other page has fewer of; of several equal ones, the last."""
     left, changed = Counter(others), []
     for index, signature in enumerate(signatures):
         left[signature] -= 1
@@ -158,7 +158,7 @@ def _cut(page: Page, changed: list[int], budget: int, size: Size) -> str:
 
 
 def _select(page: Page, changed: list[int], budget: int, size: Size, longest: int) -> list[int]:
-    """Elements in the order in which they were taken, ancestors first."""
+    """Return elements in the order in which they were taken, ancestors first."""
     smallest = len("<p></p>") if size is len else 1
     # steps along the tree from a changed element, elements between in document order, the element, its origin
     queue = [(0, 0, index, index) for index in changed] or [(0, 0, 0, 0)]
@@ -187,7 +187,7 @@ def _select(page: Page, changed: list[int], budget: int, size: Size, longest: in
 
 
 def _texts(node: Any) -> list[str]:
-    """The text before the first child element, and after each; comments are left out, not what follows them."""
+    """Return the text before the first child element and after each; comments are left out, not the text after them."""
     texts = [_clean(node.text)]
     for child in node:
         if isinstance(child.tag, str):
@@ -198,7 +198,7 @@ def _texts(node: Any) -> list[str]:
 
 
 def _clean(text: str | None) -> str:
-    """Runs of white space as one blank."""
+    """Replace runs of white space by one blank."""
     if not text:
         return ""
     words = " ".join(text.split())

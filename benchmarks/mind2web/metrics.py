@@ -15,10 +15,10 @@ from swirl_lightning.metrics.row_mean import RowMean
 
 
 class WebAction(NamedTuple):
-    """The parts of an action.
+    """Parts of an action.
 
     Attributes:
-        element: what is acted on, white space normalised.
+        element: the element that is acted on, white space normalised.
         operation: CLICK, TYPE or SELECT, and its value.
     """
 
@@ -27,7 +27,7 @@ class WebAction(NamedTuple):
 
 
 def parse_action(text: str) -> WebAction:
-    """The parts of ``element -> OPERATION: value``; a text without an arrow is an element alone.
+    """Parse ``element -> OPERATION: value``; a text without an arrow is an element alone.
 
     >>> parse_action("[textbox]  City -> TYPE: New  York")
     WebAction(element='[textbox] City', operation='TYPE New York')
@@ -38,7 +38,7 @@ def parse_action(text: str) -> WebAction:
 
 
 def operation_f1(predicted: str, wanted: str) -> float:
-    """F1 of the sets of words of two operations with their values (as in Mind2Web's evaluation)."""
+    """Compute F1 of the sets of words of two operations with their values (as in Mind2Web's evaluation)."""
     guess, truth = set(predicted.split()), set(wanted.split())
     if not guess and not truth:
         return 1.0
@@ -47,13 +47,13 @@ def operation_f1(predicted: str, wanted: str) -> float:
 
 
 class _WebActionMetric(RowMean):
-    """A score of an action's parts; by default the mean over tasks of each task's mean."""
+    """Score of an action's parts; by default the mean over tasks of each task's mean."""
 
     def __init__(self, name: str, *, macro: bool = True, **kwargs: Any) -> None:
         super().__init__(name, field="action", macro=macro, **kwargs)
 
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:
-        """Each in [0, 1]."""
+        """Compute the score of each pair, in [0, 1]."""
         return [
             self.compare(parse_action(guess), parse_action(truth))
             for guess, truth in zip(predicted, wanted, strict=True)
@@ -61,7 +61,7 @@ class _WebActionMetric(RowMean):
 
     @abstractmethod
     def compare(self, predicted: WebAction, wanted: WebAction) -> float:
-        """The score of one action."""
+        """Compute the score of one action."""
 
 
 class ElementAccuracy(_WebActionMetric):
@@ -71,7 +71,7 @@ class ElementAccuracy(_WebActionMetric):
         super().__init__(name, **kwargs)
 
     def compare(self, predicted: WebAction, wanted: WebAction) -> float:
-        """1 or 0."""
+        """Return 1 if it is right, otherwise 0."""
         return float(predicted.element == wanted.element)
 
 
@@ -82,7 +82,7 @@ class OperationF1(_WebActionMetric):
         super().__init__(name, **kwargs)
 
     def compare(self, predicted: WebAction, wanted: WebAction) -> float:
-        """In [0, 1]."""
+        """Return F1 in [0, 1]."""
         return operation_f1(predicted.operation, wanted.operation)
 
 
@@ -93,6 +93,6 @@ class StepSuccess(_WebActionMetric):
         super().__init__(name, **kwargs)
 
     def compare(self, predicted: WebAction, wanted: WebAction) -> float:
-        """1 or 0."""
+        """Return 1 if it is right, otherwise 0."""
         same = predicted.element == wanted.element
         return float(same and operation_f1(predicted.operation, wanted.operation) == 1)

@@ -1,4 +1,4 @@
-"""TextWorld: text adventures made from seeds, with an exact account of what every action changes."""
+"""TextWorld: text adventures made from seeds, with exact metrics of the changes that an action makes."""
 
 from swirl_lightning.benchmarks.textworld.datamodule import TextWorld
 from swirl_lightning.benchmarks.textworld.facts import read, visible, write

@@ -19,13 +19,13 @@ from swirl_lightning.transition import Transition
 class TextWorld(TransitionDataModule):
     """Steps of text adventures (Côté et al. 2018, microsoft/TextWorld, MIT); a state is what the player sees and holds.
 
-    Games are made from seeds, other ones for every split, and kept in ``data_dir``: a second start with the same
-    settings reads them, and then needs no engine. Every step changes what is seen; commands that the game refuses,
+    Games are made from seeds, different ones for every split, and kept in ``data_dir``. A second start with the same
+    settings reads them and needs no engine. Every step changes what is seen; commands that the game refuses,
     and those that only look, are left out.
 
     Args:
         data_dir: folder of the data, filled at the first start.
-        base_size: transitions for a recipe that pretrains a base (`base`); no phase sees their games.
+        base_size: transitions for a recipe that pretrains a base (`base`); no phase uses their games.
         warmup_size: labelled transitions for the warm-up.
         state_only_size: pairs without actions for Phases I and II.
         validation_size: transitions to validate on.
@@ -45,7 +45,7 @@ class TextWorld(TransitionDataModule):
 
     Raises:
         ImportError: before the model loads, if data must be made and the engine is not installed.
-        ValueError: before the model loads, for a size, gap, seed or chance that cannot be.
+        ValueError: before the model loads, for a size, gap, seed or chance out of range.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TextWorld(TransitionDataModule):
         self.on_path, self.moves = on_path, moves
 
     def prepare_data(self) -> None:
-        """Generates the missing splits of the command, once per machine."""
+        """Generate the missing splits of the command, once per machine."""
         self.check()
         command = str(self.trainer.state.fn.value) if self.trainer and self.trainer.state.fn else "fit"
         for split in self.splits_needed(command):
@@ -85,7 +85,7 @@ class TextWorld(TransitionDataModule):
                 self._ensure(split)
 
     def check(self) -> None:
-        """Checks sizes and probabilities."""
+        """Check sizes and probabilities."""
         World(self.rooms, self.objects, self.quest_length, self.steps, self.on_path, self.moves)
         game_seeds("test", self.world_seed)
         for split in SPLITS:
@@ -95,15 +95,15 @@ class TextWorld(TransitionDataModule):
             raise ValueError(f"max_gap of TextWorld must be at least 1, got {self.max_gap}")
 
     def load_split(self, split: Split) -> Sequence[Transition]:
-        """Reads the split, made first where it is not there."""
+        """Read the split; if it is missing, make it first."""
         return load(self._ensure(split)) if getattr(self, f"{split}_size") else []
 
     def base(self) -> Sequence[Transition]:
-        """Transitions of games that no phase sees, for a recipe that pretrains a base."""
+        """Return transitions of games that no phase uses, for a recipe that pretrains a base."""
         return load(self._ensure("base"))
 
     def state_metrics(self) -> MetricCollection:
-        """Effect accuracy, preservation, hallucination and exact match of facts, and ROUGE-L of the text."""
+        """Make effect accuracy, preservation, hallucination and exact match of facts, and ROUGE-L of the text."""
         kinds = KINDS if self.per_kind else ()
         groups: dict[str, Any] = (
             {"group_by": "kind", "categories": {kind: kind for kind in KINDS}} if self.per_kind else {}

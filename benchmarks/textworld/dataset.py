@@ -1,4 +1,4 @@
-"""Transitions of many games as JSON lines: made once, and again only where the settings differ."""
+"""Transitions of many games as JSON lines, made once for each choice of settings."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, records, 
 from swirl_lightning.transition import Transition
 
 SPLITS = ("base", "warmup", "state_only", "validation", "test")
-"""Each has games of its own; ``base`` is for a recipe that pretrains a base and is used by no phase."""
+"""Splits, each with games of its own; ``base`` is for a recipe that pretrains a base and is used by no phase."""
 
 FORMAT = 1
-"""Goes up with every change to what is made from the same settings."""
+"""Version of the generator: raise it if the same settings give other data."""
 
 _GAMES = 100_000  # seeds of a split
 _WORLDS = 2**32 // (_GAMES * len(SPLITS))
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 
 def game_seeds(split: str, world_seed: int) -> range:
-    """Seeds of the games of a split; no two splits and no two world seeds share any.
+    """Return the seeds of the games of a split; no two splits and no two world seeds share any.
 
     Raises:
         ValueError: ``world_seed`` is too large or negative.
@@ -48,14 +48,14 @@ def game_seeds(split: str, world_seed: int) -> range:
 
 
 def make_rows(split: str, size: int, world: World, *, world_seed: int = 0, max_gap: int = 1) -> Iterator[Row]:
-    """Transitions of game after game, as they are written, in the order of play.
+    """Yield transitions of game after game, as they are written, in the order of play.
 
-    Of ``state_only``, pairs: two states that differ, 1 to ``max_gap`` steps apart, without what was done. No state
+    For ``state_only`` they are pairs of states that differ, 1 to ``max_gap`` steps apart, without actions. No state
     is followed twice by the same action within a split; no pair comes twice.
 
     Args:
         split: one of `SPLITS`.
-        size: how many.
+        size: number of transitions.
         world: size of the games, and how they are played.
         world_seed: another one gives other games.
         max_gap: the most steps between the states of a pair; its distance is drawn evenly.
@@ -100,9 +100,9 @@ def _pairs(seed: int, world: World, max_gap: int) -> Iterator[Row]:
 
 
 def ensure(folder: Path, split: str, size: int, world: World, *, world_seed: int = 0, max_gap: int = 1) -> Path:
-    """The file of a split, ``<split>-<hash of its settings>.jsonl``, made where it is not there yet.
+    """Return the file of a split, ``<split>-<hash of its settings>.jsonl``, made if it is missing.
 
-    Rows are in random order. A ``.json`` beside it has the settings, the file's SHA-256 and what is in it. Both
+    Rows are in random order. A ``.json`` beside it has the settings, the file's SHA-256 and counts. Both
     appear as a whole or not at all, so several processes may call this at once.
 
     Args:
@@ -153,10 +153,10 @@ def ensure(folder: Path, split: str, size: int, world: World, *, world_seed: int
 
 
 def load(path: Path) -> list[Transition]:
-    """Transitions of a file that `ensure` made.
+    """Load the transitions of a file that `ensure` made.
 
     Raises:
-        ValueError: it is not as it was made.
+        ValueError: it was changed since then.
     """
     wanted = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).get("sha256")
     with open(path, "rb") as file:

@@ -1,7 +1,7 @@
-"""What a player sees, as facts, and the plain sentences that say them: one fact a sentence, exact both ways.
+"""Facts that a player sees, and plain sentences that state them, one fact a sentence, exact in both directions.
 
 TextWorld's own descriptions are drawn from a grammar with free wording, which no parser reads back exactly. So
-states are written here, from the same facts that ``look`` and ``inventory`` describe.
+states are written here, from the facts that ``look`` and ``inventory`` describe.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 Facts = dict[str, str]
-"""Value of each thing that a state tells: ``{"you": "attic", "chest": "closed", "coin": "carried"}``.
+"""Facts of a state, as thing -> value: ``{"you": "attic", "chest": "closed", "coin": "carried"}``.
 
 Keys are ``you`` (the value is the room), a direction (``free``: a way without a door) and names. A door's value is
 ``north, closed``; a container is ``open``, ``closed`` or ``locked``; a supporter is ``here``; anything else is
@@ -19,7 +19,7 @@ Keys are ``you`` (the value is the room), a direction (``free``: a way without a
 """
 
 CONTRADICTION = ""
-"""The value of a thing of which a text says two things: equal to no true one."""
+"""Value of a thing about which a text contradicts itself; it equals no true value."""
 
 DIRECTIONS = ("north", "east", "south", "west")
 
@@ -32,7 +32,7 @@ _THING = re.compile(r"The (.+?) is (open|closed|locked|here|on the floor|(?:in|o
 
 
 def visible(propositions: Iterable[Any]) -> Facts:
-    """The facts that ``look`` and ``inventory`` describe.
+    """Return the facts that ``look`` and ``inventory`` describe.
 
     Args:
         propositions: of the whole world (`textworld.logic.Proposition`), arguments by the names that players read.
@@ -73,7 +73,7 @@ def visible(propositions: Iterable[Any]) -> Facts:
 
 
 def write(facts: Facts) -> str:
-    """The sentences of facts, in their order, as one line.
+    """Write the sentences of facts, in their order, as one line.
 
     >>> write({"you": "attic", "north": "free", "hatch": "east, closed", "coin": "carried"})
     'You are in the attic. You can go north. The hatch to the east is closed. You carry the coin.'
@@ -82,7 +82,7 @@ def write(facts: Facts) -> str:
 
 
 def read(text: str) -> tuple[Facts, int]:
-    """Facts of a text, and the number of its sentences that say none.
+    """Read the facts of a text; returns them and the number of its sentences that state none.
 
     >>> read("You are in the attic. The coin is in the chest. The coin glitters.")
     ({'you': 'attic', 'coin': 'in the chest'}, 1)

@@ -1,4 +1,4 @@
-"""TextWorld games made from seeds and played, without the Inform interpreter: on the engine's own logic."""
+"""TextWorld games made from seeds and played on the engine's logic, without the Inform interpreter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("go", "open", "close", "unlock", "lock", "take", "drop", "put", "insert
 
 @dataclass(frozen=True)
 class World:
-    """Size of the games, and how they are played.
+    """Size of the games, and the choice of the actions that are played.
 
     Attributes:
         rooms: of a game.
@@ -24,8 +24,8 @@ class World:
         quest_length: actions of the shortest way to win.
         steps: actions played in a game, fewer if it is won before.
         on_path: chance of a step to follow the shortest way to win; the others are random.
-        moves: chance of a random step to go to another room. What is there cannot be foreseen, so a world model
-            learns little from it.
+        moves: chance of a random step to go to another room. What the other room holds cannot be predicted,
+            so a world model learns little from it.
 
     Raises:
         ValueError: a number is too small, or a chance is not between 0 and 1.
@@ -48,14 +48,14 @@ class World:
 
 
 class Step(NamedTuple):
-    """One action that the game carried out.
+    """Step of a game: one action that it carried out.
 
     Attributes:
-        before: what was seen.
+        before: facts that were seen.
         action: the command, as a player types it.
         kind: one of `KINDS`.
-        on_path: whether it follows the shortest way to win.
-        after: what is seen then; never the same as ``before``.
+        on_path: True if it follows the shortest way to win.
+        after: facts that are seen then; never the same as ``before``.
     """
 
     before: Facts
@@ -66,7 +66,7 @@ class Step(NamedTuple):
 
 
 def require_textworld() -> None:
-    """Checks that the engine is installed.
+    """Check that the engine is installed.
 
     Raises:
         ImportError: it is not.
@@ -78,7 +78,7 @@ def require_textworld() -> None:
 
 
 def play(seed: int, world: World) -> Iterator[Step]:
-    """Plays one game; the same seed and world give the same steps in every process.
+    """Play one game; the same seed and world give the same steps in every process.
 
     A random step draws a kind of action from those that are possible, then a command of that kind.
 
@@ -126,7 +126,7 @@ def _make(seed: int, world: World) -> Any:
 
 @cache
 def _knowledge() -> Any:
-    """The rules of the world, parsed once: most of the time that a game takes to make."""
+    """Parse the rules of the world, once: that takes most of the time of making a game."""
     from textworld.generator.data import KnowledgeBase
 
     return KnowledgeBase.load()

@@ -1,8 +1,8 @@
-"""Metrics of predicted states, fact by fact: what changed, what stayed, what was made up, and the whole state.
+"""Metrics of predicted states, fact by fact: effects, preserved facts, hallucinated facts, and the whole state.
 
 A transition's facts are those of its ``before``, ``after`` and predicted text (`read`). Each metric is the mean over
 transitions of a share of facts, so that a step into another room, which changes all of them, counts as one step.
-A text that does not say where the player is, is no state: nothing in it is right.
+A text that does not name the room of the player is no state: none of its facts count as right.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from swirl_lightning.transition import State, Transition
 
 
 class FactMetric(Metric, ABC):
-    """The mean of a share that each transition has for itself; subclasses say which.
+    """Mean of a share of facts of each transition; subclasses define the share.
 
     Args:
         name: key of the result.
@@ -37,23 +37,23 @@ class FactMetric(Metric, ABC):
     def __init__(self, name: str, kinds: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.name, self.kinds = name, list(kinds)
-        # the last place is everything
+        # the last place is of all kinds
         self.add_state("shares", torch.zeros(len(self.kinds) + 1, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rows", torch.zeros(len(self.kinds) + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     @abstractmethod
     def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
-        """Of one transition, in [0, 1]; None where it has nothing to count.
+        """Compute the share of one transition, in [0, 1]; None where there is nothing to count.
 
         Args:
             before: facts of x.
             after: facts of y.
             predicted: facts of ŷ, none where it is no state.
-            unread: sentences of ŷ that say no fact.
+            unread: number of sentences of ŷ that state no fact.
         """
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Counts one predicted state per transition."""
+        """Add one predicted state per transition."""
         for guess, row in zip(predicted, transitions, strict=True):
             facts, unread = read(guess) if isinstance(guess, str) else ({}, 0)
             if "you" not in facts:
@@ -66,39 +66,39 @@ class FactMetric(Metric, ABC):
                     self.rows[place] += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """``name`` over everything (NaN without a row), ``name/kind`` for each kind with a row."""
+        """Compute ``name`` over all rows (NaN without a row), ``name/kind`` for each kind with a row."""
         means = (self.shares / self.rows).float()
         found = {f"{self.name}/{kind}": n for n, kind in enumerate(self.kinds) if int(self.rows[n])}
         return {self.name: means[-1], **{key: means[n] for key, n in found.items()}}
 
 
 class EffectAccuracy(FactMetric):
-    """Share of the things that changed, appeared or vanished which are predicted as they became."""
+    """Share of the things that changed, appeared or vanished whose prediction is right."""
 
     def __init__(self, kinds: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__("effect_accuracy", kinds, **kwargs)
 
     def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
-        """A thing that vanished is right where the prediction does not tell of it."""
+        """Compute the share; a thing that vanished is right if the prediction does not mention it."""
         changed = [name for name in before | after if before.get(name) != after.get(name)]
         right = sum(predicted.get(name) == after.get(name) for name in changed) if predicted else 0
         return right / len(changed) if changed else None
 
 
 class Preservation(FactMetric):
-    """Share of the things that stayed as they were which are predicted so."""
+    """Share of the unchanged things that are predicted unchanged."""
 
     def __init__(self, kinds: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__("preservation", kinds, **kwargs)
 
     def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
-        """A transition where nothing stayed has none."""
+        """Compute the share; None if nothing stayed unchanged."""
         kept = [name for name, value in before.items() if after.get(name) == value]
         return sum(predicted.get(name) == after[name] for name in kept) / len(kept) if kept else None
 
 
 class Hallucination(FactMetric):
-    """Share of the predicted facts that hold neither before nor after; sentences that say no fact are such, too."""
+    """Share of the predicted facts that hold neither before nor after; sentences that state no fact count, too."""
 
     higher_is_better = False
 
@@ -106,18 +106,18 @@ class Hallucination(FactMetric):
         super().__init__("hallucination", kinds, **kwargs)
 
     def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
-        """An empty prediction has none."""
+        """Compute the share; None for an empty prediction."""
         made_up = unread + sum(value not in (before.get(name), after.get(name)) for name, value in predicted.items())
         told = unread + len(predicted)
         return made_up / told if told else None
 
 
 class ExactStateMatch(FactMetric):
-    """Share of the predictions that say all facts of the next state and nothing else, in any order."""
+    """Share of the predictions that state all facts of the next state and nothing else, in any order."""
 
     def __init__(self, kinds: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__("exact_match", kinds, **kwargs)
 
     def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
-        """One or zero."""
+        """Return 1 if all facts are right, otherwise 0."""
         return float(predicted == after and not unread)

@@ -29,34 +29,35 @@ class WorldPrediction(ImageSuite):
     """WorldPrediction-WM and -PP: rollouts over the steps of a procedure, and the official multiple choice.
 
     Layout of ``data_dir``: ``WorldPrediction-WM.json`` and ``WorldPrediction-PP.json``; videos, which come
-    from five other parties, in ``videos/<dataset>/``, ``<dataset>/`` or ``videos/``, with or without their
+    from five other sources, in ``videos/<dataset>/``, ``<dataset>/`` or ``videos/``, with or without their
     ending in the JSON.
 
     Rollout: the start frame is the first frame of the first segment; step k has the label of segment k as
     its action and the last frame of segment k as its reference; each step starts from the model's own
     previous frame. Scores are given for each turn, dataset and both (``judge/turn 3``, ``judge/COIN``,
-    ``judge/COIN/turn 3``), and as the paper's mean over turns (``judge/mean over turns``): the late turns, which few
-    samples have, count as much as the first; ``judge`` is the mean over all steps. The segments are the sample's
-    ``original_segments`` where the file names them, and otherwise those of the right candidate.
+    ``judge/COIN/turn 3``), and as the paper's mean over turns (``judge/mean over turns``). In
+    that mean late turns, which few samples have, are weighted as the first; ``judge`` is the mean over all
+    steps. The segments are the sample's ``original_segments`` where the file names them, and otherwise those of
+    the right candidate.
 
     Multiple choice: ``choice/idm_accuracy`` and ``choice/fwm_accuracy``, see `Evaluator`; a candidate of
     several segments is read as "first label, then second label".
 
-    Frames are cut out once, before the model loads, and kept in ``frames_dir``. A video that is missing or
-    damaged costs its own samples only; they are counted.
+    Frames are cut out once, before the model loads, and kept in ``frames_dir``. Samples of a video
+    that is missing or damaged are skipped and counted.
 
     Args:
         data_dir: see above.
         tasks: ``WM``, ``PP`` or both; null for those whose file is there.
         datasets: of the test split; null for all.
         max_turns: longest rollout, 1 to 6.
-        ground_truth: whether ``ground_truth`` counts candidates from 0 or 1; ``auto`` finds out from the
-            file (0 occurs, or the number of candidates does) and stops if the file does not tell.
+        ground_truth: first index of ``ground_truth``, 0 or 1; ``auto`` finds it from the file (0 occurs, or the
+            number of candidates does) and stops if the file leaves both open.
         frames_dir: folder for frames; null for ``frames`` in ``data_dir``.
         kwargs: as for `ImageSuite` (strict, clip, judge, limit) and `TransitionDataModule`.
 
     Raises:
-        ValueError: an option makes no sense.
+        ValueError: an option is out of range or unknown.
     """
 
     suite = "WorldPrediction"
@@ -98,16 +99,16 @@ class WorldPrediction(ImageSuite):
 
     @property
     def averages(self) -> Mapping[str, Sequence[str]]:
-        """The mean over turns, the paper's headline number."""
+        """Mean over turns, the paper's main number."""
         return {"mean over turns": self._turns}
 
     def prepare_data(self) -> None:
-        """Cuts out the frames in one process, so that the others find them."""
+        """Cut out the frames in one process, so that the others find them."""
         if self.data_dir.is_dir():
             self.read_records("test", SkippedRecords(self.suite))
 
     def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
-        """Samples whose frames could be cut out."""
+        """Read the samples, and cut out their frames."""
         if split != "test":
             raise ValueError(
                 "WorldPrediction has a test split only: fit on another benchmark, then run swirl test here with "
@@ -135,7 +136,7 @@ class WorldPrediction(ImageSuite):
         return records
 
     def load_split(self, split: Split) -> Sequence[Transition]:
-        """Samples as rollouts with their multiple choice."""
+        """Return samples as rollouts with their multiple choice."""
         return _Rollouts(self.checked(split), self.max_turns, self._groups)
 
     # ---- parts -----------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ class WorldPrediction(ImageSuite):
         return plans
 
     def _frames(self, plan: Plan) -> tuple[list[Path], str | None]:
-        """Start frame and the last frame of each segment."""
+        """Cut out the start frame and the last frame of each segment."""
         try:
             first = plan.segments[0]
             frames = [self._frame(plan.dataset, first.video, first.start, last=False)]
@@ -211,7 +212,7 @@ class WorldPrediction(ImageSuite):
 
 
 class _Rollouts(Sequence[Transition]):
-    """Opens the frames of a sample when it is asked for."""
+    """Sequence of rollouts that opens the frames of a sample when it is accessed."""
 
     def __init__(self, records: list[ImageRecord], max_turns: int, groups: Any) -> None:
         self._records, self._max_turns, self._groups = records, max_turns, groups

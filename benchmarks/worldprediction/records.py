@@ -1,4 +1,4 @@
-"""The JSON of WorldPrediction: samples, their segments, and where their answers start to count."""
+"""JSON of WorldPrediction: samples, their segments, and the first index of their answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from swirl_lightning.data.reading import BrokenRecord, check_values, stays_insid
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a video with one action.
+    """Part of a video with one action.
 
     Attributes:
         video: its name in the JSON.
@@ -29,13 +29,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Plan:
-    """One sample.
+    """Sample of WorldPrediction.
 
     Attributes:
         id: ``<task>/<dataset>/<uid>``.
         task: ``WM`` or ``PP``.
-        dataset: where its videos are from.
-        segments: what happens, in order.
+        dataset: source of its videos.
+        segments: actions and their parts of videos, in order.
         candidates: each candidate in words.
         answer: 0-based place of the right one.
     """
@@ -49,10 +49,10 @@ class Plan:
 
 
 def answer_base(content: dict[str, dict[str, Any]], path: Path) -> int:
-    """Whether ``ground_truth`` counts from 0 or 1, from all samples of a file.
+    """Find the first index of ``ground_truth``, 0 or 1, from all samples of a file.
 
     Raises:
-        ValueError: the file does not tell, or speaks for both.
+        ValueError: both 0 and the number of candidates occur, or neither does.
     """
     zero = beyond = False
     for samples in content.values():
@@ -67,7 +67,7 @@ def answer_base(content: dict[str, dict[str, Any]], path: Path) -> int:
 
 
 def read_plan(sample: Any, name: str, task: str, dataset: str, base: int) -> Plan:
-    """A sample of the file.
+    """Parse a sample of the file.
 
     Raises:
         BrokenRecord: it is not in the official layout or makes no sense; a ``ground_truth`` outside the candidates is
@@ -96,7 +96,7 @@ def _plan(sample: Any, name: str, task: str, dataset: str, base: int) -> Plan:
 
 
 def _segment(sample: dict[str, Any], uid: Any) -> Segment:
-    """A segment by its uid, or one that is spelt out."""
+    """Return a segment by its uid, or one that is written out."""
     fields = uid if isinstance(uid, dict) else sample["action_segments"][uid]
     start, end = float(fields["segment_start_time"]), float(fields["segment_end_time"])
     label, video = fields["action_label"], fields["video"]

@@ -17,7 +17,7 @@ BUILTIN_PREFIX = "builtin/"
 
 
 class Backbone(ABC):
-    """A model family: loading, tokens of states and actions, and where the LoRA goes.
+    """A model family: loading, tokens of states and actions, and the layers that get a LoRA.
 
     Args:
         model_name_or_path: folder, hub name, or ``builtin/<name>`` for a base shipped with the package.
@@ -37,9 +37,9 @@ class Backbone(ABC):
     keep_unquantized: Sequence[str] = ("lm_head",)
     """Module names that stay out of 4-bit. Replaces bitsandbytes' own list."""
     ids_suffice: bool = True
-    """Whether the ids of a state may be kept instead of the state; False where they only name it."""
+    """False if the ids of a state only name it, so that they cannot be kept in its place."""
     capturable: bool = True
-    """Whether the trunk's decode step can be captured as a CUDA graph: it waits for no value of the device."""
+    """True if the trunk's decode step can be captured as a CUDA graph: it waits for no value of the device."""
     gguf_file: str | None = None
     """Name of the GGUF file that is the checkpoint, for families that read one."""
 
@@ -73,18 +73,18 @@ class Backbone(ABC):
     # ---- the model -------------------------------------------------------------------------------
     @abstractmethod
     def load_model(self) -> PreTrainedModel:
-        """The base, quantised as configured, on the CPU or where bitsandbytes wants it, all frozen."""
+        """Load the base, quantised as configured, on the CPU or where bitsandbytes wants it, all frozen."""
 
     def trunk(self, model: nn.Module) -> nn.Module:
-        """The part of ``model`` that turns ids into ``last_hidden_state`` (its head left out)."""
+        """Return the part of ``model`` that turns ids into ``last_hidden_state``, without the head."""
         return model.get_decoder()  # type: ignore[operator]
 
     def head(self, model: nn.Module) -> nn.Linear:
-        """The output layer, (vocabulary, hidden)."""
+        """Return the output layer, (vocabulary, hidden)."""
         return model.get_output_embeddings()  # type: ignore[operator]
 
     def quantization_config(self) -> BitsAndBytesConfig | None:
-        """The BitsAndBytesConfig that `load_model` hands to transformers."""
+        """Return the BitsAndBytesConfig that `load_model` hands to transformers."""
         if self.quantization is None:
             return None
         return BitsAndBytesConfig(
@@ -99,60 +99,60 @@ class Backbone(ABC):
     # ---- tokens ----------------------------------------------------------------------------------
     @abstractmethod
     def encode_text(self, text: str) -> TokenIds:
-        """Ids of a piece of text, no special tokens added."""
+        """Encode a piece of text, without special tokens."""
 
     @abstractmethod
     def decode_text(self, ids: TokenIds) -> str:
-        """Text of ids, special tokens dropped."""
+        """Decode ids to text, without special tokens."""
 
     @abstractmethod
     def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
-        """Content ids of each state (no marks around it, no EOS)."""
+        """Encode each state as content ids, without marks around them and without EOS."""
 
     @abstractmethod
     def decode_states(self, contents: Sequence[TokenIds], device: torch.device) -> list[State]:
-        """The states that content ids stand for."""
+        """Decode content ids to states."""
 
     def encode_action(self, action: str) -> TokenIds:
-        """Content ids of an action."""
+        """Encode an action as content ids."""
         return self.encode_text(action)
 
     def decode_action(self, content: TokenIds) -> str:
-        """The action in words."""
+        """Decode content ids to an action in words."""
         return self.decode_text(content).strip()
 
     # ---- prompts ---------------------------------------------------------------------------------
     def frame_prompt(self, template: str) -> list[str | TokenIds]:
-        """The template with what the family puts around a prompt (BOS, chat turns)."""
+        """Return the template with what the family puts around a prompt (BOS, chat turns)."""
         return [template]
 
     def wrap_state(self, content: TokenIds) -> TokenIds:
-        """A state inside a prompt: its content with the family's marks around it."""
+        """Put the family's marks around the content of a state inside a prompt."""
         return content
 
     def state_opening(self) -> TokenIds:
-        """What ends a prompt that a state completion follows (for example ``<boi>``)."""
+        """Return the ids that end a prompt which a state follows, for example ``<boi>``."""
         return []
 
     # ---- what may be generated -------------------------------------------------------------------
     @property
     @abstractmethod
     def state_grammar(self) -> Grammar:
-        """What the FWM may generate."""
+        """Grammar of the states that the FWM may generate."""
 
     @property
     @abstractmethod
     def action_grammar(self) -> Grammar:
-        """What the IDM may generate."""
+        """Grammar of the actions that the IDM may generate."""
 
     # ---- identity --------------------------------------------------------------------------------
     def fingerprint(self) -> str:
-        """Names the tokeniser of states, for caches: same fingerprint, same ids."""
+        """Name the tokenizer of states, for caches: if two names are equal, so are the ids of every state."""
         return f"{type(self).__name__}:{self.name}:{self.revision}"
 
 
 def resolve_model_path(name: str) -> str:
-    """``builtin/<name>`` -> its folder in the package; anything else is returned as it is.
+    """Turn ``builtin/<name>`` into its folder in the package; anything else is returned as it is.
 
     Raises:
         FileNotFoundError: the package ships no such base.

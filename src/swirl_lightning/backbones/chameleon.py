@@ -50,7 +50,7 @@ class Chameleon(ImageTokens):
 
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
-        """The base; its own half of the VQGAN makes room for the whole one, which is kept apart."""
+        """Load the base without its half of the VQGAN; the whole one is kept apart."""
         _ = self.code_ids, self.tokenizer  # parts that do not fit are named before a long load
         model = load_base(self, ChameleonForConditionalGeneration)
         own = model.model.vqmodel.quantize.embedding.weight.float()
@@ -61,7 +61,7 @@ class Chameleon(ImageTokens):
         return model
 
     def trunk(self, model: nn.Module) -> nn.Module:
-        """The inner model: the outer forward would mask every image token."""
+        """Return the inner model: the outer forward would mask every image token."""
         return model.model  # type: ignore[return-value]
 
     @cached_property
@@ -77,14 +77,14 @@ class Chameleon(ImageTokens):
     # ---- codes -----------------------------------------------------------------------------------
     @property
     def vocabulary_map(self) -> dict[str, int]:
-        """From config.json."""
+        """Token -> id, from config.json."""
         if not self.config.vocabulary_map:
             misfit(self, "its config.json has no vocabulary_map; use a checkpoint in transformers' format")
         found: dict[str, int] = self.config.vocabulary_map
         return found
 
     def code_of(self, token: str) -> int | None:
-        """``IMGIMGBCDZ`` -> 123: letters A to J are digits, Z ends the token."""
+        """Read the code in a token's name: ``IMGIMGBCDZ`` is 123, since A to J are digits, and Z ends the name."""
         if not (token.startswith(_PREFIX) and token.endswith("Z")):
             return None
         return int(token[len(_PREFIX) : -1].translate(_DIGITS))
@@ -110,35 +110,35 @@ class Chameleon(ImageTokens):
 
     @property
     def codebook_size(self) -> int:
-        """From the VQGAN's config."""
+        """Number of codes, from the VQGAN's config."""
         return self.vqgan_config.n_embed
 
     def encode_images(self, images: list[Image.Image], device: torch.device) -> Tensor:
-        """Images -> (B, grid * grid) codes."""
+        """Encode B images as (B, grid * grid) codes."""
         return self._codec_on(device).encode(to_pixels(images, self.vqgan_config.resolution).to(device))
 
     def decode_images(self, codes: Tensor) -> list[Image.Image]:
-        """(B, grid * grid) codes -> images."""
+        """Decode (B, grid * grid) codes to B images."""
         return to_images(self._codec_on(codes.device).decode(codes))
 
     def _codec_on(self, device: torch.device) -> VQGAN:
-        """The VQGAN, loaded at first use, in float32: nearest codes are sensitive to rounding."""
+        """Return the VQGAN, loaded at first use, in float32: nearest codes are sensitive to rounding."""
         if self._codec is None:
             self._codec = VQGAN.from_folder(self.vqgan_path)
         return self._codec.to(device)
 
     # ---- grammar ---------------------------------------------------------------------------------
     def state_opening(self) -> TokenIds:
-        """``<racm3:break>``: codes follow."""
+        """Return ``<racm3:break>``, which codes follow."""
         return [self._marks[0]]
 
     def wrap_state(self, content: TokenIds) -> TokenIds:
-        """``<racm3:break>`` codes ``<eoss>``."""
+        """Put the codes between ``<racm3:break>`` and ``<eoss>``."""
         return [self._marks[0], *content, self._marks[1]]
 
     @cached_property
     def state_grammar(self) -> Grammar:
-        """Exactly as many codes as an image has."""
+        """Grammar of images: exactly as many codes as an image has."""
         return Grammar(tuple(sorted(self.code_ids.tolist())), self.vqgan_config.grid**2)
 
     @cached_property
@@ -152,6 +152,6 @@ class Chameleon(ImageTokens):
         return vocabulary[BOI], vocabulary[EOI]
 
     def fingerprint(self) -> str:
-        """Names the VQGAN and where its codes stand in the vocabulary."""
+        """Name the VQGAN and the place of its codes in the vocabulary."""
         ids = self.code_ids
         return f"{type(self).__name__}:{vqgan_fingerprint(self.vqgan_path)}:{int(ids[0])}:{int(ids.sum())}"

@@ -55,14 +55,14 @@ class Emu3(ImageTokens):
 
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
-        """The base without its image tokenizer, which is kept apart, in float32 and in eval mode."""
+        """Load the base without its image tokenizer, which is kept apart, in float32 and in eval mode."""
         _ = self.code_ids, self.state_grammar, self.tokenizer  # parts that do not fit are named before a long load
         model = load_base(self, Emu3ForConditionalGeneration)
         model.model.vqmodel = nn.Identity()  # in train mode its batch norms would read the batch
         return model
 
     def trunk(self, model: nn.Module) -> nn.Module:
-        """The language model inside."""
+        """Return the language model inside."""
         return model.model.text_model  # type: ignore[union-attr, return-value]
 
     @cached_property
@@ -82,32 +82,32 @@ class Emu3(ImageTokens):
     # ---- codes -----------------------------------------------------------------------------------
     @property
     def vocabulary_map(self) -> dict[str, int]:
-        """From config.json."""
+        """Token -> id, from config.json."""
         if not self.config.vocabulary_map:
             misfit(self, "its config.json has no vocabulary_map; use a checkpoint in transformers' format (*-hf)")
         found: dict[str, int] = self.config.vocabulary_map
         return found
 
     def code_of(self, token: str) -> int | None:
-        """``<|visual token 000123|>`` -> 123."""
+        """Read the code in a token's name: ``<|visual token 000123|>`` is 123."""
         match = _CODE.fullmatch(token)
         return int(match[1]) if match else None
 
     @property
     def codebook_size(self) -> int:
-        """From the VQ's config."""
+        """Number of codes, from the VQ's config."""
         return int(self.config.vq_config.codebook_size)
 
     @cached_property
     def grid(self) -> int:
-        """Codes of a state's side."""
+        """Number of codes along the side of a state."""
         factor = 2 ** (len(self.config.vq_config.channel_multiplier) - 1)
         if self.resolution < factor or self.resolution % factor:
             raise ValueError(f"resolution must be a multiple of {factor}, the side of a code, got {self.resolution}")
         return self.resolution // factor
 
     def encode_images(self, images: list[Image.Image], device: torch.device) -> Tensor:
-        """Images -> (B, grid * grid) codes."""
+        """Encode B images as (B, grid * grid) codes."""
         squares = [square(image, self.resolution) for image in images]
         pixels = self._processor.preprocess(squares, do_resize=False, return_tensors="pt")["pixel_values"]
         sizes = torch.tensor([[self.resolution, self.resolution]] * len(images))
@@ -115,7 +115,7 @@ class Emu3(ImageTokens):
         return torch.stack(list(codes)).flatten(1)
 
     def decode_images(self, codes: Tensor) -> list[Image.Image]:
-        """(B, grid * grid) codes -> images."""
+        """Decode (B, grid * grid) codes to B images."""
         pixels = self._codec_on(codes.device).decode(codes.unflatten(1, (self.grid, self.grid))).float().cpu()
         mean, std = (torch.tensor(getattr(self._processor, n)).view(3, 1, 1) for n in ("image_mean", "image_std"))
         arrays = ((pixels * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -128,7 +128,7 @@ class Emu3(ImageTokens):
         )
 
     def _codec_on(self, device: torch.device) -> Emu3VQVAE:
-        """The VQ model alone, read from the same checkpoint, in float32 and eval mode."""
+        """Return the VQ model alone, read from the same checkpoint, in float32 and eval mode."""
         if self._codec is None:
             self._codec = self._load_codec()
         return self._codec.to(device).eval()  # type: ignore[arg-type]
@@ -162,17 +162,17 @@ class Emu3(ImageTokens):
 
     # ---- grammar ---------------------------------------------------------------------------------
     def state_opening(self) -> TokenIds:
-        """``<|image start|>H*W<|image token|>``."""
+        """Return the ids of ``<|image start|>H*W<|image token|>``."""
         marks = self._marks
         return [marks[BOI], *self.encode_text(f"{self.grid}*{self.grid}"), marks[IMAGE]]
 
     def wrap_state(self, content: TokenIds) -> TokenIds:
-        """A whole image: opening, rows with their ends, closing."""
+        """Lay out a whole image: opening, rows with their ends, closing."""
         return [*self.state_opening(), *self.state_grammar.complete(content)]
 
     @cached_property
     def state_grammar(self) -> Grammar:
-        """Rows of codes; end-of-row, end-of-frame and end-of-image tokens are forced."""
+        """Grammar of rows of codes; end-of-row, end-of-frame and end-of-image tokens are forced."""
         side, marks = self.grid, self._marks
         rows = [((side + 1) * row + side, marks[EOL]) for row in range(side)]
         length = side * (side + 1)
@@ -185,5 +185,5 @@ class Emu3(ImageTokens):
         return {mark: vocabulary[mark] for mark in (BOI, IMAGE, EOL, EOF, EOI)}
 
     def fingerprint(self) -> str:
-        """Names the checkpoint that holds the image tokenizer, and the size of a state."""
+        """Name the checkpoint that holds the image tokenizer, and the size of a state."""
         return f"{super().fingerprint()}:{self.resolution}"

@@ -26,7 +26,7 @@ def require_packages() -> None:
 
 
 def gguf_path(backbone: Backbone) -> str:
-    """The backbone's GGUF file on this machine, found to be readable.
+    """Return the path of the backbone's GGUF file on this machine, once it has proved readable.
 
     Raises:
         ImportError: a package is missing.
@@ -45,7 +45,7 @@ def gguf_path(backbone: Backbone) -> str:
 
 
 def load_gguf(backbone: Backbone, auto_class: Any, config: Any) -> PreTrainedModel:
-    """The base of a GGUF file, quantised as the backbone says, all frozen.
+    """Load the base of a GGUF file, quantised as the backbone says, all frozen.
 
     transformers neither quantises a model that it reads from GGUF nor saves it. So its weights, dequantised,
     are handed to a second model.
@@ -91,13 +91,13 @@ def set_split(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
 
 @lru_cache(maxsize=4)
 def _pre_tokenizer(path: str) -> str | None:
-    """How the file says that text is split before merging; ValueError if the file cannot be read."""
+    """Name of the splitting of text before merges, as the file gives it; ValueError if it cannot be read."""
     from gguf import GGUFReader
 
     try:
         field = GGUFReader(path).fields.get("tokenizer.ggml.pre")
         return None if field is None else str(field.contents())
-    except Exception as error:  # what it raises on a damaged file depends on the place of the damage
+    except Exception as error:  # which error a damaged file raises depends on the place of the damage
         raise ValueError(
             f"{path} cannot be read as a GGUF file ({type(error).__name__}: {error}); is it complete?"
         ) from None

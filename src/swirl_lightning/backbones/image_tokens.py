@@ -1,4 +1,4 @@
-"""What families share whose vocabulary holds the codes of an image tokenizer."""
+"""Base class of the families whose vocabulary holds the codes of an image tokenizer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from swirl_lightning.transition import State
 class ImageTokens(Backbone):
     """Image states as the codes of an image tokenizer, actions as text, one vocabulary for both.
 
-    The content ids of a state are its codes, row by row; whatever the family puts around and between
-    them stands in :meth:`wrap_state` and in the grammar's forced tokens.
+    The content ids of a state are its codes, row by row. Tokens that the family puts around and between
+    them come from :meth:`wrap_state` and from the grammar's forced tokens.
 
     Args:
         model_name_or_path: folder or hub name.
@@ -56,7 +56,7 @@ class ImageTokens(Backbone):
 
     @abstractmethod
     def code_of(self, token: str) -> int | None:
-        """The code that a token of the vocabulary stands for, or None."""
+        """Return the code that a token of the vocabulary stands for, or None."""
 
     @property
     @abstractmethod
@@ -65,16 +65,16 @@ class ImageTokens(Backbone):
 
     @abstractmethod
     def encode_images(self, images: list[Image.Image], device: torch.device) -> Tensor:
-        """Images -> (B, codes) codes."""
+        """Encode B images as codes, (B, codes of an image)."""
 
     @abstractmethod
     def decode_images(self, codes: Tensor) -> list[Image.Image]:
-        """(B, codes) codes -> images."""
+        """Decode codes, (B, codes of an image), to B images."""
 
     # ---- tokens ----------------------------------------------------------------------------------
     @cached_property
     def code_ids(self) -> Tensor:
-        """(codebook_size,) id of each code, on the CPU.
+        """Id of each code, (codebook_size,), on the CPU.
 
         Raises:
             ValueError: the vocabulary does not name every code of the image tokenizer once.
@@ -90,28 +90,28 @@ class ImageTokens(Backbone):
 
     @cached_property
     def _codes(self) -> Tensor:
-        """Id -> code, -1 where an id is no code; on the CPU."""
+        """Table from id to code, -1 where an id is no code; on the CPU."""
         table = torch.full((int(self.code_ids.max()) + 1,), -1, device="cpu")
         table[self.code_ids] = torch.arange(self.codebook_size, device="cpu")
         return table
 
     def encode_text(self, text: str) -> TokenIds:
-        """Ids of a piece of a template, no special tokens added."""
+        """Encode a piece of a template, without special tokens."""
         ids: TokenIds = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def decode_text(self, ids: TokenIds) -> str:
-        """Text of ids, special tokens and image ids dropped."""
+        """Decode ids to text, without special tokens and image ids."""
         drop = self._not_text
         return str(self.tokenizer.decode([i for i in ids if i not in drop], skip_special_tokens=True))
 
     def encode_action(self, action: str) -> TokenIds:
-        """Ids of an action, cut at the end where it is too long."""
+        """Encode an action, cut at the end if it is too long."""
         return encode_plain(self.tokenizer, action)[: self.max_action_tokens - 1]
 
     @torch.no_grad()
     def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
-        """Codes of each image, row by row, as ids of the vocabulary."""
+        """Encode each image as codes, row by row, as ids of the vocabulary."""
         images, ids = [state for state in states if isinstance(state, Image.Image)], []
         if len(images) < len(states):
             wrong = next(state for state in states if not isinstance(state, Image.Image))
@@ -123,7 +123,7 @@ class ImageTokens(Backbone):
 
     @torch.no_grad()
     def decode_states(self, contents: Sequence[TokenIds], device: torch.device) -> list[State]:
-        """Images of image ids."""
+        """Decode image ids to images."""
         images: list[State] = []
         for start in range(0, len(contents), self.encode_batch):
             codes = self._codes[torch.tensor(contents[start : start + self.encode_batch], device="cpu")]
@@ -132,7 +132,7 @@ class ImageTokens(Backbone):
 
     # ---- prompts and grammars --------------------------------------------------------------------
     def frame_prompt(self, template: str) -> list[str | TokenIds]:
-        """BOS, then the template."""
+        """Put BOS before the template."""
         return [[int(self.tokenizer.bos_token_id)], template]
 
     @cached_property
@@ -141,7 +141,7 @@ class ImageTokens(Backbone):
 
     @cached_property
     def action_grammar(self) -> Grammar:
-        """Text and the EOS that ends it."""
+        """Grammar of text that ends with EOS."""
         eos = int(self.tokenizer.eos_token_id)
         known = range(len(self.tokenizer))
         return Grammar(tuple(i for i in known if i == eos or i not in self._not_text), self.max_action_tokens, eos)

@@ -1,4 +1,4 @@
-"""A language model whose ids above the vocabulary stand for the features of images."""
+"""Language model whose ids above the vocabulary stand for the features of images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from swirl_lightning.engine.packing import Packing
 from swirl_lightning.engine.trunk import TrunkOutput
 
 FEATURES_KEPT = 64
-"""Images whose features are kept; the others go through the vision tower again."""
+"""Number of images whose features are kept; the others go through the vision tower again."""
 _SLOT_BYTES = 6  # times an image's ids this stays below 2**63
 
 
 class ImageStore:
-    """The images seen last, by slot; image s has the ids start + s * grid² ... start + (s + 1) * grid² - 1.
+    """Images seen last, by slot; image s has the ids start + s * grid² ... start + (s + 1) * grid² - 1.
 
     A slot is a hash of the image, so the same image has the same ids in every process.
 
@@ -31,7 +31,7 @@ class ImageStore:
         start: size of the vocabulary.
         grid: features of an image's side.
         resolution: side in pixels at which images are kept, losslessly compressed.
-        kept: images; the one that was not asked for longest goes first.
+        kept: number of images; the one whose last use is longest ago goes first.
     """
 
     def __init__(self, start: int, grid: int, resolution: int, kept: int) -> None:
@@ -43,11 +43,11 @@ class ImageStore:
 
     @property
     def size(self) -> int:
-        """Ids of an image."""
+        """Number of ids of an image."""
         return self.grid**2
 
     def add(self, image: Image.Image) -> TokenIds:
-        """Ids of an image; equal images have equal ids."""
+        """Keep an image and return its ids; equal images have equal ids."""
         image = square(image, self.resolution)
         slot = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=_SLOT_BYTES).digest())
         if slot not in self._files:
@@ -61,7 +61,7 @@ class ImageStore:
         return list(range(first, first + self.size))
 
     def image(self, token: int) -> Image.Image:
-        """The image that an id belongs to.
+        """Return the image that an id belongs to.
 
         Raises:
             ValueError: this process has not encoded it, or too long ago.
@@ -77,7 +77,7 @@ class ImageStore:
 
 
 class ImageTrunk(nn.Module):
-    """Ids -> ``last_hidden_state``, with images looked up and, if need be, placed by row and column.
+    """Trunk from ids to ``last_hidden_state`` that looks up images and, if need be, places them by row and column.
 
     With ``by_grid`` (Qwen's multimodal RoPE) an image's positions are its rows and columns, and the text
     after it goes on behind the longer side. So positions differ from the number of tokens, by ``rope_deltas`` of
@@ -113,7 +113,7 @@ class ImageTrunk(nn.Module):
         packing: Packing | None = None,
         **kwargs: Any,
     ) -> TrunkOutput:
-        """Hidden states (B, S, H) of ids, mask and positions, (B, S) each; ``packing`` if the ids are one.
+        """Compute hidden states (B, S, H) from ids, mask and positions, (B, S) each; ``packing`` if the ids are packed.
 
         What follows a cache that holds something is text, and its positions are those of the model: the number of
         tokens before it, plus ``rope_deltas``.
@@ -136,16 +136,16 @@ class ImageTrunk(nn.Module):
         return TrunkOutput(hidden, deltas)
 
     def _embed(self, ids: Tensor) -> Tensor:
-        """(B, S) -> (B, S, H)."""
-        pictured = ids >= self._store.start
-        embedded = self._model.get_input_embeddings()(ids.masked_fill(pictured, 0))
-        if not pictured.any():
+        """Embed ids: (B, S) -> (B, S, H)."""
+        is_image = ids >= self._store.start
+        embedded = self._model.get_input_embeddings()(ids.masked_fill(is_image, 0))
+        if not is_image.any():
             return embedded
-        places = ids[pictured] - self._store.start  # (T,)
+        places = ids[is_image] - self._store.start  # (T,)
         slots, which = torch.unique(places // self._store.size, return_inverse=True)
         found = self._lookup(slots.tolist(), ids.device)  # (slots, grid², H)
         values = found[which, places % self._store.size].to(embedded.dtype)
-        return embedded.masked_scatter(pictured[..., None], values)
+        return embedded.masked_scatter(is_image[..., None], values)
 
     @torch.no_grad()
     def _lookup(self, slots: list[int], device: torch.device) -> Tensor:
@@ -161,11 +161,11 @@ class ImageTrunk(nn.Module):
         return found
 
     def _grid_positions(self, ids: Tensor, flat: Tensor, packing: Packing | None) -> tuple[Tensor, Tensor]:
-        """Positions by number of tokens (B, S) -> by time, row and column (3, B, S), and ``rope_deltas`` (B, 1)."""
+        """Turn positions by tokens (B, S) into those by time, row and column (3, B, S) and ``rope_deltas`` (B, 1)."""
         grid, size = self._store.grid, self._store.size
-        pictured = ids >= self._store.start
-        place = (ids - self._store.start).remainder(size) * pictured
-        ends = (pictured & (place == size - 1)).long()
+        is_image = ids >= self._store.start
+        place = (ids - self._store.start).remainder(size) * is_image
+        ends = (is_image & (place == size - 1)).long()
         finished = ends.cumsum(1) if packing is None else packing.running_sum(ends)
         delta = finished * (grid - size)  # a finished image takes fewer positions than tokens
         start = flat - place + delta - ends * (grid - size)  # the image's first position; a text token's own

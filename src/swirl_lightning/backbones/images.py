@@ -1,4 +1,4 @@
-"""Images <-> the pixel tensors of an image tokenizer."""
+"""Conversion between images and the pixel tensors of an image tokenizer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from PIL import Image
 from torch import Tensor
 
 PAD_COLOUR = (122, 116, 104)
-"""RGB that fills an image up to a square, as Liquid and Chameleon do."""
+"""RGB colour that fills an image up to a square, as in Liquid and Chameleon."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB; transparent pixels over white.
+    """Convert an image of any mode to RGB, transparent pixels over white.
 
     Raises:
         ValueError: the image cannot be decoded (truncated, damaged) or has no pixels.
@@ -43,7 +43,7 @@ def _name(image: Image.Image) -> str:
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
-    """16-bit or float grey -> 8 bit; PIL's own conversion clips instead of scaling."""
+    """Scale 16-bit or float grey to 8 bits; PIL's own conversion clips instead."""
     values = values.astype(np.float64)
     if values.size and values.max() > 255:
         values = values / 257
@@ -51,9 +51,9 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def square(image: Image.Image, resolution: int) -> Image.Image:
-    """RGB of resolution x resolution: padded to a square with `PAD_COLOUR`, resized with LANCZOS.
+    """Pad an image to a square with `PAD_COLOUR`, and resize it with LANCZOS to resolution x resolution, in RGB.
 
-    An image that already has this size comes back as it is.
+    An image of this size keeps its pixels.
     """
     image = to_rgb(image)
     if image.size == (resolution, resolution):
@@ -67,12 +67,12 @@ def square(image: Image.Image, resolution: int) -> Image.Image:
 
 
 def to_pixels(images: list[Image.Image], resolution: int) -> Tensor:
-    """Images -> (B, 3, resolution, resolution) float32 in [-1, 1]."""
+    """Convert B images to pixels, (B, 3, resolution, resolution) float32 in [-1, 1]."""
     arrays = np.stack([np.asarray(square(image, resolution)) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) about [-1, 1] -> RGB images; values outside are clipped."""
+    """Convert pixels (B, 3, H, W), about [-1, 1], to B RGB images; values outside are clipped."""
     arrays = (pixels.float().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
     return [Image.fromarray(a) for a in arrays.permute(0, 2, 3, 1).cpu().numpy()]

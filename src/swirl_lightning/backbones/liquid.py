@@ -57,7 +57,7 @@ class Liquid(Backbone):
 
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
-        """The Gemma, quantised as configured, all frozen."""
+        """Load the Gemma, quantised as configured, all frozen."""
         self._check_parts()
         return load_base(self, AutoModelForCausalLM)
 
@@ -83,7 +83,7 @@ class Liquid(Backbone):
         return load_tokenizer(self, IMAGE_MARKS, bos=True)
 
     def _check_parts(self) -> None:
-        """Tokenizer, language model and VQGAN must agree on where the image ids start."""
+        """Check that tokenizer, language model and VQGAN agree on where the image ids start."""
         start, text = self.image_start, len(self.tokenizer)
         if start != text:
             misfit(
@@ -100,22 +100,22 @@ class Liquid(Backbone):
         return int(self.config.vocab_size) - self.vqgan_config.n_embed
 
     def encode_text(self, text: str) -> TokenIds:
-        """Ids of a piece of text, no special tokens added."""
+        """Encode a piece of text, without special tokens."""
         ids: TokenIds = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def decode_text(self, ids: TokenIds) -> str:
-        """Text of ids, special tokens and image ids dropped."""
+        """Decode ids to text, without special tokens and image ids."""
         text = [i for i in ids if i < self.image_start]
         return str(self.tokenizer.decode(text, skip_special_tokens=True))
 
     def encode_action(self, action: str) -> TokenIds:
-        """Ids of an action, cut at the end where it is too long."""
+        """Encode an action, cut at the end if it is too long."""
         return encode_plain(self.tokenizer, action)[: self.max_action_tokens - 1]
 
     @torch.no_grad()
     def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
-        """VQ codes of each image, row by row, as ids of the vocabulary."""
+        """Encode each image as VQ codes, row by row, as ids of the vocabulary."""
         wrong = next((s for s in states if not isinstance(s, Image.Image)), None)
         if wrong is not None:
             raise ValueError(f"Liquid reads images, got a state of type {type(wrong).__name__}: {wrong!r:.60}")
@@ -128,7 +128,7 @@ class Liquid(Backbone):
 
     @torch.no_grad()
     def decode_states(self, contents: Sequence[TokenIds], device: torch.device) -> list[State]:
-        """Images of image ids."""
+        """Decode image ids to images."""
         codec, images = self._codec_on(device), []
         for start in range(0, len(contents), self.encode_batch):
             codes = torch.tensor(contents[start : start + self.encode_batch], device=device) - self.image_start
@@ -137,12 +137,12 @@ class Liquid(Backbone):
 
     @torch.no_grad()
     def latents(self, images: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
-        """The VQGAN's latents before quantisation, (N, embed_dim, grid, grid)."""
+        """Compute the VQGAN's latents before quantisation, (N, embed_dim, grid, grid)."""
         pixels = to_pixels(list(images), self.vqgan_config.resolution)
         return self._codec_on(device).latents(pixels.to(device))
 
     def _codec_on(self, device: torch.device) -> VQGAN:
-        """The VQGAN, loaded at first use, in float32: nearest codes are sensitive to rounding."""
+        """Return the VQGAN, loaded at first use, in float32: nearest codes are sensitive to rounding."""
         if self._codec is None:
             self._check_parts()
             self._codec = VQGAN.from_folder(self.vqgan_path)
@@ -157,32 +157,32 @@ class Liquid(Backbone):
         return {"boi": boi, "eoi": eoi, "bos": bos, "eos": eos}
 
     def frame_prompt(self, template: str) -> list[str | TokenIds]:
-        """BOS, then the template."""
+        """Put BOS before the template."""
         return [[self._special["bos"]], template]
 
     def wrap_state(self, content: TokenIds) -> TokenIds:
-        """``<boi>`` codes ``<eoi>``."""
+        """Put the codes between ``<boi>`` and ``<eoi>``."""
         return [self._special["boi"], *content, self._special["eoi"]]
 
     def state_opening(self) -> TokenIds:
-        """``<boi>``: the codes of the next state follow."""
+        """Return ``<boi>``, which the codes of the next state follow."""
         return [self._special["boi"]]
 
     # ---- what may be generated -------------------------------------------------------------------
     @cached_property
     def state_grammar(self) -> Grammar:
-        """Exactly as many codes as an image has."""
+        """Grammar of images: exactly as many codes as an image has."""
         vqgan = self.vqgan_config
         return Grammar(tuple(range(self.image_start, int(self.config.vocab_size))), vqgan.grid**2)
 
     @cached_property
     def action_grammar(self) -> Grammar:
-        """Text and the EOS that ends it."""
+        """Grammar of text that ends with EOS."""
         eos = self._special["eos"]
         banned = {*self.tokenizer.all_special_ids, *self._special.values()} - {eos}
         known = range(self.image_start)
         return Grammar(tuple(i for i in known if i not in banned), self.max_action_tokens, eos)
 
     def fingerprint(self) -> str:
-        """Names the VQGAN (its config and weights) and where its codes stand in the vocabulary."""
+        """Name the VQGAN (its config and weights) and the place of its codes in the vocabulary."""
         return f"{type(self).__name__}:{vqgan_fingerprint(self.vqgan_path)}:{self.image_start}"

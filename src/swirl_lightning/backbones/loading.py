@@ -1,4 +1,4 @@
-"""What the backbones share: loading a base and its tokenizer, and which ids are plain text."""
+"""Functions of several backbones: loading of a base and its tokenizer, and the ids that are plain text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def misfit(backbone: Backbone, problem: str) -> NoReturn:
 
 
 def load_config(backbone: Backbone, model_types: Collection[str] | None = None) -> Any:
-    """The config of a checkpoint.
+    """Load the config of a checkpoint.
 
     Args:
         backbone: names the checkpoint.
@@ -55,7 +55,7 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
 
 
 def load_base(backbone: Backbone, auto_class: Any) -> PreTrainedModel:
-    """The base by one of transformers' classes, quantised as the backbone says, all frozen."""
+    """Load the base by one of transformers' classes, quantised as the backbone says, all frozen."""
     model = auto_class.from_pretrained(
         backbone.path,
         revision=backbone.revision,
@@ -100,12 +100,12 @@ def load_tokenizer(backbone: Backbone, marks: Sequence[str] = (), bos: bool = Fa
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids that are no text: named special tokens, and added ones that are marked special."""
+    """Return the ids that are no text: named special tokens, and added ones that are marked special."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenIds:
-    """Ids of data: ``<|im_end|>`` in a state or an action is seven characters, not the end of a turn."""
+    """Encode data as plain text: ``<|im_end|>`` in a state or an action is ten characters, not the end of a turn."""
     ids: TokenIds = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     return ids

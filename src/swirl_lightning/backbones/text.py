@@ -1,4 +1,4 @@
-"""Any causal language model: states and actions are text."""
+"""Causal language models of any family: states and actions are text."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _SLOT = "\u0001"  # stands for the prompt while the chat template is laid out; n
 class TextLLM(Backbone):
     """A causal language model over textual states, for example Qwen2.5-3B-Instruct.
 
-    The tokenizer's chat template frames the prompt where there is one. States and actions enter as ids of
-    their own, so what was sampled is what is scored; for a tokenizer that joins a blank with the word after
-    it, end the pieces of ``templates`` with a line break rather than a blank, and the ids are those of the
-    whole text. Special tokens within a state or an action are plain text.
+    The tokenizer's chat template frames the prompt where there is one. States and actions are encoded on their
+    own, so the ids that are scored are those that were sampled. A tokenizer may join a blank with the word after
+    it: then end the pieces of ``templates`` with a line break, and the ids are those of the whole text. Special
+    tokens within a state or an action are plain text.
 
     Args:
         model_name_or_path: folder or hub name.
         gguf_file: name of a GGUF file in it, with weights, tokenizer and chat template, which are then dequantised
             and quantised as configured here; None for the usual format.
-        max_state_tokens: of a state, as a completion (EOS included) and within a prompt.
+        max_state_tokens: of a state, as a completion (with its EOS) and within a prompt.
         max_action_tokens: of an action, likewise.
         too_long: ``cut`` keeps head and tail of a long state and the head of a long action, and warns
             once; ``error`` refuses them. A prompt is never cut beyond that.
@@ -78,7 +78,7 @@ class TextLLM(Backbone):
 
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
-        """The base, quantised as configured, all frozen."""
+        """Load the base, quantised as configured, all frozen."""
         kind, known = self.config.model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         if kind in FAMILIES or (kind not in known and not self.trust_remote_code):
             other = FAMILIES.get(kind)
@@ -98,9 +98,9 @@ class TextLLM(Backbone):
 
     @torch.no_grad()
     def _logits_are_the_heads(self, model: PreTrainedModel) -> bool:
-        """Whether the model's logits are its output layer's product alone: all that sampling and scoring compute.
+        """Tell whether the model's logits are the product of its output layer alone, as sampling and scoring assume.
 
-        The trunk is left out and hands over random hidden states, so that this costs next to nothing.
+        The trunk is replaced by random hidden states, so that this costs next to nothing.
         """
         head, trunk = self.head(model), self.trunk(model)
         generator = torch.Generator().manual_seed(0)
@@ -129,16 +129,16 @@ class TextLLM(Backbone):
 
     # ---- tokens ----------------------------------------------------------------------------------
     def encode_text(self, text: str) -> TokenIds:
-        """Ids of a piece of a template, no special tokens added."""
+        """Encode a piece of a template, without special tokens."""
         ids: TokenIds = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def decode_text(self, ids: TokenIds) -> str:
-        """Text of ids, special tokens dropped."""
+        """Decode ids to text, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
-        """Ids of each text, its middle cut out where it is too long."""
+        """Encode each text; if it is too long, its middle is cut out."""
         encoded = []
         for state in states:
             if not isinstance(state, str):
@@ -151,18 +151,18 @@ class TextLLM(Backbone):
         return encoded
 
     def decode_states(self, contents: Sequence[TokenIds], device: torch.device) -> list[State]:
-        """The texts."""
+        """Decode ids to texts."""
         return [self.decode_text(ids) for ids in contents]
 
     def encode_action(self, action: str) -> TokenIds:
-        """Ids of an action, cut at the end where it is too long."""
+        """Encode an action, cut at the end if it is too long."""
         ids, room = encode_plain(self.tokenizer, action), self.max_action_tokens - 1
         if len(ids) > room:
             self._judge_length("action", len(ids), room)
         return ids[:room]
 
     def _judge_length(self, what: str, length: int, room: int) -> None:
-        """Refuse or, once for states and once for actions, warn of what is too long."""
+        """Refuse a text that is too long, or warn of it, once for states and once for actions."""
         text = f"{self.name!r}: {what} of {length} tokens exceeds the {room} that max_{what}_tokens leaves"
         if self.too_long == "error":
             raise ValueError(f"{text}; raise max_{what}_tokens, shorten the data, or set too_long: cut")
@@ -172,7 +172,7 @@ class TextLLM(Backbone):
 
     # ---- prompts ---------------------------------------------------------------------------------
     def frame_prompt(self, template: str) -> list[str | TokenIds]:
-        """The chat template around the prompt as a user's turn, or BOS before it."""
+        """Put the chat template around the prompt, as a user's turn, or BOS before it."""
         tokenizer = self.tokenizer
         if tokenizer.chat_template is None:
             return [[tokenizer.bos_token_id], template] if tokenizer.bos_token_id is not None else [template]
@@ -189,12 +189,12 @@ class TextLLM(Backbone):
     # ---- what may be generated -------------------------------------------------------------------
     @cached_property
     def state_grammar(self) -> Grammar:
-        """All text, up to ``max_state_tokens`` with the EOS."""
+        """Grammar of all text, up to ``max_state_tokens`` with the EOS."""
         return Grammar(self._text_ids, self.max_state_tokens, self._eos)
 
     @cached_property
     def action_grammar(self) -> Grammar:
-        """All text, up to ``max_action_tokens`` with the EOS."""
+        """Grammar of all text, up to ``max_action_tokens`` with the EOS."""
         return Grammar(self._text_ids, self.max_action_tokens, self._eos)
 
     @property
@@ -207,6 +207,6 @@ class TextLLM(Backbone):
         return tuple(i for i in range(len(self.tokenizer)) if i not in special)
 
     def fingerprint(self) -> str:
-        """Names the tokenizer and how long a state may be."""
+        """Name the tokenizer and the length of the longest state."""
         file = "" if self.gguf_file is None else f":{self.gguf_file}"
         return f"{super().fingerprint()}:{self.max_state_tokens}:{self.too_long}{file}"

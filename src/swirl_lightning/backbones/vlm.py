@@ -1,4 +1,4 @@
-"""Understanding VLMs: images and text in, text out (Qwen2-VL, Qwen2.5-VL, SmolVLM)."""
+"""VLMs that read images and text and write text (Qwen2-VL, Qwen2.5-VL, SmolVLM)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SMOL = ("smolvlm",)
 
 @dataclass(frozen=True)
 class TextGrammar(Grammar):
-    """Text alone: an image cannot be what a completion says."""
+    """Grammar of text alone, which refuses the ids of an image."""
 
     def complete(self, content: TokenIds) -> TokenIds:
-        """As in :class:`Grammar`; ValueError for the ids of an image."""
+        """Return the completion of ``content``, as :class:`Grammar` does; ValueError for the ids of an image."""
         if content and max(content) > self.allowed[-1]:
             raise ValueError(
                 "this model generates text, and an image was given as the state to predict: describe it in words "
@@ -42,15 +42,15 @@ class VLM(TextLLM):
 
     ``before`` may be an image or a text; ``after`` is text wherever the FWM predicts or judges it. The IDM
     reads pairs of images, too: train it alone on them (``roles: [idm]`` of ``SWIRL``). Each position of an
-    image has an id of its own above the vocabulary, a hash of that image, so that prompts remain plain ids
-    and a shared prefix is shared exactly when its images are equal; the trunk replaces those ids by the
-    vision tower's features. Adapters go into the language model alone.
+    image has an id of its own above the vocabulary, a hash of that image. So prompts remain plain ids, and
+    prompts share a prefix exactly if its images are equal. The trunk replaces those ids by the vision tower's
+    features. Adapters go into the language model alone.
 
     Args:
         model_name_or_path: folder or hub name.
         resolution: side in pixels to which every image is padded and resized; None takes SmolVLM's own
             size, and 448 for Qwen.
-        images_kept: in memory, losslessly compressed; at least those of an optimiser step.
+        images_kept: number of images kept in memory, losslessly compressed; at least those of an optimiser step.
         **kwargs: as :class:`TextLLM`.
 
     Raises:
@@ -72,12 +72,12 @@ class VLM(TextLLM):
 
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
-        """The base, its vision tower unquantised."""
+        """Load the base, its vision tower unquantised."""
         _ = self.grid, self._marks  # parts that do not fit are named before a long load
         return load_base(self, AutoModelForImageTextToText)
 
     def trunk(self, model: nn.Module) -> nn.Module:
-        """The language model behind a look-up of images."""
+        """Return the language model behind a look-up of images."""
         return ImageTrunk(model, self.store, self._features, by_grid=self.config.model_type in QWEN)
 
     @cached_property
@@ -102,7 +102,7 @@ class VLM(TextLLM):
 
     @cached_property
     def grid(self) -> int:
-        """Features of an image's side."""
+        """Number of features along a side of an image."""
         vision = self.config.vision_config
         qwen = self.config.model_type in QWEN
         unit = vision.patch_size * (vision.spatial_merge_size if qwen else self.config.scale_factor)
@@ -112,12 +112,12 @@ class VLM(TextLLM):
 
     @cached_property
     def store(self) -> ImageStore:
-        """The images seen last."""
+        """Images seen last."""
         start = int(self.config.get_text_config().vocab_size)
         return ImageStore(start, self.grid, self.resolution, self.images_kept)
 
     def _features(self, model: Any, images: list[Image.Image], device: torch.device) -> Tensor:
-        """Images -> (B, grid * grid, H) features of the vision tower."""
+        """Compute the vision tower's features of B images, (B, grid * grid, H)."""
         if self.config.model_type in SMOL:
             batch = self._processor([[image] for image in images], do_image_splitting=False, return_tensors="pt")
             found = model.get_image_features(batch["pixel_values"].to(device)).pooler_output
@@ -132,7 +132,7 @@ class VLM(TextLLM):
 
     # ---- tokens ----------------------------------------------------------------------------------
     def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
-        """Ids of a text, or ids above the vocabulary that stand for an image's positions."""
+        """Encode each text, and each image as ids above the vocabulary that stand for its positions."""
         return [
             self.store.add(state)
             if isinstance(state, Image.Image)
@@ -141,7 +141,7 @@ class VLM(TextLLM):
         ]
 
     def decode_states(self, contents: Sequence[TokenIds], device: torch.device) -> list[State]:
-        """Texts, and the images that were encoded."""
+        """Decode ids to texts, or return the images that were encoded."""
         return [
             self.store.image(ids[0]) if ids and ids[0] >= self.store.start else self.decode_text(ids)
             for ids in contents
@@ -149,7 +149,7 @@ class VLM(TextLLM):
 
     @cached_property
     def _marks(self) -> tuple[TokenIds, TokenIds]:
-        """What stands before and after an image."""
+        """Ids before and after an image."""
         if self.config.model_type in QWEN:
             return [int(self.config.vision_start_token_id)], [int(self.config.vision_end_token_id)]
         vocabulary = self.tokenizer.get_vocab()
@@ -161,16 +161,16 @@ class VLM(TextLLM):
         return [around, whole], [around]
 
     def wrap_state(self, content: TokenIds) -> TokenIds:
-        """An image between its marks; a text as it is."""
+        """Put the marks around an image; a text stays as it is."""
         if not content or content[0] < self.store.start:
             return content
         return [*self._marks[0], *content, *self._marks[1]]
 
     @cached_property
     def state_grammar(self) -> Grammar:
-        """All text, up to ``max_state_tokens`` with the EOS."""
+        """Grammar of all text, up to ``max_state_tokens`` with the EOS."""
         return TextGrammar(self._text_ids, self.max_state_tokens, self._eos)
 
     def fingerprint(self) -> str:
-        """Names the tokenizer and the size of an image."""
+        """Name the tokenizer and the size of an image."""
         return f"{super().fingerprint()}:{self.resolution}"

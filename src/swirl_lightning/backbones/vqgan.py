@@ -1,4 +1,4 @@
-"""The VQGAN of Chameleon and Liquid: pixels <-> codes, loaded from its published files.
+"""The VQGAN of Chameleon and Liquid, which turns pixels into codes and back, loaded from its published files.
 
     python -m swirl_lightning.backbones.vqgan FOLDER
 
@@ -33,12 +33,12 @@ _TRAINING_ONLY = "loss."
 
 
 class VQGANError(ValueError):
-    """The VQGAN's files do not hold what is needed; the message names the cure."""
+    """Error of a VQGAN's files: something is missing or does not fit; the message names the cure."""
 
 
 @dataclass(frozen=True)
 class VQGANConfig:
-    """What ``vqgan.yaml`` says under ``model.params`` (its ``lossconfig`` is ignored).
+    """Sizes of a VQGAN: ``model.params`` of ``vqgan.yaml``, without ``lossconfig``.
 
     The defaults are the published Chameleon VQGAN.
     """
@@ -62,17 +62,17 @@ class VQGANConfig:
 
     @property
     def downsample(self) -> int:
-        """Pixels of a code's side."""
+        """Number of pixels along the side of a code."""
         return int(2 ** (len(self.ch_mult) - 1))
 
     @property
     def grid(self) -> int:
-        """Codes of an image's side."""
+        """Number of codes along the side of an image."""
         return self.resolution // self.downsample
 
     @classmethod
     def from_yaml(cls, path: Path) -> VQGANConfig:
-        """Reads the taming YAML.
+        """Read the taming YAML.
 
         Raises:
             VQGANError: the file is missing, is no YAML, or lacks an entry.
@@ -104,7 +104,7 @@ class VQGANConfig:
             ) from error
 
     def to_yaml(self, path: Path) -> None:
-        """Writes the taming YAML."""
+        """Write the taming YAML."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         del plain["embed_dim"], plain["n_embed"]
         params = {"embed_dim": self.embed_dim, "n_embed": self.n_embed, "ddconfig": plain}
@@ -112,7 +112,7 @@ class VQGANConfig:
 
 
 class VQGAN(nn.Module):
-    """Pixels in [-1, 1] <-> codes, row by row.
+    """Vector-quantised autoencoder from pixels in [-1, 1] to codes, row by row, and back.
 
     Args:
         config: sizes.
@@ -132,26 +132,26 @@ class VQGAN(nn.Module):
         self.post_quant_conv = nn.Conv2d(c.embed_dim, c.z_channels, 1)
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """(B, 3, R, R) in [-1, 1] -> (B, embed_dim, grid, grid), before quantisation."""
+        """Encode pixels as latents before quantisation: (B, 3, R, R) in [-1, 1] -> (B, embed_dim, grid, grid)."""
         return self.quant_conv(self.encoder(pixels))
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, R, R) in [-1, 1] -> (B, grid * grid) codes."""
+        """Encode pixels as codes: (B, 3, R, R) in [-1, 1] -> (B, grid * grid)."""
         z = self.latents(pixels)
         return self.quantize.nearest(z.permute(0, 2, 3, 1).flatten(0, 2)).view(len(pixels), -1)
 
     def decode_latents(self, z: Tensor) -> Tensor:
-        """(B, embed_dim, grid, grid) -> (B, 3, R, R), about [-1, 1]."""
+        """Decode latents to pixels: (B, embed_dim, grid, grid) -> (B, 3, R, R), about [-1, 1]."""
         return self.decoder(self.post_quant_conv(z))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """(B, grid * grid) codes -> (B, 3, R, R), about [-1, 1]."""
+        """Decode codes to pixels: (B, grid * grid) -> (B, 3, R, R), about [-1, 1]."""
         side = self.config.grid
         return self.decode_latents(self.quantize.embedding(codes).transpose(1, 2).unflatten(2, (side, side)))
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> VQGAN:
-        """Loads ``vqgan.yaml`` with ``vqgan.safetensors`` or, where that is missing, ``vqgan.ckpt``.
+        """Load ``vqgan.yaml`` with ``vqgan.safetensors`` or, where that is missing, ``vqgan.ckpt``.
 
         Raises:
             VQGANError: a file is missing or does not fit; the message names the cure.
@@ -166,7 +166,7 @@ class VQGAN(nn.Module):
 
 
 def weights_path(folder: Path) -> Path:
-    """The weight file of a VQGAN folder; safetensors first."""
+    """Return the weight file of a VQGAN folder; safetensors first."""
     for name in (SAFETENSORS_FILE, CKPT_FILE):
         if (folder / name).is_file():
             return folder / name
@@ -174,7 +174,7 @@ def weights_path(folder: Path) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict of a VQGAN file, without the training-only ``loss.*``.
+    """Read the state dict of a VQGAN file, without ``loss.*``, which is for training alone.
 
     Raises:
         VQGANError: the file cannot be read as plain tensors.
@@ -195,7 +195,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
-    """Compares names and shapes.
+    """Compare names and shapes of weights with those expected.
 
     Raises:
         VQGANError: one message that lists what is missing, unexpected or of another shape.
@@ -221,7 +221,7 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 
 def convert_to_safetensors(folder: str | Path) -> Path:
-    """Writes the tensors of a folder's ``vqgan.ckpt``, without ``loss.*``, to ``vqgan.safetensors`` beside it.
+    """Write the tensors of a folder's ``vqgan.ckpt``, without ``loss.*``, to ``vqgan.safetensors`` beside it.
 
     Raises:
         VQGANError: the folder's files do not fit; nothing is written then.
@@ -241,7 +241,7 @@ def convert_to_safetensors(folder: str | Path) -> Path:
 
 
 def vqgan_fingerprint(folder: str | Path) -> str:
-    """Hash of a VQGAN's YAML and weights: same hash, same codes."""
+    """Hash a VQGAN's YAML and weights: equal hashes mean equal codes."""
     folder = Path(folder)
     digest = hashlib.sha256()
     for path in (folder / CONFIG_FILE, weights_path(folder)):

@@ -1,6 +1,6 @@
 """Encoder and decoder of the taming-transformers VQGAN, with its parameter names and nothing else of it.
 
-The module tree is the contract: published checkpoints (Chameleon, Liquid) are read by name.
+Module names must stay: the weights of published checkpoints (Chameleon, Liquid) are found by them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ NORM_GROUPS = 32
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """32 groups as in taming; groups of four where 32 does not divide the channels (small models)."""
+    """Make a group norm of 32 groups as in taming, or of groups of four channels if 32 does not divide them."""
     groups = NORM_GROUPS if channels % NORM_GROUPS == 0 else max(1, channels // 4)
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
-    """(B, in, H, W) -> (B, out, H, W), with a 1x1 shortcut where the channel counts differ."""
+    """Residual block of two convolutions, with a 1x1 shortcut where the numbers of channels differ."""
 
     def __init__(self, channels_in: int, channels_out: int, dropout: float) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, H, W)."""
+        """Run the block: (B, in, H, W) -> (B, out, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
@@ -53,7 +53,7 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Attend: (B, C, H, W) -> (B, C, H, W)."""
         h = self.norm(x)
         q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
@@ -61,26 +61,26 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the resolution; pads right and below only, as taming does."""
+    """Convolution that halves the resolution; it pads right and below only, as in taming."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        """Halve the resolution: (B, C, H, W) -> (B, C, H/2, W/2)."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Doubles the resolution."""
+    """Convolution after doubling the resolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        """Double the resolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -93,7 +93,7 @@ def _middle(channels: int, dropout: float) -> nn.Module:
 
 
 def _level(channels: list[int], attention: bool, dropout: float) -> nn.Module:
-    """Residual blocks through ``channels``, each followed by attention where wanted."""
+    """Make residual blocks through ``channels``, each followed by attention where wanted."""
     level = nn.Module()
     pairs = list(pairwise(channels))
     level.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in pairs)
@@ -114,7 +114,7 @@ def _run_middle(mid: nn.Module, h: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """(B, in_channels, R, R) -> (B, z_channels, R/f, R/f) with f = 2 ** (len(ch_mult) - 1)."""
+    """Encoder of pixels to latents, f = 2 ** (len(ch_mult) - 1) times smaller in height and width."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], z_channels * (2 if double_z else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, R, R) -> (B, z_channels, R/f, R/f)."""
+        """Encode: (B, in_channels, R, R) -> (B, z_channels, R/f, R/f)."""
         h = self.conv_in(x)
         for level in self.down:
             h = _run_level(level, h)
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, z_channels, R/f, R/f) -> (B, out_ch, R, R)."""
+    """Decoder of latents to pixels: the inverse of :class:`Encoder` in shape."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, z_channels, R/f, R/f) -> (B, out_ch, R, R)."""
+        """Decode: (B, z_channels, R/f, R/f) -> (B, out_ch, R, R)."""
         h = _run_middle(self.mid, self.conv_in(z))
         for level in reversed(self.up):
             h = _run_level(level, h)
@@ -193,14 +193,14 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The nearest of ``n_embed`` vectors; holds ``quantize.embedding.weight`` of the checkpoint."""
+    """Codebook of ``n_embed`` vectors: ``quantize.embedding.weight`` of the checkpoint."""
 
     def __init__(self, n_embed: int, embed_dim: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(n_embed, embed_dim)
 
     def nearest(self, z: Tensor) -> Tensor:
-        """(N, embed_dim) -> (N,) ids of the nearest codes."""
+        """Find the nearest code of each latent: (N, embed_dim) -> (N,) ids."""
         e = self.embedding.weight
         distance = z.pow(2).sum(1, keepdim=True) + e.pow(2).sum(1) - 2 * z @ e.t()
         return torch.argmin(distance, dim=1)

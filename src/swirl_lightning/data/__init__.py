@@ -1,4 +1,4 @@
-"""Transitions on their way to the model."""
+"""Reading, checking and batching of transitions."""
 
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.loader import TransitionLoader

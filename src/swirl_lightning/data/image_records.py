@@ -1,4 +1,4 @@
-"""Transitions between images on disk: checked once, opened when they are asked for."""
+"""Transitions between images on disk, checked once and opened when they are accessed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from swirl_lightning.transition import Transition
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """A transition whose images are not open yet.
+    """Transition whose images are not open yet.
 
     Attributes:
         before: x.
@@ -31,7 +31,7 @@ class ImageRecord:
 
 
 class ImageTransitions(Sequence[Transition]):
-    """Opens a record's images when it is asked for."""
+    """Sequence of transitions that opens a record's images when it is accessed."""
 
     def __init__(self, records: Sequence[ImageRecord]) -> None:
         self.records = list(records)

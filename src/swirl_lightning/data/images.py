@@ -1,4 +1,4 @@
-"""Image files as they come: opened as RGB, or refused with a reason."""
+"""Opening of image files as RGB, and reasons to refuse them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _THREADS = 8  # Pillow decodes without the interpreter lock
 
 
 def open_rgb(source: ImageSource) -> Image.Image:
-    """An image as 8-bit RGB, whatever it is stored as: palette, CMYK, 16-bit grey; transparent pixels over white.
+    """Open an image as 8-bit RGB from any mode (palette, CMYK, 16-bit grey), transparent pixels over white.
 
     Raises:
         OSError: no such file, none of `FORMATS`, cut short, damaged, or of more than ``PIL.Image.MAX_IMAGE_PIXELS``

@@ -1,4 +1,4 @@
-"""Reading data files record by record: a broken record is skipped, named and counted."""
+"""Reading of data files record by record: a broken record is skipped, named and counted."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 
 class BrokenRecord(Exception):
-    """A record that is no transition; its text says why."""
+    """Error of a record that is no transition; its text gives the reason."""
 
 
 @dataclass
 class SkippedRecords:
-    """The records of one source that cannot be used: all counted, the first ten named.
+    """Records of one source that cannot be used: all are counted, the first ten named.
 
     Attributes:
-        source: what is being read, for messages.
+        source: name of the source, for messages.
         messages: place and reason of each.
         kinds: how many for each kind of reason (``missing``, ``not JSON``, ...).
     """
@@ -45,7 +45,7 @@ class SkippedRecords:
         return len(self.messages)
 
     def add(self, place: str, reason: object) -> None:
-        """Counts a record: where it is, and why it cannot be used.
+        """Count a record, given its place and the reason why it cannot be used.
 
         The kind is the reason without what differs from record to record: brackets, ``, got ...`` and ``...: ``.
         """
@@ -53,12 +53,12 @@ class SkippedRecords:
         self.kinds[str(reason).split(" (")[0].split(", got ")[0].split(": ")[-1]] += 1
 
     def counts(self, used: int) -> dict[str, int]:
-        """Numbers for results: records, used, skipped, and skipped by kind."""
+        """Return counts for results: records, used, skipped, and skipped by kind."""
         found = {"records": used + len(self), "used": used, "skipped": len(self)}
         return found | {f"skipped: {kind}": n for kind, n in sorted(self.kinds.items())}
 
     def report(self, used: int, strict: bool = False) -> None:
-        """Warns of the skipped records, if there are any.
+        """Warn of the skipped records, if there are any.
 
         Args:
             used: number of records that can be used.
@@ -78,7 +78,7 @@ class SkippedRecords:
 
 
 def first(messages: list[str]) -> str:
-    """The first ten of many, one a line, and how many more there are."""
+    """List the first ten of many, one a line, and the number of the others."""
     more = [f"and {len(messages) - SHOWN} more"] if len(messages) > SHOWN else []
     return "".join(f"\n  {message}" for message in messages[:SHOWN] + more)
 
@@ -90,10 +90,10 @@ def printable(text: str, longest: int) -> str:
 
 
 def require_files(paths: Iterable[Path], cure: str) -> None:
-    """Checks that all files exist.
+    """Check that all files exist.
 
     Args:
-        paths: what is needed.
+        paths: files that are needed.
         cure: where to get it, for the message.
 
     Raises:
@@ -156,7 +156,7 @@ def check_values(found: Any) -> None:
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """Parses a JSON object.
+    """Parse a JSON object.
 
     Raises:
         BrokenRecord: it is none, or held bytes that are no UTF-8; or as in `parse_json`.
@@ -171,7 +171,7 @@ def parse_object(text: str) -> dict[str, Any]:
 
 
 def records(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of every readable record of a ``.jsonl`` file, or of a ``.json`` file with a list.
+    """Yield (place, object) of every readable record of a ``.jsonl`` file, or of a ``.json`` file with a list.
 
     Where a list is cut short, what comes before the cut is read, and the cut is one skipped record.
     """
@@ -222,14 +222,14 @@ def _end(text: str, place: int) -> int:
 
 
 def _skip(text: str, place: int) -> int:
-    """The next place that holds no white space."""
+    """Return the next index without white space."""
     while text[place : place + 1].isspace():
         place += 1
     return place
 
 
 def text_field(fields: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
-    """A text of a record.
+    """Return a text of a record.
 
     Raises:
         BrokenRecord: it is missing, no text, blank (unless ``empty``), or half of a surrogate pair.
@@ -241,7 +241,7 @@ def text_field(fields: Mapping[str, Any], name: str, *, empty: bool = False) -> 
 
 
 def encodable(text: str, name: str) -> str:
-    """The text of a field.
+    """Return the text of a field.
 
     Raises:
         BrokenRecord: it holds half of a surrogate pair, as JSON's escapes may: it cannot be hashed or written.
@@ -254,7 +254,7 @@ def encodable(text: str, name: str) -> str:
 
 
 def halves(episodes: Mapping[str, str], seed: int) -> tuple[set[str], set[str]]:
-    """Episodes in two halves at random, the same for the same seed: labelled ones, state-only ones.
+    """Split episodes at random into labelled and state-only ones, half each, the same for the same seed.
 
     Args:
         episodes: name of each and its stratum (a task, say); each stratum is halved, up to one episode.
@@ -265,5 +265,5 @@ def halves(episodes: Mapping[str, str], seed: int) -> tuple[set[str], set[str]]:
 
 
 def rank_of(name: str, seed: int) -> bytes:
-    """A place in a random order, which depends on the name and the seed alone."""
+    """Return a place in a random order, which depends on the name and the seed alone."""
     return hashlib.blake2b(f"{seed}|{name}".encode(), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""Your own transitions, from JSON lines or parquet."""
+"""Transitions from the user's own JSON lines or parquet files."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ class JSONLTransitions(TransitionDataModule):
         """Number of broken records in each split read so far."""
 
     def check(self) -> None:
-        """Checks that every named file exists."""
+        """Check that every named file exists."""
         missing = [f"{name}: {path}" for name, path in self.paths.items() if not path.is_file()]
         if missing:
             raise FileNotFoundError(f"no such file: {'; '.join(missing)}")
 
     def predict_rows(self) -> Sequence[Transition]:
-        """The test file, whose records may here lack the action or the state after.
+        """Read the test file, whose records may here lack the action or the state after.
 
         Raises:
             ValueError: as in :meth:`load_split`, or there is no record, or one has neither of the two.
@@ -82,7 +82,7 @@ class JSONLTransitions(TransitionDataModule):
         return self._predicted
 
     def load_split(self, split: Split) -> Sequence[Transition]:
-        """Reads a split's file.
+        """Read a split's file.
 
         Raises:
             ValueError: no file is given, or none of its records can be used.
@@ -123,14 +123,14 @@ _WITHOUT = {
     "state_only": ", or phase_switch.iterations to 0",
     "validation": ", or trainer.limit_val_batches to 0",
 }
-"""How to do without a split."""
+"""Advice for a command that lacks a split."""
 
 _Source = str | ImageSource
-"""A text, or an image that is not open yet."""
+"""State that is a text, or an image that is not open yet."""
 
 
 class _Record:
-    """A parsed line; its images are not open yet."""
+    """Parsed line whose images are not open yet."""
 
     __slots__ = ("action", "after", "before", "id", "meta")
 
@@ -139,7 +139,7 @@ class _Record:
 
 
 class _Records(Sequence[Transition]):
-    """Opens a record's images when it is asked for."""
+    """Sequence of transitions that opens a record's images when it is accessed."""
 
     def __init__(self, records: list[_Record]) -> None:
         self._records = records
@@ -154,7 +154,7 @@ class _Records(Sequence[Transition]):
 
 
 def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, fields) of every record that can be read."""
+    """Yield (place, fields) of every record that can be read."""
     if path.suffix != ".parquet":
         for place, line in lines(path):
             try:

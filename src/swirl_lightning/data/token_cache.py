@@ -1,4 +1,4 @@
-"""Token ids of states, encoded once."""
+"""Cache of the token ids of states."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PARTS = [(np.dtype(np.int32), 1), (np.dtype(np.int64), 1), (np.dtype(np.uint8),
 
 
 class StateTokens:
-    """A cache in front of ``backbone.encode_states``, keyed by what a state contains.
+    """Cache of ``backbone.encode_states``, keyed by the content of a state.
 
     Backbones whose ids only name a state encode it every time.
 
@@ -33,10 +33,10 @@ class StateTokens:
     files, in a folder of their own per ``backbone.fingerprint()``; several processes may share it.
 
     Args:
-        backbone: encodes what is missing.
-        max_entries: states kept in memory.
+        backbone: encodes the states that are missing.
+        max_entries: number of states kept in memory.
         cache_dir: folder that outlives the run; None keeps nothing on disk.
-        shard_size: new states per file. Call :meth:`flush` at the end of a run to write the rest.
+        shard_size: number of new states per file. Call :meth:`flush` at the end of a run to write the rest.
 
     Raises:
         ValueError: a size is below one.
@@ -66,7 +66,7 @@ class StateTokens:
         return len(self._memory)
 
     def encode(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
-        """Content ids of each state; those not seen before are encoded together, each once."""
+        """Return the content ids of each state; states that are not cached are encoded together, each once."""
         if not self._backbone.ids_suffice:
             return self._backbone.encode_states(states, device)
         if self._cache_dir is not None and self._folder is None:
@@ -95,7 +95,7 @@ class StateTokens:
         return [found[key].tolist() for key in keys]
 
     def flush(self) -> None:
-        """Writes the states encoded since the last file; nothing without a ``cache_dir``."""
+        """Write the states encoded since the last file; without a ``cache_dir`` do nothing."""
         if self._folder is None or not self._new:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ class StateTokens:
         self._new = {}
 
     def _load(self, folder: Path) -> None:
-        """Reads files, the newest last, so that the oldest states are the first to go."""
+        """Read files, the newest last, so that the oldest states are dropped first."""
         for path in sorted(folder.glob("*.safetensors"), key=lambda p: (p.stat().st_mtime, p.name)):
             try:
                 shard = load_file(path)
@@ -139,7 +139,7 @@ class StateTokens:
 
 
 def state_key(state: State) -> bytes:
-    """16 bytes that name a state's content: its words, or its size and RGB pixels."""
+    """Hash a state's content to 16 bytes: its words, or its size and RGB pixels."""
     if isinstance(state, str):
         return _digest(b"text", state.encode())
     return _digest(b"image", repr(state.size).encode(), state.convert("RGB").tobytes())

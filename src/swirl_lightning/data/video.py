@@ -1,4 +1,4 @@
-"""Single frames of videos, by time (extra ``[video]``: PyAV)."""
+"""Access to single frames of videos by time (extra ``[video]``: PyAV)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _LATEST = 1e7  # seconds, some hundred days; FFmpeg's numbers overflow later
 
 
 class VideoError(OSError):
-    """A video that cannot be read; the message names it.
+    """Error of a video that cannot be read; the message names it.
 
     Args:
         kind: ``missing video``, ``damaged video``, ``no video stream`` or ``no such frame``.
-        detail: what and where.
+        detail: problem and place.
     """
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -34,7 +34,7 @@ class VideoError(OSError):
 
 
 def require_av() -> Any:
-    """The PyAV package.
+    """Import the PyAV package.
 
     Raises:
         ImportError: it is not installed; the message says what to do.
@@ -47,7 +47,7 @@ def require_av() -> Any:
 
 
 class Video:
-    """An open video: its length, and single frames by time. A context manager.
+    """Open video with its length and single frames by time. A context manager.
 
     Args:
         path: of the file.
@@ -97,7 +97,7 @@ class Video:
         raise VideoError("damaged video", f"{self.path} does not tell its duration")
 
     def frame_at(self, seconds: float, last: bool = False, within: float | None = None) -> Image.Image:
-        """The first frame at or after a time, or the last one at or before it.
+        """Return the first frame at or after a time, or the last one at or before it.
 
         Args:
             seconds: from the start of the video.

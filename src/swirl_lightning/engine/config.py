@@ -1,4 +1,4 @@
-"""What of the engine is fixed for a base."""
+"""Settings of the engine that are fixed for a base."""
 
 from __future__ import annotations
 

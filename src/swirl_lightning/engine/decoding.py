@@ -40,7 +40,7 @@ def decode(
         members: N indices of prompts; completion n follows prompt ``members[n]``.
         noise: (N, >= grammar.max_length) uniform numbers, on the device that runs.
         sampling: temperature and truncation.
-        config: what is fixed for this base.
+        config: settings that are fixed for this base.
 
     Returns:
         Completions (N, L).

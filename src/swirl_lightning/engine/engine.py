@@ -1,4 +1,4 @@
-"""Sampling and scoring of completions: everything of a base that they share, and the two verbs."""
+"""Sampling and scoring of completions on one base."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from swirl_lightning.engine.vocabulary import VocabularySlice
 
 
 class Engine:
-    """Trunk and head of one base, with the two verbs ``sample`` and ``score``.
+    """Trunk and head of one base, which :meth:`sample` and :meth:`score` completions.
 
     The caller chooses the adapter that is in use.
 
     Args:
         trunk: maps ids (B, T) to ``last_hidden_state`` (B, T, H).
         head: output layer (vocabulary, H), frozen.
-        config: what is fixed for this base.
+        config: settings that are fixed for this base.
         recompute_contexts: ``context_fn`` of torch's checkpoint for the passes that :meth:`score` runs again.
     """
 

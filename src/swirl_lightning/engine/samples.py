@@ -1,4 +1,4 @@
-"""What a model sampled for a batch of prompts."""
+"""Samples of a model for a batch of prompts."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ class Samples:
 
     @property
     def group_size(self) -> int:
-        """G."""
+        """Number G of samples for each prompt."""
         return len(self.contents) // len(self.prompts)

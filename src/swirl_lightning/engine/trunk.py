@@ -1,4 +1,4 @@
-"""What the engine asks of a trunk beyond the hidden states that every decoder of transformers returns."""
+"""Output of a trunk, with what transformers' decoders do not return beside their hidden states."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from swirl_lightning.transition import State
 
 @dataclass(frozen=True)
 class JudgeAnswer:
-    """The outcome of one question.
+    """Outcome of one question.
 
     Attributes:
         score: within the template's scale, or None.
@@ -47,7 +47,7 @@ class JudgeAnswer:
 
 
 class Judge:
-    """Asks a model for scores: concurrently, with retries, and never the same question twice.
+    """Client that asks a model for scores: concurrently, with retries, and never the same question twice.
 
     Answers are kept in ``cache_dir``, one small file each, keyed by all that the question consists of
     (model, endpoint, template, texts, pixels), so that an interrupted evaluation goes on where it was and a
@@ -109,7 +109,7 @@ class Judge:
         self._slots: asyncio.Semaphore | None = None
 
     def check(self) -> None:
-        """Checks that the package is installed and the key is set; asks nothing.
+        """Check that the package is installed and the key is set, without a question.
 
         Raises:
             ImportError: ``httpx2`` is missing.
@@ -118,16 +118,16 @@ class Judge:
         self._endpoint.check()
 
     def settings(self) -> dict[str, Any]:
-        """The options that scores depend on, for ``results.json``."""
+        """Return the options that scores depend on, for ``results.json``."""
         return {"model": self.model, "base_url": self.base_url, "temperature": self.temperature}
 
     def submit(self, template: JudgeTemplate, states: Sequence[State], **words: str) -> Future[JudgeAnswer]:
-        """Asks in the background.
+        """Ask a question in the background.
 
         Args:
             template: the question and its scale.
             states: images (or texts) that the question is about, in the template's order.
-            words: what the template's braces stand for.
+            words: values of the names in the template's braces.
         """
         content = [{"type": "text", "text": template.text.format(**words)}, *map(_part, states)]
         return asyncio.run_coroutine_threadsafe(self._ask(template, content), _loop())
@@ -189,7 +189,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def _part(state: State) -> dict[str, Any]:
-    """A state as a part of a message."""
+    """Turn a state into a part of a message."""
     if isinstance(state, str):
         return {"type": "text", "text": state}
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_png(state)}"}}

@@ -1,4 +1,4 @@
-"""Mean score of a judge, with everything that it could not score in the report."""
+"""Mean score of a judge, and counts of what it could not score."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swirl_lightning.transition import State, Transition
 
 
 class JudgeScore(CategoryMeans):
-    """Asks the judge in the background while predictions go on, and collects before it computes.
+    """Mean score of a judge, which is asked in the background while predictions go on.
 
     - ``judge``: mean over answers that could be read, and by category. A missing prediction has the lowest
       score: it needs no judge.
@@ -29,7 +29,7 @@ class JudgeScore(CategoryMeans):
     - ``judge_prompt_tokens``, ``judge_completion_tokens``: used by this run (0 for answers from the cache).
 
     Args:
-        judge: whom to ask.
+        judge: client that asks.
         template: name in `swirl_lightning.judge.templates.TEMPLATES`.
         categories: see `CategoryMeans`.
         by: see `CategoryMeans`.
@@ -55,7 +55,7 @@ class JudgeScore(CategoryMeans):
         self._pending: list[tuple[Future[JudgeAnswer], Transition]] = []
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Asks about one predicted state, or action, per transition."""
+        """Ask about one predicted state, or action, per transition."""
         for state, row in zip(predicted, transitions, strict=True):
             shown = {"before": row.before, "after": row.after, "predicted": state or ""}
             states = [found for name in self.template.states if (found := shown[name]) is not None]
@@ -71,7 +71,7 @@ class JudgeScore(CategoryMeans):
             self._pending.append((asked, light))
 
     def collect(self) -> None:
-        """Waits for the answers that are still under way."""
+        """Wait for the answers that are still to come."""
         pending, self._pending = self._pending, []
         reasons: Counter[str] = Counter()
         for asked, row in pending:
@@ -93,11 +93,11 @@ class JudgeScore(CategoryMeans):
             rank_zero_warn(f"the judge gave no answer to {reasons.total()} of {len(pending)} questions:{told}")
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """States are whole before devices exchange them; runs before every `compute`."""
+        """Collect all answers before devices exchange their states; runs before every `compute`."""
         self.collect()
         super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
-        """The means and the counts; see the class."""
+        """Compute the means and the counts; see the class."""
         counts = {f"judge_{name}": value.float() for name, value in zip(self.COUNTS, self.tally, strict=True)}
         return super().compute() | counts

@@ -1,4 +1,4 @@
-"""The question to the judge in each suite, and the scale of its answer."""
+"""Questions to the judge in each suite, and the scales of their answers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class JudgeTemplate:
-    """A question to the judge.
+    """Question to the judge.
 
     Attributes:
         text: with ``{action}`` in braces, and ``{predicted}`` for a predicted action; doubled braces stand
             for themselves.
-        states: which states are shown, in this order: ``before``, ``after``, ``predicted``.
+        states: the states that are shown, in this order: ``before``, ``after``, ``predicted``.
         low: the worst score.
         high: the best score.
     """
@@ -25,9 +25,9 @@ class JudgeTemplate:
     high: float
 
     def parse(self, answer: str) -> tuple[float | None, str | None]:
-        """(score, None), or (None, ``unparsable``): no number, or one outside the scale.
+        """Read the score: (score, None), or (None, ``unparsable``) without a number in the scale.
 
-        The score is read from a JSON object with the key ``score`` anywhere in the answer. Never clamped:
+        The score is read from a JSON object with the key ``score`` anywhere in the answer. It is never clamped:
         a number outside the scale means that the question was not understood.
         """
         for match in re.finditer(r"\{[^{}]*\}", answer):
@@ -86,6 +86,7 @@ TEMPLATES = {
     "bytemorph": _edit(100, True),
     "worldprediction": _edit(10, False),
 }
-"""``action`` is for inverse dynamics, the others are suites. AURORA and WorldPrediction are judged without the
-reference, 0 to 10; ByteMorph with it, 0 to 100.
+"""Templates by name: ``action`` is for inverse dynamics, the others are for suites.
+
+AURORA and WorldPrediction are judged without the reference, 0 to 10; ByteMorph with it, 0 to 100.
 """

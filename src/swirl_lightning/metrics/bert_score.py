@@ -24,7 +24,7 @@ LAYERS = {
     "distilbert-base-uncased": 5,
     "deberta-xlarge-mnli": 40,
 }
-"""The layer that the bert-score package takes, by the model's name; the last one for other models."""
+"""Layer that the bert-score package takes, by the model's name; the last one for other models."""
 
 
 class BERTScore(RowMean):
@@ -52,7 +52,7 @@ class BERTScore(RowMean):
         self.model_name, self.layer, self.batch_size = model, layer, batch_size
 
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:
-        """F1 of each pair, in [-1, 1]."""
+        """Compute F1 of each pair, in [-1, 1]."""
         layer = LAYERS.get(Path(self.model_name).name, -1) if self.layer is None else self.layer
         values: list[float] = []
         for start in range(0, len(predicted), self.batch_size):
@@ -66,7 +66,7 @@ class BERTScore(RowMean):
 
 
 def missing_model(model: str | None, option: str = "bert", example: str = "roberta-large") -> str | None:
-    """Why a metric cannot be computed with this model, without loading its weights; None if it can.
+    """Return the reason why a model cannot serve a metric, without loading its weights; None if it can.
 
     Args:
         model: hub name or folder.
@@ -86,7 +86,7 @@ def missing_model(model: str | None, option: str = "bert", example: str = "rober
 
 
 def f1(predicted: Tensor, predicted_mask: Tensor, wanted: Tensor, wanted_mask: Tensor) -> Tensor:
-    """Greedy matching of unit vectors: (B, P, H), (B, P), (B, R, H), (B, R) -> (B,).
+    """Match unit vectors greedily: (B, P, H), (B, P), (B, R, H), (B, R) -> (B,).
 
     Masked vectors are zero and take part in the maximum, as in the bert-score package.
     """
@@ -98,7 +98,7 @@ def f1(predicted: Tensor, predicted_mask: Tensor, wanted: Tensor, wanted_mask: T
 
 @torch.no_grad()
 def _embed(name: str, device: str, layer: int, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Unit vectors (B, L, H), zero at special tokens and padding, and their mask (B, L)."""
+    """Compute unit vectors (B, L, H), zero at special tokens and padding, and their mask (B, L)."""
     tokenizer, model = _load(name, device)
     longest = min(tokenizer.model_max_length, model.config.max_position_embeddings, 512)
     batch = tokenizer(
@@ -116,7 +116,7 @@ def _embed(name: str, device: str, layer: int, texts: list[str]) -> tuple[Tensor
 
 @lru_cache(maxsize=2)
 def _load(name: str, device: str) -> tuple[Any, Any]:
-    """Outside the metric, so that copies and checkpoints of metrics hold no model."""
+    """Load tokenizer and encoder, outside the metric: copies and checkpoints of metrics hold no model."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""Means over transitions, of all and by category, summed over devices."""
+"""Means over transitions, of all and by category, over all devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from swirl_lightning.transition import Transition
 
 
 class CategoryMeans(Metric):
-    """Base of metrics that give each transition some values; subclasses implement ``update``.
+    """Base of metrics that are means of several values of each transition; subclasses implement ``update``.
 
     ``compute`` returns a dictionary: ``<name>`` is the mean over all rows that have the value, and
     ``<name>/<category>`` the mean within a category, ``<name>/<average>`` the mean of the means of several
@@ -45,12 +45,12 @@ class CategoryMeans(Metric):
         super().__init__(**kwargs)
         self.names, self.categories, self.by = tuple(names), tuple(categories), by
         self.averages = dict(averages or {})
-        shape = (len(self.categories) + 1, len(self.names))  # the last row: all
+        shape = (len(self.categories) + 1, len(self.names))  # the last row is of all categories
         self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def add(self, values: Sequence[Sequence[float | None]], transitions: Sequence[Transition]) -> None:
-        """Counts N rows of values; None where a row does not have the value."""
+        """Add values of N rows; None where a row does not have the value."""
         for row, transition in zip(values, transitions, strict=True):
             named = transition.meta.get(self.by, ())
             mine = {named} if isinstance(named, str) else set(named)
@@ -61,7 +61,7 @@ class CategoryMeans(Metric):
                     self.counts[[*places, -1], column] += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """The means; see the class."""
+        """Compute the means; see the class."""
         found = {}
         for column, name in enumerate(self.names):
             keys = [*(f"{name}/{category}" for category in self.categories), name]

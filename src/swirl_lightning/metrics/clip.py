@@ -18,7 +18,7 @@ from swirl_lightning.transition import State, Transition
 
 
 class CLIPEncoder:
-    """Unit features of images and texts; the model is loaded at first use and shared by all metrics.
+    """CLIP encoder of images and texts as unit vectors, loaded at first use and shared by all metrics.
 
     Images are squashed to the model's square with bicubic interpolation, as ByteMorph-Bench does.
 
@@ -35,7 +35,7 @@ class CLIPEncoder:
 
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> Tensor:
-        """(N, D) float32 on the CPU, each row of length 1."""
+        """Encode N images as (N, D) float32 on the CPU, each row of length 1."""
         model, _ = _load(self.name_or_path, self.device)
         side = model.config.vision_config.image_size
         found = []
@@ -46,7 +46,7 @@ class CLIPEncoder:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) float32 on the CPU, each row of length 1; long texts are cut as CLIP needs."""
+        """Encode N texts as (N, D) float32 on the CPU, each row of length 1; long texts are cut as CLIP needs."""
         model, tokenizer = _load(self.name_or_path, self.device)
         longest = model.config.text_config.max_position_embeddings
         found = []
@@ -81,7 +81,7 @@ def _pixels(image: Image.Image, side: int) -> Tensor:
 
 
 def _features(output: Any) -> Tensor:
-    """Transformers 5 may wrap the projected features."""
+    """Return the projected features, which transformers 5 may wrap."""
     return (output if isinstance(output, Tensor) else output.pooler_output).float().cpu()
 
 
@@ -90,7 +90,7 @@ def _unit(parts: list[Tensor]) -> Tensor:
 
 
 class CLIPSimilarity(CategoryMeans):
-    """Cosine similarity of what was generated to the target and to the source.
+    """Cosine similarity of a generated image to the target and to the source.
 
     - ``clip_target``: generated / target, where there is one.
     - ``clip_source``: generated / source.
@@ -99,7 +99,7 @@ class CLIPSimilarity(CategoryMeans):
     A prediction that is missing or no image has 0 everywhere.
 
     Args:
-        encoder: the CLIP model.
+        encoder: CLIP model.
         categories: see `CategoryMeans`.
         by: see `CategoryMeans`.
         kwargs: as for `CategoryMeans`.
@@ -110,7 +110,7 @@ class CLIPSimilarity(CategoryMeans):
         self.encoder = encoder
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Counts one predicted image per transition."""
+        """Add one predicted image per transition."""
         rows = list(zip(predicted, transitions, strict=True))
         usable = [(p, t) for p, t in rows if isinstance(p, Image.Image)]
         images = [s for p, t in usable for s in (p, t.before, t.after) if isinstance(s, Image.Image)]

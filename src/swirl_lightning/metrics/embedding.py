@@ -1,4 +1,4 @@
-"""Likeness of predicted texts in meaning: the cosine of two sentence embeddings."""
+"""Similarity of texts in meaning: the cosine of two sentence embeddings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class EmbeddingSimilarity(RowMean):
         self.model_name, self.batch_size = model, batch_size
 
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:
-        """Cosine of each pair, in [-1, 1]."""
+        """Compute the cosine of each pair, in [-1, 1]."""
         texts, device = sorted({*predicted, *wanted}, key=len), str(self.scores.device)
         parts = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
         vectors = torch.cat([embed(self.model_name, device, part) for part in parts])
@@ -57,7 +57,7 @@ class EmbeddingSimilarity(RowMean):
 
 
 def missing_encoder(model: str, option: str = "embedding") -> str | None:
-    """Why an encoder cannot serve, without loading its weights; None if it can.
+    """Return the reason why an encoder cannot serve, without loading its weights; None if it can.
 
     Args:
         model: as for `EmbeddingSimilarity`.
@@ -75,7 +75,7 @@ def missing_encoder(model: str, option: str = "embedding") -> str | None:
 
 @torch.no_grad()
 def embed(model: str, device: str, texts: Sequence[str]) -> Tensor:
-    """Unit vectors (B, H) of texts."""
+    """Compute unit vectors (B, H) of texts."""
     tokenizer, encoder, longest = _load(model, device)
     windows = tokenizer(
         list(texts),
@@ -103,7 +103,7 @@ def _resolve(model: str) -> str:
 
 @lru_cache(maxsize=2)
 def _load(model: str, device: str) -> tuple[Any, Any, int]:
-    """Tokenizer, encoder and the most tokens that it reads; outside the metric, so that copies of it hold no model."""
+    """Load tokenizer, encoder and its longest input, outside the metric: copies of it hold no model."""
     from transformers import AutoModel, AutoTokenizer
 
     path = _resolve(model)
@@ -122,7 +122,7 @@ def _load(model: str, device: str) -> tuple[Any, Any, int]:
 
 
 def _settings(path: str, name: str) -> dict[str, Any]:
-    """A JSON file of an encoder in sentence-transformers' format; empty where it has none."""
+    """Read a JSON file of an encoder in sentence-transformers' format; empty where it has none."""
     from transformers.utils import cached_file
 
     found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)

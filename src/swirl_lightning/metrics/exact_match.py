@@ -14,7 +14,7 @@ from swirl_lightning.transition import State, Transition
 
 
 class ExactMatch(Metric):
-    """Exact match with a field of the transition; images pixel by pixel, texts up to white space.
+    """Share of exact matches with a field of the transition: images pixel by pixel, texts up to white space.
 
     A missing prediction (None) counts as wrong. A row without the field, such as the action of a
     state-only pair, is left out. NaN before the first row.
@@ -49,7 +49,7 @@ class ExactMatch(Metric):
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Counts one prediction per transition."""
+        """Add one prediction per transition."""
         for guess, transition in zip(predicted, transitions, strict=True):
             truth: State | None = getattr(transition, self.field)
             if truth is not None:
@@ -57,12 +57,12 @@ class ExactMatch(Metric):
                 self.total += 1
 
     def compute(self) -> Tensor:
-        """Share of matches, in [0, 1]."""
+        """Compute the share of matches, in [0, 1]."""
         return self.correct.float() / self.total
 
 
 def same_state(one: State, other: State) -> bool:
-    """Whether two states are equal: same pixels, or same words."""
+    """Tell whether two states are equal: same pixels, or same words."""
     if isinstance(one, str) or isinstance(other, str):
         return isinstance(one, str) and isinstance(other, str) and one.split() == other.split()
     return one.size == other.size and np.array_equal(np.asarray(one.convert("RGB")), np.asarray(other.convert("RGB")))

@@ -1,4 +1,4 @@
-"""Means of a score that each row has for itself, overall and by category, exact over several devices."""
+"""Means of a score of each row, overall and by category, exact over several devices."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from swirl_lightning.transition import State, Transition
 
 
 class RowMean(Metric, ABC):
-    """The mean of a score over rows; subclasses say what the score of a row is.
+    """Mean of a score over rows; subclasses define the score of a row.
 
     A missing or empty prediction scores 0 and stays in the denominator. A row without a label in
     ``field``, such as the action of a state-only pair, is left out. Sums are float64 and are added over
-    devices, so that several processes report what one does.
+    devices, so that the result does not depend on the number of processes.
 
     Args:
         name: key of the result.
-        field: ``after`` (a predicted state) or ``action``: what a prediction is compared with.
+        field: ``after`` or ``action``, which a prediction is compared with.
         group_by: key of ``Transition.meta`` that holds a row's group; None for no groups.
         categories: the category of each group that may occur. Each category with a row gets a result of
             its own, ``<name>/<category>``.
-        macro: means are over groups, each group having the mean of its rows; otherwise over rows.
+        macro: take the mean over groups of the mean of each group; otherwise over rows.
         kwargs: as for `torchmetrics.Metric`.
 
     Raises:
@@ -62,10 +62,10 @@ class RowMean(Metric, ABC):
 
     @abstractmethod
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> Sequence[float]:
-        """Scores of N pairs of texts, none of the predictions empty."""
+        """Compute scores of N pairs of texts, none of the predictions empty."""
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Counts one prediction per transition."""
+        """Add one prediction per transition."""
         if len(predicted) != len(transitions):
             raise ValueError(f"{len(predicted)} predictions for {len(transitions)} transitions")
         places, guesses, truths = [], [], []
@@ -84,7 +84,7 @@ class RowMean(Metric, ABC):
                 self.scores[place] += float(value)
 
     def compute(self) -> dict[str, Tensor]:
-        """``name`` over everything (NaN without a row), ``name/category`` for each category with a row."""
+        """Compute ``name`` over all rows (NaN without a row), ``name/category`` for each category with a row."""
         result = {self.name: self._mean(range(len(self.groups)))}
         if self.group_by is not None:
             for category in sorted(set(self.categories.values())):

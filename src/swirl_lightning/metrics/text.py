@@ -14,7 +14,7 @@ class BLEU(RowMean):
 
     By characters this is StableToolBench's metric of API simulators (``sentence_bleu([list(reference)],
     list(prediction), smoothing_function=SmoothingFunction().method3)``); by words it is far lower on the same
-    texts, so say which one a number is.
+    texts, so name the unit with every number.
 
     Args:
         name: as for `RowMean`.
@@ -34,7 +34,7 @@ class BLEU(RowMean):
         _require_nltk()
 
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:
-        """Each in [0, 100]."""
+        """Compute the score of each pair, in [0, 100]."""
         from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
         smooth = SmoothingFunction().method3
@@ -64,12 +64,12 @@ class RougeL(RowMean):
         super().__init__(name, **kwargs)
 
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:
-        """Each in [0, 1]."""
+        """Compute the score of each pair, in [0, 1]."""
         return [rouge_l(guess, truth) for guess, truth in zip(predicted, wanted, strict=True)]
 
 
 def rouge_l(predicted: str, wanted: str) -> float:
-    """F1 of precision LCS/|predicted| and recall LCS/|wanted|, in words.
+    """Compute F1 of precision LCS/|predicted| and recall LCS/|wanted|, in words.
 
     >>> round(rouge_l("the cat sat", "the cat sat on the mat"), 4)
     0.6667
@@ -80,7 +80,7 @@ def rouge_l(predicted: str, wanted: str) -> float:
 
 
 def lcs_length(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest common subsequence.
+    """Compute the length of the longest common subsequence.
 
     Bit i of ``row`` is 0 where the length grows at the i-th item of ``one`` (after the items of ``other``
     that have been seen).

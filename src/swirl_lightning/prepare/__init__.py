@@ -1,1 +1,1 @@
-"""Commands that make data and bases ready: ``python -m swirl_lightning.prepare.<name>``."""
+"""Commands that prepare data and bases: ``python -m swirl_lightning.prepare.<name>``."""

@@ -4,8 +4,8 @@
         --pico-banana PICO/sft_with_local_source_image_path.jsonl --pico-banana PICO/multi_turn.jsonl --validation 200
 
 `JSONLTransitions(warmup=...)` reads it. With ``--validation``, that many records, chosen at random, go to
-``validation.jsonl`` beside it instead. Images stay where they are: the file has their places, relative to
-itself. Records whose images are not there are left out and counted.
+``validation.jsonl`` beside it instead. Images are not copied: the file holds their paths,
+relative to itself. Records whose images are missing are left out and counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AURORA_TASKS = ("magicbrush", "ag", "something", "kubric")
 
 
 def aurora_train(folder: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]:
-    """AURORA's training sets, ``data/<task>/train.json``: ``{instruction, input, output}``.
+    """Read AURORA's training sets, ``data/<task>/train.json``: ``{instruction, input, output}``.
 
     Raises:
         FileNotFoundError: none of them is there.
@@ -50,7 +50,7 @@ def aurora_train(folder: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]
 
 
 def pico_banana(path: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]:
-    """Pico-Banana-400K, single-turn or multi-turn, told apart line by line.
+    """Read Pico-Banana-400K, single-turn or multi-turn, which is decided line by line.
 
     Single-turn: ``text``, ``output_image`` and ``local_input_image`` (which the corpus's own script adds) or
     ``open_image_input_url``, whose last part is then looked for beside the file and in
@@ -91,7 +91,7 @@ def write(
     strict: bool = False,
     validation: int = 0,
 ) -> dict[str, int]:
-    """Writes a JSON lines file of all records whose images are whole.
+    """Write a JSON lines file of all records whose images are whole.
 
     Args:
         out: the file.
@@ -159,7 +159,7 @@ def _record(before: Path, after: Path, words: Any, place: str, meta: dict[str, A
 
 
 def _local(name: str, folder: Path) -> Path:
-    """An image on disk: a path beside the manifest, or the last part of an address."""
+    """Find an image on disk: a path beside the manifest, or the last part of an address."""
     if "://" not in name:
         return folder / name
     last = Path(urlparse(name).path).name
@@ -172,7 +172,7 @@ def _relative(source: Any, folder: Path) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Command line of the module."""
+    """Entry point of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m swirl_lightning.prepare.edit_corpora", description="Labelled edits as JSON lines."
     )

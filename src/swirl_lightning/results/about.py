@@ -1,4 +1,4 @@
-"""What a row of results rests on: data, settings, versions, seeds."""
+"""Facts behind a row of results: data, settings, versions, seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LIGHTNING_S = frozenset(("allow_zero_length_dataloader_with_multiple_devices", 
 
 
 def about(trainer: Trainer, pl_module: Any) -> dict[str, Any]:
-    """For ``results.json``: JSON values only, and no secrets, since configs hold none."""
+    """Collect the facts for ``results.json``: JSON values alone, and no secrets, since configs hold none."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     backbone = getattr(pl_module, "backbone", None)
     judge = getattr(data, "judge", None)
@@ -43,7 +43,7 @@ def about(trainer: Trainer, pl_module: Any) -> dict[str, Any]:
 
 
 def _plain(data: Any) -> dict[str, Any]:
-    """Options of a DataModule that are plain values."""
+    """Return the options of a DataModule that are plain values."""
     found: dict[str, Any] = {}
     for name, value in vars(data).items():
         if name.startswith("_") or name in _LIGHTNING_S or name in ("counts", "missing_metrics", "trainer"):

@@ -1,4 +1,4 @@
-"""What the paper reports (arXiv 2602.06130), as rows to stand beside one's own.
+"""Results of the paper (arXiv 2602.06130), as rows to be shown beside one's own.
 
 Scores by a judge are GPT-4o's; with another judge, compare rows of your own only.
 """
@@ -14,12 +14,12 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class SuiteTable:
-    """The report of a suite: its columns and the paper's rows.
+    """Report of a suite: its columns and the paper's rows.
 
     Attributes:
         columns: metric key in ``results.json`` -> heading.
         paper: name of a row -> metric key -> value, as printed in the paper. The first word of a name is that of the
-            runs it stands beside: `SFT`, `IDM→FWM`, `FWM→IDM` or `SWIRL` (iterative).
+            runs beside which it is shown: `SFT`, `IDM→FWM`, `FWM→IDM` or `SWIRL` (iterative).
         factors: metric key -> factor that brings our value to the paper's scale; 1 where not named.
     """
 
@@ -28,7 +28,7 @@ class SuiteTable:
     factors: dict[str, float] = field(default_factory=dict)
 
     def paper_beside(self, labels: Iterable[str]) -> dict[str, Row]:
-        """The paper's rows for the schedules of one's own, and for SFT, where all of them start.
+        """Return the paper's rows for the given schedules, and for SFT, where all of them start.
 
         Args:
             labels: of one's own rows, as `swirl_lightning.schedule.Phase.ends` has them.
@@ -38,7 +38,7 @@ class SuiteTable:
 
 
 def _schedule(name: str) -> str:
-    """``SWIRL`` of ``SWIRL iteration 2, shared weights``."""
+    """Return the schedule of a label: ``SWIRL`` of ``SWIRL iteration 2, shared weights``."""
     return re.split(r"[ ,]", name, maxsplit=1)[0]
 
 
@@ -159,4 +159,4 @@ SUITES: dict[str, SuiteTable] = {
         },
     ),
 }
-"""By the ``suite`` of a DataModule, or the name of its class."""
+"""Tables by the ``suite`` of a DataModule, or by the name of its class."""

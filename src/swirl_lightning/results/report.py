@@ -1,4 +1,4 @@
-"""``swirl report RUN [RUN ...]``: results of runs in one table per suite, beside the paper's.
+"""``swirl report RUN [RUN ...]``, which puts results of runs beside the paper's, in one table per suite.
 
 Also ``python -m swirl_lightning.results.report RUN [RUN ...]``.
 """
@@ -27,7 +27,7 @@ _SPLITS = ("test", "validation")
 
 @dataclass
 class SuiteReport:
-    """A table and what is to be said under it.
+    """Table of a suite, with notes and images.
 
     Attributes:
         title: suite, and the split where it is not the test split.
@@ -45,7 +45,7 @@ class SuiteReport:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Entry point: prints the tables and writes them as Markdown and HTML.
+    """Print the tables and write them as Markdown and HTML.
 
     Raises:
         FileNotFoundError: a run has no results.
@@ -74,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def results_file(run: str | Path) -> Path:
-    """``results.json`` of a run: the file itself, in the folder, or the newest one below it.
+    """Find ``results.json`` of a run: the file itself, the one in the folder, or the newest one below it.
 
     Raises:
         FileNotFoundError: there is none.
@@ -91,7 +91,7 @@ def results_file(run: str | Path) -> Path:
 
 
 def build(files: Sequence[Path]) -> list[SuiteReport]:
-    """One report for each suite and split that the runs have."""
+    """Build one report for each suite and split that the runs have."""
     found: dict[tuple[str, str], list[tuple[str, Row, dict[str, Any], Path]]] = {}
     for path in files:
         results = read(path)
@@ -148,7 +148,7 @@ def _notes(name: str, split: str, values: Row, facts: dict[str, Any]) -> list[st
 
 
 def markdown(reports: Sequence[SuiteReport], folder: Path) -> str:
-    """All tables; images are linked relative to ``folder``."""
+    """Write all tables as Markdown; images are linked relative to ``folder``."""
     lines = ["# Results", ""]
     for report in reports:
         lines += [f"## {_escaped(report.title)}", ""]
@@ -162,7 +162,7 @@ def markdown(reports: Sequence[SuiteReport], folder: Path) -> str:
 
 
 def as_html(reports: Sequence[SuiteReport], folder: Path) -> str:
-    """The same as one page without scripts."""
+    """Write the same as one HTML page without scripts."""
     parts = [
         "<!doctype html><meta charset=utf-8><title>Results</title>",
         "<style>body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
@@ -197,7 +197,7 @@ def _cell(value: float | None) -> str:
 
 
 def _label(path: Path) -> str:
-    """A run's name: its folder, with its parent's name if it is Lightning's ``version_0``."""
+    """Return a run's name: its folder, with its parent's name if it is Lightning's ``version_0``."""
     folder = path.resolve().parent
     return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
 

@@ -1,4 +1,4 @@
-"""``results.json`` of a run: reading it, and its main columns as a table."""
+"""``results.json`` of a run, and its main columns as a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 CONTACT_SHEET = "contact_sheet.png"
-"""Image beside the predictions of a run."""
+"""Name of the image beside the predictions of a run."""
 
 FILE = "results.json"
 COLUMNS = {
@@ -41,7 +41,7 @@ def show(path: str | Path, split: str) -> None:
 
 
 def read(path: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """``{split: {row: {metric: value}}}`` of a results file; empty if there is none.
+    """Read ``{split: {row: {metric: value}}}`` from a results file; empty if there is none.
 
     Beside the splits there is ``about``: what a row rests on, ``{split: {row: {counts, missing, ...}}}``.
 
@@ -107,7 +107,7 @@ def printable(text: object) -> str:
 
 
 def table(rows: dict[str, dict[str, float]], title: str = "") -> Table:
-    """The main columns that any row has, as a rich table; * is greedy, the rest as the paper samples."""
+    """Lay out the main columns that any row has; * is greedy, the rest is sampled as in the paper."""
     columns = {key: name for key, name in COLUMNS.items() if any(key in row for row in rows.values())}
     view = Table(Column("", no_wrap=True), *columns.values(), title=title)
     for name, row in rows.items():
