@@ -11,7 +11,8 @@ import yaml
 from huggingface_hub import constants
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from support.cli import config, here, swirl
+from support.cli import config, here
+from support.processes import swirl
 from support.tiny import gemma_folder
 from swirl_lightning.cli import swirl_cli
 

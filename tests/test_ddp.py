@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from support.processes import environment
+from support.processes import run_module
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +23,7 @@ def runs(tmp_path_factory, gemma_path):
     }
     for name, args in cases.items():
         folder = folders[name] = tmp_path_factory.mktemp("ddp")
-        done = subprocess.run(
-            [sys.executable, "-m", "support.ddp_run", str(gemma_path), str(folder), *map(str, args)],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
+        done = run_module("support.ddp_run", gemma_path, folder, *args)
         assert done.returncode == 0, done.stderr[-3000:]
     return folders
 
@@ -76,14 +68,8 @@ def test_ranks_that_outnumber_the_rows_evaluate_as_one_process(tmp_path, gemma_p
     """1 and 2 rows on 3 ranks, one row fewer in the last batch, and a last batch that a rank has no row of."""
     cases = {"1x2": 1, "2x2": 2, "5x2": 5, "8x2": 8}
     for devices in ("1", "3"):
-        script = ["-m", "support.ddp_rows", str(gemma_path), str(tmp_path / devices), devices, *cases]
-        done = subprocess.run(
-            [sys.executable, *script],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,  # a rank that waits for another waits for ever
-        )
+        # a rank that waits for another waits for ever: the time limit ends it
+        done = run_module("support.ddp_rows", gemma_path, tmp_path / devices, devices, *cases)
         assert done.returncode == 0, done.stderr[-3000:]
     for case, rows in cases.items():
         one, three = tmp_path / "1" / case, tmp_path / "3" / case

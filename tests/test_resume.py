@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from support.processes import environment
+from support.processes import run_module
 from support.swirl import build, equal, snapshot, trainer
 from support.world import Digits
 from swirl_lightning import AdapterConfig, GRPOConfig
@@ -170,13 +167,7 @@ def test_rollouts_in_use_survive(gemma_path, tmp_path):
 
 def test_rollouts_in_use_survive_on_every_rank(gemma_path, tmp_path):
     for name in ("alone", "resumed"):
-        done = subprocess.run(
-            [sys.executable, "-m", "support.ddp_resume", str(gemma_path), str(tmp_path), name],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
+        done = run_module("support.ddp_resume", gemma_path, tmp_path, name)
         assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         alone, resumed = (

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from support.judge_server import KEY, serving
+from support.processes import swirl
 from support.suites import HOMES, VISUAL, write_config
 from support.visual_world import liquid_folder
 from swirl_lightning.__main__ import main
 from swirl_lightning.results.table import read
-
-TESTS = Path(__file__).parents[1]
-
-
-def command(*args):
-    """``swirl`` in a process of its own."""
-    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, "-m", "swirl_lightning", *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def results(folder):
@@ -111,7 +95,7 @@ def test_killed_in_the_middle_it_repeats_nothing(name, tmp_path, small, monkeypa
         kill = ["--trainer.callbacks+=support.suites.KillAt", "--trainer.callbacks.batch=3"]
         if judged:
             kill += ["--trainer.callbacks.answers=5", f"--trainer.callbacks.cache_dir={killed / 'kept'}"]
-        done = command("test", "-c", path, *kill)
+        done = swirl("test", "-c", path, *kill)
         assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
         assert not (killed / "run" / "results.json").exists()
         before = generated(killed)
@@ -139,7 +123,7 @@ def test_two_processes_give_the_scores_of_one(name, tmp_path, small):
     one, two = tmp_path / "one", tmp_path / "two"
     main(["test", "-c", str(write_config(name, one, small(name)))])
     spread = ("--trainer.strategy=ddp", "--trainer.devices=2")
-    done = command("test", "-c", write_config(name, two, small(name)), *spread)
+    done = swirl("test", "-c", write_config(name, two, small(name)), *spread)
     assert done.returncode == 0, done.stderr[-3000:]
     assert read(two / "run" / "results.json")["about"]["test"]["base, best of 2"]["settings"]["devices"] == 2
     # batches of another shape round otherwise: a CLIP score has been seen to move by 1e-5 from one CPU's kernels to

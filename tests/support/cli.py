@@ -1,17 +1,10 @@
-"""The console script and a small run of it."""
+"""The ``swirl`` command in this process, and the YAML of a small run."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import yaml
 
 from swirl_lightning.__main__ import main
-
-TESTS = Path(__file__).parents[1]
 
 
 def config(tmp_path, model_path, **changes):
@@ -66,18 +59,6 @@ def config(tmp_path, model_path, **changes):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
-
-
-def swirl(*args):
-    """In a process of its own."""
-    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, "-m", "swirl_lightning", *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        timeout=400,
-    )
 
 
 def here(*args):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from support.cli import config, here, swirl
+from support.cli import config, here
+from support.processes import swirl
 
 EXPORT = "--trainer.callbacks+=swirl_lightning.callbacks.AdapterExport"
 
