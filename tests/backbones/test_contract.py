@@ -25,11 +25,6 @@ ADAPTERS = ("fwm", "idm")
 VLMS = ("qwen_vl", "smolvlm")
 
 
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    return {name: family.write(tmp_path_factory.mktemp(name)) for name, family in FAMILIES.items()}
-
-
 @pytest.fixture(scope="module", params=[(n, q) for n in FAMILIES for q in ("nf4", None)], ids=str)
 def case(request, folders):
     """A family on its real module, with adapters that differ from the base and from one another."""
