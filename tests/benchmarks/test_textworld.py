@@ -24,13 +24,11 @@ def small(folder: Path, **options: Any) -> TextWorld:
 
 @needs_engine
 def test_data_module(tmp_path):
-    data = small(tmp_path, state_only_size=9, max_gap=2)
+    data = small(tmp_path, state_only_size=9, max_gap=2, batch_size=4)
+    data.trainer = quiet_trainer(tmp_path, PhaseSwitch(1, iterations=1))
     data.prepare_data()
-    assert sorted(path.name.split("-")[0] for path in tmp_path.glob("*.jsonl")) == [
-        "state_only",
-        "validation",
-        "warmup",
-    ]
+    made = sorted(path.name.split("-")[0] for path in tmp_path.glob("*.jsonl"))
+    assert made == ["state_only", "validation", "warmup"]
     data.setup("fit")
     assert [len(data.split(name)) for name in ("warmup", "state_only", "validation", "test")] == [6, 9, 6, 6]
     assert len(data.base()) == 6
