@@ -21,7 +21,7 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture
 def refused(capsys):
-    """What the command ends with instead of a traceback."""
+    """Return the message with which the command ends instead of a traceback."""
 
     def run(*args):
         with pytest.raises(SystemExit) as end:

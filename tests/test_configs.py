@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from support.tiny import text_backbone
-from support.tiny_families import FAMILIES, SIDE, pictures
+from support.tiny_families import FAMILIES, SIDE, noise_images
 from support.trainers import quiet_trainer
 from support.world import Digits
 from swirl_lightning import SWIRL, GRPOConfig, OptimConfig
@@ -153,20 +153,20 @@ def test_the_papers_hyperparameters(name):
     config = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     batch, rate, steps, groups, iterations, pairs = PAPER[name]
     model, data, switch = config["model"]["init_args"], config["data"]["init_args"], config["phase_switch"]
-    backbone, visual = model["backbone"]["init_args"], name.startswith("liquid")
+    backbone, images = model["backbone"]["init_args"], name.startswith("liquid")
     assert data["pairs_per_step"] == batch
     assert switch["iterations"] == iterations
     assert data.get("pairs_per_iteration") == pairs
     assert model["grpo"]["beta"] == 0.1
     assert model["sampling"] == (
-        {"temperature": 0.75, "top_p": 0.96, "top_k": 4096} if visual else {"temperature": 0.7, "top_p": 0.96}
+        {"temperature": 0.75, "top_p": 0.96, "top_k": 4096} if images else {"temperature": 0.7, "top_p": 0.96}
     )
     if rate is not None:
         assert (model["grpo"]["group_size"], model["grpo"].get("idm_group_size")) == groups
         # IDM→FWM is Phase I alone (section 4.1)
         assert switch["phases"] == (["fwm"] if name == "liquid_phase_one" else ["fwm", "idm"])
         assert all(model["optim"][phase] == {"lr": rate, "warmup": steps} for phase in switch["phases"])
-    if visual:
+    if images:
         assert switch["warmup_epochs"] == 5
         assert model["optim"]["warmup"] == {"lr": 2e-5, "warmup": 0.05}
     else:  # x and y with the action and the template are a prompt
@@ -201,8 +201,8 @@ def test_reinforcement_goes_on_from_the_checkpoint_of_the_warmup(gemma_path, tmp
 def test_the_config_of_vlms_trains(tmp_path, monkeypatch):
     """Its own callbacks, phases and settings, on a small Qwen2.5-VL and a handful of records."""
     model = FAMILIES["qwen_vl"].write(tmp_path / "model")
-    for n, picture in enumerate(pictures(4)):
-        picture.save(tmp_path / f"{n}.png")
+    for n, image in enumerate(noise_images(4)):
+        image.save(tmp_path / f"{n}.png")
     rows = [{"before_image": f"{n}.png", "after": f"room {n}", "action": f"go {n}", "id": str(n)} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = yaml.safe_load((FOLDER / "vlm.yaml").read_text())

@@ -1,4 +1,4 @@
-"""The layers that import-linter holds: what it would say if a file imported one above it."""
+"""Contracts of import-linter: they fail if a file imports a layer above it."""
 
 import shutil
 import subprocess

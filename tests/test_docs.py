@@ -1,4 +1,4 @@
-"""What the docs name exists: files, modules, names, commands, configs."""
+"""Files, modules, names, commands and configs that the docs name exist."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def checkpoint(tmp_path):
 
 
 def command(*args):
-    """What ``swirl fit`` builds of these options."""
+    """Build what ``swirl fit`` builds from these options."""
     return SwirlCLI(
         SWIRL,
         TransitionDataModule,

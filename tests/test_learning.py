@@ -1,7 +1,7 @@
-"""Whether RL learns: the reward rises in both phases, and does not where rewards are dealt to the wrong rollouts.
+"""RL learns: the reward rises in both phases, and does not if rewards are shuffled within each group.
 
-The warm-up's labels are wrong in a third of the rows, so each model ends it unsure. The other model, just as unsure,
-still prefers the right answer: a policy that follows its reward becomes sure of it.
+The warm-up's labels are wrong in a third of the rows, so each model ends it with a low probability of the right answer.
+The other model still prefers that answer, so a policy that follows its reward learns it.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def test_accumulation_equals_one_large_batch(gemma_path, tmp_path, phase, normal
 
 
 class EvenGroupsAlike(MeanLogProb):
-    """Every second group earns the same for all of its members."""
+    """Reward that is equal for all members of every second group."""
 
     def __call__(self, judged, group_size):
         rewards = super().__call__(judged, group_size).view(-1, group_size)
@@ -193,7 +193,7 @@ def test_groups_without_signal_are_not_run_and_count_all_the_same(
 
 
 def test_a_latent_action_is_judged_as_it_was_sampled(gemma_path, tmp_path):
-    """Also one that reached max_length before its EOS."""
+    """The same holds for an action that reached max_length before its EOS."""
     module = build(gemma_path, quantization=None)
     randomize(module)
     sample, score = module.models.sample, module.models.score

@@ -1,4 +1,4 @@
-"""``swirl predict`` on what users have: an action without its result, a result without its action."""
+"""``swirl predict`` on records without a state after, and on records without an action."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from support.cli import config, here
 from support.evaluated import evaluated
 from support.tiny import text_backbone
-from support.tiny_liquid import SIDE, liquid_folder, pictures
+from support.tiny_liquid import SIDE, liquid_folder, noise_images
 from support.trainers import quiet_trainer
 from support.world import Digits
 from swirl_lightning import SWIRL, Transition
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def predictions(path, records, at):
-    """Id -> line of the file that the command writes."""
+    """Run the command, and return the lines that it writes, by id."""
     (at / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     here("predict", "-c", path)
     written = at / "runs" / "r" / "predictions" / "predict-rank0.jsonl"
@@ -51,10 +51,10 @@ def test_texts(tmp_path, gemma_path):
     assert [isinstance(row["predicted_action"], str) for row in found.values()] == [True, False, True]
 
 
-def test_pictures(tmp_path):
+def test_images(tmp_path):
     base = liquid_folder(tmp_path / "liquid")
-    for n, picture in enumerate(pictures(2)):
-        picture.save(tmp_path / f"{n}.png")
+    for n, image in enumerate(noise_images(2)):
+        image.save(tmp_path / f"{n}.png")
     path = settings(tmp_path, base)
     changed = yaml.safe_load(path.read_text())
     changed["model"]["init_args"]["backbone"] = {
@@ -91,7 +91,7 @@ def test_what_is_not_known_changes_nothing_of_the_rest(gemma_path):
 
 
 def test_without_an_action_the_fwm_follows_the_idms(gemma_path):
-    """As the ids that were sampled, which words do not always give back."""
+    """It follows the ids that were sampled, which words do not always reproduce."""
     module, (row, *_), _ = evaluated(gemma_path, best_of=1)
     (found,) = module.evaluator.predict([row.without_action()], CPU)
     (x, y), evaluator = module.states.encode([row.before, row.after], CPU), module.evaluator
@@ -120,7 +120,7 @@ def test_a_test_scores_what_is_known(gemma_path):
 
 
 class Lazy(Digits):
-    """Rows that are not looked at before they are needed; the last has no result."""
+    """Rows that are made when they are accessed; the last has no state after."""
 
     def load_split(self, split):
         *rows, last = super().load_split(split)
@@ -128,7 +128,7 @@ class Lazy(Digits):
 
 
 @pytest.mark.parametrize("switch", [PhaseSwitch(1, iterations=0), PhaseSwitch(0, ["fwm"], 1)])
-def test_training_does_not_go_on_without_it(gemma_path, tmp_path, switch):
+def test_training_needs_the_state_after(gemma_path, tmp_path, switch):
     module = SWIRL(text_backbone(gemma_path, quantization=None))
     with pytest.raises(ValueError, match=r"transition '\w+-7' has no state after"):
         quiet_trainer(tmp_path, switch, limit_val_batches=0, max_epochs=-1).fit(module, Lazy(size=8, batch_size=8))

@@ -1,4 +1,4 @@
-"""The README's Python, run as it stands."""
+"""The README's Python, run unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def blocks():
     return re.findall(r"```python\n(.*?)```", section, flags=re.S)
 
 
-def test_what_a_run_has_learned_is_used_in_ten_lines(tmp_path, monkeypatch, capsys):
+def test_a_trained_model_predicts_in_ten_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shorter = ["--data.warmup_size", "8", "--data.state_only_size", "16", "--data.validation_size", "4"]
     steps = ["--phase_switch.warmup_epochs", "1", "--phase_switch.iterations", "0"]

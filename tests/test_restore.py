@@ -153,14 +153,14 @@ def test_map_location_says_where_the_module_is(last, monkeypatch):
 
 
 class RandomState(Callback):
-    """Where torch's generator stands when the first epoch begins."""
+    """State of torch's generator when the first epoch begins."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         self.seen = torch.get_rng_state()
 
 
 def test_what_is_loaded_trains_as_a_run_of_its_own(run, tmp_path):
-    """Of a run cut off in Phase I it has the weights, not the epoch, the rollouts in use and the random states."""
+    """It has the weights of a run cut off in Phase I, but not its epoch, rollouts and random states."""
     middle = run / "checkpoints" / "epoch=1-step=6.ckpt"
     assert saved(middle)["swirl"]["label"] == "fwm 1 unfinished"
     module, random = SWIRL.load_from_checkpoint(middle), RandomState()

@@ -1,4 +1,4 @@
-"""What a run goes on from: the end of another, its middle, and settings that have changed in between."""
+"""Resuming: from the end of a run, from its middle, and with settings that have changed in between."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Uneven(Digits):
 
 
 class Seen(Callback):
-    """What a run did, in order: epochs begun and ended, batches with their learning rate, validations."""
+    """Events of a run, in order: epochs begun and ended, batches with their learning rate, validations."""
 
     def __init__(self):
         self.events = []
@@ -137,7 +137,7 @@ def test_a_run_goes_on_from_every_checkpoint_as_if_never_stopped(gemma_path, tmp
 
 
 def test_a_phase_begins_though_its_epoch_was_entered_without_a_hook(gemma_path, tmp_path, monkeypatch):
-    """What Lightning does with such a checkpoint if nobody mends it: see ``stop_after_last_batch``."""
+    """Lightning enters the epoch of such a checkpoint in this way unless ``stop_after_last_batch`` mends it."""
     module, seen, _ = fit(gemma_path, tmp_path, PhaseSwitch(1, iterations=1))
     monkeypatch.setattr("swirl_lightning.callbacks.phase_switch.stop_after_last_batch", lambda checkpoint: None)
     again, rest, _ = fit(gemma_path, tmp_path / "2", PhaseSwitch(1, iterations=1), tmp_path / "step=2.ckpt")

@@ -1,4 +1,4 @@
-"""Which of the two models takes part."""
+"""Training and evaluation of one of the two models (``roles``)."""
 
 from __future__ import annotations
 

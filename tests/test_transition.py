@@ -3,7 +3,7 @@ import pytest
 from swirl_lightning.transition import Choices, Transition
 
 
-def test_a_pair_without_its_action_says_nothing_of_actions_elsewhere():
+def test_a_pair_without_its_action_has_no_turns_and_no_choices():
     turn = Transition("b", "c", "shut")
     row = Transition("a", "b", "open", "id", {"task": "t"}, (turn,), Choices(("open", "shut"), 0, "b"))
     bare = row.without_action()

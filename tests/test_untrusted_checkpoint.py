@@ -1,4 +1,4 @@
-"""A checkpoint is weights: no setting of it, no code and no path counts."""
+"""A checkpoint gives weights alone: none of its settings, code or paths is used."""
 
 from __future__ import annotations
 

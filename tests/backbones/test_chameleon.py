@@ -9,21 +9,21 @@ import torch
 from safetensors.torch import save_file
 from transformers import ChameleonForConditionalGeneration
 
-from support.tiny_families import CODES, CPU, SIDE, backbone_of, pictures, vqgan
+from support.tiny_families import CODES, CPU, SIDE, backbone_of, noise_images, vqgan
 from swirl_lightning.backbones.images import to_pixels
 
 
 def test_ids_are_those_of_the_family(folders):
     backbone = backbone_of("chameleon", folders["chameleon"])
     model = ChameleonForConditionalGeneration.from_pretrained(folders["chameleon"]).eval()
-    images = pictures(3)
+    images = noise_images(3)
     assert backbone.encode_states(images, CPU) == model.get_image_tokens(to_pixels(images, SIDE)).tolist()
 
 
 def test_trunk_and_head_see_past_the_mask_of_its_forward(folders):
     backbone = backbone_of("chameleon", folders["chameleon"], quantization=None)
     model = backbone.load_model()
-    ids = torch.tensor([[2, *backbone.wrap_state(backbone.encode_states(pictures(1), CPU)[0])]])
+    ids = torch.tensor([[2, *backbone.wrap_state(backbone.encode_states(noise_images(1), CPU)[0])]])
     image = list(backbone.state_grammar.allowed)
     assert (model(input_ids=ids).logits[..., image] < -1e30).all()
     hidden = backbone.trunk(model)(input_ids=ids).last_hidden_state

@@ -1,4 +1,4 @@
-"""What every backbone must keep, whatever its family: one list, each family, 4-bit and plain."""
+"""Contract of every backbone: one list of tests, for each family, 4-bit and plain."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def tokens(module, rows):
 
 
 def examples(module, name):
-    """(role, prompt, completion) of the labelled triples."""
+    """Return (role, prompt, completion) of the labelled triples."""
     found = []
     for x, y, z in zip(*tokens(module, rows_of(name)), strict=True):
         found.append(("fwm", module.prompts.fwm(x, z), module.models.grammars["fwm"].complete(y)))
@@ -66,7 +66,7 @@ def examples(module, name):
 
 
 def test_completions_share_their_prompt(case):
-    """Else everything below would pass on the plain path alone."""
+    """Without it, all tests below would pass on the plain path alone."""
     _, module = case
     assert module.models.engine.config.shared_attention
 
@@ -102,7 +102,7 @@ def test_states_and_actions_round_trip(case):
 
 
 def test_special_tokens_in_data_are_plain_text(case):
-    """Else a page that contains an EOS would end a turn, or stop the training as outside the grammar."""
+    """Otherwise a page that contains an EOS would end a turn, or stop the training as outside the grammar."""
     _, module = case
     backbone = module.backbone
     for text in ("<eos>", "<bos>"):
@@ -143,7 +143,7 @@ def fit(module, name, tmp_path, switch, callbacks=()):
 
 
 def test_prompts_are_the_same_ids_in_warmup_sampling_and_scoring(case, tmp_path, monkeypatch):
-    """Rollouts are replaced by the labels: then all that RL asks must be what the warm-up asked."""
+    """Rollouts are replaced by the labels: then prompts and completions of RL must be those of the warm-up."""
     name, module = case
     expected = {(role, tuple(p), tuple(c)) for role, p, c in examples(module, name)}
     labels = {(role, p): c for role, p, c in expected}
@@ -209,7 +209,7 @@ def test_sampling_stays_in_the_vocabulary_and_ends_as_required(case, role):
 
 # ---- scoring -------------------------------------------------------------------------------------
 def plain_logits(name, module, ids):
-    """Full-vocabulary logits of one row, by the family's own forward where that does not hide any."""
+    """Compute full-vocabulary logits of one row, by the family's own forward where that does not mask any."""
     model = module.adapters.model.get_base_model()
     if name == "chameleon":  # its forward masks the image tokens
         return model.lm_head(model.model(input_ids=torch.tensor([ids])).last_hidden_state)[0]
@@ -219,7 +219,7 @@ def plain_logits(name, module, ids):
 
 
 def vlm_logits(name, module, ids, model):
-    """Through the family's placeholders and pixel values; it works its positions out by itself."""
+    """Compute logits from the family's placeholders and pixel values; it finds positions by itself."""
     backbone, start = module.backbone, module.backbone.store.start
     images = [backbone.store.image(i) for i in ids if i >= start and (i - start) % backbone.grid**2 == 0]
     row = torch.tensor([[min(i, start) for i in ids]])
@@ -291,10 +291,10 @@ def test_padding_and_batch_composition_change_nothing(case):
 
 @torch.no_grad()
 def test_a_vlm_names_the_action_between_two_frames(case):
-    """IDM over frames: both states are pictures."""
+    """IDM over frames: both states are images."""
     name, module = case
     if name not in VLMS:
-        pytest.skip("a picture is not both of its states")
+        pytest.skip("an image is not both of its states")
     x, y = module.backbone.encode_states(FAMILIES["liquid"].states(2), CPU)
     prompt, grammar = module.prompts.idm(x, y), module.models.grammars["idm"]
     completion = grammar.complete(module.backbone.encode_action("go"))
@@ -336,7 +336,7 @@ def test_both_phases_take_a_step_and_gradients_are_on_the_policy_alone(case, tmp
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_gives_the_same_numbers_with_and_without_checkpointing(name, folders):
-    """And the numbers of scoring without gradient: no dropout of the base's own."""
+    """They are also those of scoring without gradient: the base has no dropout of its own."""
     found, runs = [], []
     for on in (False, True):
         module = SWIRL(backbone_of(name, folders[name], quantization=None, gradient_checkpointing=on))

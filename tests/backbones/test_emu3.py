@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Emu3ForConditionalGeneration
 
 from support.tiny import byte_tokenizer
-from support.tiny_families import CODES, CPU, SIDE, backbone_of, pictures
+from support.tiny_families import CODES, CPU, SIDE, backbone_of, noise_images
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -23,7 +23,7 @@ def test_ids_are_those_of_the_family(folders):
     """Codes and end-of-row tokens as transformers lays them out; the opening names the size in codes."""
     backbone = backbone_of("emu3", folders["emu3"])
     model = Emu3ForConditionalGeneration.from_pretrained(folders["emu3"]).eval()
-    images = pictures(3)
+    images = noise_images(3)
     batch = backbone._processor.preprocess(images, do_resize=False, return_tensors="pt")
     theirs = model.model.get_image_tokens(batch["pixel_values"], batch["image_sizes"]).view(3, -1).tolist()
     side = SIDE // 2
@@ -37,10 +37,10 @@ def test_ids_are_those_of_the_family(folders):
     assert backbone.state_grammar.complete(contents[0]) == [*theirs[0], *closing]
 
 
-def test_pictures_are_those_of_the_family(folders):
+def test_images_are_those_of_the_family(folders):
     backbone = backbone_of("emu3", folders["emu3"])
     model = Emu3ForConditionalGeneration.from_pretrained(folders["emu3"]).eval()
-    content = backbone.encode_states(pictures(1), CPU)[0]
+    content = backbone.encode_states(noise_images(1), CPU)[0]
     tokens = torch.tensor([[*backbone.state_grammar.complete(content), 1]])  # with an EOS, as generate leaves it
     pixels = model.model.decode_image_tokens(tokens, height=SIDE // 2, width=SIDE // 2)
     expected = ((pixels[0] / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
@@ -63,7 +63,7 @@ def test_parts_that_do_not_fit_are_named(broken):
     state = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in state.items() if "vqmodel.decoder" not in k}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"lacks \d+ weights of its image tokenizer.*-hf"):
-        backbone_of("emu3", folder).encode_states(pictures(1), CPU)
+        backbone_of("emu3", folder).encode_states(noise_images(1), CPU)
     config = json.loads((folder / "config.json").read_text())
     edit(folder / "config.json", vq_config=config["vq_config"] | {"codebook_size": CODES + 1})
     with pytest.raises(ValueError, match=f"names {CODES} image codes.*has {CODES + 1}"):
@@ -82,4 +82,4 @@ def test_vq_of_another_shape_is_named(broken):
     key = next(k for k in state if k.endswith("quantize.embedding.weight"))
     save_file(state | {key: state[key][:, :2].contiguous()}, folder / "model.safetensors")
     with pytest.raises(ValueError, match="VQ weights do not fit vq_config"):
-        backbone_of("emu3", folder).encode_states(pictures(1), CPU)
+        backbone_of("emu3", folder).encode_states(noise_images(1), CPU)

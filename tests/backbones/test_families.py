@@ -1,4 +1,4 @@
-"""What several families share, and which family a checkpoint is of."""
+"""Tests of several families, and of the messages for a checkpoint of another family."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from support.tiny import byte_tokenizer
-from support.tiny_families import CPU, FAMILIES, SIDE, backbone_of, pictures
+from support.tiny_families import CPU, FAMILIES, SIDE, backbone_of, noise_images
 from support.tiny_liquid import SIZES
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.checkpoint import base_identity
@@ -47,8 +47,8 @@ def test_another_family_is_named(folders):
             backbone_of(name, folders[folder]).load_model()
 
 
-def test_a_truncated_picture_is_named(folders, tmp_path):
-    pictures(1, side=64)[0].save(tmp_path / "whole.png")
+def test_a_truncated_image_is_named(folders, tmp_path):
+    noise_images(1, side=64)[0].save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
     for name in ("emu3", "chameleon"):
         with pytest.raises(ValueError, match=r"half.png.*truncated or damaged"):

@@ -1,4 +1,4 @@
-"""Pictures of every kind to pixels and back."""
+"""Images of every kind to pixels and back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def test_a_picture_of_the_right_size_is_not_resampled() -> None:
+def test_an_image_of_the_right_size_is_not_resampled() -> None:
     image = noise(48, 48)
     assert np.array_equal(np.asarray(square(image, 48)), np.asarray(image))
     assert np.array_equal(np.asarray(to_images(to_pixels([image], 48))[0]), np.asarray(image))
@@ -65,7 +65,7 @@ def test_pixels_run_from_minus_one_to_one() -> None:
     assert to_images(torch.full((1, 3, 2, 2), 7.0))[0].getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_a_truncated_picture_is_one_clear_error() -> None:
+def test_a_truncated_image_is_one_clear_error() -> None:
     buffer = io.BytesIO()
     noise(64, 64).save(buffer, format="PNG")
     image = Image.open(io.BytesIO(buffer.getvalue()[:2000]))

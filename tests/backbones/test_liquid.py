@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from support.tiny import byte_tokenizer
-from support.tiny_liquid import SIDE, liquid_folder, pictures, vqgan
+from support.tiny_liquid import SIDE, liquid_folder, noise_images, vqgan
 from swirl_lightning.backbones.liquid import Liquid
 from swirl_lightning.backbones.vqgan import VQGAN, VQGANConfig, VQGANError
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
@@ -37,7 +37,7 @@ def liquid(path: Path, **kwargs: object) -> Liquid:
 
 def test_states_are_codes_at_the_end_of_the_vocabulary(folder: Path) -> None:
     backbone = liquid(folder, encode_batch=2)
-    ids = backbone.encode_states(pictures(5), CPU)
+    ids = backbone.encode_states(noise_images(5), CPU)
     assert [len(i) for i in ids] == [16] * 5
     assert backbone.state_grammar.allowed == tuple(range(261, 277))
     used = {i for row in ids for i in row}
@@ -45,15 +45,15 @@ def test_states_are_codes_at_the_end_of_the_vocabulary(folder: Path) -> None:
     assert len(used) > 3
     assert backbone.state_grammar.max_length == 16
     assert backbone.state_grammar.eos is None
-    assert ids[3] == liquid(folder).encode_states(pictures(4)[3:], CPU)[0]  # the batch changes nothing
+    assert ids[3] == liquid(folder).encode_states(noise_images(4)[3:], CPU)[0]  # the batch changes nothing
 
 
 def test_codes_are_those_of_the_vqgan(folder: Path) -> None:
     backbone = liquid(folder)
     codec = VQGAN.from_folder(folder / "vqgan")
-    pixels = torch.from_numpy(np.array(pictures(1)[0])).permute(2, 0, 1)[None] / 127.5 - 1
+    pixels = torch.from_numpy(np.array(noise_images(1)[0])).permute(2, 0, 1)[None] / 127.5 - 1
     expected = (codec.encode(pixels)[0] + 261).tolist()
-    ids = backbone.encode_states(pictures(1), CPU)
+    ids = backbone.encode_states(noise_images(1), CPU)
     assert ids == [expected]
     decoded = backbone.decode_states(ids, CPU)[0]
     assert isinstance(decoded, Image.Image)
@@ -63,7 +63,7 @@ def test_codes_are_those_of_the_vqgan(folder: Path) -> None:
 def test_prompts_have_marks_around_images_and_bos_in_front(folder: Path) -> None:
     backbone = liquid(folder)
     builder = PromptBuilder(backbone, PromptTemplates(fwm="{before}!{action}?", idm="{before}{after}:"))
-    x, y = backbone.encode_states(pictures(2), CPU)
+    x, y = backbone.encode_states(noise_images(2), CPU)
     z, boi, eoi = backbone.encode_action("go"), 3, 4
     assert builder.fwm(x, z) == [2, boi, *x, eoi, *backbone.encode_text("!"), *z, *backbone.encode_text("?"), boi]
     assert builder.idm(x, y) == [2, boi, *x, eoi, boi, *y, eoi, *backbone.encode_text(":")]
@@ -99,7 +99,7 @@ def test_another_vqgan_folder(folder: Path, broken: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="set vqgan_path"):
         liquid(broken).load_model()
     moved = liquid(broken, vqgan_path=str(tmp_path / "elsewhere"))
-    assert moved.encode_states(pictures(1), CPU) == liquid(folder).encode_states(pictures(1), CPU)
+    assert moved.encode_states(noise_images(1), CPU) == liquid(folder).encode_states(noise_images(1), CPU)
     assert moved.fingerprint() == liquid(folder).fingerprint()
 
 
@@ -114,7 +114,7 @@ def test_a_vqgan_of_another_size_is_named(broken: Path) -> None:
     with pytest.raises(ValueError, match=r"277 ids leaves 245 for text.*32 codes.*use the VQGAN"):
         liquid(broken).load_model()
     with pytest.raises(ValueError, match="use the VQGAN"):
-        liquid(broken).encode_states(pictures(1), CPU)
+        liquid(broken).encode_states(noise_images(1), CPU)
 
 
 def test_a_tokenizer_without_marks_is_named(broken: Path) -> None:
@@ -133,7 +133,7 @@ def test_another_family_is_named(broken: Path) -> None:
 def test_a_damaged_vqgan_is_named(broken: Path) -> None:
     (broken / "vqgan" / "vqgan.safetensors").write_bytes(b"1234")
     with pytest.raises(VQGANError, match="download it again"):
-        liquid(broken).encode_states(pictures(1), CPU)
+        liquid(broken).encode_states(noise_images(1), CPU)
 
 
 def test_text_is_no_state_and_options_are_checked(folder: Path) -> None:

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from tokenizers import pre_tokenizers
 
-from support.tiny_families import CODES, VISUAL, backbone_of, liquid_folder, pictures
+from support.tiny_families import CODES, IMAGES, backbone_of, liquid_folder, noise_images
 from swirl_lightning import SWIRL, GRPOConfig
 from swirl_lightning.transition import Transition
 
 GROUP = 3
 BOS, EOS, BOI, EOI = 2, 1, 3, 4
 TEXT = 261  # ids below are text, the rest are codes
-LONGEST = VISUAL["max_action_tokens"]
+LONGEST = IMAGES["max_action_tokens"]
 
 
 @pytest.fixture(scope="module", params=["nf4", None], ids=str)
@@ -31,19 +31,19 @@ def module(request, tmp_path_factory):
 
 
 class Stub:
-    """All that sampling asks of a Trainer."""
+    """The attributes of a Trainer that sampling reads."""
 
     current_epoch = 0
 
 
 def words(text):
-    """Ids of text by hand: the byte tokenizer's alphabet after its five specials."""
+    """Encode text by hand: the byte tokenizer's alphabet follows its five specials."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     return [alphabet.index({" ": "Ġ", "\n": "Ċ"}.get(c, c)) + 5 for c in text]
 
 
 def prompt(before, other, role):
-    """The prompts of the default templates, written out."""
+    """Write out the prompts of the default templates."""
     image = [BOI, *before, EOI]
     if role == "fwm":
         return [BOS, *words("Before: "), *image, *words("\nAction: "), *other, *words("\nAfter: "), BOI]

@@ -22,7 +22,7 @@ def test_chat_template_stands_around_the_prompt(folders):
 
 
 def test_pieces_that_end_with_a_line_break_are_the_ids_of_the_whole(tmp_path):
-    """With a tokenizer that joins a blank with the word after it, as GPT's and Qwen's do."""
+    """The tokenizer joins a blank with the word after it, as GPT's and Qwen's do."""
     core = Tokenizer(models.BPE())
     split = Regex(r"""[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""")
     core.pre_tokenizer = pre_tokenizers.Sequence(

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from support.tiny import byte_tokenizer
-from support.tiny_families import CPU, FAMILIES, backbone_of, pictures
+from support.tiny_families import CPU, FAMILIES, backbone_of, noise_images
 from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfig
 from swirl_lightning.callbacks import PhaseSwitch
@@ -19,9 +19,9 @@ from swirl_lightning.transition import Transition
 
 
 @pytest.mark.parametrize("name", ["qwen_vl", "smolvlm"])
-def test_a_vlm_reads_pictures_and_cannot_predict_them(name, tmp_path):
+def test_a_vlm_reads_images_and_cannot_predict_them(name, tmp_path):
     backbone = backbone_of(name, FAMILIES[name].write(tmp_path), quantization=None)
-    one, two, again = backbone.encode_states([*pictures(2), pictures(1)[0]], CPU)
+    one, two, again = backbone.encode_states([*noise_images(2), noise_images(1)[0]], CPU)
     assert one == again
     assert not set(one) & set(two)
     before, after = backbone._marks
@@ -33,10 +33,10 @@ def test_a_vlm_reads_pictures_and_cannot_predict_them(name, tmp_path):
         backbone.store.image(two[-1] + 1)
 
 
-def test_a_vlm_keeps_a_bounded_number_of_pictures(tmp_path):
-    """Encoding or reading a picture keeps it, and no cache stands in front of an encoding."""
+def test_a_vlm_keeps_a_bounded_number_of_images(tmp_path):
+    """Encoding or reading an image keeps it, and encodings are not cached."""
     backbone = backbone_of("smolvlm", FAMILIES["smolvlm"].write(tmp_path), images_kept=2)
-    first, second, third = pictures(3)
+    first, second, third = noise_images(3)
     states = StateTokens(backbone)
     ids = states.encode([first, second], CPU)
     assert backbone.decode_states(ids[:1], CPU)[0].tobytes() == first.tobytes()  # now the second is the oldest
@@ -50,13 +50,13 @@ def test_a_vlm_keeps_a_bounded_number_of_pictures(tmp_path):
         backbone_of("smolvlm", tmp_path, images_kept=0)
 
 
-def test_a_vlm_uses_the_features_of_each_picture(tmp_path):
-    """More pictures than are kept, some twice: rows alone give what they give in a batch."""
+def test_a_vlm_uses_the_features_of_each_image(tmp_path):
+    """More images than are kept, some twice: rows alone give what they give in a batch."""
     import swirl_lightning.backbones.image_trunk as module
 
     backbone = backbone_of("qwen_vl", FAMILIES["qwen_vl"].write(tmp_path), quantization=None)
     trunk = backbone.trunk(backbone.load_model())
-    rows = [[3, *backbone.wrap_state(ids), 4] for ids in backbone.encode_states(pictures(5), CPU)]
+    rows = [[3, *backbone.wrap_state(ids), 4] for ids in backbone.encode_states(noise_images(5), CPU)]
     ids = torch.tensor([*rows, rows[0]])
     mask, positions = torch.ones_like(ids), torch.arange(ids.shape[1]).expand(len(ids), -1)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
@@ -70,12 +70,12 @@ def test_a_vlm_uses_the_features_of_each_picture(tmp_path):
 
 
 @torch.no_grad()
-def test_a_picture_tells_where_the_text_after_it_goes_on(tmp_path):
+def test_an_image_tells_where_the_text_after_it_goes_on(tmp_path):
     """The cache holds keys and values alone; a step after it gives what the whole row gives."""
     backbone = backbone_of("qwen_vl", FAMILIES["qwen_vl"].write(tmp_path), quantization=None)
     trunk = backbone.trunk(model := backbone.load_model().eval())
-    (picture,) = backbone.encode_states(pictures(1), CPU)
-    ids = torch.tensor([[3, *backbone.wrap_state(picture), 4, 5]])
+    (image,) = backbone.encode_states(noise_images(1), CPU)
+    ids = torch.tensor([[3, *backbone.wrap_state(image), 4, 5]])
     mask, positions, cache = torch.ones_like(ids), torch.arange(ids.shape[1])[None], DynamicCache()
     prompt = trunk(ids[:, :-1], mask[:, :-1], positions[:, :-1], past_key_values=cache)
     assert prompt.rope_deltas.tolist() == [[backbone.grid - backbone.grid**2]]
@@ -102,15 +102,15 @@ def test_parts_that_do_not_fit_are_named(folders, tmp_path):
 
 
 class Frames(TransitionDataModule):
-    """Pairs of pictures; the action tells which picture comes second."""
+    """Pairs of images; the action tells which image comes second."""
 
     def load_split(self, split):
-        first, *others = pictures(4)
+        first, *others = noise_images(4)
         return [Transition(first, y, z, id=z) for y, z in zip(others, ("go", "turn", "wait"), strict=True)]
 
 
 def test_a_vlm_learns_to_name_actions_between_frames(tmp_path):
-    """The IDM alone: the next state is a picture, which the FWM cannot say."""
+    """The IDM alone: the next state is an image, which the FWM cannot generate."""
     module = SWIRL(
         backbone_of("qwen_vl", FAMILIES["qwen_vl"].write(tmp_path)),
         roles=("idm",),

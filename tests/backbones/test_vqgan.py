@@ -125,7 +125,7 @@ def test_ckpt_loads_weights_only_and_drops_the_loss(tmp_path: Path) -> None:
 def test_conversion_to_safetensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Once, by the module's command."""
+    """By the command of the module."""
     folder = write(tmp_path, VQGAN(SMALL), ckpt=True, **{"loss.logvar": torch.ones(())})
     before = VQGAN.from_folder(folder)
     monkeypatch.setattr("sys.argv", ["vqgan", str(folder)])
@@ -194,7 +194,7 @@ def test_errors_name_what_does_not_fit(tmp_path: Path) -> None:
 
 
 class _Payload:
-    """Would run code if it were unpickled."""
+    """Object that would run code if it were unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("unpickled",)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from support.image_world import clip_folder, liquid_folder, model, odd_images, save, trainer, write_aurora
 from support.text_suites import bert_folder
-from support.visual_world import clip_folder, liquid_folder, model, odd_pictures, save, trainer, write_aurora
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.callbacks.predictions import Predictions
 
@@ -54,7 +54,7 @@ def test_tasks_limit_and_training_sets(tmp_path):
 
 def test_odd_formats_are_converted(tmp_path):
     entries = write_aurora(tmp_path)
-    for entry, path in zip(entries, odd_pictures(tmp_path), strict=False):
+    for entry, path in zip(entries, odd_images(tmp_path), strict=False):
         entry["input"] = path.name
     (tmp_path / "test.json").write_text(json.dumps(entries))
     data = Aurora(data_dir=str(tmp_path), strict=True)
@@ -177,10 +177,9 @@ def test_models_that_cannot_be_loaded_leave_their_metrics_out(tmp_path, base, cl
 
 
 def test_broken_data_is_named_counted_and_the_rest_is_scored(tmp_path, base, clip):
-    """Issue 4, must show 5."""
     root = tmp_path / "data"
     entries = write_aurora(root)
-    for entry, path in zip(entries, odd_pictures(root / "odd"), strict=False):
+    for entry, path in zip(entries, odd_images(root / "odd"), strict=False):
         entry["input"] = str(path.relative_to(root))
     (root / entries[3]["output"]).write_bytes(b"")
     (root / entries[4]["input"]).unlink()
@@ -268,7 +267,7 @@ def test_real_samples(tmp_path, base, clip):
 
 
 def test_the_state_only_split_is_read_before_the_model_loads(tmp_path):
-    """Phase I begins days later; a suite of images must not wait for it."""
+    """Phase I may begin days later: errors must show at the start."""
     write_aurora(tmp_path)
     data = Aurora(data_dir=str(tmp_path), validation_size=2, batch_size=1)
     data.trainer = trainer(tmp_path, limit_val_batches=1)

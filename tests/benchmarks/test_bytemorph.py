@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from support.image_world import block_image, clip_folder, liquid_folder, model, odd_images, trainer
 from support.suites.bytemorph import png, write
-from support.visual_world import clip_folder, liquid_folder, model, odd_pictures, picture, trainer
 from swirl_lightning.benchmarks.bytemorph import ByteMorph
 
 pa = pytest.importorskip("pyarrow")
@@ -17,7 +17,7 @@ def test_records(tmp_path):
     rows = data.split("test")
     assert [r.action for r in rows] == [f"move {n}" for n in range(4)]
     assert rows[1].meta["edit_type"] == "object_motion"
-    assert rows[1].after.tobytes() == picture(51).tobytes()
+    assert rows[1].after.tobytes() == block_image(51).tobytes()
     assert len({r.id for r in rows}) == 4
     some = ByteMorph(data_dir=str(tmp_path), edit_types=["object_motion"], rewritten=True).split("test")
     assert [r.action for r in some] == ["please move 1", "please move 2"]
@@ -44,8 +44,8 @@ def test_broken_rows_and_files(tmp_path):
 
 
 def test_broken_data_is_named_counted_and_the_rest_is_scored(tmp_path):
-    """Issue 4, must show 5; the first three rows are odd, and good."""
-    odd = [{"bytes": path.read_bytes(), "path": path.name} for path in odd_pictures(tmp_path)]
+    """The first three rows are of unusual formats, and good."""
+    odd = [{"bytes": path.read_bytes(), "path": path.name} for path in odd_images(tmp_path)]
     changes = {n: {"src_img": content} for n, content in enumerate(odd)} | {3: {"src_img": {"bytes": b"", "path": ""}}}
     folder = write(tmp_path / "data", changes)
     write(tmp_path / "data", {0: {"edit_prompt": " "}, 1: {"tgt_img": {"bytes": b"GIF8", "path": ""}}}, "b.parquet")

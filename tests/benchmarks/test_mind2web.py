@@ -75,7 +75,7 @@ def test_missing_files_are_counted_and_named(tmp_path, gemma_path):
 
 
 def test_end_to_end_with_broken_data(folder, gemma_path, tmp_path):
-    """Issue 4, item 5: truncated JSON, an empty action, a 2 MB page, text that is no UTF-8."""
+    """Truncated JSON, an empty action, a 2 MB page and text that is no UTF-8."""
     root = folder / "data"
     big = task("big", 2)
     for number, step in enumerate(big["actions"]):

@@ -202,7 +202,7 @@ def test_real_transitions(tmp_path, gemma_path):
 
 # ---- generator -----------------------------------------------------------------------------------
 class Server:
-    """What the generator asks of the simulator's server."""
+    """The part of the simulator's server that the generator calls."""
 
     def __init__(self) -> None:
         self.steps = 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from support.image_world import liquid_folder
 from support.judge_server import KEY, serving
 from support.processes import swirl
 from support.suites import HOMES, VISUAL, write_config
@@ -36,7 +37,7 @@ def generated(folder):
 def small(tmp_path_factory, gemma_path):
     """A base for a suite, as small as can be."""
     liquid = liquid_folder(tmp_path_factory.mktemp("liquid"))
-    return lambda name: liquid if name in VISUAL else gemma_path
+    return lambda name: liquid if name in IMAGE_SUITES else gemma_path
 
 
 EXPECTED = {
@@ -52,7 +53,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", HOMES)
 def test_end_to_end_by_the_command(name, tmp_path, gemma_path, capsys):
-    base = "builtin/tiny-liquid" if name in VISUAL else gemma_path
+    base = "builtin/tiny-liquid" if name in IMAGE_SUITES else gemma_path
     config = write_config(name, tmp_path, base, eval_batch_size=8)
     main(["test", "-c", str(config)])
     count, metric = EXPECTED[name]
@@ -63,7 +64,7 @@ def test_end_to_end_by_the_command(name, tmp_path, gemma_path, capsys):
     about = read(tmp_path / "run" / "results.json")["about"]["test"]["base, best of 2"]
     assert about["suite"].lower() == name
     assert [part["skipped"] for part in about["counts"].values()] == [0]
-    if name in VISUAL:
+    if name in IMAGE_SUITES:
         folder = tmp_path / "run" / "predictions"
         assert {Image.open(folder / line["predicted_state"]).size for line in lines} == {(48, 48)}
         assert Image.open(folder / "contact_sheet.png").height > 128

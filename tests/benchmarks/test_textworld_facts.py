@@ -11,7 +11,7 @@ from swirl_lightning.benchmarks.textworld import World, games, read, visible, wr
 
 
 def seen_by_the_engine(game, state) -> dict[str, str]:
-    """What the engine's own map of the world says of the player's room and hands."""
+    """Facts of the player's room and hands, from the engine's own map of the world."""
     from textworld.generator.world import World as EngineWorld
 
     world, names = EngineWorld.from_facts(state.facts), {key: info.name for key, info in game.infos.items()}

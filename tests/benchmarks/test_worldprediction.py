@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from support.image_world import clip_folder, liquid_folder, model, trainer
 from support.suites.worldprediction import sample, segment, write
 from support.videos import number, write_sound, write_video
-from support.visual_world import clip_folder, liquid_folder, model, trainer
 from swirl_lightning.benchmarks.worldprediction import WorldPrediction
 from swirl_lightning.callbacks.predictions import Predictions
 
@@ -59,7 +59,7 @@ def test_a_file_that_does_not_tell_is_refused(tmp_path, truths, why):
         WorldPrediction(data_dir=write(tmp_path, pp)).setup("test")
 
 
-def test_broken_samples_cost_themselves_only(tmp_path):
+def test_broken_samples_are_skipped_and_the_others_kept(tmp_path):
     pp = {
         "COIN": {
             "good": sample(0),
@@ -86,7 +86,7 @@ def test_broken_samples_cost_themselves_only(tmp_path):
 
 
 def test_broken_data_is_named_counted_and_the_rest_is_scored(tmp_path):
-    """Issue 4, must show 5: also videos without frames, and one of the two files cut short."""
+    """Videos without frames, and one of the two files cut short, among others."""
     nameless = {uid: segment("one", 0.2, 0.4, " ") for uid in "abc"}
     pp = {"COIN": {"good": sample(0), "sound": sample(0, "sound"), "still": sample(0, "still")}}
     pp["COIN"]["nameless"] = sample(0, action_segments=nameless)

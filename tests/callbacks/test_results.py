@@ -108,7 +108,7 @@ def test_a_name_of_ones_own_is_taken_as_it_is(runs, gemma_path, tmp_path):
 
 
 def test_rows_of_an_older_file_are_replaced(runs, gemma_path, tmp_path):
-    """They do not say which checkpoint they are of."""
+    """Their rows do not name a checkpoint."""
     rows(tmp_path, gemma_path, runs["one"])
     results = json.loads((tmp_path / "results.json").read_text())
     del results["about"]["test"]["SFT"]["settings"]["checkpoint"]

@@ -204,9 +204,9 @@ def test_global_random_state_is_left_alone(workers):
 
 
 def test_workers_give_the_same_batches():
-    pictures = [Transition(Image.new("RGB", (4, 4), (i, 0, 0)), Image.new("RGB", (4, 4)), id=str(i)) for i in range(7)]
+    images = [Transition(Image.new("RGB", (4, 4), (i, 0, 0)), Image.new("RGB", (4, 4)), id=str(i)) for i in range(7)]
     plain, forked = (
-        list(TransitionLoader(pictures, batch_size=2, shuffle=True, num_workers=workers)) for workers in (0, 2)
+        list(TransitionLoader(images, batch_size=2, shuffle=True, num_workers=workers)) for workers in (0, 2)
     )
     assert [ids(batch) for batch in plain] == [ids(batch) for batch in forked]
     assert forked[0].transitions[0].before.getpixel((0, 0))[0] == ids(forked[0])[0]

@@ -19,11 +19,11 @@ def write(path, *records):
 GOOD = {"before": "a door", "after": "an open door", "action": "open"}
 
 
-def test_texts_and_pictures(tmp_path):
+def test_texts_and_images(tmp_path):
     (tmp_path / "frames").mkdir()
     Image.new("RGBA", (2, 2), (1, 2, 3, 255)).save(tmp_path / "frames" / "0.png")
-    picture = {"before_image": "frames/0.png", "after_image": "frames/0.png", "action": "wait", "id": 7}
-    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", GOOD, "", {**picture, "task": "t"}))
+    image = {"before_image": "frames/0.png", "after_image": "frames/0.png", "action": "wait", "id": 7}
+    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", GOOD, "", {**image, "task": "t"}))
     first, second = data.split("warmup")
     assert (first.before, first.after, first.action) == ("a door", "an open door", "open")
     assert first.id == f"{tmp_path / 'w.jsonl'}:1"
@@ -33,7 +33,7 @@ def test_texts_and_pictures(tmp_path):
     assert data.skipped == {"warmup": 0}
 
 
-def test_no_name_of_an_own_field_means_anything_to_the_evaluation(tmp_path, gemma_path):
+def test_own_fields_of_any_name_do_not_change_the_evaluation(tmp_path, gemma_path):
     own = {"turns": 3, "choices": ["a", "b"], "has_after": False}
     data = JSONLTransitions(validation=write(tmp_path / "v.jsonl", GOOD | own))
     (row,) = data.split("validation")
@@ -120,7 +120,7 @@ def test_a_picture_lost_later_is_named(tmp_path):
         data.split("warmup")[0]
 
 
-def test_parquet_with_pictures_in_it_or_beside_it(tmp_path):
+def test_parquet_with_images_in_it_or_beside_it(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
 
@@ -156,8 +156,8 @@ def test_bytes_that_are_no_text_break_one_row_of_a_parquet_file_only(tmp_path):
 
 
 def _schema(pa):
-    picture, text = pa.struct([("bytes", pa.binary()), ("path", pa.string())]), pa.string()
-    names = {"before_image": picture, "after_image": picture, "before": text, "after": text}
+    image, text = pa.struct([("bytes", pa.binary()), ("path", pa.string())]), pa.string()
+    names = {"before_image": image, "after_image": image, "before": text, "after": text}
     return pa.schema([*names.items(), ("action", text), ("task", text)])
 
 

@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 class Backbone:
-    """Encodes a text by its characters and a picture by its first pixel; counts its calls."""
+    """Encodes a text by its characters and an image by its first pixel; counts its calls."""
 
     ids_suffice = True
 

@@ -19,7 +19,7 @@ FRAMES = [
 
 
 def test_frames_by_time_in_any_order(tmp_path):
-    """From one open video; a frame depends on its time alone."""
+    """The video stays open; a frame depends on its time alone."""
     with Video(write_video(tmp_path / "v.mp4")) as video:
         assert video.duration == pytest.approx(1.2)
         for seconds, last, frame in [*FRAMES, *reversed(FRAMES)]:

@@ -1,4 +1,4 @@
-"""Attention put together from parts, against the softmax over everything."""
+"""Attention combined from parts, against the softmax over all keys."""
 
 import pytest
 import torch

@@ -165,8 +165,8 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(world):
         Engine(Small(engine.trunk, 5), engine.head).score(grammar, prompts, completions, group_size=4)
 
 
-def test_out_of_memory_lets_go_of_the_attempt_before_the_cache_is_emptied(monkeypatch):
-    """What an exception's traceback still holds cannot be given back."""
+def test_out_of_memory_frees_the_attempt_before_the_cache_is_emptied(monkeypatch):
+    """Memory that the traceback of an exception still holds cannot be returned."""
     made, held = [], []
 
     def work(batch, several):

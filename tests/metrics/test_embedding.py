@@ -33,7 +33,7 @@ def documented(folder: str, text: str) -> torch.Tensor:
 
 
 def test_the_documented_recipe(encoder):
-    """In batches with padding, in an order of their own."""
+    """Texts are in batches with padding, sorted by length."""
     truths = TEXTS[2:] + TEXTS[:2]
     found = EmbeddingSimilarity(encoder, batch_size=2).score(TEXTS, truths)
     for value, guess, truth in zip(found, TEXTS, truths, strict=True):

@@ -100,7 +100,7 @@ def test_all_phases_run_on_cuda(name, options, folders, tmp_path):
         return quiet_trainer(tmp_path, switch, saved, *callbacks, **(gpu.trainer() | options | settings))
 
     with PhantomCuda() as gpu:
-        stop = 3 if name in VLMS else 2  # pictures of a VLM do not outlive the process: it stops after the phase
+        stop = 3 if name in VLMS else 2  # images of a VLM do not outlive the process: it stops after the phase
         trainer(max_steps=stop).fit(swirl(name, folders[name], **options), data)
         module, second = swirl(name, folders[name], **options), trainer(report, CollapseWatch(), max_epochs=-1)
         second.fit(module, data, ckpt_path=tmp_path / f"step={stop}.ckpt")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from support.visual_world import picture, save, write_aurora
+from support.image_world import block_image, save, write_aurora
 from swirl_lightning.data import JSONLTransitions
 from swirl_lightning.prepare.edit_corpora import main, write
 
@@ -51,11 +51,11 @@ def test_both_corpora_in_one_file(tmp_path, pico):
     assert len(rows) == 12
     first = rows["pico-banana/sft/1"]
     assert (first.action, first.meta["edit_type"]) == ("add a hat", "Add a new object")
-    assert first.after.tobytes() == picture(1).tobytes()
-    assert rows["pico-banana/sft/2"].before.tobytes() == picture(0).tobytes()
+    assert first.after.tobytes() == block_image(1).tobytes()
+    assert rows["pico-banana/sft/2"].before.tobytes() == block_image(0).tobytes()
     second = rows["pico-banana/multi_turn/1/turn 2"]
     assert second.action == "then that"
-    assert (second.before.tobytes(), second.after.tobytes()) == (picture(3).tobytes(), picture(4).tobytes())
+    assert (second.before.tobytes(), second.after.tobytes()) == (block_image(3).tobytes(), block_image(4).tobytes())
     assert rows["aurora/kubric/2"].action == "turn 2"
 
 

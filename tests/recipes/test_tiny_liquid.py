@@ -146,7 +146,7 @@ def test_answers_are_true(training_scenes: Scenes, tokenizer: PreTrainedTokenize
 
 
 @pytest.mark.parametrize("bare_weight", [0.3, 1.0])
-def test_bare_cells_of_an_answer_weigh_less(
+def test_bare_cells_of_an_answer_have_less_weight(
     bare_weight: float, training_scenes: Scenes, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     sample = Tasks(training_scenes, tokenizer, CODES, PLACES, bare_weight).draw("copy")

@@ -9,7 +9,7 @@ import runpy
 import pytest
 from PIL import Image
 
-from support.visual_world import clip_folder, liquid_folder, model, trainer, write_aurora
+from support.image_world import clip_folder, liquid_folder, model, trainer, write_aurora
 from swirl_lightning import cli
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.callbacks import Results
@@ -78,7 +78,7 @@ def test_a_row_of_ones_own_name_is_known_by_its_schedule(tmp_path):
 
 
 def test_world_prediction_is_compared_by_its_mean_over_turns(tmp_path):
-    """The paper's figure; a mean over all steps would weigh the first turns more."""
+    """The paper's figure; a mean over all steps would give the first turns more weight."""
     values = {"fwm/sampled/judge": 9.0, "fwm/sampled/judge/mean over turns": 2.0, "fwm/sampled/judge/turn 6": 1.0}
     main([str(write(tmp_path / "run", "WorldPrediction", **values))])
     text = (tmp_path / "run" / "report.md").read_text()
@@ -126,7 +126,7 @@ def test_a_suite_of_ones_own_has_the_columns_that_its_rows_have(tmp_path):
     }
 
 
-def test_problems_are_told(tmp_path):
+def test_problems_are_in_the_report(tmp_path):
     with pytest.raises(SystemExit, match=r"error: no results\.json in .*none"):
         cli.main(["report", str(tmp_path / "none")])
     (tmp_path / "results.json").write_text("{")

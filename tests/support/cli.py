@@ -62,5 +62,5 @@ def config(tmp_path, model_path, **changes):
 
 
 def here(*args):
-    """In this process, which has imported everything already."""
+    """Run ``swirl args`` in this process, which has imported everything already."""
     main([str(arg) for arg in args])

@@ -1,4 +1,4 @@
-"""What an evaluation shows its listener."""
+"""Predictions of an evaluation, as its listener gets them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ FIRST_EPHEMERAL = 32768  # Linux's; other systems begin higher
 
 
 def run_module(name: str, *args: Any) -> subprocess.CompletedProcess[str]:
-    """``python -m name args``, which may import ``support``; stopped after 400 seconds."""
+    """Run ``python -m name args``, which may import ``support``; it is stopped after 400 seconds."""
     return subprocess.run(
         [sys.executable, "-m", name, *map(str, args)],
         capture_output=True,
@@ -31,13 +31,13 @@ def swirl(*args: Any) -> subprocess.CompletedProcess[str]:
 
 
 def _environment() -> dict[str, str]:
-    """One thread, the tests' helpers on the path, and a port on which ranks can meet."""
+    """Return the environment: one thread, the tests' helpers on the path, and a port on which ranks can meet."""
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(_free_port())}
 
 
 def _free_port() -> int:
-    """Below the ports that the system gives to clients: Lightning's own choice can be taken before it is used."""
+    """Find a port below those that the system gives to clients: Lightning's own choice can be taken before its use."""
     while True:
         port = random.SystemRandom().randrange(20000, FIRST_EPHEMERAL)
         with socket.socket() as probe:

@@ -15,9 +15,9 @@ from swirl_lightning.transition import Transition
 
 def frame(place, size=16):
     """A red agent on a grid."""
-    picture = Image.new("RGB", (size, size), (40, 40, 40))
-    picture.paste((220, 30, 30), (4 * (place % 4), 4, 4 * (place % 4) + 4, 8))
-    return picture
+    image = Image.new("RGB", (size, size), (40, 40, 40))
+    image.paste((220, 30, 30), (4 * (place % 4), 4, 4 * (place % 4) + 4, 8))
+    return image
 
 
 class Data(TransitionDataModule):
@@ -31,7 +31,7 @@ class Data(TransitionDataModule):
 
 
 class Backbone:
-    """Content ids of a picture are one number, of a text its characters."""
+    """Content ids of an image are one number, of a text its characters."""
 
     def __init__(self, text):
         self.text = text

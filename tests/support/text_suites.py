@@ -33,7 +33,7 @@ def tiny_trainer(folder: Path, **kwargs: Any) -> Trainer:
 
 
 def evaluated(data: Any, gemma: Path, folder: Path) -> dict[str, float]:
-    """What ``swirl test`` reports."""
+    """Run ``swirl test`` and return its results."""
     (results,) = tiny_trainer(folder).test(tiny_model(gemma), datamodule=data, verbose=False)
     return {key.removeprefix("test/"): float(value) for key, value in results.items()}
 

@@ -26,7 +26,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from support.tiny import byte_tokenizer, gemma_folder
 from support.tiny_gguf import FILE, gguf_folder
-from support.tiny_liquid import CODES, SIDE, SIZES, liquid_folder, pictures, vqgan
+from support.tiny_liquid import CODES, SIDE, SIZES, liquid_folder, noise_images, vqgan
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.chameleon import Chameleon
 from swirl_lightning.backbones.emu3 import Emu3
@@ -173,14 +173,14 @@ def smolvlm_folder(out: Path) -> Path:
 
 
 def mixed(count: int) -> list[Any]:
-    """Pictures first, then texts: as `before` and `after` of a VLM's transitions."""
+    """Images first, then texts: as `before` and `after` of a VLM's transitions."""
     half = count // 2
-    return [*pictures(half), *texts(count - half)]
+    return [*noise_images(half), *texts(count - half)]
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a family is written to disk, loaded, and what its states are."""
+    """Functions of a family: writing a checkpoint, loading it, and making states."""
 
     write: Callable[[Path], Path]
     load: Callable[..., Backbone]
@@ -189,14 +189,14 @@ class Family:
 
 
 TEXT = {"max_state_tokens": 10, "max_action_tokens": 6}
-VISUAL = {"max_action_tokens": 6}
+IMAGES = {"max_action_tokens": 6}
 FAMILIES = {
     "text": Family(gemma_folder, TextLLM, texts, TEXT),
     "chat": Family(qwen_folder, TextLLM, texts, TEXT),
     "gguf": Family(gguf_folder, TextLLM, texts, TEXT | {"gguf_file": FILE}),
-    "liquid": Family(liquid_folder, Liquid, pictures, VISUAL),
-    "emu3": Family(emu3_folder, Emu3, pictures, VISUAL | {"resolution": SIDE}),
-    "chameleon": Family(chameleon_folder, Chameleon, pictures, VISUAL),
+    "liquid": Family(liquid_folder, Liquid, noise_images, IMAGES),
+    "emu3": Family(emu3_folder, Emu3, noise_images, IMAGES | {"resolution": SIDE}),
+    "chameleon": Family(chameleon_folder, Chameleon, noise_images, IMAGES),
     "qwen_vl": Family(qwen_vl_folder, VLM, mixed, TEXT | {"resolution": SIDE}),
     "smolvlm": Family(smolvlm_folder, VLM, mixed, TEXT),
 }

@@ -33,7 +33,7 @@ NAMES = {
 
 
 def gguf_folder(out: Path) -> Path:
-    """``tiny.gguf`` in ``out``."""
+    """Write ``tiny.gguf`` into ``out``."""
     write_gguf(out / FILE)
     return out
 
@@ -87,7 +87,7 @@ def write_gguf(path: Path) -> LlamaForCausalLM:
 
 @torch.no_grad()
 def _add_matrix(writer: GGUFWriter, name: str, weight: Tensor, config: LlamaConfig) -> None:
-    """In 8 bits; rows of queries and keys in llama.cpp's order, a head's two halves alternating."""
+    """Add a matrix in 8 bits, rows of queries and keys in llama.cpp's order: a head's two halves alternate."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
     order = torch.arange(len(weight))
     if heads is not None:

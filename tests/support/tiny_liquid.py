@@ -28,13 +28,13 @@ SIZES: dict[str, Any] = {
 }
 
 
-def pictures(count: int, side: int = SIDE, seed: int = 0) -> list[Image.Image]:
+def noise_images(count: int, side: int = SIDE, seed: int = 0) -> list[Image.Image]:
     rng = np.random.default_rng(seed)
     return [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(count)]
 
 
 def vqgan(folder: Path, codes: int = CODES, side: int = SIDE) -> VQGAN:
-    """Pictures of ``side`` pixels as 4 x 4 codes, in the taming layout; the codebook is made of real latents."""
+    """Images of ``side`` pixels as 4 x 4 codes, in the taming layout; the codebook is made of real latents."""
     levels = (side // GRID).bit_length()
     sizes: dict[str, Any] = {"z_channels": 8, "embed_dim": 8, "resolution": side, "ch": 32, "num_res_blocks": 1}
     torch.manual_seed(1)

@@ -25,11 +25,11 @@ def write_video(path: Path, frames: int = 12, size: int = 32, pattern: bool = Fa
         for n in range(frames):
             if pattern:
                 values = np.random.default_rng(n).integers(60, 256, (4, 4, 3), dtype=np.uint8)
-                picture = Image.fromarray(values).resize((size, size), Image.Resampling.NEAREST)
+                image = Image.fromarray(values).resize((size, size), Image.Resampling.NEAREST)
             else:
                 level = 0 if black else 20 + n % 12 * LEVELS
-                picture = Image.new("RGB", (size, size), (level, level, level))
-            frame = av.VideoFrame.from_image(picture)
+                image = Image.new("RGB", (size, size), (level, level, level))
+            frame = av.VideoFrame.from_image(image)
             for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():
@@ -38,7 +38,7 @@ def write_video(path: Path, frames: int = 12, size: int = 32, pattern: bool = Fa
 
 
 def write_sound(path: Path) -> Path:
-    """A container without pictures."""
+    """A container without images."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,6 @@ def write_sound(path: Path) -> Path:
     return path
 
 
-def number(picture: Image.Image) -> int:
-    """Which frame a picture is."""
-    return round((float(np.asarray(picture).mean()) - 20) / LEVELS)
+def number(image: Image.Image) -> int:
+    """Return the number of the frame that an image is."""
+    return round((float(np.asarray(image).mean()) - 20) / LEVELS)

@@ -47,7 +47,7 @@ MEMORY = 24 * 2**30
 
 
 class MixedDevicesError(RuntimeError):
-    """What CUDA would have raised."""
+    """Error that CUDA would have raised."""
 
 
 def _is_cuda(device: Any) -> bool:
@@ -79,7 +79,7 @@ class PhantomCuda:
             return None
 
     def has(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies on the device."""
+        """Tell whether a tensor is on the device."""
         return self._key(tensor) in self._tags
 
     def mark(self, tree: Any, but: Any = ()) -> None:
@@ -93,7 +93,7 @@ class PhantomCuda:
 
     @contextmanager
     def making(self, device: torch.device) -> Iterator[None]:
-        """What is made within lies on ``device``, whatever it is made from."""
+        """Put all that is made within on ``device``, whatever it is made from."""
         before, self.target = self.target, device
         try:
             yield
@@ -176,7 +176,7 @@ def _cuda_api() -> dict[str, Any]:
 
 
 class _Functions(TorchFunctionMode):
-    """What Python asks of tensors."""
+    """Functions that Python calls on tensors."""
 
     def __init__(self, gpu: PhantomCuda) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class _Functions(TorchFunctionMode):
 
 
 class _Dispatch(TorchDispatchMode):
-    """What aten is asked, by the backward pass, too."""
+    """Operations that reach aten, those of the backward pass included."""
 
     def __init__(self, gpu: PhantomCuda) -> None:
         super().__init__()

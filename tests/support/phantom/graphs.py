@@ -55,7 +55,7 @@ class Recording:
 
 
 def recording_api(gpu: PhantomCuda) -> dict[str, Any]:
-    """What stands in for the names of ``torch.cuda``."""
+    """Return the replacements of names of ``torch.cuda``."""
 
     class Stream:
         def wait_stream(self, other: Any) -> None: ...

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from lightning.pytorch import Callback
 
-from support.visual_world import clip_folder, write_aurora
+from support.image_world import clip_folder, write_aurora
 
 HOMES = {
     "aurora": "Aurora",
@@ -22,8 +22,8 @@ HOMES = {
     "mind2web": "Mind2Web",
     "stabletoolbench": "StableToolBench",
 }
-"""Module and class of each suite; the first three are visual."""
-VISUAL = list(HOMES)[:3]
+"""Module and class of each suite; the first three have images as states."""
+IMAGE_SUITES = list(HOMES)[:3]
 
 
 def write_data(name: str, root: Path) -> dict[str, Any]:
@@ -70,13 +70,13 @@ def write_config(name: str, folder: Path, base: str | Path, **options: Any) -> P
     Args:
         name: of the suite.
         folder: made where it is missing.
-        base: a Liquid for the visual suites, which get a small CLIP, too; any text model for the others.
+        base: a Liquid for the image suites, which get a small CLIP, too; any text model for the others.
         options: of the DataModule.
     """
     (folder / "data").mkdir(parents=True)
     found = write_data(name, folder / "data")
     backbone: dict[str, Any] = {"model_name_or_path": str(base), "dtype": "float32", "quantization": None}
-    if name in VISUAL:
+    if name in IMAGE_SUITES:
         family, found["clip"] = "Liquid", str(clip_folder(folder / "clip"))
         backbone |= {"max_action_tokens": 5}
     else:

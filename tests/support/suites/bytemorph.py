@@ -7,12 +7,12 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from support.visual_world import picture
+from support.image_world import block_image
 
 
 def png(seed):
     buffer = io.BytesIO()
-    picture(seed).save(buffer, "PNG")
+    block_image(seed).save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": f"{seed}.png"}
 
 

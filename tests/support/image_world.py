@@ -1,4 +1,4 @@
-"""A tiny Liquid, a tiny CLIP and small visual benchmarks, all in the formats of the real ones."""
+"""A tiny Liquid, a tiny CLIP and small image benchmarks, in the formats of the real ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from swirl_lightning.evaluation import EvaluationConfig
 
 
 def liquid_folder(out: Path) -> Path:
-    """Random weights; pictures of 16 x 16 pixels, 16 codes each."""
+    """Random weights; images of 16 x 16 pixels, 16 codes each."""
     return tiny_liquid.liquid_folder(out, side=16)
 
 
@@ -50,14 +50,14 @@ def clip_folder(out: Path) -> Path:
     return out
 
 
-def picture(seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
+def block_image(seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
     """Coarse random blocks of colour."""
     blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
 
 
-def odd_pictures(folder: Path) -> list[Path]:
-    """CMYK, a palette with transparency, 16-bit grey: what a picture may be, too."""
+def odd_images(folder: Path) -> list[Path]:
+    """Images of unusual modes: CMYK, a palette with transparency, 16-bit grey."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in ("cmyk.jpg", "palette.png", "deep.png")]
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(paths[0])
@@ -68,7 +68,7 @@ def odd_pictures(folder: Path) -> list[Path]:
 
 def save(path: Path, seed: int, size: tuple[int, int] = (16, 16)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture(seed, size).save(path)
+    block_image(seed, size).save(path)
     return path
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from support.visual_world import clip_folder, picture
+from support.image_world import block_image, clip_folder
 from swirl_lightning.benchmarks.aurora.disc_edit import DiscEdit
 from swirl_lightning.benchmarks.bytemorph.metrics import ByteMorphDirections, cosine
 from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
@@ -28,10 +28,10 @@ def encoder(folder):
 
 
 class Vectors:
-    """An encoder with features of our choice: a picture's are its first pixel, scaled to length 1."""
+    """An encoder with features of our choice: an image's are its first pixel, scaled to length 1."""
 
-    def images(self, pictures):
-        raw = torch.tensor(np.array([p.getpixel((0, 0)) for p in pictures]), dtype=torch.float32) - 128
+    def images(self, images):
+        raw = torch.tensor(np.array([p.getpixel((0, 0)) for p in images]), dtype=torch.float32) - 128
         return torch.nn.functional.normalize(raw, dim=-1)
 
     def texts(self, texts):
@@ -51,20 +51,20 @@ X, Y, Z = colour(100, 0, 0), colour(0, 100, 0), colour(0, 0, 100)
 
 
 def test_features_are_those_of_transformers(folder, encoder, tmp_path):
-    pictures = [picture(n, (16, 16)) for n in range(3)]
+    images = [block_image(n, (16, 16)) for n in range(3)]
     model = CLIPModel.from_pretrained(folder).eval()
     processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16)
     with torch.no_grad():
-        wanted = model.get_image_features(**processor(pictures, return_tensors="pt")).pooler_output
+        wanted = model.get_image_features(**processor(images, return_tensors="pt")).pooler_output
         ids = AutoTokenizer.from_pretrained(folder)(
             ["a cat", "a dog " * 30], padding=True, truncation=True, max_length=20, return_tensors="pt"
         )
         words = model.get_text_features(**ids).pooler_output
-    assert torch.allclose(encoder.images(pictures), wanted / wanted.norm(dim=-1, keepdim=True), atol=1e-5)
+    assert torch.allclose(encoder.images(images), wanted / wanted.norm(dim=-1, keepdim=True), atol=1e-5)
     assert torch.allclose(encoder.texts(["a cat", "a dog " * 30]), words / words.norm(dim=-1, keepdim=True), atol=1e-5)
-    assert encoder.images([picture(0, (40, 8))]).norm() == pytest.approx(1, abs=1e-5)
+    assert encoder.images([block_image(0, (40, 8))]).norm() == pytest.approx(1, abs=1e-5)
     with pytest.raises(OSError, match="cannot load CLIP from"):
-        CLIPEncoder(str(tmp_path)).images(pictures)
+        CLIPEncoder(str(tmp_path)).images(images)
 
 
 def test_similarity_by_hand():
@@ -118,7 +118,7 @@ def test_a_copy_scores_zero_and_never_nan():
 
 def test_a_real_copy_is_zero_with_a_real_model(encoder):
     metric = ByteMorphDirections(encoder)
-    metric.update([picture(1)], [row(picture(1), picture(2), src_caption="a", tgt_caption="b")])
+    metric.update([block_image(1)], [row(block_image(1), block_image(2), src_caption="a", tgt_caption="b")])
     found = metric.compute()
     assert found["clip_sim_img"] == pytest.approx(1, abs=1e-5)
     assert found["clip_d_img"] == 0
@@ -130,8 +130,8 @@ def disc(item, side, sample, before):
 
 
 def test_disc_edit_by_hand():
-    def latents(pictures):
-        return torch.tensor([[float(p.getpixel((0, 0))[0])] for p in pictures])
+    def latents(images):
+        return torch.tensor([[float(p.getpixel((0, 0))[0])] for p in images])
 
     metric = DiscEdit(latents, items=2, samples=2)
     assert metric.compute() == {}
@@ -148,7 +148,7 @@ def test_disc_edit_by_hand():
 
 
 def test_two_halves_reduce_to_the_whole():
-    """What gathering by sums gives: states added, then computed."""
+    """States are added, as in a reduction over devices, and then computed."""
     rows = [row(X, Y, task=t) for t in "aab"]
     whole, one, two = (CLIPSimilarity(Vectors(), ["a", "b"]) for _ in range(3))
     whole.update([Y, Z, X], rows)
@@ -158,5 +158,5 @@ def test_two_halves_reduce_to_the_whole():
     assert {k: float(v) for k, v in one.compute().items()} == {k: float(v) for k, v in whole.compute().items()}
 
 
-def test_nothing_counted_nothing_told():
+def test_values_without_a_row_are_left_out():
     assert CLIPSimilarity(Vectors(), ["x"]).compute() == {}
