@@ -1,9 +1,9 @@
-"""A small base for ScienceWorld where no pretrained one can be had: tokenizer and Gemma language model.
+"""A small base for ScienceWorld that needs no download: tokenizer and Gemma language model.
 
     python -m recipes.scienceworld_base --data data/scienceworld --out runs/scienceworld_base
 
-The language model learns to continue one state with the next and never sees an action beside them: neither
-an FWM nor an IDM. Only training episodes are read; actions, as words alone, from the labelled half only.
+The language model is trained to continue one state with the next, never with an action beside them. So it is
+neither an FWM nor an IDM. Only training episodes are read; actions are read as words alone, from the labelled half.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from swirl_lightning.benchmarks.scienceworld import ScienceWorld
 from swirl_lightning.console import run_command
 from swirl_lightning.transition import Transition
 
-# The last three are used no more. Without them all ids would be others, and so the numbers in docs/results.md.
+# The last three are unused. Without them all ids would change, and with them the numbers in docs/results.md.
 SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>", "<cls>", "<sep>", "<mask>")
 PAD, EOS, BOS = range(3)
 
@@ -35,15 +35,15 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes and lengths.
+    """Sizes of the base, and settings of its training.
 
     Attributes:
         vocabulary: of the byte-level BPE.
         hidden, layers, heads: of the language model; its MLP is three times as wide as it.
-        longest: tokens of a pair of states; longer ones lose their end.
-        batch: sequences a step.
-        steps: of the training.
-        learning_rate: at its highest.
+        longest: number of tokens of a pair of states; longer ones are cut at the end.
+        batch: number of sequences in a step.
+        steps: number of training steps.
+        learning_rate: highest learning rate.
     """
 
     vocabulary: int = 2048
@@ -57,7 +57,7 @@ class Settings:
 
 
 def build_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, so that any text comes back exactly; merges cross words but not lines: short states."""
+    """Train a byte-level BPE, which restores any text exactly; merges cross words but not lines, for short states."""
     core = Tokenizer(models.BPE(unk_token=None))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -80,13 +80,13 @@ def build_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
 
 
 def next_state_batches(pairs: list[tuple[list[int], list[int]]], settings: Settings, seed: int) -> Iterator[Tensor]:
-    """Endless (B, L): BOS, a state, two line breaks as part of it, the next state, EOS; padded on the right."""
+    """Yield batches (B, L) without end: BOS, a state, two line breaks, the next state, EOS; padded on the right."""
     rows = [[BOS, *x, *y, EOS][: settings.longest] for x, y in pairs]
     return map(_padded, _of_like_length(rows, settings.batch, random.Random(seed)))
 
 
 def train(model: nn.Module, losses: Iterator[Tensor], steps: int, learning_rate: float, name: str, log: Log) -> None:
-    """AdamW, 5% warm-up, cosine to a tenth."""
+    """Train with AdamW: 5% warm-up, then a cosine to a tenth of the learning rate."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     start, mean = time.monotonic(), math.nan
     for step in range(steps):
@@ -126,7 +126,7 @@ def build(data: ScienceWorld, out: Path, settings: Settings, seed: int, log: Log
 
 
 def build_lm(vocabulary: int, settings: Settings) -> GemmaForCausalLM:
-    """A small Gemma with random weights."""
+    """Make a small Gemma with random weights."""
     return GemmaForCausalLM(
         GemmaConfig(
             vocab_size=vocabulary,
@@ -151,7 +151,7 @@ def _next_token_loss(model: GemmaForCausalLM, ids: Tensor) -> Tensor:
 
 
 def _of_like_length(rows: list[list[int]], size: int, draw: random.Random) -> Iterator[list[list[int]]]:
-    """Endless batches of neighbours in length: at random, a batch would be padding for two thirds."""
+    """Yield batches of similar lengths without end: of random ones two thirds would be padding."""
     rows = sorted(rows, key=len)
     while True:
         start = draw.randrange(max(1, len(rows) - size + 1))
@@ -164,7 +164,7 @@ def _padded(rows: list[list[int]]) -> Tensor:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line."""
+    """Entry point of the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, help="folder with gold_transitions.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")

@@ -3,7 +3,7 @@
     python -m recipes.scienceworld_trial --seeds 0 1 2
 
 Trains with ``configs/scienceworld_tiny.yaml``, tests both checkpoints, prints a Markdown table of means over
-seeds with standard errors. What is there already is not done again, so an interrupted trial goes on.
+seeds with standard errors. Finished parts are not repeated, so an interrupted trial goes on.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ METRICS = {
     "fwm/greedy/bleu_char": "BLEU of characters, of 100",
     "fwm/sampled/rouge_l": "ROUGE-L, sampled",
     "idm/greedy/exact_match": "IDM exact",
-    "identifiability": "log Q(z; x, ŷ)",  # a bar would end the cell
+    "identifiability": "log Q(z; x, ŷ)",  # an unescaped bar would end the cell
 }
 
 
 def run(config: Path, folder: Path, seed: int, extra: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Train and test one seed; the rows of its test table."""
+    """Train and test one seed; returns the rows of its test table."""
     settings = [
         *("--seed_everything", str(seed), "--model.init_args.seed", str(seed), "--data.init_args.seed", str(seed)),
         *("--trainer.default_root_dir", str(folder / f"seed{seed}")),
@@ -43,7 +43,7 @@ def run(config: Path, folder: Path, seed: int, extra: Sequence[str]) -> dict[str
         resumed = ["--ckpt_path", str(checkpoints / "last.ckpt")] if (checkpoints / "last.ckpt").is_file() else []
         _swirl("fit", config, [*settings, *resumed])
         (folder / f"seed{seed}" / "trained").touch()
-    trained = yaml.safe_load((folder / f"seed{seed}" / "config.yaml").read_text())  # with what ``extra`` changed
+    trained = yaml.safe_load((folder / f"seed{seed}" / "config.yaml").read_text())  # with the changes of ``extra``
     warmup = trained["phase_switch"]["warmup_epochs"]
     table = folder / f"seed{seed}" / FILE
     for count, checkpoint in enumerate((f"epoch={warmup - 1}.ckpt", "last.ckpt"), start=1):
@@ -53,7 +53,7 @@ def run(config: Path, folder: Path, seed: int, extra: Sequence[str]) -> dict[str
 
 
 def markdown(seeds: list[dict[str, dict[str, float]]]) -> str:
-    """Mean ± standard error over seeds of each row."""
+    """Write mean ± standard error over seeds of each row as Markdown."""
     rows = list(dict.fromkeys(name for table in seeds for name in table))
     lines = ["| | " + " | ".join(METRICS.values()) + " |", "|---" * (len(METRICS) + 1) + "|"]
     for name in rows:
@@ -71,7 +71,7 @@ def _swirl(command: str, config: Path, arguments: Sequence[str]) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line; unknown options go to ``swirl fit`` and ``swirl test``."""
+    """Entry point of the command; unknown options go to ``swirl fit`` and ``swirl test``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--config", type=Path, default=Path("configs/scienceworld_tiny.yaml"))
     parser.add_argument("--out", type=Path, default=Path("runs/scienceworld_tiny"))

@@ -1,4 +1,4 @@
-"""Random scenes of the tiny world and random edits of them, none of which knows an action's effect."""
+"""Random scenes of the tiny world and random edits of them, which do not depend on effects of actions."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def _without_agent(index: int) -> int:
 
 
 def agent_place(scene: Scene) -> int:
-    """The index of the agent's cell, row by row."""
+    """Return the index of the agent's cell, row by row."""
     return next(i for i, c in enumerate(scene.reshape(-1)) if CELLS[c].facing)
 
 
 def ahead(scene: Scene) -> int | None:
-    """The index of the cell in front of the agent, None beyond the rim."""
+    """Return the index of the cell in front of the agent, None outside the grid."""
     at = agent_place(scene)
     facing = FACINGS.index(CELLS[scene.reshape(-1)[at]].facing)
     row, column = at // GRID + (0, 1, 0, -1)[facing], at % GRID + (1, 0, -1, 0)[facing]
@@ -46,13 +46,13 @@ def ahead(scene: Scene) -> int | None:
 
 
 class Scenes:
-    """Scenes to learn from: frames of the ``base`` split (single ones, never steps) and random grids.
+    """Source of scenes: frames of the ``base`` split (single ones, never steps) and random grids.
 
     Args:
-        frames: how many transitions of the split give their frames.
+        frames: number of transitions of the split whose frames are used.
         seed: of everything drawn.
-        split: None for training material, which keeps clear of the held-out layouts; a held-out
-            split's name for material of that split only.
+        split: None for training scenes, which exclude the held-out layouts; the name of a held-out split for
+            scenes of that split alone.
     """
 
     def __init__(self, frames: int, seed: int, split: str | None = None) -> None:
@@ -62,17 +62,17 @@ class Scenes:
         self._frames = read([s for t in steps for s in (t.before, t.observed) if not isinstance(s, str)])
 
     def usable(self, scene: Scene) -> bool:
-        """Whether the scene's layout belongs to this material."""
+        """Tell whether the scene's layout belongs to the split."""
         found = split_of(scene)
         return found == self.split if self.split else found not in HELD_OUT
 
     def draw(self, sparse: bool = False) -> Scene:
-        """One scene; ``sparse``: few things in it."""
+        """Draw a scene; with ``sparse`` it has few things."""
         while True:
             draw = self.rng.random()
             if sparse or draw < 0.2:
                 scene = self._sparse()
-            elif draw < 0.6 or self.split:  # `random_scene` keeps clear of the held-out layouts
+            elif draw < 0.6 or self.split:  # `random_scene` excludes the held-out layouts
                 scene = self._recoloured(self._frames[self.rng.integers(len(self._frames))])
             else:
                 scene = random_scene(self.rng)
@@ -96,12 +96,12 @@ class Scenes:
         return scene
 
     def thing(self) -> int:
-        """A thing, each kind as likely as any other."""
+        """Draw a thing, each kind with equal probability."""
         group = _GROUPS[self.rng.integers(len(_GROUPS))]
         return int(group[self.rng.integers(len(group))])
 
     def edited(self, scene: Scene, count: int) -> tuple[Scene, str]:
-        """``scene`` after ``count`` random edits, and the edits in words."""
+        """Make ``count`` random edits of ``scene``; returns the result, and the edits in words."""
         while True:
             cells = scene.reshape(-1).copy()
             words = [self._edit(cells) for _ in range(count)]
@@ -110,7 +110,7 @@ class Scenes:
                 return result, "; ".join(words)
 
     def _edit(self, cells: Scene) -> str:
-        """Changes ``cells`` (36,) in place and says what it did."""
+        """Change ``cells`` (36,) in place; returns the edit in words."""
         rng, draw = self.rng, self.rng.random()
         at = next(i for i, c in enumerate(cells) if CELLS[c].facing)
         if draw < 0.3:
@@ -137,7 +137,7 @@ class Scenes:
         return self._replace(cells, at)
 
     def _replace(self, cells: Scene, agent: int) -> str:
-        """Puts something into, or takes it from, one cell."""
+        """Put something into one cell, or take it away."""
         rng = self.rng
         full = [i for i, c in enumerate(cells) if c not in (FLOOR, WALL) and i != agent]
         if full and rng.random() < 0.45:

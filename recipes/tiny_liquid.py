@@ -1,9 +1,9 @@
-"""Builds ``assets/tiny-liquid``, the base of the embedded default, in the on-disk format of Liquid-7B.
+"""Building of ``assets/tiny-liquid``, the base of the embedded default, in the on-disk format of Liquid-7B.
 
     python -m recipes.tiny_liquid --out src/swirl_lightning/assets/tiny-liquid
 
-The base sees single frames of the ``base`` split, random grids, random edits of both and words. It never
-sees an action beside frames, a step of the simulator, or a layout of the held-out splits.
+The base is trained on single frames of the ``base`` split, random grids, random edits of both, and words. No
+sample has an action beside frames, a step of the simulator, or a layout of the held-out splits.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from swirl_lightning.console import run_command
 
 SEED = 0
 BASE_TRANSITIONS = 1200
-"""How many steps of the ``base`` split give their frames."""
+"""Number of steps of the ``base`` split whose frames are used."""
 HELD_OUT_TRANSITIONS = 100
 STAGES = ((PLACES, 1.0, LMSettings(steps=1750, decay=0.0)), (NAMES, 0.3, LMSettings(steps=2000)))
-"""Task shares, weight of bare cells and training settings of the language model's stages, one after the other."""
+"""Task shares, weight of bare cells and training settings of the language model's stages, in order."""
 HELD_OUT_TASKS = {"changed": 72, "edit": 48, "difference": 24, "copy": 24, "look": 24, "where": 24, "ahead": 24}
 HASH_FILE = "RECIPE.sha256"
 
@@ -42,7 +42,7 @@ Log = Callable[[str], None]
 
 
 def recipe_hash() -> str:
-    """Hash of the recipe's source files, which hold its settings."""
+    """Hash the recipe's source files, which hold its settings."""
     digest = hashlib.sha256()
     for module in (tiny_edits, tiny_lm, tiny_tasks, tiny_text, tiny_vqgan):
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -51,12 +51,12 @@ def recipe_hash() -> str:
 
 
 def tiles() -> Tensor:
-    """The pictures of all kinds of cell, (len(CELLS), 3, 8, 8) in [-1, 1]."""
+    """Return the images of all kinds of cell, (len(CELLS), 3, 8, 8) in [-1, 1]."""
     return torch.from_numpy(atlas()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def build_vqgan(folder: Path, log: Log) -> VQGAN:
-    """Trains the VQGAN and saves it in half precision; cell i has code i.
+    """Train the VQGAN and save it in half precision; cell i has code i.
 
     Raises:
         RuntimeError: the codes are not clean; train longer.
@@ -74,7 +74,7 @@ def build_vqgan(folder: Path, log: Log) -> VQGAN:
 
 
 def save_lm(model: GemmaForCausalLM, folder: Path) -> None:
-    """Writes config and bfloat16 weights as one safetensors file."""
+    """Write config and bfloat16 weights as one safetensors file."""
     state = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state)
     config = json.loads((folder / "config.json").read_text()) | {"dtype": "bfloat16"}
@@ -82,7 +82,7 @@ def save_lm(model: GemmaForCausalLM, folder: Path) -> None:
 
 
 def build(out: Path, log: Log) -> None:
-    """The whole base: tokenizer, VQGAN, language model, hash."""
+    """Build the whole base: tokenizer, VQGAN, language model, hash."""
     torch.manual_seed(SEED)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
@@ -104,7 +104,7 @@ def build(out: Path, log: Log) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Entry point of the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

@@ -1,4 +1,4 @@
-"""Trains the tiny Gemma on a mixture of tasks, one next-token loss for all."""
+"""Training of the tiny Gemma on a mixture of tasks, with one next-token loss for all."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class LMSettings:
-    """Size of the model, and length and speed of its training; ``decay`` is the share of the steps in which the
-    learning rate falls.
+    """Size of the model, and settings of its training; ``decay`` is the share of the steps in which the learning
+    rate falls.
     """
 
     hidden: int = 128
@@ -41,7 +41,7 @@ class LMSettings:
 
 
 def build_lm(settings: LMSettings, tokenizer: PreTrainedTokenizerFast, codes: int) -> GemmaForCausalLM:
-    """A Gemma whose last ``codes`` ids are VQ codes, as in Liquid."""
+    """Make a Gemma whose last ``codes`` ids are VQ codes, as in Liquid."""
     config = GemmaConfig(
         vocab_size=len(tokenizer) + codes,
         hidden_size=settings.hidden,
@@ -60,7 +60,7 @@ def build_lm(settings: LMSettings, tokenizer: PreTrainedTokenizerFast, codes: in
 
 
 def collate(samples: list[Sample], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and loss weights (B, L), padded on the right; a causal model needs no mask for that."""
+    """Pad ids and loss weights on the right, (B, L) each; a causal model needs no mask for that."""
     length = max(len(s.ids) for s in samples)
     ids = torch.full((len(samples), length), pad)
     weights = torch.zeros(len(samples), length)
@@ -71,14 +71,14 @@ def collate(samples: list[Sample], pad: int) -> tuple[Tensor, Tensor]:
 
 
 def answer_logits(model: GemmaForCausalLM, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (K, V) and mask (B, L - 1) of the K weighted tokens; the head runs on those alone."""
+    """Compute logits (K, V) and mask (B, L - 1) of the K weighted tokens; the head runs on those alone."""
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     counted = weights[:, 1:] > 0
     return model.lm_head(hidden[counted]), counted
 
 
 def backward(model: GemmaForCausalLM, samples: list[Sample], pad: int, chunk: int) -> float:
-    """Accumulates the gradient of the weighted mean loss, in chunks of similar length."""
+    """Accumulate the gradient of the weighted mean loss, in chunks of similar length."""
     samples = sorted(samples, key=lambda s: len(s.ids))
     total = sum(sum(s.weights) for s in samples)
     value = 0.0
@@ -94,7 +94,7 @@ def backward(model: GemmaForCausalLM, samples: list[Sample], pad: int, chunk: in
 
 @torch.no_grad()
 def exact_match(model: GemmaForCausalLM, samples: list[Sample], pad: int) -> dict[str, float]:
-    """Share of samples, by task, whose whole answer is the greedy one."""
+    """Compute the share of samples, by task, whose whole answer is the greedy one."""
     right: dict[str, list[bool]] = {}
     for start in range(0, len(samples), 32):
         part = samples[start : start + 32]
@@ -109,7 +109,7 @@ def exact_match(model: GemmaForCausalLM, samples: list[Sample], pad: int) -> dic
 
 
 def learning_rate(step: int, settings: LMSettings) -> float:
-    """Linear warm-up, a plateau, then a linear fall over the last ``decay`` of the steps."""
+    """Return the learning rate: linear warm-up, constant, then a linear fall over the last ``decay`` of the steps."""
     left = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
     return settings.learning_rate * min(1.0, (step + 1) / settings.warmup, max(left, 0.01))
 
@@ -123,7 +123,7 @@ def train_lm(
     log: Log,
     save: Callable[[GemmaForCausalLM], None],
 ) -> GemmaForCausalLM:
-    """Trains ``model`` and returns its moving average, in evaluation mode and frozen."""
+    """Train ``model`` and return its moving average, in evaluation mode and frozen."""
     average = copy.deepcopy(model).eval().requires_grad_(False)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]

@@ -1,4 +1,4 @@
-"""What the tiny base learns: to see, to draw, to copy, to edit and above all to compare frames."""
+"""Tasks of the tiny base: reading, drawing, copying, editing and above all comparing frames."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PLACES = {
     "ahead": 0.03,
     "text": 0.02,
 }
-"""Shares of the tasks in the first stage, which mostly teaches where things are."""
+"""Shares of the tasks in the first stage, which mostly trains places of things."""
 NAMES = {
     "changed": 0.36,
     "count": 0.02,
@@ -41,18 +41,18 @@ NAMES = {
     "name": 0.07,
     "text": 0.02,
 }
-"""Shares of the tasks in the second stage, which adds what they are."""
+"""Shares of the tasks in the second stage, which adds their names."""
 SEEN_WEIGHT = 0.2
-"""Loss weight of a second frame that nothing announces: most of it is a copy of the first."""
+"""Loss weight of a second frame that does not follow from the text: most of it is a copy of the first."""
 
 
 @dataclass
 class Sample:
-    """One training sequence.
+    """Training sequence.
 
     Attributes:
         ids: tokens.
-        weights: how much predicting each token counts; 1 for an answer.
+        weights: loss weight of each token; 1 for an answer.
         task: its name.
     """
 
@@ -62,14 +62,14 @@ class Sample:
 
 
 class Tasks:
-    """Draws samples of all tasks.
+    """Generator of samples of all tasks.
 
     Args:
-        scenes: where frames come from.
+        scenes: source of frames.
         tokenizer: the tiny base's.
         codes: the VQ code of each kind of cell, (len(CELLS),).
-        shares: how often each task comes; the tasks are the methods of these names.
-        bare_weight: loss weight of floor and wall in a frame that is the answer: there is much of them.
+        shares: frequency of each task; the tasks are the methods of these names.
+        bare_weight: loss weight of floor and wall in a frame that is the answer, since most cells are bare.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Tasks:
         self._makers: dict[str, Callable[[Sample], None]] = {name: getattr(self, f"_{name}") for name in shares}
 
     def draw(self, task: str | None = None) -> Sample:
-        """One sample, of ``task`` or of a random one."""
+        """Draw a sample of ``task``, or of a random one."""
         if task is None:
             shares = np.array(list(self._shares.values()))
             task = list(self._shares)[self._rng.choice(len(shares), p=shares / shares.sum())]
@@ -124,7 +124,7 @@ class Tasks:
         self._add(sample, [self._eos], 1.0)
 
     def _pair(self, sample: Sample) -> tuple[Scene, Scene]:
-        """Shows two frames that differ by one to three edits."""
+        """Show two frames that differ by one to three edits."""
         first = self._scenes.draw()
         second, _ = self._scenes.edited(first, 1 + int(self._rng.choice(3, p=(0.65, 0.25, 0.1))))
         one, two = ("Before: ", "\nAfter: ") if self._rng.random() < 0.8 else ("One: ", "\nTwo: ")
@@ -151,7 +151,7 @@ class Tasks:
         self._answer(sample, str(int((first != second).sum())))
 
     def _difference(self, sample: Sample) -> None:
-        """The answer is a picture: what is new, on bare floor."""
+        """Answer with an image: the new things, on bare floor."""
         first, second = self._pair(sample)
         self._say(sample, "\nNew: ")
         self._show(sample, np.where(first != second, second, FLOOR), 1.0)
@@ -202,12 +202,12 @@ class Tasks:
         self._answer(sample, "; ".join(places))
 
     def _glance(self, sample: Sample) -> None:
-        """Any six cells, most of them bare."""
+        """Choose any six cells, most of them bare."""
         scene = self._scenes.draw()
         self._name_cells(sample, scene, self._rng.permutation(GRID * GRID)[:6])
 
     def _look(self, sample: Sample) -> None:
-        """Up to five things, and any cells to make it seven."""
+        """Choose up to five things, and other cells up to seven."""
         scene = self._scenes.draw()
         cells = scene.reshape(-1)
         things = self._rng.permutation(np.flatnonzero((cells != FLOOR) & (cells != WALL)))[:5]
@@ -234,7 +234,7 @@ class Tasks:
         self._answer(sample, f"{there}; {here}")
 
     def _name(self, sample: Sample) -> None:
-        """Single cells and their names, in both directions."""
+        """Ask for names of single cells, or for cells of names."""
         for cell in self._rng.integers(len(CELLS), size=12).tolist():
             code, name = [int(self._image_ids[cell])], CELLS[cell].name
             if self._rng.random() < 0.6:
@@ -247,6 +247,6 @@ class Tasks:
                 self._add(sample, [self._eoi], 0.0)
 
     def _text(self, sample: Sample) -> None:
-        """Words alone: the sentences of the world, several in a row."""
+        """Write words alone: several sentences of the world."""
         said = [self._commands[i] for i in self._rng.integers(len(self._commands), size=8)]
         self._answer(sample, "; ".join(said))

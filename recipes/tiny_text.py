@@ -1,4 +1,4 @@
-"""The words of the tiny world, and the tokenizer trained on them."""
+"""Words of the tiny world, and the tokenizer trained on them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from transformers import PreTrainedTokenizerFast
 from swirl_lightning.benchmarks.minigrid.tiles import CELLS, COLOURS, GRID, OBJECTS
 
 MOST_IDS = 640
-"""More than the words need: merging stops when every word is one id."""
+"""Upper limit of the vocabulary, which is not reached: merging stops when every word is one id."""
 SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>", "<boi>", "<eoi>")
 
 
 def place(index: int) -> str:
-    """The cell's place in words, counted from 1: ``row 2 column 3``."""
+    """Write the cell's place in words, counted from 1: ``row 2 column 3``."""
     return f"row {index // GRID + 1} column {index % GRID + 1}"
 
 
 def commands() -> list[str]:
-    """The sentences that name actions; the base meets them as text alone, never beside frames."""
+    """Return the sentences that name actions; the base is trained on them as text alone, never beside frames."""
     found = ["turn left", "turn right", "move forward"]
     for colour in COLOURS:
         found += [f"{verb} the {colour} {thing}" for verb in ("pick up", "drop") for thing in OBJECTS]
@@ -29,7 +29,7 @@ def commands() -> list[str]:
 
 
 def sentences() -> Iterator[str]:
-    """What the tokenizer is trained on."""
+    """Return the sentences that the tokenizer is trained on."""
     fixed = (
         *("Before: ", "\nAfter: ", "\nAction: ", "\nChanged: ", "\nHow many cells changed? ", "Frame: "),
         *("One: ", "\nTwo: ", "\nEdit: ", "\nObjects: ", "\nAhead of the agent: ", "\nCopy: ", "\nDraw: "),
@@ -48,7 +48,7 @@ def sentences() -> Iterator[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE, so that any text comes back exactly."""
+    """Train a byte-level BPE, which restores any text exactly."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,8 +1,8 @@
-"""Trains the tiny VQGAN so that a code means one kind of patch whatever is around it.
+"""Training of the tiny VQGAN, in which a code stands for one kind of patch whatever is around it.
 
 The frames of the tiny world are made of a closed set of 8 x 8 patches, so the codes need not be found by
-straight-through gradients: the patches are clustered, cluster i becomes code i, the encoder learns to land
-nearest to the right code and the decoder to paint it, both on random compositions.
+straight-through gradients: the patches are clustered, cluster i becomes code i, the encoder is trained
+to map a patch nearest to its code, and the decoder to reconstruct it, both on random compositions.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ CONFIG = VQGANConfig(
     num_res_blocks=1,
 )
 SMALL, WHOLE = (3, 32), (6, 16)
-"""Cells of a side and pictures of a step. Most steps see small pictures: the model is convolutional."""
+"""Cells along a side, and images in a step. Most steps have small images: the model is convolutional."""
 STAGES = {"both": (500, 200), "decoder": (900, 200)}
-"""Steps on small and on whole pictures, of encoder and decoder together, then of the decoder alone."""
+"""Steps on small and on whole images, of encoder and decoder together, then of the decoder alone."""
 LEARNING_RATE = 3e-3
 
 Log = Callable[[str], None]
 
 
 def random_grids(patches: int, floor: int, wall: int, count: int, side: int, rng: torch.Generator) -> Tensor:
-    """(count, side, side) ids: half are independent patches, half are walled rooms with a few things in."""
+    """Draw ids (count, side, side): half are independent patches, half are walled rooms with a few things."""
     grids = torch.randint(patches, (count, side, side), generator=rng)
     rooms = torch.rand(count, 1, 1, generator=rng) < 0.5
     empty = torch.rand(count, side, side, generator=rng) < 0.75
@@ -47,34 +47,34 @@ def random_grids(patches: int, floor: int, wall: int, count: int, side: int, rng
 
 
 def compose(atlas: Tensor, grids: Tensor) -> Tensor:
-    """Patches (T, 3, p, p) and ids (B, n, n) -> pictures (B, 3, n * p, n * p)."""
+    """Compose images (B, 3, n * p, n * p) of patches (T, 3, p, p) by ids (B, n, n)."""
     b, n, _ = grids.shape
     p = atlas.shape[-1]
     return atlas[grids].permute(0, 3, 1, 4, 2, 5).reshape(b, 3, n * p, n * p)
 
 
 def _code_loss(model: VQGAN, pixels: Tensor, grids: Tensor) -> Tensor:
-    """Cross entropy of the right code among all, by distance."""
+    """Compute the cross entropy of the right code among all, by distance."""
     z = model.latents(pixels).permute(0, 2, 3, 1).flatten(0, 2)
     e = model.quantize.embedding.weight
     return F.cross_entropy(2 * z @ e.t() - e.pow(2).sum(1), grids.flatten())
 
 
 def _paint_loss(model: VQGAN, pixels: Tensor, grids: Tensor) -> Tensor:
-    """Error of painting the right codes."""
+    """Compute the error of decoding the right codes."""
     painted = model.decode_latents(model.quantize.embedding(grids).permute(0, 3, 1, 2))
     return 4 * F.mse_loss(painted, pixels) + F.l1_loss(painted, pixels)
 
 
 def train_vqgan(atlas: Tensor, floor: int, wall: int, seed: int, log: Log) -> VQGAN:
-    """Trains on compositions of the patches (T, 3, p, p) in [-1, 1]; patch i gets code i.
+    """Train on compositions of the patches (T, 3, p, p) in [-1, 1]; patch i gets code i.
 
     Args:
         atlas: the centre of each cluster of patches.
-        floor: index of the patch that rooms are full of.
-        wall: index of the patch that stands around rooms.
-        seed: of weights and pictures.
-        log: takes one line every 100 steps.
+        floor: index of the patch that fills rooms.
+        wall: index of the patch around rooms.
+        seed: of weights and images.
+        log: called with a line every 100 steps.
     """
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
@@ -106,7 +106,7 @@ def train_vqgan(atlas: Tensor, floor: int, wall: int, seed: int, log: Log) -> VQ
 
 @torch.no_grad()
 def check_vqgan(model: VQGAN, atlas: Tensor, floor: int, wall: int, seed: int) -> tuple[float, float]:
-    """On unseen compositions: share of cells with the right code, and of those painted recognisably."""
+    """Measure on unseen compositions the shares of cells with the right code and with a recognisable decoding."""
     rng = torch.Generator().manual_seed(seed)
     p, coded, painted = atlas.shape[-1], [], []
     for _ in range(16):
