@@ -1,4 +1,4 @@
-"""What is measured: two cases, their base, their pairs, and the SWIRL module on them."""
+"""Workloads of the measurements: two cases, their base, their pairs, and the SWIRL module on them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SPECIALS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """One workload; lengths in tokens.
+    """Workload; lengths in tokens.
 
     Attributes:
         family: ``gemma`` or ``qwen2``: the class in transformers.
@@ -43,7 +43,7 @@ class Case:
         layers: number of layers.
         heads: attention heads, as many for keys and values.
         vocabulary: number of ids.
-        codes: how many of them, the last ones, are image codes; 0 for a world of text.
+        codes: number of image codes, which are the last ids; 0 for a world of text.
         prompt: the FWM's prompt.
         completion: a next state, y.
         action: an action, z.
@@ -52,7 +52,7 @@ class Case:
         group_size: G of both phases.
         rank: of the LoRA adapters on all linear layers.
         beta: weight of the KL.
-        dtype: of computation and of what is not in 4-bit.
+        dtype: of computation and of the weights that are not in 4-bit.
     """
 
     family: str
@@ -74,12 +74,12 @@ class Case:
 
     @property
     def before(self) -> int:
-        """Tokens of x."""
+        """Number of tokens of x."""
         return self.prompt - self.action - self.frame
 
     @property
     def idm_prompt(self) -> int:
-        """Tokens of the IDM's prompt: x, y and the template."""
+        """Number of tokens of the IDM's prompt: x, y and the template."""
         return self.before + self.completion + self.frame
 
 
@@ -90,7 +90,7 @@ CASES = {
 
 
 def small(case: Case) -> Case:
-    """The same workload, small enough for a test."""
+    """Shrink the workload for a test."""
     codes = 64 if case.codes else 0
     return replace(
         case,
@@ -132,7 +132,7 @@ def build_base(case: Case, folder: Path) -> None:
 
 
 class Ids(Backbone):
-    """A causal language model whose states and actions are written as ids: ``"17 4 256"``.
+    """Causal language model whose states and actions are written as ids: ``"17 4 256"``.
 
     Lengths are fixed and the EOS is out, so that every method generates the same number of tokens.
     """
@@ -142,37 +142,37 @@ class Ids(Backbone):
         self.case = case
 
     def load_model(self) -> PreTrainedModel:
-        """The base in NF4, all of it read: what is still on disk would count as a step's memory."""
+        """Load the base in NF4 and read all of it: weights still on disk would count as memory of a step."""
         model = load_base(self, AutoModelForCausalLM)
         for parameter in model.parameters():
             parameter.sum()
         return model
 
     def encode_text(self, text: str) -> TokenIds:
-        """The numbers."""
+        """Encode numbers as ids."""
         return [int(word) for word in text.split()]
 
     def decode_text(self, ids: TokenIds) -> str:
-        """The numbers as words."""
+        """Decode ids to numbers in words."""
         return " ".join(map(str, ids))
 
     def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
-        """The numbers of each state."""
+        """Encode each state as its numbers."""
         return [self.encode_text(str(state)) for state in states]
 
     def decode_states(self, contents: Sequence[TokenIds], device: torch.device) -> list[State]:
-        """Each state's numbers as words."""
+        """Decode each state to numbers in words."""
         return [self.decode_text(ids) for ids in contents]
 
     @cached_property
     def state_grammar(self) -> Grammar:
-        """Image codes, or all text."""
+        """Grammar of image codes, or of all text."""
         text = self.case.vocabulary - self.case.codes
         return Grammar(tuple(range(text if self.case.codes else SPECIALS, self.case.vocabulary)), self.case.completion)
 
     @cached_property
     def action_grammar(self) -> Grammar:
-        """All text."""
+        """Grammar of all text."""
         return Grammar(tuple(range(SPECIALS, self.case.vocabulary - self.case.codes)), self.case.action)
 
 
@@ -185,7 +185,7 @@ class Pairs(TransitionDataModule):
         self.case = case
 
     def load_split(self, split: str) -> list[Transition]:
-        """``case.pairs`` transitions, the same at every call."""
+        """Make ``case.pairs`` transitions, the same at every call."""
         case, draw = self.case, random.Random(0)
         first = case.vocabulary - case.codes if case.codes else SPECIALS
 
@@ -197,20 +197,20 @@ class Pairs(TransitionDataModule):
 
 # ---- module --------------------------------------------------------------------------------------
 def templates(case: Case) -> PromptTemplates:
-    """Prompts with ``case.frame`` words of template."""
+    """Make templates of ``case.frame`` words."""
     frame = " ".join([str(SPECIALS)] * case.frame)
     return PromptTemplates("{before} " + frame + " {action}", "{before} " + frame + " {after}")
 
 
 def randomize(parameters: Iterable[nn.Parameter]) -> None:
-    """Adapters that change the base and differ from one another, so that no term of the loss is zero."""
+    """Give adapters random weights that differ from one another, so that no term of the loss is zero."""
     generator = torch.Generator().manual_seed(1)
     for parameter in parameters:
         parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
 
 
 def build_module(case: Case, folder: Path) -> SWIRL:
-    """SWIRL on the base in ``folder``, with random adapters."""
+    """Build SWIRL on the base in ``folder``, with random adapters."""
     constant = OptimConfig(1e-5, warmup=0, schedule="constant")
     module = SWIRL(
         Ids(case, folder),

@@ -1,8 +1,8 @@
-"""The least a step can cost: its matrix products and bytes, over rates measured on this machine.
+"""Lower bound of a step's time: its matrix products and bytes, over rates measured on this machine.
 
-Counted is what no implementation can leave out: each prompt once per group and adapter, the head at judged
+It counts what no implementation can leave out: each prompt once per group and adapter, the head at judged
 tokens and allowed rows alone, 4-bit weights and keys read once per forward pass, and in the update the
-gradients of activations and adapters. Dequantisation, softmax, norms and Python cost nothing here.
+gradients of activations and adapters. Dequantisation, softmax, norms and Python are not counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Rates(NamedTuple):
 
 
 def measure(device: str, dtype: str, threads: int) -> Rates:
-    """The best of a few large products in ``dtype``, and of a few copies of 256 MiB."""
+    """Measure the best of a few large products in ``dtype``, and of a few copies of 256 MiB."""
     torch.set_num_threads(threads)
     a = torch.randn(2048, 2048, device=device).to(getattr(torch, dtype))
     source = torch.zeros(1 << 26, device=device)
@@ -38,7 +38,7 @@ def measure(device: str, dtype: str, threads: int) -> Rates:
 
 
 def _best(call: Callable[[], object], device: str) -> float:
-    """Seconds of the fastest of ten calls."""
+    """Return the seconds of the fastest of ten calls."""
     times = []
     for _ in range(10):
         began = time.perf_counter()
@@ -57,7 +57,7 @@ class Floor:
     rates: Rates
 
     def seconds(self) -> dict[str, dict[str, float]]:
-        """By phase and part."""
+        """Compute the seconds by phase and part."""
         c, size = self.case, self.case.group_size
         states = c.codes or c.vocabulary - SPECIALS
         actions = c.vocabulary - c.codes - SPECIALS
@@ -79,7 +79,7 @@ class Floor:
 
     # ---- passes over the batch -------------------------------------------------------------------
     def _decode(self, size: int, prompt: int, length: int, rows: int) -> float:
-        """Prompts once each, then a token at a time for ``size`` members a group."""
+        """Count prompts once each, then a token at a time for ``size`` members a group."""
         pairs, members = self.case.pairs, self.case.pairs * size
         total = self._time(pairs * prompt, pairs * prompt**2 / 2, pairs * prompt, pairs, rows)
         for step in range(1, length):
@@ -88,14 +88,14 @@ class Floor:
         return total
 
     def _score(self, shared: int, own: int, judged: int, rows: int, training: bool = False) -> float:
-        """The shared prefix once a group, then every member's own tokens."""
+        """Count the shared prefix once a group, then every member's own tokens."""
         pairs, members = self.case.pairs, self.case.pairs * self.case.group_size
         tokens = pairs * shared + members * own
         attended = pairs * shared**2 / 2 + members * own * (shared + own / 2)
         return self._time(tokens, attended, tokens, members * judged, rows, training)
 
     def _time(self, tokens: int, attended: float, held: int, judged: int, rows: int, training: bool = False) -> float:
-        """Seconds of one pass, and of its backward in training: products or bytes, whichever take longer.
+        """Compute the seconds of one pass, and of its backward in training: products or bytes, whichever take longer.
 
         Args:
             tokens: that run.
@@ -103,7 +103,7 @@ class Floor:
             held: tokens whose keys and values are read.
             judged: tokens that reach the head.
             rows: of the head.
-            training: with backward.
+            training: count the backward pass, too.
         """
         c = self.case
         weights = c.layers * (4 * c.hidden**2 + 3 * c.hidden * c.intermediate)

@@ -1,6 +1,6 @@
-"""The same two steps by TRL's GRPOTrainer, its reward function the frozen other adapter. Text only.
+"""The same two steps by TRL's GRPOTrainer, with the frozen other adapter as reward function. Text only.
 
-TRL keeps one policy and its reference; the actions of Phase I are given, not sampled, which spares it that time.
+TRL keeps one policy and its reference; the actions of Phase I are given, not sampled, so their time is not counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from swirl_lightning.prompts import PromptBuilder
 
 
 class _Step(TrainerCallback):
-    """A step is generation, rewards, update and optimiser."""
+    """Meter of a step: generation, rewards, update and optimiser."""
 
     def __init__(self, meter: Meter, phase: str) -> None:
         self.meter, self.phase = meter, phase
@@ -40,7 +40,7 @@ class _Step(TrainerCallback):
 
 
 def run(case: Case, folder: Path, device: str, rounds: int, profiled: bool) -> tuple[Meter, dict[str, float]]:
-    """``rounds`` steps of Phase I, then of Phase II."""
+    """Run ``rounds`` steps of Phase I, then of Phase II."""
     backbone = Ids(case, folder)
     lora = LoraConfig(r=case.rank, lora_alpha=2 * case.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(backbone.load_model(), lora, "default").to(device)
@@ -54,13 +54,13 @@ def run(case: Case, folder: Path, device: str, rounds: int, profiled: bool) -> t
     draw = random.Random(1)
     actions = [[draw.randrange(SPECIALS, case.vocabulary) for _ in range(case.action)] for _ in pairs]
 
-    def pay_fwm(completion_ids: list[TokenIds], pair: list[int], **_: Any) -> list[float]:
-        """Log-probability of z after x and each ŷ, per token."""
+    def reward_fwm(completion_ids: list[TokenIds], pair: list[int], **_: Any) -> list[float]:
+        """Compute the log-probability of z after x and each ŷ, per token."""
         asked = [prompts.idm(before[n], future) for n, future in zip(pair, completion_ids, strict=True)]
         return judge(asked, [actions[n] for n in pair])
 
-    def pay_idm(completion_ids: list[TokenIds], pair: list[int], **_: Any) -> list[float]:
-        """Log-probability of y after x and each ẑ, per token."""
+    def reward_idm(completion_ids: list[TokenIds], pair: list[int], **_: Any) -> list[float]:
+        """Compute the log-probability of y after x and each ẑ, per token."""
         asked = [prompts.fwm(before[n], action) for n, action in zip(pair, completion_ids, strict=True)]
         return judge(asked, [after[n] for n in pair])
 
@@ -75,7 +75,7 @@ def run(case: Case, folder: Path, device: str, rounds: int, profiled: bool) -> t
         "fwm": [prompts.fwm(x, z) for x, z in zip(before, actions, strict=True)],
         "idm": [prompts.idm(x, y) for x, y in zip(before, after, strict=True)],
     }
-    for phase, pay, length in (("fwm", pay_fwm, case.completion), ("idm", pay_idm, case.action)):
+    for phase, reward, length in (("fwm", reward_fwm, case.completion), ("idm", reward_idm, case.action)):
         rows = {"prompt": [backbone.decode_text(ids) for ids in given[phase]], "pair": list(range(case.pairs))}
         with tempfile.TemporaryDirectory() as output:
             config = GRPOConfig(
@@ -96,7 +96,7 @@ def run(case: Case, folder: Path, device: str, rounds: int, profiled: bool) -> t
             )
             trainer = GRPOTrainer(
                 model,
-                reward_funcs=pay,
+                reward_funcs=reward,
                 args=config,
                 train_dataset=Dataset.from_dict(rows),
                 processing_class=tokenizer,
@@ -112,7 +112,7 @@ def run(case: Case, folder: Path, device: str, rounds: int, profiled: bool) -> t
 
 
 def _book(trainer: GRPOTrainer, meter: Meter) -> None:
-    """Time of generation, rewards and the reference, by the trainer's own methods."""
+    """Measure the time of generation, rewards and the reference, by the trainer's own methods."""
     scoring = trainer._get_per_token_logps_and_entropies
 
     def reference(*args: Any, **kwargs: Any) -> Any:
@@ -135,7 +135,7 @@ def _within(meter: Meter, part: str, call: Callable[..., Any]) -> Callable[..., 
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Every id is the word of its number."""
+    """Make a tokenizer in which every id is the word of its number."""
     words = ["<pad>", "<eos>", "<bos>", *map(str, range(SPECIALS, vocabulary))]
     core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

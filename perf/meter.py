@@ -1,4 +1,4 @@
-"""Time by part of a step, and peak memory above the model."""
+"""Measurement of time by part of a step, and of peak memory above the model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Meter:
 
     # ---- time ------------------------------------------------------------------------------------
     def start(self, phase: str) -> None:
-        """A step of ``phase`` begins."""
+        """Begin a step of ``phase``."""
         if self._base is None:
             self._watch_memory()
         self._parts: dict[str, float] = {}
@@ -51,14 +51,14 @@ class Meter:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What runs within is booked under ``name``."""
+        """Count the time within under ``name``."""
         began = self._now()
         with record_function(name):
             yield
         self._parts[name] = self._parts.get(name, 0.0) + self._now() - began
 
     def stop(self) -> None:
-        """The step ends; what no part has claimed is the policy update."""
+        """End the step; time outside of all parts is the policy update."""
         total = self._now() - self._began
         self.seconds[self._phase] = {**self._parts, UPDATE: total - sum(self._parts.values()), "step": total}
         if self._profile is not None:
@@ -78,14 +78,15 @@ class Meter:
             self._base = torch.cuda.memory_allocated()
             return
         if sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)  # give back what loading has freed, or the step would hide in it
+            # return memory that loading has freed: otherwise a step could use it unseen
+            ctypes.CDLL(None).malloc_trim(0)
         self._base = self._highest = _resident([psutil.Process()])
         self._running = True
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def peak(self) -> int:
-        """Bytes above the model at the highest; ends the watch."""
+        """Return the peak in bytes above the model, and stop sampling."""
         assert self._base is not None, "no step was measured"
         if self.device == "cuda":
             return torch.cuda.max_memory_allocated() - self._base
@@ -105,7 +106,7 @@ class Meter:
 
 
 def _resident(processes: list[psutil.Process]) -> int:
-    """Bytes in memory; a process that has ended counts for nothing."""
+    """Return the bytes in memory; a process that has ended counts as 0."""
     total = 0
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -114,7 +115,7 @@ def _resident(processes: list[psutil.Process]) -> int:
 
 
 def _operations(recorded: Any, device: str, top: int = 15) -> list[dict[str, Any]]:
-    """The operations that took most time of their own, with their share of it."""
+    """Return the operations with the largest self time, with their shares."""
     key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     events = recorded.key_averages()
     whole = sum(getattr(event, key) for event in events)

@@ -1,4 +1,4 @@
-"""Phase I and Phase II as SWIRL runs them: a real Trainer, one batch an epoch."""
+"""Phase I and Phase II of SWIRL under a real Trainer, one batch an epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from swirl_lightning.callbacks import PhaseSwitch
 
 
 class _Step(Callback):
-    """A step is what lies between two batches: rollouts, rewards, update and optimiser."""
+    """Meter of a step, from one batch to the next: rollouts, rewards, update and optimiser."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
@@ -27,7 +27,7 @@ class _Step(Callback):
 
 
 def run(case: Case, folder: Path, device: str, rounds: int, profiled: bool) -> tuple[Meter, dict[str, float]]:
-    """``rounds`` times Phase I and Phase II."""
+    """Run Phase I and Phase II ``rounds`` times."""
     module = build_module(case, folder).to(device)
     meter = Meter(device, profiled)
     adapters, models = module.adapters, module.models
@@ -56,7 +56,7 @@ def run(case: Case, folder: Path, device: str, rounds: int, profiled: bool) -> t
 
 
 def _timed(call: Callable[..., Any], part: Callable[..., str | None], meter: Meter) -> Callable[..., Any]:
-    """``call`` with its time booked under ``part(...)``; None leaves it with the policy update."""
+    """Wrap ``call`` so that its time counts under ``part(...)``; None counts it under the policy update."""
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         name = part(*args)

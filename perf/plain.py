@@ -1,4 +1,4 @@
-"""The plain path: what a straightforward implementation with transformers does. The baseline of the tables.
+"""The plain path: a straightforward implementation with transformers, the baseline of the tables.
 
 Every rollout carries its whole prompt, sampling is ``generate`` with a logits processor, log-probabilities come
 from full-vocabulary logits that are masked afterwards, and rewards are whole scoring passes of their own.
@@ -22,11 +22,11 @@ from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.training.grpo import group_advantages, grpo_loss
 
 GAP = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
-"""How far log-probabilities may lie from ours, in nats, by dtype of computation."""
+"""Largest difference of log-probabilities from ours, in nats, by dtype of computation."""
 
 
 class _Allowed(LogitsProcessor):
-    """-inf on every id outside the grammar."""
+    """Logits processor that sets every id outside the grammar to -inf."""
 
     def __init__(self, allowed: Tensor) -> None:
         self.allowed = allowed
@@ -36,7 +36,7 @@ class _Allowed(LogitsProcessor):
 
 
 def generate(model: Any, prompts: Sequence[TokenIds], allowed: Tensor, length: int) -> list[TokenIds]:
-    """One completion of ``length`` tokens after each prompt; prompts are equally long.
+    """Generate one completion of ``length`` tokens after each prompt; prompts are equally long.
 
     Args:
         model: the base with the adapter in use.
@@ -63,7 +63,7 @@ def generate(model: Any, prompts: Sequence[TokenIds], allowed: Tensor, length: i
 def log_probs(
     model: Any, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], allowed: Tensor | None = None
 ) -> Tensor:
-    """(N, L) float32 log-probabilities of completions after prompts, all rows equally long.
+    """Compute log-probabilities (N, L), float32, of completions after prompts, all rows equally long.
 
     Args:
         model: the base with the adapter in use.
@@ -94,7 +94,7 @@ class Plain:
         self.after = [module.backbone.encode_text(str(t.after)) for t in pairs]
 
     def step(self, role: str, optimizer: torch.optim.Optimizer) -> None:
-        """One step of the phase in which ``role`` is the policy."""
+        """Run one step of the phase in which ``role`` is the policy."""
         adapters, prompts, size = self.module.adapters, self.module.prompts, self.case.group_size
         before, after = self._expand(self.before), self._expand(self.after)
         self.meter.start(role)
@@ -131,7 +131,7 @@ class Plain:
         self.meter.stop()
 
     def gap(self) -> float:
-        """Largest difference from SWIRL's log-probabilities, in nats, over both roles: random completions, G = 2.
+        """Measure the largest difference from SWIRL's log-probabilities, in nats: both roles, random rows, G = 2.
 
         Raises:
             ValueError: it is above :data:`GAP`.
@@ -168,7 +168,7 @@ class Plain:
 
 
 def run(case: Case, folder: Path, device: str, rounds: int, profiled: bool) -> tuple[Meter, dict[str, float]]:
-    """``rounds`` times Phase I and Phase II, after a check that log-probabilities are ours."""
+    """Check that log-probabilities are ours, then run Phase I and Phase II ``rounds`` times."""
     module = build_module(case, folder).to(device)
     meter = Meter(device, profiled)
     plain = Plain(case, module, meter)

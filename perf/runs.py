@@ -1,4 +1,4 @@
-"""Running measurements in processes of their own, and what both scripts share on their command line."""
+"""Measurements in processes of their own, and options of both scripts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIB = 2**20
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Options of both scripts."""
+    """Make the parser of both scripts."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--scale", choices=("full", "small"), default="full", help="small: a test, not a measurement")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -33,10 +33,10 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Runner:
-    """Starts one process per measurement, all with the same threads and device.
+    """Runner of one process per measurement, all with the same threads and device.
 
     Attributes:
-        folder: where bases are built, one per shape.
+        folder: for bases, one per shape.
         device: ``cpu`` or ``cuda``.
         threads: of each process.
     """
@@ -46,7 +46,7 @@ class Runner:
     threads: int
 
     def run(self, method: str, case: Case, profile: bool = False) -> dict[str, Any]:
-        """What :func:`perf.worker.work` gives for a method.
+        """Run :func:`perf.worker.work` for a method in a process of its own, and return its result.
 
         Raises:
             RuntimeError: the process failed; the message ends with its last lines.
@@ -55,7 +55,7 @@ class Runner:
         if not base.exists():
             build_base(case, base)
         job = {"method": method, "case": asdict(case), "folder": str(base), "profile": profile}
-        pages = "1" if method == "ours" else "0"  # importing the package asks for them, which its rivals do not
+        pages = "1" if method == "ours" else "0"  # importing the package sets it, which the other methods do not
         visible = {"CUDA_VISIBLE_DEVICES": ""} if self.device == "cpu" else {}
         with tempfile.TemporaryDirectory() as room:
             given, result = Path(room, "job.json"), Path(room, "result.json")
@@ -74,7 +74,7 @@ class Runner:
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over repeats: seconds by phase and part, and peak memory."""
+    """Compute medians over repeats: seconds by phase and part, and peak memory."""
     return {
         "peak": median(run["peak"] for run in runs),
         "seconds": {
@@ -85,7 +85,7 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rollout_tokens(case: Case) -> dict[str, int]:
-    """Tokens that the policy generates, by phase."""
+    """Count the tokens that the policy generates, by phase."""
     members = case.pairs * case.group_size
     return {"fwm": members * case.completion, "idm": members * case.action}
 

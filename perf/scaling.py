@@ -1,4 +1,4 @@
-"""What a step of ours costs as group, state, vocabulary and batch grow; each point in a process of its own.
+"""Time and memory of our step as group, state, vocabulary and batch grow; each point in a process of its own.
 
 python -m perf.scaling --threads 2 --json runs/perf/scaling.json
 """
@@ -19,7 +19,7 @@ from perf.runs import MIB, Runner, medians, parser, rollout_tokens, write_json
 
 
 def axes(case: Case) -> dict[str, dict[int, Case]]:
-    """The cases along each axis, by the value that varies; the rest is one pair of the text case, G 8."""
+    """Return the cases along each axis, by the value that varies; the rest is one pair of the text case, G 8."""
     one, length, vocabulary = replace(case, pairs=1), case.completion, case.vocabulary
     frame = case.action + case.frame
     return {
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def compare(points: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
-    """Time of G 16 over G 8, by phase and together, and memory of the largest vocabulary over the smallest."""
+    """Compute ratios: time of G 16 to G 8, by phase and together, memory of the largest vocabulary to the smallest."""
     ratios = {}
     if "group size" in points:
         at = {point["value"]: point["seconds"] for point in points["group size"]}
@@ -80,7 +80,7 @@ def compare(points: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
 
 
 def show(points: dict[str, list[dict[str, Any]]]) -> None:
-    """The table: seconds and rollout tokens per second of both phases, and the peak above the model."""
+    """Lay out the table: seconds and rollout tokens per second of both phases, and the peak above the model."""
     table = Table(title="A step of ours")
     for column in ("axis", "value", "Phase I s", "tokens/s", "Phase II s", "tokens/s", "peak MiB"):
         table.add_column(column, justify="left" if column == "axis" else "right")

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def available(methods: list[str], case: Case) -> list[str]:
-    """Those that can run; the others are named with the cure."""
+    """Return the methods that can run; the others are named with the cure."""
     kept = list(methods)
     if "trl" in kept and case.codes:
         kept.remove("trl")
@@ -76,7 +76,7 @@ def available(methods: list[str], case: Case) -> list[str]:
 
 
 def summary(case: Case, method: str, found: dict[str, Any], floor: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """A row per phase and one for both, with seconds by part, tokens per second, peak and share of the floor."""
+    """Make a row per phase and one for both: seconds by part, tokens per second, peak and share of the floor."""
     tokens, rows = rollout_tokens(case), []
     for name, phases in [*((PHASES[p], [p]) for p in PHASES), ("both", list(PHASES))]:
         parts = {part: sum(found["seconds"][p].get(part, 0.0) for p in phases) for part in (*PARTS, "step")}
@@ -96,7 +96,7 @@ def summary(case: Case, method: str, found: dict[str, Any], floor: dict[str, dic
 
 
 def show(case: str, rows: list[dict[str, Any]]) -> None:
-    """The table."""
+    """Lay out the table."""
     ours = {row["phase"]: row["seconds"]["step"] for row in rows if row["method"] == "ours"}
     table = Table(title=f"One step, case {case}: medians in seconds", show_header=True)
     for column in ("method", "phase", "step s", *PARTS, "tokens/s", "peak MiB", "floor share", "ours faster"):
@@ -118,7 +118,7 @@ def show(case: str, rows: list[dict[str, Any]]) -> None:
 
 
 def show_operations(method: str, operations: dict[str, list[dict[str, Any]]]) -> None:
-    """Where the time went, from the last repeat."""
+    """Print the operations of the last repeat."""
     for phase, found in operations.items():
         table = Table("operation", "self time", "seconds", "calls", title=f"{method}, {PHASES[phase]}")
         for each in found:

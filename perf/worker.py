@@ -16,7 +16,7 @@ METHODS = {"ours": "perf.ours", "plain": "perf.plain", "trl": "perf.grpo_trl"}
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """The steps of a method.
+    """Run the steps of a method.
 
     Args:
         job: ``method``, ``case`` (its fields), ``folder`` of the base, ``device``, ``threads``, ``profile``.
@@ -26,7 +26,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     """
     torch.set_num_threads(job["threads"])
     method = import_module(METHODS[job["method"]])
-    rounds = 2 if job["device"] == "cuda" else 1  # a GPU's first round builds kernels
+    rounds = 2 if job["device"] == "cuda" else 1  # the first round on a GPU builds kernels
     meter, extra = method.run(Case(**job["case"]), Path(job["folder"]), job["device"], rounds, job["profile"])
     return {"peak": meter.peak(), "seconds": meter.seconds, "operations": meter.operations, **extra}
 

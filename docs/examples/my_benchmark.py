@@ -42,19 +42,19 @@ class Lamps(TransitionDataModule):
         self.data_dir = Path(data_dir)
 
     def check(self) -> None:
-        """Every split has its file."""
+        """Check that every split has its file."""
         missing = [name for name in get_args(Split) if not (self.data_dir / f"{name}.jsonl").is_file()]
         if missing:
             raise FileNotFoundError(f"{self.data_dir} lacks {', '.join(f'{name}.jsonl' for name in missing)}")
 
     def load_split(self, split: Split) -> Sequence[Transition]:
-        """The records of a file."""
+        """Read the records of a file."""
         path = self.data_dir / f"{split}.jsonl"
         with open(path, encoding="utf-8") as file:
             return [_transition(line, f"{path}:{number}") for number, line in enumerate(file, start=1)]
 
     def state_metrics(self) -> MetricCollection:
-        """Share of lamps that are right, and of whole rows."""
+        """Make the share of lamps that are right, and of whole rows."""
         metrics = {"lamps": LampAccuracy("lamps"), "exact_match": ExactMatch("after")}
         return MetricCollection(metrics, compute_groups=False)
 
@@ -63,7 +63,7 @@ class LampAccuracy(RowMean):
     """Share of the lamps of a row that are predicted right, mean over rows."""
 
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:
-        """Each in [0, 1]; a row of another length has every lamp wrong."""
+        """Compute the score of each row, in [0, 1]; in a row of another length every lamp is wrong."""
         return [_share(guess.split(), truth.split()) for guess, truth in zip(predicted, wanted, strict=True)]
 
 

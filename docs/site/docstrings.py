@@ -1,4 +1,4 @@
-"""Docstrings as the site needs them: roles of reStructuredText (``:class:`X```) as code, examples as a section."""
+"""Rewriting of docstrings for the site: roles of reStructuredText (``:class:`X```) as code, examples as a section."""
 
 from __future__ import annotations
 
