@@ -1,6 +1,6 @@
 """Self-improving world models from state-only data: SWIRL (arXiv 2602.06130) on PyTorch Lightning.
 
-Each name is imported when it is asked for, so that ``import swirl_lightning`` costs and changes nothing.
+Each name is imported at first use. So ``import swirl_lightning`` is fast and changes nothing in the process.
 """
 
 from __future__ import annotations

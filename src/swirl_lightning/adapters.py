@@ -1,4 +1,4 @@
-"""The adapters on the one frozen base: two models, their references, and the switch between them."""
+"""LoRA adapters on the one frozen base: two models, their references, and the switch between them."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ class AdapterConfig:
 
 
 class Adapters:
-    """Named LoRA adapters on one frozen base, and which of them plays which role.
+    """Named LoRA adapters on one frozen base, and the adapter of each role.
 
     With separate weights there are ``fwm``, ``idm`` and their frozen references ``fwm_ref``, ``idm_ref``.
     With shared weights one adapter ``world`` is both models, ``world_ref`` its reference, and
     ``world_reward`` the copy that gives the reward: frozen at the start of each phase, as the other
     model is when weights are separate.
 
-    Gradients are never switched on and off: which parameters train is fixed here once, so that DDP may
-    wrap the model at any time. A switch changes the active name alone.
+    The parameters that train are fixed here once, so that DDP may wrap the model at any time: gradients are never
+    switched on and off. A switch changes the active name alone.
 
     Args:
         model: the frozen base.
         settings: size and place.
-        default_targets: the backbone's choice of target modules.
+        default_targets: target modules of the backbone.
         shared: one adapter for both models.
     """
 
@@ -103,15 +103,15 @@ class Adapters:
 
     # ---- roles -----------------------------------------------------------------------------------
     def policy(self, role: Role) -> AdapterName:
-        """Name of the adapter that trains as a role."""
+        """Return the name of the adapter that trains as a role."""
         return self._policy[role]
 
     def reference(self, role: Role) -> AdapterName:
-        """Name of the frozen copy that the KL of a role is taken to."""
+        """Return the name of the frozen copy to which the KL of a role is taken."""
         return self._reference[role]
 
     def frozen(self, role: Role) -> AdapterName:
-        """Name of the adapter that plays a role while the other role is the policy."""
+        """Return the name of the adapter that plays a role while the other role is the policy."""
         return self._reward[role]
 
     @contextmanager
@@ -133,7 +133,7 @@ class Adapters:
 
     @contextmanager
     def merged(self, name: AdapterName) -> Iterator[None]:
-        """Within :meth:`use`, without gradient: the adapter becomes part of the weights that are kept dequantised.
+        """Add the adapter to the weights that are kept dequantised; within :meth:`use` and without gradient.
 
         A decode step multiplies few rows, and an adapter's two thin products cost it about as much as the base's one.
         """
@@ -149,17 +149,17 @@ class Adapters:
                 unmerge(layer.get_base_layer())
 
     def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """``context_fn`` of gradient checkpointing: recompute with the adapter of the forward.
+        """Return the ``context_fn`` of gradient checkpointing, which recomputes with the adapter of the forward pass.
 
-        The backward runs after :meth:`use` has ended; without this, a layer would silently be recomputed
-        with whichever adapter is active then.
+        The backward pass runs after :meth:`use` has ended. Without this, a layer would silently be recomputed with
+        the adapter that is active then.
         """
         active, training = self._layers[0]._active_adapter[0], self.model.training
         return nullcontext(), self.use(active, training)
 
     # ---- weights ---------------------------------------------------------------------------------
     def parameters(self, name: AdapterName) -> list[nn.Parameter]:
-        """Parameters of one adapter, by name and not by requires_grad."""
+        """Return the parameters of one adapter, by name and not by requires_grad."""
         return list(self._params[name].values())
 
     @torch.no_grad()
@@ -169,22 +169,22 @@ class Adapters:
             parameter.copy_(self._params[source][key])
 
     def refresh_references(self) -> None:
-        """References become the policies of now (start of an iteration)."""
+        """Copy the policies to their references, at the start of an iteration."""
         for role in ROLES:
             self.copy(self._policy[role], self._reference[role])
 
     def refresh_rewards(self) -> None:
-        """With shared weights, freeze the reward's copy (start of a phase); else there is nothing to do."""
+        """Freeze the copy that gives the reward, at the start of a phase; only shared weights have one."""
         if self.shared:
             self.copy(AdapterName("world"), AdapterName("world_reward"))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All adapters, nothing of the base: ``<adapter>.<module>.<lora_A|lora_B>`` -> tensor."""
+        """Return the tensors of all adapters, none of the base, as ``<adapter>.<module>.<lora_A|lora_B>``."""
         return {f"{n}.{k}": p.detach() for n, params in self._params.items() for k, p in params.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load what :meth:`state_dict` gave.
+        """Load tensors of :meth:`state_dict`.
 
         Raises:
             ValueError: keys or shapes differ: the checkpoint belongs to another base or other LoRA settings.

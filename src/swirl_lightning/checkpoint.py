@@ -1,4 +1,4 @@
-"""What a checkpoint says beyond Lightning's own: which base, where the random states stood."""
+"""Entries of a checkpoint beyond Lightning's own: the base and the random states."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype"
 
 
 def base_identity(model: PreTrainedModel) -> dict[str, str]:
-    """Hashes that tell one base from another: its architecture, and a sample of its embedding.
+    """Hash a base: its architecture, and a sample of its embedding.
 
     The embedding is never quantised, so the same base gives the same hash at any quantisation; it is
     hashed in bfloat16, so that the dtype of computation does not matter either.
@@ -37,7 +37,7 @@ def base_identity(model: PreTrainedModel) -> dict[str, str]:
 
 
 def _without(config: Any, names: Sequence[str]) -> Any:
-    """A nested config without some of its keys, at any depth."""
+    """Return a nested config without some of its keys, at any depth."""
     if not isinstance(config, dict):
         return config
     return {k: _without(v, names) for k, v in config.items() if k not in names}
@@ -54,7 +54,7 @@ def check_base(saved: dict[str, Any], here: dict[str, str], name: str) -> None:
 
 
 def check_lora(saved: dict[str, Any], here: AdapterConfig) -> None:
-    """Raise ValueError if adapters were trained at another strength: no shape tells one ``alpha`` from another."""
+    """Raise ValueError if adapters were trained with another ``alpha``, which no shape shows."""
     if saved["alpha"] != here.alpha:
         raise ValueError(
             f"the checkpoint's adapters were trained with lora.alpha {saved['alpha']}, and it is {here.alpha} here: "
@@ -63,7 +63,7 @@ def check_lora(saved: dict[str, Any], here: AdapterConfig) -> None:
 
 
 def check_fits(state: dict[str, Any], base: dict[str, str], lora: AdapterConfig) -> None:
-    """Raise ValueError if the adapters of a checkpoint's ``swirl`` entry belong to another base or strength.
+    """Raise ValueError if the adapters of a checkpoint's ``swirl`` entry belong to another base or ``alpha``.
 
     Args:
         state: of :func:`own_state`.
@@ -76,7 +76,7 @@ def check_fits(state: dict[str, Any], base: dict[str, str], lora: AdapterConfig)
 
 
 def check_ranks(state: dict[str, Any], world_size: int) -> None:
-    """Raise ValueError if rollouts were in use on another number of ranks: they cannot be dealt out anew."""
+    """Raise ValueError if rollouts were in use on another number of ranks: they cannot be redistributed."""
     if any(state["updates"]) and len(state["updates"]) != world_size:
         raise ValueError(
             f"the checkpoint was written while rollouts of {len(state['updates'])} devices were in use; resume on "
@@ -116,7 +116,7 @@ def check_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
 
 
 def stop_after_last_batch(checkpoint: dict[str, Any]) -> None:
-    """Let a run resumed from an epoch's last batch end that epoch: validation, its hooks, then the next epoch.
+    """Make a run resumed from an epoch's last batch end that epoch: validation, its hooks, then the next epoch.
 
     Lightning 2.6 goes from such a checkpoint (``every_n_train_steps``, ``train_time_interval``) straight to the next
     epoch's batches: neither ``on_train_epoch_end`` nor the next ``on_train_epoch_start`` is called, validation is
@@ -135,10 +135,10 @@ def stop_after_last_batch(checkpoint: dict[str, Any]) -> None:
 
 
 def forget_foreign_files(states: dict[str, Any], callbacks: Sequence[Any]) -> None:
-    """Leave out the state of every ModelCheckpoint that names a file outside the folder it writes to.
+    """Drop the state of every ModelCheckpoint that names a file outside the folder it writes to.
 
-    ModelCheckpoint deletes what its state calls an older checkpoint, folders and remote paths included. What is
-    lost is which files of another folder were the best.
+    ModelCheckpoint deletes what its state calls an older checkpoint, folders and remote paths included. With the
+    state, the names of the best files of another folder are lost.
     """
     for callback in callbacks:
         state = states.get(callback.state_key)
@@ -152,7 +152,7 @@ def forget_foreign_files(states: dict[str, Any], callbacks: Sequence[Any]) -> No
 
 
 def rng_states() -> list[dict[str, Any]]:
-    """Random states of every rank: python, numpy, torch and CUDA. Collective."""
+    """Return the random states of every rank: python, numpy, torch and CUDA. Collective."""
     kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
     own: dict[str, Any] = {
         "python": random.getstate(),
@@ -164,7 +164,7 @@ def rng_states() -> list[dict[str, Any]]:
 
 
 def over_ranks(own: Any) -> list[Any]:
-    """What every rank has, in their order. Collective."""
+    """Gather a value of every rank, in their order. Collective."""
     if not (dist.is_available() and dist.is_initialized()):
         return [own]
     found: list[Any] = [None] * dist.get_world_size()
@@ -173,7 +173,7 @@ def over_ranks(own: Any) -> list[Any]:
 
 
 def restore_rng(states: list[dict[str, Any]]) -> None:
-    """Go on from :func:`rng_states`; with another number of ranks, from the first one's."""
+    """Restore :func:`rng_states`; with another number of ranks, those of the first one."""
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     own = states[rank] if rank < len(states) else states[0]
     version, internal, gauss = own["python"]

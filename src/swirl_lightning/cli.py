@@ -54,7 +54,7 @@ TRAINER = {
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
 }
-"""Defaults of the Trainer's own options, which a config overrides as usual."""
+"""Defaults of the Trainer's options, which a config overrides as usual."""
 
 CHECKPOINT_STEPS = 20
 """Optimiser steps after which ``last.ckpt`` is written anew within an epoch, which may take a day."""
@@ -64,7 +64,7 @@ _NAMED = ("last", "best", "hpc", "registry")
 
 
 def default_callbacks(config: dict[str, Any], given: list[Callback]) -> list[Callback]:
-    """The callbacks of every run, without those whose class is among the ``given`` ones.
+    """Return the callbacks of every run, without those whose class is among the ``given`` ones.
 
     Args:
         config: the Trainer's arguments; what they switch off is left out.
@@ -124,16 +124,16 @@ class SwirlCLI(LightningCLI):
     """LightningCLI with the phases as a top-level key: ``phase_switch: {warmup_epochs: 2, iterations: 1}``.
 
     ``trainer.default_root_dir`` is the run's folder: TensorBoard's logs, checkpoints, results and predictions go there,
-    unless ``trainer.logger`` says otherwise. A run has `default_callbacks`; those of ``trainer.callbacks`` are added to
+    unless ``trainer.logger`` names another. A run has `default_callbacks`; those of ``trainer.callbacks`` are added to
     them, or take the place of one of the same class.
     """
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """Every run has a PhaseSwitch."""
+        """Add the PhaseSwitch of every run."""
         parser.add_lightning_class_args(PhaseSwitch, "phase_switch")
 
     def _instantiate_trainer(self, config: Any, callbacks: list[Callback]) -> Trainer:
-        """With the default logger and callbacks."""
+        """Build the Trainer with the default logger and callbacks."""
         folder = config.get("default_root_dir")
         if config.get("logger") is None and folder is not None:
             config["logger"] = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
@@ -199,10 +199,10 @@ class SwirlCLI(LightningCLI):
             )
 
     def before_predict(self) -> None:
-        """Predictions go to files: as :class:`Predictions` writes them, unless the config has a writer of its own."""
+        """Write predictions to files by :class:`Predictions`, unless the config has a writer of its own."""
         if not any(isinstance(c, (Predictions, BasePredictionWriter)) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             self.trainer.callbacks.append(Predictions())  # type: ignore[attr-defined]
-        self.config.predict.return_predictions = False  # nobody reads them, and pictures would fill the memory
+        self.config.predict.return_predictions = False  # they are not read, and images would fill the memory
 
     def _parse_ckpt_path(self) -> None:
         """Refuse a missing or broken checkpoint before a model is loaded, and take no setting from any.
@@ -228,10 +228,10 @@ def _last_checkpoint(trainer: Trainer) -> str | None:
 
 
 def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:
-    """The parser of the ``swirl`` command, and what it builds from ``args`` (None: the command line's).
+    """Parse the arguments of the ``swirl`` command, and build trainer, model and data from them.
 
     Args:
-        args: with ``run``, the subcommand comes first.
+        args: arguments, None for those of the command line; with ``run``, the subcommand comes first.
         run: run the subcommand; False only builds trainer, model and data.
     """
     return SwirlCLI(

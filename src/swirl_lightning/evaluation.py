@@ -1,4 +1,4 @@
-"""Validation and test: predict states and actions, as the paper samples and greedily, and score them."""
+"""Validation and test: predictions of states and actions, sampled as in the paper and greedy, and their metrics."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ MEANS = (
     *(f"{role}/log_prob" for role in ROLES),
     *(f"choice/{role}_accuracy" for role in ROLES),
 )
-"""Means of one evaluation, the same on every rank; one that no transition asked for is left out of the results."""
+"""Names of the means, the same on every rank; one without a transition is left out of the results."""
 
 Listener = Callable[[str, Sequence[Transition], Sequence[State | None], Sequence[str | None]], None]
-"""Called with the mode, transitions, predicted states and predicted actions (None where not asked for)."""
+"""Function of the mode, transitions, predicted states and predicted actions (None where not predicted)."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What validation and test do.
+    """Settings of validation and test.
 
     Attributes:
         modes: ``sampled`` (temperature and top-p of the rollouts, seeded) and / or ``greedy``.
         best_of: test-time verification: of this many sampled futures the one with the highest
             log Q(z | x, ŷ) is taken (in mode ``sampled``).
-        seed: of everything sampled.
+        seed: of all samples.
     """
 
     modes: tuple[str, ...] = MODES
@@ -59,11 +59,11 @@ class EvaluationConfig:
 class Evaluator:
     """Runs both models on transitions and keeps the metrics of one evaluation.
 
-    Where y is not known (``after`` is None), the FWM predicts it, and nothing that needs y is asked. Two fields
-    of a transition ask for more:
+    Where y is not known (``after`` is None), the FWM predicts it, and metrics that need y are left out. Two fields
+    of a transition add to that:
 
     - ``turns``: later steps of a rollout. Step k starts from the model's own state of step k - 1, which takes the
-      place of that transition's ``before``.
+      place of its ``before``.
     - ``choices``: a multiple-choice question. The answer of a model is the candidate of the highest mean
       log-probability: log Q(z | x, y) for ``choice/idm_accuracy``, log P(y | x, z) for ``choice/fwm_accuracy``.
 
@@ -71,13 +71,13 @@ class Evaluator:
         models: both world models.
         backbone: decodes states and actions.
         states: tokens of states.
-        config: what to do.
-        sampling: how rollouts are drawn in training.
-        roles: the models that are asked; what needs the other one is left out.
+        config: modes, best of N and seed.
+        sampling: temperature and truncation of rollouts in training.
+        roles: the models that are used; metrics that need the other one are left out.
 
     Attributes:
         memory: generations to reuse and to add to; None generates everything.
-        listeners: told of every batch of predictions.
+        listeners: called with every batch of predictions.
     """
 
     memory: GenerationMemory | None = None
@@ -100,7 +100,7 @@ class Evaluator:
         self.listeners: list[Listener] = []
 
     def start(self, benchmark: Any, device: torch.device) -> None:
-        """Fresh metrics from a benchmark's ``state_metrics()`` and ``action_metrics()``."""
+        """Begin an evaluation with new metrics from a benchmark's ``state_metrics()`` and ``action_metrics()``."""
         self._means = {}
         self._metrics = {}
         for mode in self._config.modes:
@@ -121,7 +121,7 @@ class Evaluator:
             listener(mode, transitions, states, words)
 
     def step(self, transitions: Sequence[Transition], device: torch.device) -> None:
-        """Predict and update the metrics. Transitions without a label count for nothing here."""
+        """Predict and update the metrics. Transitions without a label do not count."""
         rows = [t for t in transitions if t.action]
         if not rows:
             return
@@ -160,7 +160,7 @@ class Evaluator:
         mode: str,
         device: torch.device,
     ) -> None:
-        """Later turns of rollouts, each on the model's own previous state, as the ids that it sampled."""
+        """Predict later turns of rollouts, each from the ids of the model's own previous state."""
         live = [(row, x, state) for row, x, state in zip(rows, futures, states, strict=True)]
         turn = 0
         while live := [entry for entry in live if len(entry[0].turns) > turn]:
@@ -174,7 +174,7 @@ class Evaluator:
             turn += 1
 
     def _choose(self, rows: Sequence[Transition], device: torch.device) -> None:
-        """Multiple choice: is the right candidate the likeliest?"""
+        """Score multiple choice: 1 if the right candidate is the likeliest, otherwise 0."""
         for row in rows:
             choices = row.choices
             if choices is None:
@@ -192,7 +192,7 @@ class Evaluator:
                 self._means[f"choice/{role}_accuracy"].update(float(right))
 
     def compute(self) -> dict[str, Tensor]:
-        """All metrics, reduced over ranks: ``fwm/<mode>/<metric>``, ``idm/<mode>/<metric>`` and means.
+        """Compute all metrics over all ranks: ``fwm/<mode>/<metric>``, ``idm/<mode>/<metric>`` and means.
 
         ``identifiability`` is E[log Q(z | x, ŷ)], ``likelihood`` E[log P(y | x, ẑ)], in nats per token.
         """
@@ -200,16 +200,16 @@ class Evaluator:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*MeanMetric was called before the ``update``")
             means = {name: mean.compute() for name, mean in self._means.items()}
-        return values | {name: mean for name, mean in means.items() if not mean.isnan()}  # NaN: never asked
+        return values | {name: mean for name, mean in means.items() if not mean.isnan()}  # NaN: no transition
 
     def predict(self, transitions: Sequence[Transition], device: torch.device) -> list[dict[str, Any]]:
-        """One row per transition: its id, its action, the IDM's action and the FWM's next state.
+        """Predict one row per transition: its id, its action, the IDM's action and the FWM's next state.
 
-        The FWM follows the record's own action where there is one, else the IDM's. The IDM is asked where y is
-        known. The part of a model that is not asked is left out.
+        The FWM follows the record's own action where there is one, else the IDM's. The IDM predicts where y is
+        known. Predictions of a model that is not used are left out.
 
         Raises:
-            ValueError: a record lacks what the models that are asked start from.
+            ValueError: a record lacks a field that the models start from.
         """
         mode = self._config.modes[0]
         for row in transitions:
@@ -247,7 +247,7 @@ class Evaluator:
             )
 
     def _encode_states(self, rows: Sequence[Transition], device: torch.device) -> tuple[list[TokenIds], list[TokenIds]]:
-        """Tokens of every x, and of every y that is known."""
+        """Encode every x, and every y that is known."""
         ids = self._states.encode([t.before for t in rows] + [t.after for t in rows if t.after is not None], device)
         return ids[: len(rows)], ids[len(rows) :]
 
@@ -260,7 +260,7 @@ class Evaluator:
         mode: str,
         count: int = 1,
     ) -> list[TokenIds]:
-        """``count`` contents of each row, those of a row side by side; from memory where they are there."""
+        """Sample ``count`` contents of each row, those of a row side by side; known ones come from memory."""
         memory, found = self.memory, cast(list[list[TokenIds] | None], [None] * len(rows))
         names = [""] * len(rows)
         if memory is not None:
@@ -290,11 +290,11 @@ class Evaluator:
         return [futures[n * count + k] for n, k in enumerate(best)]
 
     def _identifiability(self, before: list[TokenIds], futures: list[TokenIds], actions: list[TokenIds]) -> Tensor:
-        """(N,) mean log Q(z | x, ŷ) per token."""
+        """Compute mean log Q(z | x, ŷ) per token, (N,)."""
         return self._idm.log_prob(actions, before, futures).mean_per_token()
 
     def _likelihood(self, before: list[TokenIds], actions: list[TokenIds], after: list[TokenIds]) -> Tensor:
-        """(N,) mean log P(y | x, ẑ) per token."""
+        """Compute mean log P(y | x, ẑ) per token, (N,)."""
         return self._fwm.log_prob(after, before, actions).mean_per_token()
 
     def _teacher_forced(self, before: list[TokenIds], after: list[TokenIds], actions: list[TokenIds]) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation has generated so far, on disk: started again, it generates none of it twice."""
+"""Store of generations on disk, so that an evaluation that is started again repeats none of them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from swirl_lightning.engine.grammar import TokenIds
 
 
 class GenerationMemory:
-    """Token ids of everything sampled, keyed by all that they depend on.
+    """Store of sampled token ids, keyed by all that they depend on.
 
     A key covers the settings (weights, sampling, seed, ...), the role, the mode, the record's id and the
-    prompt's ids; so a changed record, adapter or option is generated anew, and nothing else is. Each
+    prompt's ids. So a changed record, adapter or option is generated anew, and nothing else is. Each
     process appends to a file of its own and reads those of all; a line cut short by a kill is ignored.
 
     Args:
-        folder: where the files are; made when there is something to write.
-        settings: what every generation depends on besides its own prompt; JSON values.
+        folder: of the files; it is made at the first write.
+        settings: values that every generation depends on besides its own prompt; JSON values.
         rank: of this process.
     """
 
@@ -40,18 +40,18 @@ class GenerationMemory:
                         continue  # cut short
 
     def key(self, role: str, mode: str, record: str, count: int, prompt: TokenIds) -> str:
-        """Names one generation: ``count`` samples for one prompt."""
+        """Return the key of one generation: ``count`` samples for one prompt."""
         prompt_digest = _digest(",".join(map(str, prompt)))
         return _digest("|".join((self.fingerprint, role, mode, record, str(count), prompt_digest)))
 
     def get(self, key: str) -> list[TokenIds] | None:
-        """The samples of a key, or None."""
+        """Return the samples of a key, or None."""
         found = self._known.get(key)
         self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
         return found
 
     def put(self, keys: Sequence[str], samples: Sequence[list[TokenIds]]) -> None:
-        """Adds samples and writes them at once."""
+        """Add samples and write them at once."""
         if not keys:
             return
         self._known.update(zip(keys, samples, strict=True))

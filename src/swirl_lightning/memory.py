@@ -1,4 +1,4 @@
-"""What a run takes: parameters and bytes of the base and the adapters, and the peak that training will reach."""
+"""Memory of a run: parameters and bytes of the base and the adapters, and the estimated peak of training."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _DRAW_BYTES = 32  # a token's logit while sampling: logits, probabilities, sorte
 # ---- what is there -------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Size:
-    """Parameters as the architecture counts them, and the bytes that hold them."""
+    """Number of parameters as the architecture counts them, and the bytes that hold them."""
 
     parameters: int
     bytes: int
 
 
 def size_of(parameters: Iterable[Tensor]) -> Size:
-    """Size of parameters; a 4-bit one counts as many as its original shape has, and with its statistics."""
+    """Count parameters and bytes; a 4-bit one counts by its original shape, and with its statistics."""
     count, held, seen = 0, 0, set()
     for parameter in parameters:
         if parameter.data_ptr() in seen:  # tied weights
@@ -53,14 +53,14 @@ def size_of(parameters: Iterable[Tensor]) -> Size:
 
 
 def _statistics(state: Any) -> int:
-    """Bytes of a bitsandbytes QuantState: scales, code book and, with double quantisation, theirs."""
+    """Count the bytes of a bitsandbytes QuantState: scales, code book and, with double quantisation, theirs."""
     own = sum(t.nbytes for t in (state.absmax, state.code, state.offset) if isinstance(t, Tensor))
     return own + (_statistics(state.state2) if getattr(state, "state2", None) is not None else 0)
 
 
 # ---- measuring -----------------------------------------------------------------------------------
 class TensorMemory(TorchDispatchMode):
-    """Counts the bytes of tensors that are created within it and still live; what kernels use is not seen."""
+    """Counter of the bytes of tensors that are created within it and still live; memory of kernels is not counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class TensorMemory(TorchDispatchMode):
 
 
 def peak_of(run: Callable[[], Any], device: torch.device) -> int:
-    """Bytes by which ``run()`` raises memory at its highest: allocator on CUDA, live tensors elsewhere."""
+    """Measure the bytes that ``run()`` adds at its peak: allocator on CUDA, live tensors elsewhere."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -104,7 +104,7 @@ def peak_of(run: Callable[[], Any], device: torch.device) -> int:
 # ---- estimating ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Lengths:
-    """Longest prompt and completion of a role, in tokens."""
+    """Lengths of the longest prompt and completion of a role, in tokens."""
 
     prompt: int
     completion: int
@@ -112,15 +112,15 @@ class Lengths:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Sizes, and the estimated peak by what a step does, in bytes.
+    """Sizes, and the estimated peak of each part of a step, in bytes.
 
     Attributes:
         base: the frozen base, with the dequantised copy of its weights if one is kept.
         adapters: each adapter by name.
         trainable: names of those that train.
-        codec: what the backbone keeps apart from the base (an image tokenizer).
+        codec: parts that the backbone keeps apart from the base (an image tokenizer).
         training: gradients and optimiser states of the trainable adapters.
-        steps: what each part of a step adds at its highest (``fwm rollout``, ``fwm update``, ...).
+        steps: bytes that each part of a step adds at its peak (``fwm rollout``, ``fwm update``, ...).
     """
 
     base: Size
@@ -132,7 +132,7 @@ class MemoryEstimate:
 
     @property
     def resident(self) -> int:
-        """Bytes that stay throughout."""
+        """Bytes that are held throughout."""
         return self.base.bytes + self.codec.bytes + sum(s.bytes for s in self.adapters.values()) + self.training
 
     @property
@@ -163,11 +163,11 @@ class MemoryEstimate:
 def report(
     module: SWIRL, batch_size: int, warmup_batch_size: int, lengths: dict[str, Lengths], phases: Sequence[str]
 ) -> MemoryEstimate:
-    """What training will take on this device, from the module's settings and a few short forward passes.
+    """Estimate the memory of training on this device, from the module's settings and a few short passes.
 
-    Saved activations, caches and temporaries are measured on prompts of a few dozen tokens and
-    extrapolated, so that any family, adapter size and kernel is covered; what depends on the vocabulary is
-    computed. Completions are taken at their longest.
+    Saved activations, caches and temporaries are measured on prompts of a few dozen tokens and extrapolated, so
+    that any family, adapter size and kernel is covered. Memory that depends on the vocabulary is computed.
+    Completions are taken at their longest.
 
     Args:
         module: configured, on its device.
@@ -192,7 +192,7 @@ def report(
 
 
 def _optimizer_ratio(module: SWIRL) -> float:
-    """Bytes of the optimiser's state per byte of a parameter, from a step on one of 4,096 numbers."""
+    """Measure the bytes of the optimiser's state per byte of a parameter, by a step on one of 4,096 numbers."""
     parameter = nn.Parameter(torch.zeros(4096, device=module.device))
     optimizer = module.optimizer_factory([{"params": [parameter]}])
     parameter.grad = torch.zeros_like(parameter)
@@ -202,7 +202,7 @@ def _optimizer_ratio(module: SWIRL) -> float:
 
 
 class _Estimator:
-    """Peaks of a step's parts, linear in the tokens that run."""
+    """Estimator of the peaks of a step's parts, linear in the tokens that run."""
 
     def __init__(self, module: SWIRL) -> None:
         self.module = module
@@ -214,7 +214,7 @@ class _Estimator:
     def steps(
         self, batch_size: int, warmup_batch_size: int, lengths: dict[str, Lengths], phases: Sequence[str]
     ) -> dict[str, int]:
-        """Bytes that each part of the phases adds."""
+        """Estimate the bytes that each part of the phases adds."""
         found: dict[str, int] = {}
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # leave no trace in random states
@@ -232,7 +232,7 @@ class _Estimator:
 
     # ---- parts of a step -------------------------------------------------------------------------
     def _supervised(self, rows: int, lengths: dict[str, Lengths], roles: Sequence[str]) -> int:
-        """Graphs of all models live until the backward pass; the head's temporaries follow one another."""
+        """Estimate SFT: graphs of all models live until the backward pass; the head's temporaries do not overlap."""
         shapes = [(lengths[role].prompt, 1, lengths[role].completion) for role in roles]
         tokens = sum(rows * self._tokens(shape) for shape in shapes)
         fitted = self._fitted("warmup" if len(roles) > 1 else "update")
@@ -251,7 +251,7 @@ class _Estimator:
         return total
 
     def _kept_per_token(self) -> float:
-        """Bytes that a graph keeps per token while another one is differentiated.
+        """Measure the bytes that a graph keeps per token while another one is differentiated.
 
         One graph takes k + t per token, with t for temporaries of its backward pass; two of equal size take
         k + t / 2 per token, since only one at a time is differentiated.
@@ -260,7 +260,7 @@ class _Estimator:
         return min(max(2 * two - one, two / 2), two)
 
     def _judge(self, role: str, groups: int, size: int, length: Lengths, judged: Lengths) -> int:
-        """Members of a group share all of the prompt but what is judged."""
+        """Estimate a reward: members of a group share all of the prompt but the part that is scored."""
         width = length.prompt + length.completion
         groups, size = self._at_once(groups, size, width)
         own = min(judged.completion, length.prompt)
@@ -269,7 +269,7 @@ class _Estimator:
         return max(self._predict(self._fitted("scoring"), groups, shape), head)  # nothing of a layer is kept
 
     def _rollout(self, role: str, groups: int, size: int, length: Lengths) -> int:
-        """Keys and values, the drawing of a token, merged weights."""
+        """Estimate a rollout: keys and values, the drawing of a token, merged weights."""
         groups, size = self._at_once(groups, size, length.prompt + length.completion)
         per_token, layers = self._cache_bytes()
         if self.models.engine.config.shared_attention:
@@ -280,7 +280,7 @@ class _Estimator:
         return held + drawing + merged_bytes(self.module)
 
     def _at_once(self, groups: int, size: int, width: int) -> tuple[int, int]:
-        """Groups, and rows of each, that the budget lets run at one time."""
+        """Return the groups, and the rows of each, that run at one time within the budget."""
         budget = self.module.max_tokens_per_forward
         if budget is None or budget >= groups * size * width:
             return groups, size
@@ -292,12 +292,12 @@ class _Estimator:
 
     # ---- probes ----------------------------------------------------------------------------------
     def _tokens(self, shape: tuple[int, int, int]) -> int:
-        """Tokens of a group that run."""
+        """Count the tokens of a group that run."""
         prompt, size, completion = shape
         return prompt + size * completion if self.shares else size * (prompt + completion)
 
     def _mask(self, groups: int, shape: tuple[int, int, int]) -> int:
-        """Bytes of the attention mask: quadratic, and too small to see in a probe."""
+        """Compute the bytes of the attention mask: quadratic, and too small to measure in a probe."""
         prompt, size, completion = shape
         if not self.shares:
             entry = 1 if self.module.backbone.attn_implementation == "sdpa" else 4
@@ -308,7 +308,7 @@ class _Estimator:
         return max(0, round(float(fitted[0] + fitted[1] * groups * self._tokens(shape)))) + self._mask(groups, shape)
 
     def _fitted(self, kind: str) -> Tensor:
-        """(2,) bytes, and bytes per token, of an ``update``, of ``scoring`` without gradient, or of a ``warmup``."""
+        """Fit bytes, and bytes per token, of an ``update``, a ``warmup`` or of ``scoring`` without gradient; (2,)."""
         if kind not in self._fits:
             graphs = 2 if kind == "warmup" else 1
             rows, peaks = [], []
@@ -338,7 +338,7 @@ class _Estimator:
 
     @torch.no_grad()
     def _cache_bytes(self) -> tuple[int, int]:
-        """Bytes of keys and values per token, and the number of layers."""
+        """Measure the bytes of keys and values per token, and count the layers."""
         cache, adapters = DynamicCache(), self.module.adapters
         ids = torch.full((1, 8), self.models.grammars["fwm"].allowed[0], device=self.device)
         with adapters.use(adapters.policy(Role.FWM)):

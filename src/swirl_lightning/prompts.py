@@ -1,8 +1,8 @@
-"""The prompts of both models: ONE source for warm-up, rollout and reward.
+"""Prompts of both models, from one source for warm-up, rollout and reward.
 
 A prompt is assembled from token ids, never from text that is tokenised again: fixed pieces of the
-template are tokenised once, and states and actions enter as ids. So a sampled state or action meets
-the scoring model as exactly the ids that were sampled.
+template are tokenised once, and states and actions enter as ids. So the scoring model reads a sampled
+state or action as exactly the ids that were sampled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from swirl_lightning.engine.grammar import TokenIds
 
 @dataclass(frozen=True)
 class PromptTemplates:
-    """The wording of the two prompts.
+    """Wording of the two prompts.
 
     Attributes:
         fwm: prompt of the forward world model P(y | x, z); must use ``{before}`` and ``{action}``.
@@ -41,7 +41,7 @@ class PromptTemplates:
 
 
 class PromptBuilder:
-    """Turns token ids of states and actions into the prompts of the FWM and the IDM.
+    """Builder of the prompts of FWM and IDM from token ids of states and actions.
 
     Args:
         backbone: supplies the token ids of text pieces and the marks around a state.
@@ -54,17 +54,17 @@ class PromptBuilder:
         self._idm = self._compile(templates.idm)
 
     def fwm(self, before: TokenIds, action: TokenIds) -> TokenIds:
-        """Prompt of P(y | x, z); a state completion follows it."""
+        """Build the prompt of P(y | x, z); a state follows it."""
         filled = self._fill(self._fwm, before=self._backbone.wrap_state(before), action=action)
         return filled + self._backbone.state_opening()
 
     def idm(self, before: TokenIds, after: TokenIds) -> TokenIds:
-        """Prompt of Q(z | x, y); an action completion follows it."""
+        """Build the prompt of Q(z | x, y); an action follows it."""
         wrap = self._backbone.wrap_state
         return self._fill(self._idm, before=wrap(before), after=wrap(after))
 
     def _compile(self, template: str) -> list[TokenIds | str]:
-        """Literal pieces become token ids; slots stay as their name."""
+        """Turn literal pieces into token ids; slots stay as their names."""
         parts: list[TokenIds | str] = []
         for piece in self._backbone.frame_prompt(template):
             for literal, slot, _, _ in Formatter().parse(piece) if isinstance(piece, str) else ():

@@ -1,4 +1,4 @@
-"""A module from a checkpoint, without a Trainer. Nothing in a checkpoint becomes configuration or code."""
+"""Loading of a module from a checkpoint, without a Trainer. Nothing in a checkpoint becomes configuration or code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def restore(
     cls: type[Module], path: str | Path, map_location: Any, config_path: str | Path | None, arguments: dict[str, Any]
 ) -> Module:
-    """See :meth:`swirl_lightning.SWIRL.load_from_checkpoint`."""
+    """Load a module: see :meth:`swirl_lightning.SWIRL.load_from_checkpoint`."""
     check_file(path)
     checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     if config_path is not None:
@@ -40,7 +40,7 @@ def restore(
 
 
 def from_config(cls: type[Module], path: str | Path, arguments: dict[str, Any]) -> Module:
-    """The ``model`` of a run's configuration, built as ``swirl`` builds it; its weights are not loaded yet.
+    """Build the ``model`` of a run's configuration as ``swirl`` does; its weights are not loaded yet.
 
     Args:
         cls: SWIRL, or the subclass that the configuration must name.
@@ -67,7 +67,7 @@ def from_config(cls: type[Module], path: str | Path, arguments: dict[str, Any]) 
 
 
 def _config_of(path: str | Path) -> Path:
-    """``config.yaml`` of the run whose folder a checkpoint is in, or in whose ``checkpoints/``."""
+    """Find ``config.yaml`` of a checkpoint's run, in its folder or the one above."""
     folder = Path(path).absolute().parent
     for place in (folder, folder.parent):
         if (place / "config.yaml").is_file():
@@ -79,7 +79,7 @@ def _config_of(path: str | Path) -> Path:
 
 
 def _lora(state: dict[str, Any]) -> AdapterConfig:
-    """Rank and α that a checkpoint says; numbers, and nothing else of it, may be taken as settings."""
+    """Return rank and α of a checkpoint: numbers, the only settings that are taken from it."""
     saved = state.get("lora", {})
     for name in ("r", "alpha"):
         value = saved.get(name)

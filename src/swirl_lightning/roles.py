@@ -1,4 +1,4 @@
-"""Which of the two models is meant, and the names of adapters."""
+"""Roles of the two models, and names of adapters."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NewType
 
 
 class Role(StrEnum):
-    """One of the two models; its value is what configurations, logs and checkpoints call it."""
+    """Role of a model; its value is its name in configurations, logs and checkpoints."""
 
     FWM = "fwm"
-    """Forward world model P(y | x, z): generates next states."""
+    """Forward world model P(y | x, z), which generates next states."""
     IDM = "idm"
-    """Inverse dynamics model Q(z | x, y): generates actions."""
+    """Inverse dynamics model Q(z | x, y), which generates actions."""
 
 
 ROLES = tuple(Role)
 
 AdapterName = NewType("AdapterName", str)
-"""Name of a LoRA adapter on the base. Which adapter plays a role: :class:`swirl_lightning.adapters.Adapters`."""
+"""Name of a LoRA adapter on the base; :class:`swirl_lightning.adapters.Adapters` gives the adapter of a role."""

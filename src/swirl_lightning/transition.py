@@ -1,4 +1,4 @@
-"""The one record that every part of the framework speaks about: a transition (x, z, y)."""
+"""The record that all parts of the framework share: a transition (x, z, y)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from PIL import Image
 
 State = str | Image.Image
-"""A state of the world: a text or an RGB image."""
+"""State of the world: a text or an RGB image."""
 
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """A multiple-choice question: which of these actions leads from a transition's x to ``after``?
+    """Multiple-choice question: which of these actions leads from a transition's x to ``after``?
 
     Attributes:
         actions: the candidates in words, at least two.
@@ -37,16 +37,16 @@ class Choices:
 
 @dataclass(frozen=True, eq=False)
 class Transition:
-    """One step of the world, x -> y, with its action z where a label exists.
+    """Step of the world, x -> y, with its action z where a label exists.
 
     Attributes:
         before: x, the state before.
-        after: y, the state after, or None where it is not known: then there is no training on the record, the FWM
-            predicts y from its action, and nothing that needs y is asked.
+        after: y, the state after, or None where it is not known. Such a record is not trained on. The FWM predicts
+            its y from its action, and metrics that need y leave it out.
         action: z in words, or None for a state-only pair.
         id: names the record in messages, in files of predictions and in the seed of its rollouts;
             unique within its split.
-        meta: whatever else the benchmark needs to score the record (task, split, ...).
+        meta: other values that the benchmark needs to score the record (task, split, ...).
         turns: the later steps of a rollout that starts with this one. In evaluation the FWM starts each from the
             state that it predicted for the step before, in place of the turn's ``before``.
         choices: a multiple-choice question about x for both models, or None.
@@ -61,12 +61,12 @@ class Transition:
     choices: Choices | None = None
 
     def without_action(self) -> Transition:
-        """The pair alone, which is what Phase I and Phase II may see: no action, no later turns, no choices."""
+        """Return the pair alone, as Phase I and Phase II may use it: no action, no later turns, no choices."""
         return Transition(self.before, self.after, None, self.id, self.meta)
 
     @property
     def observed(self) -> State:
-        """y, for whoever cannot do without it.
+        """State after, y, which must be known.
 
         Raises:
             ValueError: it is not known.

@@ -1,4 +1,4 @@
-"""Two world models on one base as a LightningModule: loading, prediction, evaluation, checkpoints; no training."""
+"""LightningModule of two world models on one base: loading, prediction, evaluation and checkpoints, no training."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from swirl_lightning.world_models import WorldModels
 
 
 class WorldModelModule(LightningModule):
-    """What holds whatever algorithm trains the two models. Arguments as :class:`swirl_lightning.SWIRL`.
+    """Two world models on one base, without a training algorithm. Arguments as :class:`swirl_lightning.SWIRL`.
 
     Attributes:
         model: the base with its adapters, None before :meth:`configure_model`.
-        states: tokens of states, each encoded once.
-        label: what the weights of now are called in result tables.
+        states: cache of the tokens of states.
+        label: name of the current weights in result tables.
     """
 
     def __init__(
@@ -84,37 +84,37 @@ class WorldModelModule(LightningModule):
 
     @property
     def models(self) -> WorldModels:
-        """Both world models. Raises RuntimeError before :meth:`configure_model`, as the three below do."""
+        """Both world models; RuntimeError before :meth:`configure_model`, as for the three below."""
         return _loaded(self._models)
 
     @property
     def adapters(self) -> Adapters:
-        """The adapters on the base."""
+        """Adapters on the base."""
         return self.models.adapters
 
     @property
     def prompts(self) -> PromptBuilder:
-        """The prompts of both models."""
+        """Builder of the prompts of both models."""
         return self.models.prompts
 
     @property
     def evaluator(self) -> Evaluator:
-        """What validation, test and prediction do."""
+        """Evaluator of validation, test and prediction."""
         return _loaded(self._evaluator)
 
     def teardown(self, stage: str) -> None:
-        """Write the tokens of the states that are new."""
+        """Write the tokens of new states to the token cache."""
         self.states.flush()
 
     # ---- use -------------------------------------------------------------------------------------
     def predict_state(self, before: State, action: str, n: int = 1, greedy: bool = False, seed: int = 0) -> list[State]:
-        """``n`` next states of ``before`` under ``action``, drawn from the FWM: y ~ P(y | x, z).
+        """Sample ``n`` next states of ``before`` under ``action`` from the FWM: y ~ P(y | x, z).
 
         Args:
             before: a text or an RGB image, as the backbone reads it.
             action: in words.
             n: number of states.
-            greedy: the likeliest token at each place, instead of ``sampling``; all ``n`` are then equal.
+            greedy: take the likeliest token at each place instead of ``sampling``; all ``n`` are then equal.
             seed: equal seeds draw equal states.
         """
         x, z = self.states.encode([before], self.device), [self.backbone.encode_action(action)]
@@ -123,7 +123,7 @@ class WorldModelModule(LightningModule):
         return self.backbone.decode_states(y.contents, self.device)
 
     def predict_action(self, before: State, after: State, n: int = 1, greedy: bool = False, seed: int = 0) -> list[str]:
-        """``n`` actions that lead from ``before`` to ``after``, drawn from the IDM: z ~ Q(z | x, y).
+        """Sample ``n`` actions that lead from ``before`` to ``after`` from the IDM: z ~ Q(z | x, y).
 
         Arguments are those of :meth:`predict_state`.
         """
@@ -134,13 +134,13 @@ class WorldModelModule(LightningModule):
 
     # ---- evaluation ------------------------------------------------------------------------------
     def on_validation_epoch_start(self) -> None:
-        """Fresh metrics."""
+        """Begin with new metrics."""
         self.evaluator.start(self.trainer.datamodule, self.device)  # type: ignore[attr-defined]
 
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: TransitionBatch, batch_idx: int) -> None:
-        """Predict states and actions as the paper samples and greedily, and score them."""
+        """Predict states and actions, sampled as in the paper and greedy, and score them."""
         self.evaluator.step(batch.transitions, self.device)
 
     test_step = validation_step
@@ -154,7 +154,7 @@ class WorldModelModule(LightningModule):
         self._log_evaluation("test")
 
     def predict_step(self, batch: TransitionBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Predicted state and action of each transition."""
+        """Predict state and action of each transition."""
         return self.evaluator.predict(batch.transitions, self.device) if batch.transitions else []
 
     def _log_evaluation(self, split: str) -> None:
@@ -163,11 +163,11 @@ class WorldModelModule(LightningModule):
 
     # ---- checkpoints: adapters, never the base ---------------------------------------------------
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The adapters' tensors alone."""
+        """Return the adapters' tensors alone."""
         return self.adapters.state_dict()
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Exactly all adapter tensors; see :meth:`Adapters.load_state_dict`."""
+        """Load exactly all adapter tensors; see :meth:`Adapters.load_state_dict`."""
         self.adapters.load_state_dict(state_dict)
 
     @classmethod
@@ -178,18 +178,18 @@ class WorldModelModule(LightningModule):
         config_path: str | Path | None = None,
         **kwargs: Any,
     ) -> Self:
-        """The module of a checkpoint, in eval mode and ready for use; no Trainer is needed.
+        """Load a module from a checkpoint, in eval mode and ready for use; no Trainer is needed.
 
-        A checkpoint holds adapters and is never trusted with more: what the module is comes from ``kwargs``, the
-        constructor's arguments, or from the run's ``config.yaml``, whose classes are imported and called. So of a
-        checkpoint that is not your own, give ``backbone``: then no file beside the checkpoint is read.
+        Only adapters are taken from a checkpoint. The module's settings come from ``kwargs``, the constructor's
+        arguments, or from the run's ``config.yaml``, whose classes are imported and called. So give ``backbone`` for
+        a checkpoint that is not your own: then no file beside the checkpoint is read.
 
         Args:
-            checkpoint_path: a file that a run of SWIRL has saved.
-            map_location: where the module is to be, as for ``torch.load``.
+            checkpoint_path: file saved by a run of SWIRL.
+            map_location: device of the module, as for ``torch.load``.
             config_path: your own configuration with the key ``model``. None takes the ``config.yaml`` in the
                 checkpoint's folder or the one above, unless there is a ``backbone``.
-            kwargs: constructor arguments; they take the place of the configuration's. With a ``backbone`` and no
+            kwargs: constructor arguments, which replace those of the configuration. With a ``backbone`` and no
                 configuration, rank and α of the adapters are the checkpoint's unless ``lora`` is given.
 
         Raises:
@@ -204,7 +204,7 @@ class WorldModelModule(LightningModule):
         return restore(cls, checkpoint_path, map_location, config_path, kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add which base the adapters are on, and what they are."""
+        """Add the identity of the base, and the settings of the adapters."""
         checkpoint["swirl"] = {
             "base": {"name": self.backbone.name, "revision": self.backbone.revision, **self.base_identity},
             "label": self.label,
@@ -213,7 +213,7 @@ class WorldModelModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the base is the one the adapters were trained on.
+        """Check that the adapters were trained on this base.
 
         Raises:
             ValueError: another base, or another ``lora.alpha``.
