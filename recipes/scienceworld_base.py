@@ -34,7 +34,7 @@ Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class BaseConfig:
     """Sizes of the base, and settings of its training.
 
     Attributes:
@@ -79,7 +79,7 @@ def build_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def next_state_batches(pairs: list[tuple[list[int], list[int]]], settings: Settings, seed: int) -> Iterator[Tensor]:
+def next_state_batches(pairs: list[tuple[list[int], list[int]]], settings: BaseConfig, seed: int) -> Iterator[Tensor]:
     """Yield batches (B, L) without end: BOS, a state, two line breaks, the next state, EOS; padded on the right."""
     rows = [[BOS, *x, *y, EOS][: settings.longest] for x, y in pairs]
     return map(_padded, _of_like_length(rows, settings.batch, random.Random(seed)))
@@ -103,7 +103,7 @@ def train(model: nn.Module, losses: Iterator[Tensor], steps: int, learning_rate:
             log(f"{name} {step + 1}/{steps} loss {mean:.3f}, {(time.monotonic() - start) / (step + 1):.2f} s a step")
 
 
-def build(data: ScienceWorld, out: Path, settings: Settings, seed: int, log: Log) -> None:
+def build(data: ScienceWorld, out: Path, settings: BaseConfig, seed: int, log: Log) -> None:
     """Write the base into ``out``."""
     torch.manual_seed(seed)
     labelled, unlabelled = data.split("warmup"), data.split("state_only")
@@ -125,7 +125,7 @@ def build(data: ScienceWorld, out: Path, settings: Settings, seed: int, log: Log
     model.save_pretrained(out)
 
 
-def build_lm(vocabulary: int, settings: Settings) -> GemmaForCausalLM:
+def build_lm(vocabulary: int, settings: BaseConfig) -> GemmaForCausalLM:
     """Make a small Gemma with random weights."""
     return GemmaForCausalLM(
         GemmaConfig(
@@ -168,12 +168,12 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, help="folder with gold_transitions.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=Settings.steps, help="of the training")
+    parser.add_argument("--steps", type=int, default=BaseConfig.steps, help="of the training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args(args)
     torch.set_num_threads(options.threads)
-    settings = Settings(steps=options.steps)
+    settings = BaseConfig(steps=options.steps)
     start = time.monotonic()
     data = ScienceWorld(options.data)
     data.check()

@@ -22,7 +22,7 @@ from transformers import GemmaForCausalLM
 
 from recipes import tiny_edits, tiny_lm, tiny_tasks, tiny_text, tiny_vqgan
 from recipes.tiny_edits import FLOOR, WALL, Scenes
-from recipes.tiny_lm import LMSettings, build_lm, train_lm
+from recipes.tiny_lm import LMConfig, build_lm, train_lm
 from recipes.tiny_tasks import NAMES, PLACES, Tasks
 from recipes.tiny_text import build_tokenizer
 from swirl_lightning.backbones.vqgan import VQGAN
@@ -33,7 +33,7 @@ SEED = 0
 BASE_TRANSITIONS = 1200
 """Number of steps of the ``base`` split whose frames are used."""
 HELD_OUT_TRANSITIONS = 100
-STAGES = ((PLACES, 1.0, LMSettings(steps=1750, decay=0.0)), (NAMES, 0.3, LMSettings(steps=2000)))
+STAGES = ((PLACES, 1.0, LMConfig(steps=1750, decay=0.0)), (NAMES, 0.3, LMConfig(steps=2000)))
 """Task shares, weight of bare cells and training settings of the language model's stages, in order."""
 HELD_OUT_TASKS = {"changed": 72, "edit": 48, "difference": 24, "copy": 24, "look": 24, "where": 24, "ahead": 24}
 HASH_FILE = "RECIPE.sha256"

@@ -19,7 +19,7 @@ Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class LMSettings:
+class LMConfig:
     """Size of the model, and settings of its training; ``decay`` is the share of the steps in which the learning
     rate falls.
     """
@@ -40,7 +40,7 @@ class LMSettings:
     save_every: int = 250
 
 
-def build_lm(settings: LMSettings, tokenizer: PreTrainedTokenizerFast, codes: int) -> GemmaForCausalLM:
+def build_lm(settings: LMConfig, tokenizer: PreTrainedTokenizerFast, codes: int) -> GemmaForCausalLM:
     """Make a Gemma whose last ``codes`` ids are VQ codes, as in Liquid."""
     config = GemmaConfig(
         vocab_size=len(tokenizer) + codes,
@@ -108,7 +108,7 @@ def exact_match(model: GemmaForCausalLM, samples: list[Sample], pad: int) -> dic
     return {task: sum(hits) / len(hits) for task, hits in sorted(right.items())}
 
 
-def learning_rate(step: int, settings: LMSettings) -> float:
+def learning_rate(step: int, settings: LMConfig) -> float:
     """Return the learning rate: linear warm-up, constant, then a linear fall over the last ``decay`` of the steps."""
     left = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
     return settings.learning_rate * min(1.0, (step + 1) / settings.warmup, max(left, 0.01))
@@ -118,7 +118,7 @@ def train_lm(
     model: GemmaForCausalLM,
     tasks: Tasks,
     held_out: list[Sample],
-    settings: LMSettings,
+    settings: LMConfig,
     pad: int,
     log: Log,
     save: Callable[[GemmaForCausalLM], None],

@@ -7,14 +7,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from recipes.scienceworld_base import Settings, _of_like_length, build
+from recipes.scienceworld_base import BaseConfig, _of_like_length, build
 from recipes.scienceworld_trial import markdown, run
 
 from recipes import scienceworld_trial
 from swirl_lightning.backbones import TextLLM
 from swirl_lightning.benchmarks.scienceworld import FILE, ScienceWorld
 
-TINY = Settings(vocabulary=320, hidden=32, layers=1, heads=2, longest=64, batch=2, steps=2)
+TINY = BaseConfig(vocabulary=320, hidden=32, layers=1, heads=2, longest=64, batch=2, steps=2)
 
 
 @pytest.fixture

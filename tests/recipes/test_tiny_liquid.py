@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from recipes.tiny_edits import FLOOR, WALL, Scenes, agent_place, ahead
-from recipes.tiny_lm import LMSettings, build_lm, exact_match, learning_rate, train_lm
+from recipes.tiny_lm import LMConfig, build_lm, exact_match, learning_rate, train_lm
 from recipes.tiny_tasks import NAMES, PLACES, Sample, Tasks
 from recipes.tiny_text import build_tokenizer, commands
 from transformers import GemmaForCausalLM, PreTrainedTokenizerFast
@@ -156,7 +156,7 @@ def test_bare_cells_of_an_answer_have_less_weight(
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
-    settings = LMSettings(steps=1000, warmup=100, decay=0.5, learning_rate=1.0)
+    settings = LMConfig(steps=1000, warmup=100, decay=0.5, learning_rate=1.0)
     assert [learning_rate(step, settings) for step in (0, 49, 99, 499, 750, 999)] == [0.01, 0.5, 1, 1, 0.5, 0.01]
     assert learning_rate(999, replace(settings, decay=0.0)) == 1
 
@@ -171,9 +171,7 @@ def test_the_vqgan_learns_and_is_checked(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_language_model_learns(training_scenes: Scenes, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    settings = LMSettings(
-        hidden=32, layers=1, heads=2, mlp=32, batch=8, chunk=4, steps=6, evaluate_every=3, save_every=6
-    )
+    settings = LMConfig(hidden=32, layers=1, heads=2, mlp=32, batch=8, chunk=4, steps=6, evaluate_every=3, save_every=6)
     torch.manual_seed(0)
     model = build_lm(settings, tokenizer, 128)
     tasks, lines = Tasks(training_scenes, tokenizer, CODES), []
