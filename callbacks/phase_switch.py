@@ -1,4 +1,4 @@
-"""The phases of SWIRL by epoch."""
+"""Callback that switches between the phases of SWIRL."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseOptimConfig, PhaseSch
 
 
 class PhaseSwitch(Callback):
-    """Flips, each epoch, which model is the policy and which gives the reward.
+    """Sets, for each epoch, the model that is the policy and the model that gives the reward.
 
     At the start of a phase it refreshes the frozen adapters, clears the optimiser's state and starts a new
     learning-rate curve. The training ends with the schedule, or with ``max_epochs`` if that comes first.
-    Which phase it is follows from the epoch, and which phase has begun is part of a checkpoint: a run resumed
-    from any checkpoint ends with the weights of one that was never stopped.
+    The epoch determines the phase, and a checkpoint holds the phase that has begun. So a run resumed from any
+    checkpoint ends with the weights of a run that was never stopped.
 
     Args:
         warmup_epochs: epochs of SFT on labelled triples; 0 starts with RL.
@@ -62,13 +62,13 @@ class PhaseSwitch(Callback):
             loop = trainer.fit_loop
             loop.max_epochs = epochs if loop.max_epochs in (None, -1) else min(loop.max_epochs, epochs)
         if isinstance(trainer.strategy, DDPStrategy):
-            # the adapter at rest gets no gradient; toggling requires_grad instead would break DDP silently
+            # the other adapter gets no gradient; toggling requires_grad instead would break DDP silently
             trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
         if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._check_warmups(trainer, pl_module)
 
     def _check_warmups(self, trainer: Trainer, pl_module: Any) -> None:
-        """Before the model loads: the warm-up of each learning rate fits into its phase."""
+        """Check, before the model loads, that the warm-up of each learning rate fits into its phase."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, TransitionDataModule):
             return
@@ -112,11 +112,11 @@ class PhaseSwitch(Callback):
             pl_module.label = phase.ends or f"after {phase.name} {phase.iteration + 1}"
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule and the epoch whose phase has begun, so that a resumed run knows what is behind it."""
+        """Return the schedule and the epoch whose phase has begun, for the checks of a resumed run."""
         return {**asdict(self.schedule), "begun": self._begun}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on after the last finished batch; refuse a schedule that gives other names to the epochs already run.
+        """Continue after the last finished batch; refuse a schedule that gives other names to the epochs already run.
 
         Raises:
             ValueError: the names differ, up to and with the epoch that the checkpoint stands in.

@@ -27,8 +27,8 @@ class MiniGrid(TransitionDataModule):
         families: environment families, a choice of the keys of `FAMILIES`; null for all.
         labelled_families: the same for the labelled transitions alone; null for ``families``.
         never_labelled: things such as ``red key`` that no labelled transition names.
-        action_shares: by kind of action (``drop: 0.4``), in proportion: what pairs, validation and test are made of.
-            Null takes those of the labelled transitions, `SHARES`.
+        action_shares: proportions of the kinds of action (``drop: 0.4``) in pairs, validation and test. Null takes
+            those of the labelled transitions, `SHARES`.
         min_gap: fewest steps between the two frames of a state-only pair.
         max_gap: most steps between them, as in a video; labelled transitions are single steps whatever it is.
         world_seed: of the simulated episodes. Apart from `seed`, so that runs with different seeds can
@@ -75,16 +75,16 @@ class MiniGrid(TransitionDataModule):
         self.world_seed = world_seed
 
     def check(self) -> None:
-        """Checks that the simulator is installed, and every option of every split."""
+        """Check that the simulator is installed, and check every option of every split."""
         for split, size in self.sizes.items():
             check(split, size, **self.options[split])
 
     def load_split(self, split: Split) -> Sequence[Transition]:
-        """Simulates the split."""
+        """Simulate the split."""
         return generate(split, self.sizes[split], seed=self.world_seed, **self.options[split])
 
     def state_metrics(self) -> MetricCollection:
-        """Effect accuracy, preservation and exact match of predicted frames."""
+        """Make effect accuracy, preservation and exact match of predicted frames."""
         # Groups are formed by equal counts in the first batch, which can be a coincidence.
         return MetricCollection(
             {

@@ -1,4 +1,4 @@
-"""Metrics of predicted frames, cell by cell: what changed, what stayed, and the whole frame.
+"""Metrics of predicted frames, cell by cell: changed cells, unchanged cells, and the whole frame.
 
 Cells are compared by the kind that they show (the nearest tile), so a slightly blurred key is a key.
 All three pool their counts over transitions and sum over devices; each is NaN before the first row.
@@ -20,11 +20,11 @@ from torchmetrics import Metric
 from swirl_lightning.benchmarks.minigrid.tiles import FRAME, GRID, Scene, read
 from swirl_lightning.transition import State, Transition
 
-_UNREADABLE = 255  # no kind of cell: equal to nothing
+_UNREADABLE = 255  # no kind of cell, so equal to none
 
 
 class CellMetric(Metric, ABC):
-    """A share of hits, pooled over transitions; subclasses say what counts.
+    """Share of hits, pooled over transitions; subclasses define hits and trials.
 
     A prediction that is missing, a text, or an image of another size has every cell wrong.
 
@@ -44,10 +44,10 @@ class CellMetric(Metric, ABC):
 
     @abstractmethod
     def count(self, before: Scene, after: Scene, predicted: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Hits and trials of each of N transitions, from (N, 6, 6) scenes."""
+        """Count hits and trials of each of N transitions, from (N, 6, 6) scenes."""
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Counts one predicted frame per transition."""
+        """Add one predicted frame per transition."""
         if len(predicted) != len(transitions):
             raise ValueError(f"{len(predicted)} predictions for {len(transitions)} transitions")
         hits, trials = self.count(
@@ -59,11 +59,11 @@ class CellMetric(Metric, ABC):
         self.moments += torch.tensor([int(value) for value in sums], device=self.moments.device)
 
     def compute(self) -> Tensor:
-        """Hits over trials, in [0, 1]."""
+        """Compute hits over trials, in [0, 1]."""
         return self.moments[1].float() / self.moments[2]
 
     def standard_error(self) -> float:
-        """Standard error of `compute` with transitions as the independent units (a ratio's linearisation)."""
+        """Compute the standard error of `compute`, with transitions as independent units (linearised ratio)."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             rows, hits, trials, hits2, cross, trials2 = self.moments.tolist()
         if rows < 2 or not trials:
@@ -74,19 +74,19 @@ class CellMetric(Metric, ABC):
 
 
 class EffectAccuracy(CellMetric):
-    """Share of the cells that the action changed which are predicted as they became."""
+    """Share of the cells that the action changed whose prediction is right."""
 
     def count(self, before: Scene, after: Scene, predicted: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Changed cells."""
+        """Count changed cells."""
         changed = before != after
         return _per_row(changed & (predicted == after)), _per_row(changed)
 
 
 class Preservation(CellMetric):
-    """Share of the cells that the action left alone which are predicted unchanged."""
+    """Share of the unchanged cells that are predicted unchanged."""
 
     def count(self, before: Scene, after: Scene, predicted: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Unchanged cells."""
+        """Count unchanged cells."""
         unchanged = before == after
         return _per_row(unchanged & (predicted == after)), _per_row(unchanged)
 
@@ -95,7 +95,7 @@ class ExactFrameMatch(CellMetric):
     """Share of the frames with all 36 cells right."""
 
     def count(self, before: Scene, after: Scene, predicted: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Whole frames."""
+        """Count whole frames."""
         exact = (predicted == after).all(axis=(1, 2)).astype(np.int64)
         return exact, np.ones_like(exact)
 
@@ -105,7 +105,7 @@ def _per_row(cells: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _scenes(states: Sequence[State | None]) -> Scene:
-    """(N, 6, 6), with no kind of cell at all where a state is no frame of this world."""
+    """Read scenes, (N, 6, 6); a state that is no frame of this world has no kind of cell anywhere."""
     scenes = np.full((len(states), GRID, GRID), _UNREADABLE, dtype=np.uint8)
     frames = {
         row: state

@@ -1,8 +1,8 @@
-"""Transitions of the real MiniGrid simulator, split so that held-out scenes are never seen elsewhere.
+"""Transitions of the real MiniGrid simulator, split so that held-out scenes occur in no other split.
 
-A task's mission and its end are of no interest here, only how the world moves, so steps go through
-the simulator's common dynamics and not through the task's own rules on top (Fetch, for one, ends at
-the first object that is picked up). What the agent carries is not in the frame; the action says it.
+Only the dynamics of the world matter here, not a task's mission and end. So steps use the simulator's common
+dynamics without the task's own rules (Fetch, for one, ends at the first object that is picked up). What the agent
+carries is not in the frame; the action names it.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ SHARES = {
     "close": 0.08,
     "unlock": 0.07,
 }
-"""Share of each kind of action in what `generate` returns."""
+"""Share of each kind of action in the transitions of `generate`."""
 
 _MOVES = frozenset(("turn left", "turn right", "move forward", "pick up", "drop"))
 _DOORS = frozenset(("open", "close"))
 
 
 class Family(NamedTuple):
-    """A kind of environment.
+    """Kind of environment.
 
     Attributes:
         env: class in `minigrid.envs`.
@@ -79,12 +79,12 @@ _INDEX = {(cell.kind, cell.colour, cell.door): index for cell, index in INDEX.it
 _FLOOR = INDEX[Cell("floor")]
 
 _EPISODE_STEPS = 60
-_PER_EPISODE = 2  # of one kind of action, so that no single episode fills a split
-_STALLED = 5000  # episodes in a row that gave nothing new
+_PER_EPISODE = 2  # steps of one kind of action, so that no single episode fills a split
+_STALLED = 5000  # number of episodes in a row without a new transition
 
 
 THINGS = tuple(f"{colour} {kind}" for kind in OBJECTS for colour in COLOURS)
-"""What an action can name beside doors: ``red key`` and 17 others."""
+"""Things that an action can name beside doors: ``red key`` and 17 others."""
 
 
 def generate(
@@ -98,7 +98,7 @@ def generate(
     shares: Mapping[str, float] = SHARES,
     never_named: Sequence[str] = (),
 ) -> list[Transition]:
-    """Transitions of one split, in random order; the same arguments give the same bytes.
+    """Generate transitions of one split, in random order; the same arguments give the same bytes.
 
     Every frame changes, no (before, action) comes twice, kinds of action come in the proportions of
     `shares`. A layout that a held-out split may show before a step is in no other split, neither
@@ -106,13 +106,13 @@ def generate(
 
     Args:
         split: ``base``, ``warmup``, ``state_only``, ``validation`` or ``test``.
-        n: how many.
+        n: number of transitions.
         seed: of the episodes; splits draw from different streams.
         families: names from `FAMILIES`.
         min_gap: fewest steps between before and after.
         max_gap: most steps between before and after, as between two frames of a video; the number is drawn
             uniformly. Above 1, transitions have no action, and `shares` counts the first step.
-        shares: by kind of action, in proportion; kinds that are left out do not come.
+        shares: proportions of the kinds of action; kinds that are left out do not occur.
         never_named: things of `THINGS` that no action names.
 
     Raises:
@@ -172,7 +172,7 @@ def check(
     shares: Mapping[str, float] = SHARES,
     never_named: Sequence[str] = (),
 ) -> None:
-    """Raises what `generate` would raise for these arguments, without simulating."""
+    """Raise the errors of `generate` for these arguments, without simulating."""
     if split not in SPLITS:
         raise ValueError(f"unknown MiniGrid split {split!r}; choose from {list(SPLITS)}")
     if n < 0:
@@ -196,12 +196,12 @@ def check(
 
 
 def kind_of(action: str) -> str:
-    """``pick up`` of ``pick up the red key``."""
+    """Return the kind of an action: ``pick up`` of ``pick up the red key``."""
     return action.split(" the ")[0]
 
 
 def _quotas(n: int, shares: Mapping[str, float], kinds: frozenset[str]) -> Counter[str]:
-    """How many of each kind, n in all (largest remainders)."""
+    """Compute the number of each kind, n in all (largest remainders)."""
     total = sum(share for kind, share in shares.items() if kind in kinds)
     exact = {kind: n * share / total for kind, share in shares.items() if kind in kinds}
     quotas = Counter({kind: int(value) for kind, value in exact.items()})
@@ -220,7 +220,7 @@ def _build(name: str) -> Any:
 
 
 def _vary(env: Any, name: str) -> None:
-    """Changes to a fresh grid that give a family many layouts; all draws come from the env's own seed."""
+    """Change a fresh grid, so that a family has many layouts; all draws come from the env's own seed."""
     from minigrid.core import world_object
 
     rng = env.np_random
@@ -245,7 +245,7 @@ def _vary(env: Any, name: str) -> None:
 def _episode(
     env: Any, name: str, rng: np.random.Generator, wanted: Callable[[str], bool], min_gap: int, max_gap: int
 ) -> Iterator[tuple[Scene, str, Scene]]:
-    """One episode of the behaviour policy; yields its steps of the wanted kinds, ``min_gap`` to ``max_gap`` in one."""
+    """Play an episode of the behaviour policy; yields steps of the wanted kinds, ``min_gap`` to ``max_gap`` in one."""
     from minigrid.minigrid_env import MiniGridEnv
 
     env.reset(seed=int(rng.integers(2**31)))
@@ -267,7 +267,7 @@ def _episode(
 
 
 def scene_of(env: Any) -> Scene:
-    """The scene that the simulator is in."""
+    """Return the scene of the simulator."""
     cells = [_FLOOR if thing is None else _INDEX[_key(thing)] for thing in env.grid.grid]
     column, row = env.agent_pos
     place = int(row) * GRID + int(column)
@@ -282,7 +282,7 @@ def _key(thing: Any) -> tuple[str, str, str]:
 
 
 def _choose(env: Any, rng: np.random.Generator) -> tuple[int, str]:
-    """The behaviour policy, random and fond of things: the simulator's action and its words.
+    """Draw an action of the behaviour policy, which prefers things: the simulator's action and its words.
 
     It does not step into lava, which ends an episode, nor on the rim of the grid, beyond which the
     simulator cannot look; and it opens no box, which a frame cannot tell from picking it up.
@@ -310,7 +310,7 @@ def _choose(env: Any, rng: np.random.Generator) -> tuple[int, str]:
 
 
 def _use(thing: Any, carrying: Any) -> str:
-    """What an agent that faces the thing can do with it; empty for nothing."""
+    """Return the action for the thing that the agent faces; empty if there is none."""
     if thing is None:
         return ""
     if thing.type in OBJECTS:

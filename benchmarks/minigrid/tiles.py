@@ -1,9 +1,9 @@
-"""What a MiniGrid frame shows: 6 x 6 cells of 8 x 8 pixels, each one of a closed set of kinds.
+"""Tiles of MiniGrid frames: 6 x 6 cells of 8 x 8 pixels, each of one of a closed set of kinds.
 
 A *scene* is a (6, 6) uint8 array of indices into `CELLS`, row by row from the top. `render` and
 `read` are inverse to each other on scenes; `read` also takes imperfect frames, a world model's for
-instance, and names the nearest tile of each cell. A scene's *layout* is what stays of it, and decides
-which split may show it.
+instance, and finds the nearest tile of each cell. A scene's *layout* is the part that no action changes, and
+determines its split.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ Scene = NDArray[np.uint8]
 
 
 class Cell(NamedTuple):
-    """One kind of cell.
+    """Kind of cell.
 
     Attributes:
         kind: floor, wall, goal, lava, key, ball, box or door.
         colour: of a key, ball, box or door.
         door: open, closed or locked, for a door.
-        facing: where the agent looks, if it stands on the cell.
+        facing: direction of the agent, if it stands on the cell.
     """
 
     kind: str
@@ -47,7 +47,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The cell in words: ``red key``, ``open blue door``, ``agent facing left on goal``."""
+        """Name of the cell in words: ``red key``, ``open blue door``, ``agent facing left on goal``."""
         thing = " ".join(word for word in (self.door, self.colour, self.kind) if word)
         if not self.facing:
             return thing
@@ -55,7 +55,7 @@ class Cell(NamedTuple):
 
     @property
     def bare(self) -> Cell:
-        """What stays of the cell in a layout: no agent, every door closed."""
+        """The cell in a layout: without agent, every door closed."""
         return Cell(self.kind, self.colour, "closed" if self.door else "")
 
 
@@ -77,7 +77,7 @@ _BARE: Scene = np.array([INDEX[cell.bare] for cell in CELLS], dtype=np.uint8)
 
 
 def require_minigrid() -> None:
-    """Raises an ImportError that says what to install, if the simulator is missing."""
+    """Raise an ImportError with the cure if the simulator is missing."""
     try:
         import minigrid  # noqa: F401
     except ImportError as error:
@@ -88,7 +88,7 @@ def require_minigrid() -> None:
 
 @cache
 def atlas() -> NDArray[np.uint8]:
-    """The simulator's own image of every cell, (len(CELLS), 8, 8, 3)."""
+    """Return the simulator's own image of every cell, (len(CELLS), 8, 8, 3)."""
     require_minigrid()
     from minigrid.core import world_object
     from minigrid.core.grid import Grid
@@ -108,13 +108,13 @@ def atlas() -> NDArray[np.uint8]:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The frame of a scene, 48 x 48 RGB, equal to the simulator's full view without highlighting."""
+    """Draw the frame of a scene, 48 x 48 RGB, equal to the simulator's full view without highlighting."""
     tiles = atlas()[scene]  # (row, column, y, x, rgb)
     return Image.fromarray(np.ascontiguousarray(tiles.swapaxes(1, 2)).reshape(FRAME, FRAME, 3))
 
 
 def read(frames: Sequence[Image.Image]) -> Scene:
-    """The nearest tile (least squares over RGB) of every cell.
+    """Find the nearest tile (least squares over RGB) of every cell.
 
     Args:
         frames: N images of 48 x 48 pixels.
@@ -140,7 +140,7 @@ def read(frames: Sequence[Image.Image]) -> Scene:
 
 
 def describe(state: State | Scene) -> list[str]:
-    """The 36 cells of a frame or a scene in words, row by row from the top."""
+    """Describe the 36 cells of a frame or a scene in words, row by row from the top."""
     if isinstance(state, str):
         raise TypeError(f"a MiniGrid state is an image, got text: {state[:40]!r}")
     scene = read([state])[0] if isinstance(state, Image.Image) else state
@@ -148,14 +148,14 @@ def describe(state: State | Scene) -> list[str]:
 
 
 def layout(scene: Scene) -> Scene:
-    """The scene without its agent and with every door closed: what no movement and no toggle changes."""
+    """Return the scene without its agent and with every door closed, which no movement and no toggle changes."""
     return _BARE[scene]
 
 
 def split_of(scene: Scene) -> str:
-    """The one split in which this scene's layout may be the state before; the same for every seed.
+    """Return the one split in which this scene's layout may be the state before; the same for every seed.
 
-    A held-out layout is so unseen elsewhere with the agent anywhere and its doors in any state.
+    So a held-out layout occurs in no other split, wherever the agent is and whatever the state of its doors.
     """
     digest = hashlib.blake2b(layout(scene).tobytes(), digest_size=8).digest()
     percent = int.from_bytes(digest, "big") % 100
@@ -167,10 +167,9 @@ def split_of(scene: Scene) -> str:
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A grid put together at random: no family's layout, no dynamics, one agent somewhere.
+    """Draw a random grid: no layout of a family, no dynamics, one agent somewhere.
 
-    For material that teaches what frames look like and nothing of how the world moves. Layouts of the
-    held-out splits do not come up.
+    It is for training on the look of frames, without dynamics. Layouts of the held-out splits are excluded.
     """
     while split_of(scene := _compose(rng)) in HELD_OUT:
         pass

@@ -42,25 +42,25 @@ class SWIRL(WorldModelModule):
         backbone: the model family and its checkpoint.
         lora: size and place of the adapters.
         shared_weights: one adapter plays both models (less memory, less stable).
-        roles: the models that the warm-up trains and evaluation asks. ``[idm]`` alone learns to name what
-            happened between frames that the family cannot generate; RL needs both.
+        roles: the models that are trained in the warm-up and evaluated. ``[idm]`` alone learns to name actions
+            between frames that the family cannot generate; RL needs both.
         grpo: group sizes, β, ε, normalisation.
         sampling: temperature and truncation of what is sampled: rollouts, latent actions, predictions.
         fwm_sampling: the same for the next states that Phase I explores; None for ``sampling``.
         optim: learning rate of each phase.
         optimizer: builds the optimiser from parameter groups; the learning rate is ``optim``'s.
-        reward: what a rollout is paid for the frozen model's log-probabilities.
-        learner: what is learned from rollouts and their rewards; None for
+        reward: computes the reward of a rollout from the frozen model's log-probabilities.
+        learner: computes the loss from rollouts and their rewards; None for
             :class:`swirl_lightning.training.learners.GRPO`.
         anchor_weight: λ; adds λ · -log P(y | x, z) of the observed y under the sampled z to Phase I.
-        labelled_weight: what the labelled triples of ``data.labelled_per_batch`` count against the pairs' own loss.
-        idm_state_noise: on labelled triples the IDM sees y with up to this share of tokens replaced at random,
+        labelled_weight: weight of the labelled triples of ``data.labelled_per_batch``, relative to the pairs' own loss.
+        idm_state_noise: on labelled triples the IDM reads y with up to this share of tokens replaced at random,
             so that it later reads imperfect frames.
         templates: wording of the prompts.
-        evaluation: what validation and test do.
+        evaluation: settings of validation and test.
         max_tokens_per_forward: rows times the longest of them in one forward pass; None takes a batch whole. An
-            update beyond it is taken in parts, each run again in the backward pass: slower, for less memory.
-        token_cache: folder that keeps the tokens of visual states from run to run; None keeps none.
+            update beyond it runs in parts, each of them again in the backward pass: slower, with less memory.
+        token_cache: folder that keeps the tokens of states from run to run; None keeps none.
         seed: of rollouts and noise; together with a pair's id it fixes each sample. Evaluation has its own.
     """
 
@@ -127,20 +127,20 @@ class SWIRL(WorldModelModule):
 
     @property
     def phase(self) -> Phase:
-        """The phase of the current epoch."""
+        """Phase of the current epoch."""
         return self.schedule.at(self.trainer.current_epoch)
 
     def num_policy_iterations(self, phase: PhaseName) -> int:
-        """How often each batch of rollouts is used in a phase."""
+        """Number of uses of each batch of rollouts in a phase."""
         return 1 if phase.policy is None else self.grpo.num_iterations
 
     def group_size(self, role: Role) -> int:
-        """G of Phase I (FWM) or Phase II (IDM)."""
+        """Return G of Phase I (FWM) or Phase II (IDM)."""
         return (self.grpo.idm_group_size if role == Role.IDM else None) or self.grpo.group_size
 
     # ---- training --------------------------------------------------------------------------------
     def training_step(self, batch: TransitionBatch, batch_idx: int) -> dict[str, Any]:
-        """One micro-batch of the current phase; the loss is a sum, divided at the optimiser step."""
+        """Run one micro-batch of the current phase; the loss is a sum, divided at the optimiser step."""
         phase, rollouts = self.phase.name, None
         if phase.policy is None:
             loss = self._supervised(batch, labelled_by_idm=phase == PhaseName.BOOTSTRAP)
@@ -163,7 +163,7 @@ class SWIRL(WorldModelModule):
     def phase_one(self, transitions: list[Transition]) -> tuple[Samples, Samples, LogProbs]:
         """Phase I, variational information maximisation: the FWM is the policy, the frozen IDM gives the reward.
 
-        z ~ Q(z | x, y), one a pair; ŷ_k ~ P(y | x, z); r_k = log Q(z | x, ŷ_k). Returns z, ŷ and what r is made of.
+        z ~ Q(z | x, y), one a pair; ŷ_k ~ P(y | x, z); r_k = log Q(z | x, ŷ_k). Returns z, ŷ and log Q.
         """
         fwm, idm = self.models.fwm, self.models.idm.frozen
         x, y = self._tokens(transitions)
@@ -174,7 +174,7 @@ class SWIRL(WorldModelModule):
     def phase_two(self, transitions: list[Transition]) -> tuple[Samples, Samples, LogProbs]:
         """Phase II, ELBO maximisation: the IDM is the policy, the frozen FWM gives the reward.
 
-        ẑ_k ~ Q(z | x, y); r_k = log P(y | x, ẑ_k). Returns ẑ twice and what r is made of.
+        ẑ_k ~ Q(z | x, y); r_k = log P(y | x, ẑ_k). Returns ẑ twice and log P.
         """
         fwm, idm = self.models.fwm.frozen, self.models.idm
         x, y = self._tokens(transitions)
@@ -216,7 +216,7 @@ class SWIRL(WorldModelModule):
         return Policy(self.models, role, self.grpo, sampling.temperature, self.trainer.strategy)
 
     def _update_policy(self, role: Role, batch: TransitionBatch) -> Loss:
-        """The policy's loss on this micro-batch's rollouts, the anchor included."""
+        """Compute the policy's loss on this micro-batch's rollouts, with the anchor."""
         policy, update = self._policy(role), self._updates[batch.index]
         loss = self.learner.loss(policy, update)
         if update.observed is not None:
@@ -227,7 +227,7 @@ class SWIRL(WorldModelModule):
         return loss
 
     def _add_labelled(self, loss: Loss, role: Role, transitions: list[Transition]) -> None:
-        """Labelled triples beside the pairs of a phase: supervised training of the model that it trains."""
+        """Add labelled triples to the pairs of a phase: supervised training of its policy."""
         x, y = self._tokens(transitions)
         actions = [self.backbone.encode_action(_label(t)) for t in transitions]
         scored = sft_log_probs(self.models, x, actions, y, (role,), self._noisy(transitions, y))[role]
@@ -235,7 +235,7 @@ class SWIRL(WorldModelModule):
         self._log(f"{role}/", {"labelled_nll": -scored.mean_per_token().mean()}, len(transitions))
 
     def _supervised(self, batch: TransitionBatch, labelled_by_idm: bool) -> Loss:
-        """SFT: mean log-probability per token, summed over transitions: what the rewards measure, too.
+        """Compute the SFT loss: mean log-probability per token, as in the rewards, summed over transitions.
 
         Warm-up trains both models on labelled triples; Bootstrap trains the FWM on the IDM's own labels.
         """
@@ -253,27 +253,27 @@ class SWIRL(WorldModelModule):
         return Loss(losses.sum(), losses.new_tensor(float(len(batch))), len(batch), "sequence", metrics, tokens)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make one mean of the sums, before gradients are clipped; stop if anything is not finite."""
+        """Make one mean of the sums before gradients are clipped, and stop if a value is not finite."""
         self._denominator.divide(optimizer, self.trainer)
         self._finite.check_step(optimizer)
 
     def on_train_epoch_end(self) -> None:
-        """Nothing of a phase outlives it. (A short last window is not replayed.)"""
+        """Drop the rollouts of the phase. (A short last window is not replayed.)"""
         self._updates.clear()
         self._rollouts.clear()
 
     # ---- parts -----------------------------------------------------------------------------------
     def _tokens(self, transitions: list[Transition]) -> tuple[list[TokenIds], list[TokenIds]]:
-        """Content ids of every x and every y."""
+        """Encode every x and every y as content ids."""
         ids = self.states.encode([t.before for t in transitions] + [t.observed for t in transitions], self.device)
         return ids[: len(transitions)], ids[len(transitions) :]
 
     def _keys(self, use: str, transitions: list[Transition]) -> list[str]:
-        """Names of random numbers: fixed by seed, epoch and pair, whatever the batch and the rank."""
+        """Return names of random numbers, fixed by seed, epoch and pair, whatever the batch and the rank."""
         return [f"{self.seed}|{self.trainer.current_epoch}|{use}|{t.id}" for t in transitions]
 
     def _noisy(self, transitions: list[Transition], after: list[TokenIds]) -> list[TokenIds]:
-        """Every y with up to ``idm_state_noise`` of its tokens replaced at random."""
+        """Replace up to ``idm_state_noise`` of the tokens of every y at random."""
         if self.idm_state_noise == 0:
             return after
         grammar = self.models.fwm.grammar
@@ -284,7 +284,7 @@ class SWIRL(WorldModelModule):
         ]
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot be trained, before the base is loaded; set the allocator up on CPUs."""
+        """Refuse settings that cannot be trained, before the base is loaded; set up the allocator on CPUs."""
         if stage == "fit" and not self.scheduled:
             raise ValueError("SWIRL trains in phases: add swirl_lightning.callbacks.PhaseSwitch to the callbacks")
         if stage == "fit" and len(set(self.roles)) == 1 and self.schedule.iterations != 0:
@@ -299,7 +299,7 @@ class SWIRL(WorldModelModule):
 
     # ---- logging ---------------------------------------------------------------------------------
     def _log(self, prefix: str, values: dict[str, Tensor], batch_size: int) -> None:
-        """Mean over ranks in one reduction."""
+        """Log means over ranks, by one reduction."""
         stacked = torch.stack([v.detach().float() for v in values.values()])
         means = self.trainer.strategy.reduce(stacked, reduce_op="mean")
         shown = {"reward", "kl", "fwm_nll", "idm_nll"}
@@ -308,7 +308,7 @@ class SWIRL(WorldModelModule):
 
     # ---- checkpoints -----------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed run needs beyond weights and optimiser."""
+        """Add the state that a resumed run needs beyond weights and optimiser."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["swirl"] |= {
             "tokens_seen": self.tokens_seen,
@@ -317,7 +317,7 @@ class SWIRL(WorldModelModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check and restore.
+        """Check the checkpoint, and restore that state.
 
         Raises:
             ValueError: another base, another ``lora.alpha``, or rollouts in use on another number of ranks.
@@ -330,7 +330,7 @@ class SWIRL(WorldModelModule):
             self._resumed = state
 
     def on_train_start(self) -> None:
-        """Rollouts once the device is known; random states last, so that nothing before training draws from them."""
+        """Restore rollouts once the device is known, and random states last: no draw comes before training."""
         if (state := self._resumed) is not None:
             own = state["updates"][self.trainer.global_rank] if any(state["updates"]) else {}
             self._updates = {index: Update.of(saved, self.device) for index, saved in own.items()}

@@ -1,4 +1,4 @@
-"""Which phase an epoch is, and the learning rate within a phase."""
+"""Schedule of the phases by epoch, and of the learning rate within a phase."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from swirl_lightning.roles import Role
 
 
 class PhaseName(StrEnum):
-    """What an epoch trains; the value is what configurations and logs call it."""
+    """Kind of a phase; its value is its name in configurations and logs."""
 
     WARMUP = "warmup"
     """SFT of both models on labelled triples."""
@@ -24,11 +24,11 @@ class PhaseName(StrEnum):
     TWO = "idm"
     """Phase II: the IDM is the policy, the FWM gives the reward."""
     BOOTSTRAP = "bootstrap"
-    """The baseline: SFT of the FWM on pairs that the IDM has labelled."""
+    """Baseline: SFT of the FWM on pairs that the IDM has labelled."""
 
     @property
     def policy(self) -> Role | None:
-        """The model that RL trains in this phase, or None if the phase is supervised."""
+        """Role of the model that RL trains in this phase, or None if the phase is supervised."""
         return {PhaseName.ONE: Role.FWM, PhaseName.TWO: Role.IDM}.get(self)
 
 
@@ -36,18 +36,18 @@ WARMUP = PhaseName.WARMUP
 RL_PHASES = (PhaseName.ONE, PhaseName.TWO)
 PHASES = tuple(PhaseName)
 ONE_PHASE = {("fwm",): "IDM→FWM", ("idm",): "FWM→IDM"}
-"""The paper's names (sections 4.1 and 4.2) of Phase I alone and of Phase II alone, once."""
+"""Names in the paper (sections 4.1 and 4.2) of Phase I alone and of Phase II alone, run once."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What one epoch is.
+    """Phase of one epoch.
 
     Attributes:
-        name: what it trains.
+        name: kind of the phase.
         iteration: 0-based; 0 during warm-up.
-        starts_iteration: the first phase of its iteration: references are refreshed.
-        ends: the label of the result that stands when this epoch ends, or None if nothing is complete.
+        starts_iteration: True for the first phase of its iteration, which refreshes the references.
+        ends: label of the result if warm-up or an iteration ends with this epoch, otherwise None.
     """
 
     name: PhaseName
@@ -58,13 +58,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class PhaseSchedule:
-    """Epoch -> phase: warm-up epochs, then the phases of an iteration in turn, again and again.
+    """Schedule from epoch to phase: warm-up epochs, then the phases of an iteration in turn, repeatedly.
 
     Attributes:
         warmup_epochs: epochs of SFT; 0 starts with RL, on the adapters as they are.
         phases: the phases of one iteration: ``[fwm, idm]`` is the paper's iterative variant,
             with ``iterations: 1``, ``[fwm]`` is its IDM→FWM (Phase I alone) and ``[idm]`` its FWM→IDM.
-        iterations: how often; None goes on until ``max_epochs``.
+        iterations: number of iterations; None goes on until ``max_epochs``.
     """
 
     warmup_epochs: int = 1
@@ -82,11 +82,11 @@ class PhaseSchedule:
 
     @property
     def epochs(self) -> int | None:
-        """Epochs until the schedule ends, or None if it does not."""
+        """Number of epochs until the schedule ends, or None if it does not."""
         return None if self.iterations is None else self.warmup_epochs + self.iterations * len(self.phases)
 
     def at(self, epoch: int) -> Phase:
-        """The phase of an epoch (0-based); past the end, the phases go on in turn."""
+        """Return the phase of an epoch (0-based); past the end, the phases go on in turn."""
         if epoch < self.warmup_epochs:
             return Phase(WARMUP, ends="SFT" if epoch == self.warmup_epochs - 1 else None)
         iteration, place = divmod(epoch - self.warmup_epochs, len(self.phases))
@@ -94,13 +94,13 @@ class PhaseSchedule:
         return Phase(PhaseName(self.phases[place]), iteration, place == 0, self._label(iteration) if last else None)
 
     def names(self, max_epochs: int | None = None) -> list[str]:
-        """The phases that a run goes through, each once, in the order in which they come first."""
+        """Return the phases of a run, each once, in the order in which they come first."""
         ends = [epochs for epochs in (self.epochs, max_epochs) if epochs is not None]
         last = min([self.warmup_epochs + len(self.phases), *ends])
         return list(dict.fromkeys(self.at(epoch).name for epoch in range(last)))
 
     def _label(self, iteration: int) -> str:
-        """What result tables call the models after an iteration; a single phase has the paper's name."""
+        """Return the label of the models after an iteration in result tables; a single phase has the paper's name."""
         if self.iterations == 1 and self.phases in ONE_PHASE:
             return ONE_PHASE[self.phases]
         method = "Bootstrap" if set(self.phases) == {"bootstrap"} else "SWIRL"
@@ -140,7 +140,7 @@ class OptimConfig:
             )
 
     def factor(self, step: int, total: int) -> float:
-        """Share of ``lr`` at the 0-based optimiser step of a phase of ``total`` steps."""
+        """Compute the share of ``lr`` at the 0-based optimiser step of a phase of ``total`` steps."""
         warmup = self.warmup * total if self.warmup < 1 else self.warmup
         if step < warmup:
             return (step + 1) / (warmup + 1)
@@ -166,17 +166,17 @@ class PhaseOptimConfig:
     bootstrap: OptimConfig | None = None
 
     def of(self, phase: str) -> OptimConfig:
-        """The one of a phase."""
+        """Return the config of a phase."""
         found: OptimConfig = getattr(self, self.name_of(phase))
         return found
 
     def name_of(self, phase: str) -> str:
-        """Name of the field that a phase uses."""
+        """Return the name of the field that a phase uses."""
         return "fwm" if phase == PhaseName.BOOTSTRAP and self.bootstrap is None else phase
 
 
 class PhaseLR(LRScheduler):
-    """Warm-up and cosine that begin anew with each phase; the warm-up stage is one curve over its epochs.
+    """Scheduler with a learning-rate curve that begins anew with each phase; SFT has one curve over all of its epochs.
 
     Args:
         optimizer: its parameter groups all follow the same curve.
@@ -196,32 +196,32 @@ class PhaseLR(LRScheduler):
         self._apply()
 
     def resize(self, total_steps: int) -> None:
-        """Go on with the curve of a phase that turns out to have ``total_steps``."""
+        """Continue the curve of a phase that has another number of steps, ``total_steps``."""
         self.phase_total = max(1, total_steps)
         self._apply()
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
-        """Learning rate of each parameter group now."""
+        """Return the current learning rate of each parameter group."""
         config = self.configs.of(self.phase)
         return [config.lr * config.factor(self.phase_step, self.phase_total)] * len(self.optimizer.param_groups)
 
     def step(self, epoch: int | None = None) -> None:
-        """After an optimiser step."""
+        """Advance by one optimiser step."""
         self._step_count += 1
         self.phase_step += 1
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        """Primitives only, so that checkpoints load with weights_only."""
+        """Return primitives alone, so that checkpoints load with weights_only."""
         return {"phase": self.phase, "phase_step": self.phase_step, "phase_total": self.phase_total}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Restore a state of :meth:`state_dict`."""
         self.phase, self.phase_step, self.phase_total = (state_dict[key] for key in self.state_dict())
         self._apply()
 
     def _initial_step(self) -> None:
-        """Torch would take a step here, and a phase would begin at its second learning rate."""
+        """Do nothing: torch would take a step here, and a phase would begin at its second learning rate."""
         self._step_count = 1
         self._apply()
 

@@ -1,4 +1,4 @@
-"""The forward world model and the inverse dynamics model, with two verbs: ``sample`` and ``log_prob``."""
+"""The forward world model and the inverse dynamics model, with the methods ``sample`` and ``log_prob``."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from swirl_lightning.roles import ROLES, AdapterName, Role
 
 
 class WorldModel:
-    """One of the two models under one adapter. States and actions are content ids.
+    """World model of one role under one adapter. States and actions are content ids.
 
     The FWM is P(y | x, z): its condition beside x is the action. The IDM is Q(z | x, y): its condition is the
     state after. Prompts and grammars are the same in warm-up, rollout, reward and evaluation.
 
     Args:
         models: the base that both models share.
-        role: which model this is.
+        role: role of this model.
         adapter: the adapter that is active in every call.
     """
 
@@ -42,21 +42,21 @@ class WorldModel:
 
     @property
     def frozen(self) -> WorldModel:
-        """The model as it gives rewards while the other one is the policy."""
+        """The model that gives rewards while the other one is the policy."""
         return WorldModel(self._models, self.role, self._models.adapters.frozen(self.role))
 
     @property
     def reference(self) -> WorldModel:
-        """The frozen copy that the KL of this model is taken to."""
+        """Frozen copy to which the KL of this model is taken."""
         return WorldModel(self._models, self.role, self._models.adapters.reference(self.role))
 
     @property
     def grammar(self) -> Grammar:
-        """What a generated state (FWM) or action (IDM) is."""
+        """Grammar of the generated state (FWM) or action (IDM)."""
         return self._models.grammars[self.role]
 
     def prompts(self, before: Sequence[TokenIds], condition: Sequence[TokenIds]) -> list[TokenIds]:
-        """B prompts from B states before and B actions (FWM) or states after (IDM)."""
+        """Build B prompts from B states before and B actions (FWM) or states after (IDM)."""
         build = self._models.prompts.fwm if self.role == Role.FWM else self._models.prompts.idm
         return [build(x, c) for x, c in zip(before, condition, strict=True)]
 
@@ -75,7 +75,7 @@ class WorldModel:
             condition: B actions z (FWM) or B states y (IDM).
             keys: B names of random numbers: equal keys draw the same, whatever the batch and the rank.
             config: temperature and truncation.
-            group: G.
+            group: number G of samples for each pair.
         """
         prompts = self.prompts(before, _contents(condition))
         noise = uniforms(keys, group, self.grammar.max_length)
@@ -90,15 +90,15 @@ class WorldModel:
         *,
         training: bool = False,
     ) -> LogProbs:
-        """Log-probability of states (FWM) or actions (IDM) at temperature 1, per token.
+        """Compute log-probabilities of states (FWM) or actions (IDM) at temperature 1, per token.
 
         Where some of the arguments have B entries and others N = B * G, each of the B stands for its group of G.
 
         Args:
-            target: what is scored. :class:`Samples` are scored as they were emitted, contents with their EOS.
+            target: states or actions. :class:`Samples` are scored as they were emitted, contents with their EOS.
             before: states x.
             condition: actions z (FWM) or states y (IDM).
-            training: in train mode and with gradient.
+            training: run in train mode and with gradient.
         """
         if isinstance(target, Samples):
             completions = target.completions.rows()
@@ -126,7 +126,7 @@ class WorldModels:
         fwm: the forward world model under the adapter that trains.
         idm: the inverse dynamics model, likewise.
         prompts: builds the prompts of both.
-        grammars: by role, what is generated.
+        grammars: grammar of each role.
     """
 
     def __init__(
@@ -146,17 +146,17 @@ class WorldModels:
         self.engine = Engine(backbone.trunk(model), backbone.head(model), config, adapters.recompute_contexts)
 
     def of(self, role: str) -> WorldModel:
-        """``fwm`` or ``idm`` by its role."""
+        """Return ``fwm`` or ``idm`` by its role."""
         return {Role.FWM: self.fwm, Role.IDM: self.idm}[Role(role)]
 
     def vocabulary(self, role: str) -> VocabularySlice:
-        """The head cut to what ``role`` may generate, on the head's device of now."""
+        """Return the head cut to the ids that ``role`` may generate, on the head's current device."""
         return self.engine.vocabulary(self.grammars[role])
 
     def sample(
         self, role: str, adapter: AdapterName, prompts: Sequence[TokenIds], noise: Tensor, config: SamplingConfig
     ) -> Completions:
-        """Rollouts of ``role`` by ``adapter``: see :meth:`swirl_lightning.engine.engine.Engine.sample`."""
+        """Sample rollouts of ``role`` by ``adapter``: see :meth:`swirl_lightning.engine.engine.Engine.sample`."""
         with self.adapters.use(adapter), torch.no_grad(), self.adapters.merged(adapter):
             return self.engine.sample(self.grammars[role], prompts, noise, config)
 
@@ -171,18 +171,18 @@ class WorldModels:
         temperature: float = 1.0,
         training: bool = False,
     ) -> LogProbs:
-        """Log-probabilities of ``role``'s completions under ``adapter``; gradient only if ``training``."""
+        """Compute log-probabilities of ``role``'s completions under ``adapter``; gradient only if ``training``."""
         with self.adapters.use(adapter, training), nullcontext() if training else torch.no_grad():
             return self.engine.score(
                 self.grammars[role], prompts, completions, group_size=group_size, temperature=temperature
             )
 
     def token_mask(self, role: str, completions: Sequence[TokenIds]) -> Tensor:
-        """(N, L) bool: the tokens of completions that count in losses and means."""
+        """Return a mask (N, L) bool of the tokens of completions that count in losses and means."""
         return self.engine.token_mask(self.grammars[role], completions)
 
     def contents(self, role: str, completions: Completions) -> list[TokenIds]:
-        """What the completions say, without the EOS."""
+        """Return the contents of completions, without the EOS."""
         return [self.grammars[role].content(row) for row in completions.rows()]
 
 
@@ -191,7 +191,7 @@ def _contents(given: Samples | Sequence[TokenIds]) -> Sequence[TokenIds]:
 
 
 def _repeat(rows: Sequence[TokenIds], count: int) -> list[TokenIds]:
-    """Each row as often as it takes to have ``count`` of them."""
+    """Repeat each row equally often, to have ``count`` rows."""
     times, rest = divmod(count, max(1, len(rows)))
     if rest:
         raise ValueError(f"{len(rows)} rows cannot stand for {count}: the number of one must divide the other")

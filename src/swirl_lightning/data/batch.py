@@ -1,4 +1,4 @@
-"""A batch of transitions and its place in the epoch."""
+"""Batch of transitions and its place in the epoch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from swirl_lightning.transition import Transition
 
 
 class TransitionBatch:
-    """A batch of transitions.
+    """Batch of transitions.
 
     It is neither a dataclass nor a collection. Lightning would search those for tensors, and copy or reject
     frozen records. It therefore cannot infer the batch size: pass ``batch_size=len(batch)`` to ``self.log``.
 
     Args:
-        transitions: the rows of this rank. In evaluation none, where other ranks have a row more.
+        transitions: the rows of this rank. There may be none in evaluation, if other ranks have a row more.
         index: number of the batch within the epoch, the same whenever the batch is given again.
-        replay: how often the batch was given before in this epoch.
+        replay: number of times that the batch was given before in this epoch.
         labelled: labelled transitions that are trained on beside the batch.
         window: with the first batch of an optimiser step, all batches of that step, itself included; else empty.
     """

@@ -1,4 +1,4 @@
-"""A data loader with a reproducible order, a resumable position and replay."""
+"""Data loader with a reproducible order, a resumable position and replay."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from swirl_lightning.transition import Transition
 
 
 class TransitionLoader:
-    """Gives one epoch of transitions, batch by batch.
+    """Loader of one epoch of transitions, batch by batch.
 
     It wraps a ``DataLoader`` but is none, so that Lightning injects no sampler: the order is a function of
     ``seed`` and ``epoch`` alone, and draws nothing from the global random state.
 
     Training (``train=True``): a global batch is ``batch_size * world_size`` rows, of which this rank takes
-    its ``batch_size``; one process with that global batch size sees the same global batches. The last,
+    its ``batch_size``; one process with that global batch size has the same global batches. The last,
     incomplete global batch is dropped, so all ranks have the same batches of the same size.
 
     Evaluation (``train=False``): no row is dropped and none is given twice. Rows go round-robin to the
@@ -41,16 +41,16 @@ class TransitionLoader:
         train: see above.
         shuffle: new order in every epoch.
         seed: of the order.
-        epoch: the epoch to give, or a function that tells it when an iteration starts. (Not ``set_epoch``:
+        epoch: the epoch to give, or a function that returns it when an iteration starts. (Not ``set_epoch``:
             resuming an epoch-end checkpoint under ``max_steps``, Lightning calls that with a wrong number.)
         rank: of this process.
         world_size: number of processes.
         num_workers: of the wrapped ``DataLoader``.
-        replays: how often each window is given.
+        replays: number of times that each window is given.
         window: number of batches in a window.
-        labelled: labelled transitions, of which every training batch takes some along, in an order of their own; they
-            come again when all have been.
-        labelled_per_batch: how many, per batch and rank.
+        labelled: labelled transitions, some of which are in every training batch, in an order of their own; when all
+            have been given, they begin anew.
+        labelled_per_batch: number of them, per batch and rank.
 
     Raises:
         ValueError: a size is not positive, or training would have no batch.
@@ -133,12 +133,12 @@ class TransitionLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch that an iteration gives if it starts now."""
+        """Epoch that an iteration gives if it starts now."""
         return self._epoch() if callable(self._epoch) else self._epoch
 
     # ---- position --------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, int]:
-        """The epoch, the batches given in it, and what these numbers depend on."""
+        """Return the epoch, the batches given in it, and the settings that these numbers depend on."""
         epoch = self.epoch
         if self._resume is not None and self._resume["epoch"] == epoch:
             return dict(self._resume)
@@ -146,7 +146,7 @@ class TransitionLoader:
         return {"epoch": epoch, "given": given, **self._shape()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on after the batches of ``state`` when its epoch is given; other epochs start afresh."""
+        """Continue after the batches of ``state`` when its epoch is given; other epochs start afresh."""
         self._resume = dict(state)
 
     def _take_resume(self, epoch: int) -> int:
@@ -179,7 +179,7 @@ class TransitionLoader:
         return full if self.train else full + bool(rest)
 
     def _batches(self, epoch: int) -> list[list[int]]:
-        """Row numbers of each of this rank's batches."""
+        """Return the row numbers of each of this rank's batches."""
         order = np.arange(len(self.rows))
         if self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
@@ -191,7 +191,7 @@ class TransitionLoader:
         return table[:, self.rank].tolist()
 
     def _labelled(self, epoch: int, batches: int) -> list[list[int]]:
-        """Numbers of the labelled rows beside each of this rank's batches; they follow those of the rows."""
+        """Return the numbers of the labelled rows of each of this rank's batches; they follow those of the rows."""
         count = batches * self.world_size * self.labelled_per_batch
         random = np.random.default_rng([self.seed, epoch, 1])
         laps = [random.permutation(len(self.labelled)) for _ in range(0, count, max(1, len(self.labelled)))]
@@ -200,7 +200,7 @@ class TransitionLoader:
         return table[:, self.rank].tolist()
 
     def _schedule(self, batches: int) -> list[tuple[int, int]]:
-        """(index, replay) of everything that is given in an epoch."""
+        """List (index, replay) of all batches that are given in an epoch."""
         schedule: list[tuple[int, int]] = []
         for start in range(0, batches, self.window):
             window = range(start, min(start + self.window, batches))
@@ -222,7 +222,7 @@ class TransitionLoader:
 
 
 class _Rows(Dataset[Transition]):
-    """Two sequences, one after the other, as a Dataset."""
+    """Dataset of two sequences, one after the other."""
 
     def __init__(self, rows: Sequence[Transition], labelled: Sequence[Transition]) -> None:
         self._rows, self._labelled = rows, labelled

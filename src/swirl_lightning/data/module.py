@@ -1,4 +1,4 @@
-"""The DataModule that all benchmarks share: which transitions each phase may see."""
+"""DataModule of all benchmarks: the transitions of each phase."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Split = Literal["warmup", "state_only", "validation", "test"]
 
 
 class TransitionDataModule(LightningDataModule, ABC):
-    """Loaders for the phases of SWIRL; a benchmark adds :meth:`load_split` and its metrics.
+    """DataModule with loaders for the phases of SWIRL; a benchmark adds :meth:`load_split` and its metrics.
 
-    Training gives the labelled split in the warm-up and the state-only split afterwards, with every action
-    taken away. The Trainer must reload its loaders in every epoch (``PhaseSwitch`` sees to it).
+    Training gives the labelled split in the warm-up and the state-only split afterwards, without
+    actions. The Trainer must reload its loaders in every epoch, which ``PhaseSwitch`` sets.
 
     Args:
         batch_size: transitions per training batch and device.
@@ -33,13 +33,13 @@ class TransitionDataModule(LightningDataModule, ABC):
         eval_batch_size: the same for validation, test and prediction; None for ``batch_size``.
         num_workers: worker processes that load records; 0 loads in the main process.
         seed: of the order of rows and of the choice of pairs.
-        pairs_per_iteration: state-only pairs of one iteration, shown in both of its phases. Iteration i has
+        pairs_per_iteration: state-only pairs of one iteration, used in both of its phases. Iteration i has
             pairs i*n to (i+1)*n of a shuffled order, which wraps around. None shows all in every iteration.
         pairs_per_step: transitions of one optimiser step, over all devices: gradients are accumulated over
             ``pairs_per_step / (batch_size * devices)`` batches, in the warm-up with ``warmup_batch_size``. None
             leaves it to ``Trainer.accumulate_grad_batches``.
-        labelled_per_batch: labelled triples that the model of a phase goes on learning from, beside each batch of
-            state-only pairs and on each device (labelled replay). With the phase ``bootstrap`` this is the paper's
+        labelled_per_batch: labelled triples in the loss of each batch of state-only pairs, on each device (labelled
+            replay). With the phase ``bootstrap`` this is the paper's
             SFT-merge.
 
     Example::
@@ -76,31 +76,31 @@ class TransitionDataModule(LightningDataModule, ABC):
             "data", vars(self), num_workers="[0, inf)", seed="[0, inf)", labelled_per_batch="[0, inf)", **sizes, **parts
         )
         self._splits: dict[str, Sequence[Transition]] = {}
-        self._accumulated = 1  # what we have set the Trainer to
+        self._accumulated = 1  # the value that we have set in the Trainer
 
     # ---- what a benchmark says -------------------------------------------------------------------
     @abstractmethod
     def load_split(self, split: Split) -> Sequence[Transition]:
-        """The records of a split; called once. Everything but ``state_only`` has actions.
+        """Read the records of a split; called once. All splits but ``state_only`` have actions.
 
         Any sequence will do: one that reads records when they are accessed keeps memory low, and is then
         read by ``num_workers`` processes.
         """
 
     def check(self) -> None:
-        """Cheap checks (files exist, options agree); runs on every device before any model loads."""
+        """Make cheap checks (files exist, options agree); runs on every device before any model loads."""
 
     def state_metrics(self) -> MetricCollection:
-        """Metrics of the FWM, called as ``update(predicted_states, transitions)``."""
+        """Make the metrics of the FWM, called as ``update(predicted_states, transitions)``."""
         return MetricCollection({"exact_match": ExactMatch("after")})
 
     def action_metrics(self) -> MetricCollection:
-        """Metrics of the IDM, called as ``update(predicted_actions, transitions)``."""
+        """Make the metrics of the IDM, called as ``update(predicted_actions, transitions)``."""
         return MetricCollection({"exact_match": ExactMatch("action")})
 
     # ---- Lightning's hooks -----------------------------------------------------------------------
     def setup(self, stage: str) -> None:
-        """Runs :meth:`check`, loads the splits that the command needs, and refuses phases that cannot be trained.
+        """Run :meth:`check`, load the splits that the command needs, and refuse phases that cannot be trained.
 
         Raises:
             ValueError: a split is empty or too small for one batch, or ``pairs_per_step`` is no multiple of the
@@ -123,7 +123,7 @@ class TransitionDataModule(LightningDataModule, ABC):
                 self.steps_per_epoch(phase)  # raises where a phase would have none
 
     def splits_needed(self, stage: str) -> list[Split]:
-        """The splits that a command reads: ``stage`` is ``fit``, ``validate``, ``test`` or ``predict``.
+        """Return the splits that a command reads: ``stage`` is ``fit``, ``validate``, ``test`` or ``predict``.
 
         In a fit, they follow from PhaseSwitch's schedule, ``max_epochs`` and ``limit_val_batches``.
         """
@@ -138,7 +138,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         return [*trained, *validated]
 
     def train_dataloader(self) -> TransitionLoader:
-        """The labelled split in the warm-up, the iteration's state-only pairs in other phases."""
+        """Give the labelled split in the warm-up, the iteration's state-only pairs in other phases."""
         module = getattr(self.trainer, "lightning_module", None)
         phase = getattr(module, "phase", None)
         name, iteration = (WARMUP, 0) if phase is None else (phase.name, phase.iteration)
@@ -147,27 +147,27 @@ class TransitionDataModule(LightningDataModule, ABC):
         return self._phase_loader(name, iteration)
 
     def val_dataloader(self) -> TransitionLoader:
-        """The validation split."""
+        """Give the validation split."""
         return self._eval_loader(self.split("validation"))
 
     def test_dataloader(self) -> TransitionLoader:
-        """The test split."""
+        """Give the test split."""
         return self._eval_loader(self.split("test"))
 
     def predict_dataloader(self) -> TransitionLoader:
-        """What :meth:`predict_rows` gives."""
+        """Give the transitions of :meth:`predict_rows`."""
         return self._eval_loader(self.predict_rows())
 
     # ---- splits ----------------------------------------------------------------------------------
     def predict_rows(self) -> Sequence[Transition]:
-        """What ``swirl predict`` asks the models about: the test split, unless a subclass has more to ask."""
+        """Return the transitions of ``swirl predict``: the test split, unless a subclass chooses others."""
         return self.split("test")
 
     def split(self, name: Split) -> Sequence[Transition]:
-        """A split, loaded at the first call.
+        """Return a split, loaded at the first call.
 
         Raises:
-            ValueError: it is empty, or records that are there to train on lack the state after.
+            ValueError: it is empty, or training records lack the state after.
         """
         if name not in self._splits:
             rows = self.load_split(name)
@@ -182,7 +182,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         return self._splits[name]
 
     def pairs(self, iteration: int) -> Sequence[Transition]:
-        """The state-only pairs of an iteration (0-based), without their actions."""
+        """Return the state-only pairs of an iteration (0-based), without their actions."""
         rows = self.split("state_only")
         chosen = np.arange(len(rows))
         if self.pairs_per_iteration is not None:
@@ -193,7 +193,7 @@ class TransitionDataModule(LightningDataModule, ABC):
 
     # ---- phases ----------------------------------------------------------------------------------
     def accumulation(self, phase: str) -> int:
-        """Batches whose gradients make one optimiser step of a phase.
+        """Count the batches whose gradients make one optimiser step of a phase.
 
         Raises:
             ValueError: ``pairs_per_step`` is no multiple of the transitions in a batch on all devices.
@@ -210,7 +210,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         return self.pairs_per_step // (size * devices)
 
     def steps_per_epoch(self, phase: str) -> int:
-        """Optimiser steps of an epoch of a phase, as ``limit_train_batches`` leaves them."""
+        """Count the optimiser steps of an epoch of a phase, within ``limit_train_batches``."""
         batches = len(self._phase_loader(phase))
         limit = self.trainer.limit_train_batches if self.trainer else None
         if limit is not None:
@@ -218,7 +218,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         return math.ceil(batches / self.accumulation(phase))
 
     def _phases(self) -> list[str]:
-        """Names of the phases that the fit goes through; the warm-up alone without a PhaseSwitch."""
+        """Return the names of the phases of the fit; without a PhaseSwitch the warm-up alone."""
         trainer: Any = self.trainer
         # data are set up before PhaseSwitch hands its schedule to the module
         callbacks = trainer.callbacks if trainer else []
@@ -276,12 +276,12 @@ class TransitionDataModule(LightningDataModule, ABC):
         )
 
     def _place(self) -> tuple[int, int]:
-        """This process's rank, and the number of processes."""
+        """Return the rank of this process, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
 class _StateOnly(Sequence[Transition]):
-    """Chosen rows of a split, their actions taken away."""
+    """Sequence of chosen rows of a split, without their actions."""
 
     def __init__(self, rows: Sequence[Transition], chosen: list[int]) -> None:
         self._rows = rows

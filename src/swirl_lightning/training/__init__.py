@@ -1,1 +1,1 @@
-"""What trains the two models: rollouts, rewards, losses, phases, and what is checked on the way."""
+"""Training of the two models: rollouts, rewards, learners, losses and checks."""

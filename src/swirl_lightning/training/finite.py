@@ -1,4 +1,4 @@
-"""Stops a run at the first reward, loss or gradient that is NaN or infinite, before an optimiser step spreads it."""
+"""Check that stops a run at the first reward, loss or gradient that is NaN or infinite, before an optimiser step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN = 5
 
 
 class FiniteCheck:
-    """Checks what a training step computes. Every rank must ask: a finding of one of them stops all.
+    """Check of rewards, losses and gradients. Collective: a value found on one rank stops all ranks.
 
     Rewards are checked as they are given, losses and gradients once at each optimiser step, so that a micro-batch
     without rollouts waits for nothing.
@@ -56,7 +56,7 @@ class FiniteCheck:
         """Check the losses kept and the gradients, before the optimiser uses them. Collective.
 
         Raises:
-            FloatingPointError: on every rank; it names the records, and parameters where no loss is at fault.
+            FloatingPointError: on every rank; it names the records, or parameters if all losses are finite.
         """
         losses, self._losses = self._losses, []
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -92,7 +92,7 @@ class FiniteCheck:
 
 
 def _everywhere(finite: Tensor) -> bool:
-    """Whether it is so on every rank. The host waits for the answer."""
+    """Tell whether it is so on every rank. The host waits for the answer."""
     broken = (~finite).float()
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(broken)

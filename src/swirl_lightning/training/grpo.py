@@ -1,4 +1,4 @@
-"""GRPO as pure functions: advantages, clipped surrogate, KL and how tokens are weighted."""
+"""GRPO as pure functions: advantages, clipped surrogate, KL and weights of tokens."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class GRPOConfig:
 
 
 def group_advantages(rewards: Tensor, group_size: int, scale: str = "group", batch_std: Tensor | None = None) -> Tensor:
-    """A = (r - mean(r)) / (std(r) + 1e-4) within each group (GRPO; unbiased std, as the paper and TRL).
+    """Compute A = (r - mean(r)) / (std(r) + 1e-4) within each group (GRPO; unbiased std, as in the paper and TRL).
 
     Args:
         rewards: (B * G,) float32, members of a group are neighbours.
         group_size: G.
-        scale: which std: ``group``, ``batch`` or ``none`` (no division).
-        batch_std: what ``batch`` divides by, where there are more rewards than these; None means theirs.
+        scale: the std that divides: of the ``group``, of the ``batch``, or ``none``.
+        batch_std: std of the whole batch, if these are not all of its rewards; None computes it from these.
 
     Returns:
         (B * G,) float32.
@@ -80,7 +80,7 @@ def group_advantages(rewards: Tensor, group_size: int, scale: str = "group", bat
 
 
 def zero_variance_share(rewards: Tensor, group_size: int) -> Tensor:
-    """Share of groups whose members all have the same reward: they teach nothing."""
+    """Compute the share of groups whose members all have the same reward, and so no advantage."""
     groups = rewards.view(-1, group_size)
     return ((groups.amax(1) - groups.amin(1)) < 1e-6).float().mean()
 
@@ -88,7 +88,7 @@ def zero_variance_share(rewards: Tensor, group_size: int) -> Tensor:
 def clipped_surrogate(
     policy: Tensor, old: Tensor, advantages: Tensor, epsilon: float, epsilon_high: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """-min(ρA, clip(ρ, 1-ε, 1+ε_high)A) per token, ρ = π / π_old (PPO; GRPO eq. 3).
+    """Compute -min(ρA, clip(ρ, 1-ε, 1+ε_high)A) per token, ρ = π / π_old (PPO; GRPO eq. 3).
 
     Args:
         policy: (N, L) log-probabilities with gradient.
@@ -98,7 +98,7 @@ def clipped_surrogate(
         epsilon_high: upper ε; None means ``epsilon``.
 
     Returns:
-        loss (N, L), and (N, L) bool: where the clip holds the gradient back.
+        loss (N, L), and (N, L) bool: True where the clip removes the gradient.
     """
     high = epsilon if epsilon_high is None else epsilon_high
     ratio = (policy - old).exp()
@@ -109,13 +109,13 @@ def clipped_surrogate(
 
 
 def kl_k3(policy: Tensor, reference: Tensor) -> Tensor:
-    """exp(ref - π) - (ref - π) - 1 per token: the k3 estimator of KL(π, ref). (N, L) -> (N, L)."""
+    """Compute exp(ref - π) - (ref - π) - 1 per token: the k3 estimator of KL(π, ref). (N, L) -> (N, L)."""
     difference = reference - policy
     return difference.exp() - difference - 1
 
 
 def token_weights(mask: Tensor, normalization: str, max_length: int) -> tuple[Tensor, Tensor]:
-    """What each token's loss counts, and what the sum over the global batch is to be divided by.
+    """Compute the weight of each token's loss, and the denominator of the sum.
 
     Args:
         mask: (N, L) bool.
@@ -143,14 +143,14 @@ def grpo_loss(
     config: GRPOConfig,
     max_length: int,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Clipped surrogate + β KL over a batch of rollouts (GRPO eq. 3), summed and not yet divided.
+    """Compute clipped surrogate + β KL over a batch of rollouts (GRPO eq. 3), summed and not yet divided.
 
     Args:
         policy: log-probabilities of the N completions under the policy, with gradient.
         old: (N, L) under the policy that sampled them.
         reference: (N, L) under the reference, or None for no KL.
         advantages: (N,).
-        config: β, ε and how tokens are weighted.
+        config: β, ε and weights of tokens.
         max_length: longest completion the grammar allows.
 
     Returns:

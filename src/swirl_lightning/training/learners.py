@@ -1,4 +1,4 @@
-"""What is learned from a batch of rollouts and their rewards: GRPO, or distillation of the best."""
+"""Learners from a batch of rollouts and their rewards: GRPO, or distillation of the best."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from swirl_lightning.world_models import WorldModels
 
 @dataclass(frozen=True)
 class Policy:
-    """The model that a phase trains, and how it samples.
+    """Model that a phase trains, with the settings of its rollouts.
 
     Attributes:
         models: both models.
-        role: which of them is the policy.
-        grpo: sizes of groups, β, ε and how tokens are weighted.
+        role: role of the policy.
+        grpo: sizes of groups, β, ε and weights of tokens.
         temperature: of the rollouts.
         strategy: reduces over ranks.
     """
@@ -38,12 +38,12 @@ class Policy:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest completion that count in losses."""
+        """Number of tokens of the longest completion that count in losses."""
         return self.models.grammars[self.role].free_length
 
 
 class Learner(ABC):
-    """Turns rollouts with rewards into a loss: pluggable by class path."""
+    """Learner, chosen by class path, that turns rollouts with rewards into a loss."""
 
     @abstractmethod
     def advantages(self, policy: Policy, samples: Samples, rewards: Tensor, step_rewards: Tensor) -> Tensor:
@@ -61,11 +61,11 @@ class Learner(ABC):
 
     @abstractmethod
     def update(self, policy: Policy, samples: Samples, advantages: Tensor) -> Update:
-        """What the policy update needs of the rollouts. Without gradient."""
+        """Return the part of the rollouts that the policy update needs. Without gradient."""
 
     @abstractmethod
     def loss(self, policy: Policy, update: Update) -> Loss:
-        """The loss of an update, a sum with its denominator."""
+        """Compute the loss of an update, a sum with its denominator."""
 
 
 class GRPO(Learner):
@@ -78,7 +78,7 @@ class GRPO(Learner):
         return group_advantages(rewards, samples.group_size, scale, spread)
 
     def update(self, policy: Policy, samples: Samples, advantages: Tensor) -> Update:
-        """All rollouts, with their log-probabilities under the reference if there is a KL."""
+        """Return all rollouts, with their log-probabilities under the reference if there is a KL."""
         update = Update.from_samples(samples, advantages)
         if policy.grpo.beta > 0:
             reference, rows = policy.models.of(policy.role).reference, range(len(update.prompts))
@@ -87,7 +87,7 @@ class GRPO(Learner):
         return update
 
     def loss(self, policy: Policy, update: Update) -> Loss:
-        """Clipped surrogate + β KL (GRPO eq. 3); ``update.old`` is set if this is the first use of the rollouts."""
+        """Compute clipped surrogate + β KL (GRPO eq. 3); the first use of the rollouts sets ``update.old``."""
         normalization, rows = policy.grpo.loss_normalization, update.teaching_rows()
         scored = score_update(policy.models, policy.role, update, rows, policy.temperature, training=True)
         if update.old is None:
@@ -95,7 +95,7 @@ class GRPO(Learner):
         reference = None if update.reference is None else update.reference[rows]
         advantages = update.advantages[rows]
         total, denominator, metrics = grpo_loss(scored, update.old, reference, advantages, policy.grpo, policy.longest)
-        if left_out := sorted(set(range(len(update.prompts))) - set(rows)):  # they count as the zeros they are
+        if left_out := sorted(set(range(len(update.prompts))) - set(rows)):  # they count as zeros
             mask = policy.models.token_mask(policy.role, [update.completions[n] for n in left_out])
             denominator = denominator + token_weights(mask, normalization, policy.longest)[1]
         return Loss(total, denominator, len(update.prompts), normalization, metrics, int(scored.mask.sum()))
@@ -104,10 +104,10 @@ class GRPO(Learner):
 class BestOfN(Learner):
     """Supervised training on the likeliest rollout of each group that the reward accepts.
 
-    Of the rollouts whose reward is above ``threshold``, the one that the policy itself finds likeliest, at
-    temperature 1, is trained on; a group with none counts as a loss of 0. This is best-of-N distillation (expert
-    iteration, RAFT; compare 2504.11343), but for the choice: the reward says what is acceptable and not what is best,
-    since a model's reward is the least reliable at its extremes.
+    The rollout that is trained on is the one that is likeliest under the policy, at temperature 1, among those whose
+    reward is above ``threshold``. A group without one has a loss of 0. This is best-of-N distillation (expert
+    iteration, RAFT; compare 2504.11343) with another choice: the reward decides which rollouts are acceptable, not
+    which is best, since a model's reward is least reliable at its extremes.
 
     Args:
         threshold: in the reward's unit: with :class:`MeanLogProb`, nats per token.
@@ -127,14 +127,14 @@ class BestOfN(Learner):
         return (chosen * groups.isfinite()).flatten()
 
     def update(self, policy: Policy, samples: Samples, advantages: Tensor) -> Update:
-        """The chosen rollouts alone; a first one that counts 0 where nothing was chosen."""
+        """Return the chosen rollouts alone; where none was chosen, the first one with weight 0."""
         chosen = advantages.nonzero()[:, 0].tolist() or [0]
         prompts = [samples.prompts[row // samples.group_size] for row in chosen]
         rows = samples.completions.rows()
         return Update(prompts, [rows[row] for row in chosen], advantages[chosen], prompts, pairs=len(samples.prompts))
 
     def loss(self, policy: Policy, update: Update) -> Loss:
-        """-log-probability per token of the chosen rollouts, over the number of pairs."""
+        """Compute -log-probability per token of the chosen rollouts, over the number of pairs."""
         rows = range(len(update.prompts))
         scored = score_update(policy.models, policy.role, update, rows, temperature=1.0, training=True)
         losses = -update.advantages * scored.mean_per_token()

@@ -1,4 +1,4 @@
-"""The losses of the phases, and their one denominator over micro-batches and ranks."""
+"""Losses of the phases, and their one denominator over micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swirl_lightning.world_models import WorldModel, WorldModels
 
 
 class SharedDenominator:
-    """Makes the sums of micro-batches and ranks one mean.
+    """Denominator that makes one mean of the sums of micro-batches and ranks.
 
     A micro-batch's loss is a sum, and its denominator (tokens or rows) is kept here until the optimiser step.
     """
@@ -51,13 +51,13 @@ class SharedDenominator:
 
 @dataclass
 class Loss:
-    """The loss of a micro-batch: a sum, and what the sum over micro-batches and ranks is to be divided by.
+    """Loss of a micro-batch: a sum, and its share of the denominator over micro-batches and ranks.
 
     Attributes:
         total: scalar with gradient.
         denominator: scalar.
-        sequences: number of sequences that ``total`` is a sum over.
-        normalization: how their tokens are weighted; see :func:`token_weights`.
+        sequences: number of sequences in the sum ``total``.
+        normalization: weighting of their tokens; see :func:`token_weights`.
         metrics: scalars for the log.
         tokens: number of tokens that were scored.
     """
@@ -70,14 +70,14 @@ class Loss:
     tokens: int
 
     def add_supervised(self, scored: LogProbs, weight: float, longest: int) -> None:
-        """Add M sequences of supervised training, which count together ``weight`` times as much as all others.
+        """Add M sequences of supervised training, with ``weight`` times the weight of all others together.
 
         The number of sequences is in the factor and not in the denominator, so that micro-batches with equally
         many sequences of both sorts add up to exactly one large batch.
 
         Args:
             scored: log-probabilities of the M sequences, with gradient.
-            weight: against the :attr:`sequences` that are there.
+            weight: relative to the :attr:`sequences` that are there.
             longest: tokens of the longest sequence, for the normalisation ``constant``.
         """
         weights, _ = token_weights(scored.mask, self.normalization, longest)
@@ -94,7 +94,7 @@ def score_update(
     model: WorldModel | None = None,
     training: bool = False,
 ) -> LogProbs:
-    """Log-probabilities of some rows of an update under the policy, or under another ``model`` of that role."""
+    """Compute log-probabilities of rows of an update under the policy, or under another ``model`` of that role."""
     return models.score(
         role,
         (model or models.of(role)).adapter,
@@ -114,7 +114,7 @@ def sft_log_probs(
     roles: Sequence[Role],
     after_seen: Sequence[TokenIds] | None = None,
 ) -> dict[Role, LogProbs]:
-    """Log-probabilities of supervised training with gradient: P(y | x, z) and Q(z | x, y), as far as ``roles`` say.
+    """Compute log-probabilities with gradient for supervised training: P(y | x, z) and Q(z | x, y), by ``roles``.
 
     Args:
         models: both of them.
@@ -122,7 +122,7 @@ def sft_log_probs(
         actions: B actions z.
         after: B states y.
         roles: the models that train.
-        after_seen: y as the IDM sees it; None for ``after``.
+        after_seen: y as the IDM reads it; None for ``after``.
     """
     scored = {}
     if Role.FWM in roles:
@@ -133,7 +133,7 @@ def sft_log_probs(
 
 
 def std_over_ranks(values: Tensor, strategy: Strategy) -> Tensor:
-    """Standard deviation, a scalar, of (N,) values and those of the other ranks together. Collective."""
+    """Compute the standard deviation, a scalar, of (N,) values and those of all other ranks. Collective."""
     values = values.double()
     sums = torch.stack([values.new_tensor(float(len(values))), values.sum(), values.square().sum()])
     count, total, squares = strategy.reduce(sums, reduce_op="sum")

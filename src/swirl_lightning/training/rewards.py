@@ -1,4 +1,4 @@
-"""The reward of a rollout: the log-probability that the frozen other model gives it."""
+"""Rewards of rollouts: log-probabilities under the frozen other model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from swirl_lightning.engine.scoring import LogProbs
 
 
 class Reward(ABC):
-    """Turns the frozen model's log-probabilities into rewards: pluggable by class path."""
+    """Reward, chosen by class path, from the frozen model's log-probabilities."""
 
     @abstractmethod
     def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
-        """Rewards (N,) float32 from the log-probabilities of N scored completions.
+        """Compute rewards (N,) float32 from the log-probabilities of N scored completions.
 
         Phase I scores the group's z after (x, ŷ_k): log Q(z | x, ŷ_k). Phase II scores the pair's y
         after (x, ẑ_k): log P(y | x, ẑ_k).
@@ -38,27 +38,27 @@ class MeanLogProb(Reward):
         self.floor = floor
 
     def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
-        """(N,) float32, nats per token."""
+        """Compute the mean of each row, (N,) float32, in nats per token."""
         return log_probs.mean_per_token().clamp(min=self.floor)
 
 
 class Constant(Reward):
-    """A control: every rollout has the reward 0, so that nothing but supervised terms and the KL moves the policy."""
+    """Control with the reward 0 for every rollout: only supervised terms and the KL move the policy."""
 
     def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
-        """(N,) float32 zeros."""
+        """Return zeros, (N,) float32."""
         return torch.zeros_like(log_probs.mean_per_token())
 
 
 class ShuffledWithinGroup(MeanLogProb):
-    """A negative control: the same rewards, shuffled within each group. Training with it must improve nothing."""
+    """Negative control: the same rewards, shuffled within each group. Training with it must improve nothing."""
 
     def __init__(self, floor: float = -10.0, seed: int = 0) -> None:
         super().__init__(floor)
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
-        """(N,) float32, permuted at random within each group."""
+        """Compute rewards (N,) float32, permuted at random within each group."""
         rewards = super().__call__(log_probs, group_size).view(-1, group_size)
         order = torch.rand(rewards.shape, generator=self._generator).argsort(1).to(rewards.device)
         return rewards.gather(1, order).flatten()

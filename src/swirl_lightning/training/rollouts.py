@@ -1,4 +1,4 @@
-"""A batch of rollouts with its rewards, and what the policy update needs of it."""
+"""Batches of rollouts with their rewards, and the data of their policy updates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from swirl_lightning.transition import Transition
 
 @dataclass(frozen=True)
 class Rollouts:
-    """A batch of B transitions with G rollouts each; row n belongs to transition n // G; N = B * G.
+    """Batch of B transitions with G rollouts each; row n belongs to transition n // G; N = B * G.
 
     Attributes:
         role: the policy: the FWM in Phase I (completions are next states), the IDM in Phase II (they are actions).
@@ -41,7 +41,7 @@ class Rollouts:
     group_size: int
 
     def summary(self) -> dict[str, Tensor]:
-        """Scalars for the log."""
+        """Compute scalars for the log."""
         groups = self.rewards.view(-1, self.group_size)
         return {
             "reward": groups.mean(),
@@ -53,7 +53,7 @@ class Rollouts:
 
 @dataclass
 class Update:
-    """What the policy update needs of a batch of rollouts, kept for the replays of ``num_iterations``.
+    """Data of a policy update from a batch of rollouts, kept for the replays of ``num_iterations``.
 
     Attributes:
         prompts: N prompts, each repeated for its group.
@@ -63,7 +63,7 @@ class Update:
         pairs: B, the pairs that were shown.
         observed: B prompts and observed next states as completions (Phase I, for the anchor), or None.
         reference: (N, L) log-probabilities under the reference, or None where β is 0.
-        old: log-probabilities of the rows that teach under the policy that sampled; set by the first update.
+        old: log-probabilities of :meth:`teaching_rows` under the policy that sampled; set by the first update.
     """
 
     prompts: list[TokenIds]
@@ -77,7 +77,7 @@ class Update:
 
     @classmethod
     def from_samples(cls, samples: Samples, advantages: Tensor) -> Update:
-        """The update of samples with (N,) advantages."""
+        """Make the update of samples with (N,) advantages."""
         prompts = [prompt for prompt in samples.prompts for _ in range(samples.group_size)]
         return cls(prompts, samples.completions.rows(), advantages, samples.prompts, len(samples.prompts))
 
@@ -87,9 +87,9 @@ class Update:
         return len(self.prompts) // len(self.group_prompts)
 
     def teaching_rows(self) -> list[int]:
-        """Rows of the groups that move the policy: all if there is a KL, else those whose rewards differ.
+        """Return the rows with a gradient: all if there is a KL, otherwise those of groups whose rewards differ.
 
-        At least one group, so that there always is a graph to differentiate.
+        There is at least one group, so that there always is a graph to differentiate.
         """
         size = self.group_size
         if self.reference is not None:
@@ -98,12 +98,12 @@ class Update:
         return [row for group in groups for row in range(group * size, group * size + size)]
 
     def state(self) -> dict[str, Any]:
-        """Lists and CPU tensors only, for a checkpoint."""
+        """Return lists and CPU tensors alone, for a checkpoint."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in values.items()}
 
     @classmethod
     def of(cls, state: dict[str, Any], device: torch.device) -> Update:
-        """The inverse of :meth:`state`, on a device."""
+        """Invert :meth:`state`, on a device."""
         moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
         return cls(**moved)

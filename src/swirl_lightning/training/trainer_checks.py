@@ -1,4 +1,4 @@
-"""Trainer settings that SWIRL cannot be trained under: refused before a model is loaded."""
+"""Checks that refuse Trainer settings under which SWIRL cannot be trained, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_strategy(strategy: Strategy) -> None:
 
 
 def check_precision(precision: str, backbone: Backbone) -> None:
-    """Refuse a Trainer that casts all floating-point tensors to half precision, or packed 4-bit weights at all.
+    """Refuse a Trainer that casts all floating-point tensors to half precision, or that casts packed 4-bit weights.
 
     Raises:
         ValueError: it would.
