@@ -57,7 +57,7 @@ class Predictions(Callback):
         self._evaluator: Any = None  # the one that has our listener
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Set the evaluator's listener, and give it the earlier generations."""
+        """Listen to the evaluator, and give it the earlier generations."""
         self._place = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
         self._place.mkdir(parents=True, exist_ok=True)
         self._rank, self._sheet, self._open = trainer.global_rank, [], {}
@@ -68,7 +68,7 @@ class Predictions(Callback):
         self._evaluator.listeners.append(self._write)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write the contact sheet and remove the evaluator's listener."""
+        """Write the contact sheet and remove the listener."""
         if self._sheet and trainer.is_global_zero:
             contact_sheet(self._sheet).save(self._place / CONTACT_SHEET)
         rank_zero_info(f"predictions: {self._place}")
