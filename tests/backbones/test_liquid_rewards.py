@@ -66,7 +66,7 @@ def straightforward(module, adapter, prompt_ids, completion, allowed):
 
 
 def pairs():
-    states = pictures(4)
+    states = noise_images(4)
     return [Transition(states[n], states[2 + n], id=str(n)) for n in range(2)]
 
 
@@ -108,7 +108,7 @@ def test_phase_two_rewards_log_p_of_the_observed_state_given_the_action(module):
 
 
 def test_the_prompts_of_the_sft_data_are_the_same(module):
-    """What the warm-up trains on, and what the rewards above were computed with."""
+    """Prompts of the warm-up are those of the rewards above."""
     (x, *_), (y, *_) = module._tokens(pairs())
     z = module.backbone.encode_action("go")
     assert module.prompts.fwm(x, z) == prompt(x, words("go"), "fwm")

@@ -11,6 +11,8 @@ from PIL import Image
 
 pytest.importorskip("minigrid")
 
+from support.processes import run_module
+from support.suites.minigrid import fingerprint
 from swirl_lightning.__main__ import main
 from swirl_lightning.benchmarks.minigrid import (
     CELLS,
@@ -342,7 +344,7 @@ def test_bad_options_are_named_at_setup(options, message):
 
 def test_missing_simulator_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "minigrid", None)
-    with pytest.raises(ImportError, match=r"pip install 'swirl-lightning\[minigrid\]'"):
+    with pytest.raises(ImportError, match=r"pip install swirl-lightning\[minigrid\]"):
         MiniGrid().setup("fit")
 
 

@@ -12,8 +12,7 @@ from PIL import Image
 from support.image_world import liquid_folder
 from support.judge_server import KEY, serving
 from support.processes import swirl
-from support.suites import HOMES, VISUAL, write_config
-from support.visual_world import liquid_folder
+from support.suites import HOMES, IMAGE_SUITES, write_config
 from swirl_lightning.__main__ import main
 from swirl_lightning.results.table import read
 

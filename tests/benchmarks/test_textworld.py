@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from support.suites.textworld import needs_engine
+from support.trainers import quiet_trainer
 from swirl_lightning.__main__ import main
 from swirl_lightning.benchmarks.textworld import TextWorld
 from swirl_lightning.benchmarks.textworld.dataset import SPLITS
+from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.results.table import read as read_results
 
 ROOT = Path(__file__).parents[2]
