@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.callbacks._shared import phase_name, rollouts_of
-from swirl_lightning.checkpoint import over_ranks
+from swirl_lightning.checkpoints.state import over_ranks
 
 
 class CollapseWatch(Callback):

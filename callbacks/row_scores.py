@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from swirl_lightning.files import whole_file
 from swirl_lightning.transition import State, Transition
 
 FOLDER = "row_scores"
@@ -34,14 +34,13 @@ class RowScores(Callback):
         pl_module.evaluator.listeners.append(self._score)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Writes the file: beside the old one, then in its place."""
+        """Writes the file."""
         pl_module.evaluator.listeners.remove(self._score)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank{trainer.global_rank}.jsonl"
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
-        os.replace(unfinished, path)
+        with whole_file(path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in self._lines).encode())
 
     def _score(
         self,

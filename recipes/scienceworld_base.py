@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
 from swirl_lightning.benchmarks.scienceworld import ScienceWorld
-from swirl_lightning.console import run_command
+from swirl_lightning.console.run import run_command
 from swirl_lightning.transition import Transition
 
 # The last three are unused. Without them all ids would change, and with them the numbers in docs/results.md.

@@ -17,7 +17,7 @@ from statistics import mean, stdev
 
 import yaml
 
-from swirl_lightning.console import run_command
+from swirl_lightning.console.run import run_command
 from swirl_lightning.results.table import FILE, read
 
 METRICS = {

@@ -27,7 +27,7 @@ from recipes.tiny_tasks import NAMES, PLACES, Tasks
 from recipes.tiny_text import build_tokenizer
 from swirl_lightning.backbones.vqgan import VQGAN
 from swirl_lightning.benchmarks.minigrid.tiles import CELLS, atlas
-from swirl_lightning.console import run_command
+from swirl_lightning.console.run import run_command
 
 SEED = 0
 BASE_TRANSITIONS = 1200

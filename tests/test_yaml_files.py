@@ -8,7 +8,7 @@ import yaml
 from support.cli import config, here
 from swirl_lightning import SWIRL
 from swirl_lightning.backbones.vqgan import VQGANConfig, VQGANError
-from swirl_lightning.restore import from_config
+from swirl_lightning.checkpoints.restore import from_config
 from swirl_lightning.yaml_files import TooManyAliases, load
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 import textwrap
 
-from swirl_lightning.console import nearest, run_command, silence_libraries
+from swirl_lightning.console.run import nearest, run_command, silence_libraries
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """PyTorch's own switch, which it reads once, when the first tensor is made: large tensors in pages of 2 MiB."""

@@ -40,10 +40,10 @@ from swirl_lightning.callbacks import (
     Throughput,
     TransitionImages,
 )
-from swirl_lightning.checkpoint_file import WholeCheckpoints, check_file
+from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
+from swirl_lightning.console.parsing import Parser, shorten
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
-from swirl_lightning.parsing import Parser, shorten
 from swirl_lightning.yaml_files import guarded
 
 set_loader("yaml", guarded(get_loader("yaml")), (YAMLError,))  # of every configuration

@@ -9,9 +9,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from swirl_lightning import checkpoint as ckpt
 from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.checkpoints import state as ckpt
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.engine.cpu import give_freed_blocks_back
 from swirl_lightning.engine.drawing import SamplingConfig

@@ -8,16 +8,16 @@ from typing import Any, Self
 import torch
 from lightning.pytorch import LightningModule
 
-from swirl_lightning import checkpoint as ckpt
 from swirl_lightning.adapters import AdapterConfig, Adapters
 from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.checkpoints import state as ckpt
+from swirl_lightning.checkpoints.restore import restore
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import EvaluationConfig, Evaluator
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
-from swirl_lightning.restore import restore
 from swirl_lightning.roles import ROLES, Role
 from swirl_lightning.transition import State
 from swirl_lightning.world_models import WorldModels

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from swirl_lightning.backbones.vqgan_layers import Codebook, Decoder, Encoder
-from swirl_lightning.console import run_command
+from swirl_lightning.console.run import run_command
 from swirl_lightning.yaml_files import load
 
 CONFIG_FILE = "vqgan.yaml"

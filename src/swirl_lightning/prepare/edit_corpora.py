@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from swirl_lightning.console import run_command
+from swirl_lightning.console.run import run_command
 from swirl_lightning.data.image_records import ImageRecord, usable
 from swirl_lightning.data.reading import SkippedRecords, rank_of
 

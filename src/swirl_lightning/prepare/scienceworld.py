@@ -23,7 +23,7 @@ from jsonargparse import auto_cli
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from swirl_lightning.benchmarks.scienceworld import FILE, sha256
-from swirl_lightning.console import run_command
+from swirl_lightning.console.run import run_command
 
 Episode = tuple[str, str, int]
 """Split, task, variation."""

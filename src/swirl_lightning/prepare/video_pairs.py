@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
 
-from swirl_lightning.console import run_command
+from swirl_lightning.console.run import run_command
 from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.engine.ranges import check_ranges
 

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from swirl_lightning.checkpoint import over_ranks
+from swirl_lightning.checkpoints.state import over_ranks
 from swirl_lightning.transition import Transition
 
 _SHOWN = 5

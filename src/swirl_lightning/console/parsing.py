@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-from swirl_lightning.console import nearest
+from swirl_lightning.console.run import nearest
 
 _UNKNOWN = re.compile(
     r"(?:unrecognized arguments: (?:--)?(?P<argument>[^\s=]+)|Option '(?P<option>[^']+)' is not accepted"

@@ -11,8 +11,8 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from swirl_lightning.adapters import AdapterConfig
-from swirl_lightning.checkpoint import own_state
-from swirl_lightning.checkpoint_file import check_file
+from swirl_lightning.checkpoints.file import check_file
+from swirl_lightning.checkpoints.state import own_state
 from swirl_lightning.yaml_files import load
 
 if TYPE_CHECKING:

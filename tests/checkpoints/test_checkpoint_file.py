@@ -13,7 +13,7 @@ import yaml
 
 from support.cli import config, here
 from swirl_lightning.backbones.text import TextLLM
-from swirl_lightning.checkpoint_file import WholeCheckpoints, check_file
+from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.cli import swirl_cli
 from swirl_lightning.files import whole_file, whole_folder
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from swirl_lightning.checkpoint import check_parts, own_state
+from swirl_lightning.checkpoints.state import check_parts, own_state
 from swirl_lightning.files import whole_file
 
 _OF_ANY = {"state_dict": dict, "loops": dict, "pytorch-lightning_version": str}
@@ -25,7 +25,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> from swirl_lightning.checkpoint_file import WholeCheckpoints
+        >>> from swirl_lightning.checkpoints.file import WholeCheckpoints
         >>> trainer = Trainer(plugins=[WholeCheckpoints()], logger=False)
     """
 

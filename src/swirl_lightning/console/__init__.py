@@ -1,0 +1,1 @@
+"""What the commands of the package show, and how they end."""
