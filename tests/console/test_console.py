@@ -13,7 +13,7 @@ import yaml
 
 from support.cli import here
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "minigrid_quickstart.yaml"
 WATCHED = """
 import sys
