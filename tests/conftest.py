@@ -1,13 +1,28 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from support.tiny import gemma_folder
 
 torch.set_num_threads(1)  # small models: a second thread costs more than it gives
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """No test leaves ranks behind: neither their variables, which processes inherit, nor a process group."""
+    before = dict(os.environ)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

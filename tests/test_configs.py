@@ -75,8 +75,9 @@ def test_the_real_parser_builds_it(path, tmp_path, monkeypatch):
     assert any(isinstance(callback, PhaseSwitch) for callback in cli.trainer.callbacks)
     name = "quickstart" if path.stem == "minigrid_quickstart" else path.stem
     assert Path(cli.trainer.log_dir) == Path("runs") / name
-    (checkpoint,) = cli.trainer.checkpoint_callbacks  # all runs of a config share a folder
-    assert not checkpoint._enable_version_counter
+    saving = [c for c in cli.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    assert saving
+    assert not any(each._enable_version_counter for each in saving)  # all runs of a config share a folder
 
 
 def test_a_config_says_what_it_must_and_nothing_of_the_defaults(path):

@@ -12,9 +12,9 @@ import pytest
 from safetensors.torch import load_file
 
 from support.cli import config, here
+from support.image_world import clip_folder
 from support.text_suites import bert_folder
 from support.tiny import byte_tokenizer
-from support.visual_world import clip_folder
 from swirl_lightning.benchmarks.mind2web import Mind2Web
 from swirl_lightning.callbacks.predictions import file_name
 from swirl_lightning.data import JSONLTransitions

@@ -344,7 +344,7 @@ def test_bad_options_are_named_at_setup(options, message):
 
 def test_missing_simulator_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "minigrid", None)
-    with pytest.raises(ImportError, match=r"pip install swirl-lightning\[minigrid\]"):
+    with pytest.raises(ImportError, match=r"pip install 'swirl-lightning\[minigrid\]'"):
         MiniGrid().setup("fit")
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.image_world import write_aurora
 from support.suites import mind2web, scienceworld, stabletoolbench, worldprediction
-from support.visual_world import write_aurora
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.benchmarks.mind2web import Mind2Web
 from swirl_lightning.benchmarks.scienceworld import ScienceWorld

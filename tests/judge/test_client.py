@@ -13,8 +13,8 @@ from email.utils import format_datetime
 import pytest
 from jsonargparse import ArgumentParser
 from PIL import Image
-from support.visual_world import liquid_folder, model, picture, trainer, write_aurora
 
+from support.image_world import block_image, liquid_folder, model, trainer, write_aurora
 from support.judge_server import KEY, body, completion, serving
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.data import TransitionDataModule
@@ -37,7 +37,7 @@ def judge(server, folder, **kwargs):
 
 
 def rows(count, task="kubric"):
-    return [Transition(picture(n), picture(n + 90), f"move {n}", f"r{n}", {"task": task}) for n in range(count)]
+    return [Transition(block_image(n), block_image(n + 90), f"move {n}", f"r{n}", {"task": task}) for n in range(count)]
 
 
 def scored(metric, predicted, transitions):
@@ -49,7 +49,7 @@ def scored(metric, predicted, transitions):
 def test_scores_pictures_and_usage(server, tmp_path):
     server.answer = lambda request: f'Well. ```json\n{{"Score": {len(server.requests) * 2}}}\n```'
     metric = JudgeScore(judge(server, tmp_path, concurrency=1), "aurora", ["kubric"])
-    found = scored(metric, [picture(5), picture(6), None], rows(3))
+    found = scored(metric, [block_image(5), block_image(6), None], rows(3))
     assert found["judge"] == pytest.approx((2 + 4 + 0) / 3)  # the missing prediction has the lowest score
     assert found["judge/kubric"] == found["judge"]
     assert (found["judge_asked"], found["judge_unparsable"], found["judge_failed"]) == (3, 0, 0)
@@ -57,50 +57,52 @@ def test_scores_pictures_and_usage(server, tmp_path):
     text, before, predicted = server.requests[0]["messages"][0]["content"]
     assert "Action: move 0" in text["text"]
     shown = [Image.open(io.BytesIO(base64.b64decode(p["image_url"]["url"].split(",")[1]))) for p in (before, predicted)]
-    assert [s.tobytes() for s in shown] == [picture(0).tobytes(), picture(5).tobytes()]
+    assert [s.tobytes() for s in shown] == [block_image(0).tobytes(), block_image(5).tobytes()]
     assert server.keys == [f"Bearer {KEY}"] * 2
 
 
 def test_a_finished_evaluation_costs_nothing(server, tmp_path):
-    first = scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(5)] * 4, rows(4))
+    first = scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(5)] * 4, rows(4))
     assert len(server.requests) == 4
-    again = scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(5)] * 4, rows(4))
+    again = scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(5)] * 4, rows(4))
     assert len(server.requests) == 4
     assert again["judge"] == first["judge"]
     assert again["judge_prompt_tokens"] == 0
     # another picture, question or model is another question
-    scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(6)], rows(1))
-    scored(JudgeScore(judge(server, tmp_path), "bytemorph"), [picture(5)], rows(1))
-    scored(JudgeScore(judge(server, tmp_path, temperature=None), "aurora"), [picture(5)], rows(1))
+    scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(6)], rows(1))
+    scored(JudgeScore(judge(server, tmp_path), "bytemorph"), [block_image(5)], rows(1))
+    scored(JudgeScore(judge(server, tmp_path, temperature=None), "aurora"), [block_image(5)], rows(1))
     assert len(server.requests) == 7
     assert "temperature" not in server.requests[-1]
 
 
 def test_an_interrupted_evaluation_goes_on(server, tmp_path):
     server.script = [200, 200, *[500] * 8]
-    first = scored(JudgeScore(judge(server, tmp_path, retries=0, concurrency=1), "aurora"), [picture(5)] * 6, rows(6))
+    first = scored(
+        JudgeScore(judge(server, tmp_path, retries=0, concurrency=1), "aurora"), [block_image(5)] * 6, rows(6)
+    )
     assert (first["judge_asked"], first["judge_failed"]) == (6, 4)
     assert first["judge"] == 7
     server.script, server.requests = [], []
-    second = scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(5)] * 6, rows(6))
+    second = scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(5)] * 6, rows(6))
     assert len(server.requests) == 4  # only what failed
     assert (second["judge_failed"], second["judge_prompt_tokens"]) == (0, 400)
     damaged = next((tmp_path / "cache").rglob("*.json"))
     damaged.write_text("{")
-    scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(5)] * 6, rows(6))
+    scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(5)] * 6, rows(6))
     assert len(server.requests) == 5
 
 
 def test_retries_until_the_server_is_well(server, tmp_path):
     server.script = [429, 503, 500]
-    found = scored(JudgeScore(judge(server, tmp_path, retries=3), "aurora"), [picture(5)], rows(1))
+    found = scored(JudgeScore(judge(server, tmp_path, retries=3), "aurora"), [block_image(5)], rows(1))
     assert found["judge"] == 7
     assert len(server.requests) == 4
 
 
 def test_a_slow_server_is_not_waited_for(server, tmp_path):
     server.delay = 0.5
-    found = scored(JudgeScore(judge(server, tmp_path, timeout=0.1, retries=1), "aurora"), [picture(5)], rows(1))
+    found = scored(JudgeScore(judge(server, tmp_path, timeout=0.1, retries=1), "aurora"), [block_image(5)], rows(1))
     assert found["judge_failed"] == 1
     assert "judge" not in found
     assert len(server.requests) == 2
@@ -109,7 +111,7 @@ def test_a_slow_server_is_not_waited_for(server, tmp_path):
 def test_a_refusal_stops_with_a_reason_and_without_the_key(server, tmp_path, capfd):
     server.script = [401]
     metric = JudgeScore(judge(server, tmp_path), "aurora")
-    metric.update([picture(5)], rows(1))
+    metric.update([block_image(5)], rows(1))
     with pytest.raises(ValueError, match=r"refuses \(401\)") as error:
         metric.collect()
     assert KEY not in str(error.value)
@@ -123,13 +125,13 @@ def test_no_word_of_a_server_has_the_key(server, tmp_path, monkeypatch, key):
     for status, content in [(401, {"error": {"message": told}}), (403, {"other": told}), (404, told.encode())]:
         server.script = [body(content, status)]
         metric = JudgeScore(judge(server, tmp_path), "aurora")
-        metric.update([picture(5)], rows(1))
+        metric.update([block_image(5)], rows(1))
         with pytest.raises(ValueError, match=rf"refuses \({status}\)") as error:
             metric.collect()
         assert not any(key[n : n + 8] in str(error.value) for n in range(len(key) - 7))
     server.script = [body({"error": {"message": told}}, 400), body(completion(f'{told} {{"score": 3}}'))]
     with pytest.warns(UserWarning, match="no answer to 1 of 2 questions") as caught:
-        found = scored(JudgeScore(judge(server, tmp_path, concurrency=1), "aurora"), [picture(5)] * 2, rows(2))
+        found = scored(JudgeScore(judge(server, tmp_path, concurrency=1), "aurora"), [block_image(5)] * 2, rows(2))
     assert (found["judge"], found["judge_failed"]) == (3, 1)
     assert not any(key in str(warning.message) for warning in caught)
     (kept,) = (tmp_path / "cache").rglob("*.json")
@@ -138,7 +140,7 @@ def test_no_word_of_a_server_has_the_key(server, tmp_path, monkeypatch, key):
 
 def test_a_question_that_is_refused_costs_itself_only(server, tmp_path):
     server.script = [400]
-    found = scored(JudgeScore(judge(server, tmp_path, concurrency=1), "aurora"), [picture(5)] * 2, rows(2))
+    found = scored(JudgeScore(judge(server, tmp_path, concurrency=1), "aurora"), [block_image(5)] * 2, rows(2))
     assert (found["judge"], found["judge_failed"], len(server.requests)) == (7, 1, 2)
 
 
@@ -164,25 +166,25 @@ NO_COMPLETION = {
 def test_what_is_no_completion_is_asked_again_and_never_kept(server, tmp_path, content):
     server.script = [body(content)] * 2
     with pytest.warns(UserWarning, match=r"no answer to 1 of 1 questions:\n  1: the answer "):
-        found = scored(JudgeScore(judge(server, tmp_path, retries=1), "aurora"), [picture(5)], rows(1))
+        found = scored(JudgeScore(judge(server, tmp_path, retries=1), "aurora"), [block_image(5)], rows(1))
     assert (found["judge_failed"], found["judge_unparsable"], len(server.requests)) == (1, 0, 2)
     server.script = [body(content)]
-    assert scored(JudgeScore(judge(server, tmp_path, retries=1), "aurora"), [picture(5)], rows(1))["judge"] == 7
+    assert scored(JudgeScore(judge(server, tmp_path, retries=1), "aurora"), [block_image(5)], rows(1))["judge"] == 7
 
 
 def test_an_answer_without_a_score_is_not_kept(server, tmp_path):
     deep = '{"score": ' + "[" * 10_000 + "}"
     server.script = [body(completion(text)) for text in ("upstream error", deep, '{"score": 11}')]
     for _ in range(3):
-        found = scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(5)], rows(1))
+        found = scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(5)], rows(1))
         assert found["judge_unparsable"] == 1
-    assert scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(5)], rows(1))["judge"] == 7
+    assert scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(5)], rows(1))["judge"] == 7
 
 
 @pytest.mark.parametrize("usage", [None, [], {"prompt_tokens": 10**30}, {"prompt_tokens": -1}, {"prompt_tokens": "9"}])
 def test_usage_of_any_shape_costs_no_answer(server, tmp_path, usage):
     server.script = [body(completion('{"score": 3}') | {"usage": usage})]
-    found = scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(5)], rows(1))
+    found = scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(5)], rows(1))
     assert (found["judge"], found["judge_prompt_tokens"]) == (3, 0)
 
 
@@ -198,7 +200,7 @@ def test_a_server_that_drips_holds_no_question_beyond_its_time(server, tmp_path,
     server.script = [drip] * 2
     began = time.monotonic()
     with pytest.warns(UserWarning, match="no whole answer within 0.4 s"):
-        found = scored(JudgeScore(judge(server, tmp_path, timeout=0.4, retries=1), "aurora"), [picture(5)], rows(1))
+        found = scored(JudgeScore(judge(server, tmp_path, timeout=0.4, retries=1), "aurora"), [block_image(5)], rows(1))
     assert (found["judge_failed"], len(server.requests)) == (1, 2)
     assert time.monotonic() - began < 4
 
@@ -215,20 +217,20 @@ def test_a_body_without_end_is_not_read(server, tmp_path, status):
 
     server.script = [flood]
     with pytest.warns(UserWarning, match="a body of more than"):
-        scored(JudgeScore(judge(server, tmp_path, retries=0, timeout=60), "aurora"), [picture(5)], rows(1))
+        scored(JudgeScore(judge(server, tmp_path, retries=0, timeout=60), "aurora"), [block_image(5)], rows(1))
     assert sent[0] < 60
 
 
 def test_a_compressed_bomb_is_not_unpacked(server, tmp_path):
     server.script = [body(gzip.compress(b" " * 2**26), Content_Encoding="gzip")]
     with pytest.warns(UserWarning, match="the answer is no chat completion"):
-        scored(JudgeScore(judge(server, tmp_path, retries=0), "aurora"), [picture(5)], rows(1))
+        scored(JudgeScore(judge(server, tmp_path, retries=0), "aurora"), [block_image(5)], rows(1))
 
 
 def test_no_redirect_takes_the_key_elsewhere(server, tmp_path):
     server.script = [body(b"", 307, Location=server.url + "/elsewhere")]
     metric = JudgeScore(judge(server, tmp_path), "aurora")
-    metric.update([picture(5)], rows(1))
+    metric.update([block_image(5)], rows(1))
     with pytest.raises(ValueError, match=r"refuses \(307\)"):
         metric.collect()
     assert len(server.requests) == 1
@@ -239,7 +241,7 @@ def test_a_server_is_given_the_time_that_it_asks_for(server, tmp_path, date):
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
     server.script = [body(b"", 429, Retry_After=later if date else "1")]
     began = time.monotonic()
-    assert scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(5)], rows(1))["judge"] == 7
+    assert scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(5)], rows(1))["judge"] == 7
     assert time.monotonic() - began >= 1
 
 
@@ -247,19 +249,21 @@ def test_a_question_ends_with_its_deadline(server, tmp_path):
     server.script = [body(b"", 429, Retry_After="86400")]
     began = time.monotonic()
     with pytest.warns(UserWarning, match="1: HTTP 429"):
-        scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(5)], rows(1))
+        scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(5)], rows(1))
     assert (len(server.requests), time.monotonic() - began < 5) == (1, True)
     server.script = [body(b"", 503, Retry_After="soon")] * 99
     with pytest.warns(UserWarning, match="1: HTTP 503"):
         scored(
-            JudgeScore(judge(server, tmp_path, retries=98, backoff=0.2, deadline=1), "aurora"), [picture(5)], rows(1)
+            JudgeScore(judge(server, tmp_path, retries=98, backoff=0.2, deadline=1), "aurora"),
+            [block_image(5)],
+            rows(1),
         )
     assert 2 <= len(server.requests) - 1 <= 5
 
 
 def test_at_most_so_many_at_a_time(server, tmp_path):
     server.delay = 0.05
-    scored(JudgeScore(judge(server, tmp_path, concurrency=3), "aurora"), [picture(5)] * 12, rows(12))
+    scored(JudgeScore(judge(server, tmp_path, concurrency=3), "aurora"), [block_image(5)] * 12, rows(12))
     assert server.most == 3
 
 
@@ -283,23 +287,23 @@ def test_answers_are_read_and_never_clamped(answer, score):
 
 def test_unparsable_answers_stay_in_the_report(server, tmp_path):
     server.answer = lambda request: "no idea" if "move 1" in json.dumps(request) else '{"score": 4}'
-    found = scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(5)] * 3, rows(3))
+    found = scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(5)] * 3, rows(3))
     assert (found["judge"], found["judge_asked"], found["judge_unparsable"]) == (4, 3, 1)
 
 
 def test_scales_and_actions(server, tmp_path):
     server.answer = lambda request: '{"score": 64}'
-    assert scored(JudgeScore(judge(server, tmp_path), "bytemorph"), [picture(5)], rows(1))["judge"] == 64
+    assert scored(JudgeScore(judge(server, tmp_path), "bytemorph"), [block_image(5)], rows(1))["judge"] == 64
     server.answer = lambda request: '{"score": 3}'
     metric = JudgeScore(judge(server, tmp_path), "action")
     assert scored(metric, ["lift {it}"], rows(1))["judge"] == 3
     text = server.requests[-1]["messages"][0]["content"][0]["text"]
     assert "Reference action: move 0\nPredicted action: lift {it}\n" in text
     asked = len(server.requests)  # a template with the reference says nothing of a row without one
-    bare = [Transition(picture(0), None, "move 0", "r0", {"task": "kubric"})]
-    assert scored(JudgeScore(judge(server, tmp_path), "bytemorph"), [picture(5)], bare)["judge_asked"] == 0
+    bare = [Transition(block_image(0), None, "move 0", "r0", {"task": "kubric"})]
+    assert scored(JudgeScore(judge(server, tmp_path), "bytemorph"), [block_image(5)], bare)["judge_asked"] == 0
     assert len(server.requests) == asked
-    assert scored(JudgeScore(judge(server, tmp_path), "aurora"), [picture(5)], bare)["judge"] == 3
+    assert scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(5)], bare)["judge"] == 3
     with pytest.raises(ValueError, match="no judge template 'x'"):
         JudgeScore(judge(server, tmp_path), "x")
 

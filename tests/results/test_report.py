@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from support.image_world import clip_folder, liquid_folder, model, trainer, write_aurora
-from swirl_lightning import cli
+from swirl_lightning.__main__ import main as swirl
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.callbacks import Results
 from swirl_lightning.callbacks.predictions import Predictions
@@ -37,7 +37,7 @@ def test_a_run_beside_the_paper(tmp_path, capsys):
     run = write(tmp_path / "run")
     (run / "predictions").mkdir()
     Image.new("RGB", (4, 4)).save(run / "predictions" / "contact_sheet.png")
-    cli.main(["report", str(run)])
+    swirl(["report", str(run)])
     text = (run / "report.md").read_text()
     assert "| | judge 0-10 | IDM judge 0-10 | nearer target % |" in text
     assert "| SFT (paper) | 4.36 | 6.38 | – |" in text
@@ -128,10 +128,10 @@ def test_a_suite_of_ones_own_has_the_columns_that_its_rows_have(tmp_path):
 
 def test_problems_are_in_the_report(tmp_path):
     with pytest.raises(SystemExit, match=r"error: no results\.json in .*none"):
-        cli.main(["report", str(tmp_path / "none")])
+        swirl(["report", str(tmp_path / "none")])
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(SystemExit, match="not valid JSON"):
-        cli.main(["report", str(tmp_path)])
+        swirl(["report", str(tmp_path)])
 
 
 WRONG = {
@@ -152,14 +152,14 @@ WRONG = {
 def test_a_file_of_another_shape_is_told_in_one_line(tmp_path, content):
     (tmp_path / "results.json").write_text(json.dumps(content))
     with pytest.raises(SystemExit, match=r"^error: .*results\.json is no table of results: .* move it away"):
-        cli.main(["report", str(tmp_path)])
+        swirl(["report", str(tmp_path)])
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b""])
 def test_a_file_that_is_no_json_is_told_in_one_line(tmp_path, content):
     (tmp_path / "results.json").write_bytes(content)
     with pytest.raises(SystemExit, match=r"^error: .*results\.json is not valid JSON"):
-        cli.main(["report", str(tmp_path)])
+        swirl(["report", str(tmp_path)])
 
 
 def test_names_from_a_file_have_no_effect_in_any_report(tmp_path, capsys):

@@ -257,8 +257,9 @@ def main(args: Sequence[str] | None = None) -> None:
         description=f"Write {SAFETENSORS_FILE} beside the published {CKPT_FILE}, once; it is smaller and loads faster.",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help=f"folder with {CONFIG_FILE} and {CKPT_FILE}")
-    print(convert_to_safetensors(parser.parse_args(args).folder))
+    folder = parser.parse_args(args).folder
+    run_command(lambda: print(convert_to_safetensors(folder)))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

@@ -55,8 +55,8 @@ def check_file(path: str | Path, resume: bool = False) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist; {beside}")
     try:
-        checkpoint = torch.load(path, map_location="meta", weights_only=True)
         damaged = _damaged(path)
+        checkpoint = None if damaged else torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
         raise ValueError(

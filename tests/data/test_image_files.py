@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from support.visual_world import picture, write_aurora
+from support.image_world import block_image, write_aurora
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.data import JSONLTransitions
 from swirl_lightning.data.images import FORMATS, image_problem, open_rgb
@@ -84,7 +84,7 @@ def test_no_other_program_is_started(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     path = tmp_path / "x.png"
-    picture(0).save(path, "EPS")
+    block_image(0).save(path, "EPS")
     with Image.open(path) as image, pytest.raises(OSError, match=r"."):
         image.load()
     (tmp_path / "started").unlink()  # so far, what Pillow does
@@ -101,7 +101,7 @@ def test_more_pixels_than_pillows_limit_are_refused(monkeypatch, side):
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        picture(0, (side, side)).save(content, "PNG")
+        block_image(0, (side, side)).save(content, "PNG")
         assert "pixels" in image_problem(content.getvalue())
         with pytest.raises(OSError, match="pixels"):
             open_rgb(content.getvalue())
