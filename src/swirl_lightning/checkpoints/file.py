@@ -56,7 +56,7 @@ def check_file(path: str | Path, resume: bool = False) -> None:
         raise FileNotFoundError(f"checkpoint {path} does not exist; {beside}")
     try:
         damaged = _damaged(path)
-        checkpoint = None if damaged else torch.load(path, map_location="meta", weights_only=True)
+        checkpoint = {} if damaged else torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
         raise ValueError(
