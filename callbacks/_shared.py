@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,7 +27,7 @@ def rollouts_of(outputs: Any) -> Rollouts | None:
     return found if isinstance(found, Rollouts) else None
 
 
-class RolloutWriter(Callback):
+class RolloutWriter(Callback, ABC):
     """Base of callbacks that write some rollouts to TensorBoard: subclasses define :meth:`write`.
 
     Args:
@@ -55,6 +56,7 @@ class RolloutWriter(Callback):
             self._last = (epoch, step)
             self.write(writer, rollouts, step, pl_module)
 
+    @abstractmethod
     def write(self, writer: Any, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:
         """Write the rollouts of one step.
 
@@ -64,7 +66,6 @@ class RolloutWriter(Callback):
             step: number of the optimiser step.
             pl_module: the model.
         """
-        raise NotImplementedError
 
 
 def phase_name(pl_module: LightningModule) -> str:

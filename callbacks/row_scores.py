@@ -26,11 +26,12 @@ class RowScores(Callback):
 
     def __init__(self) -> None:
         self._lines: list[dict[str, Any]] = []
-        self._benchmark: Any = None
+        self._metrics: dict[str, Any] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Listens to the evaluator."""
-        self._lines, self._benchmark = [], trainer.datamodule  # type: ignore[attr-defined]
+        benchmark: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._lines, self._metrics = [], {"fwm": benchmark.state_metrics(), "idm": benchmark.action_metrics()}
         pl_module.evaluator.listeners.append(self._score)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -49,12 +50,12 @@ class RowScores(Callback):
         states: Sequence[State | None],
         words: Sequence[str | None],
     ) -> None:
-        predicted = (("fwm", self._benchmark.state_metrics(), states), ("idm", self._benchmark.action_metrics(), words))
         for n, transition in enumerate(transitions):
             line: dict[str, Any] = {"id": transition.id, "mode": mode}
-            for role, metrics, guesses in predicted:
+            for role, guesses in (("fwm", states), ("idm", words)):
                 if all(guess is None for guess in guesses):  # this model was not asked
                     continue
+                metrics = self._metrics[role]
                 metrics.reset()
                 metrics.update([guesses[n]], [transition])
                 found = metrics.compute()

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from swirl_lightning.callbacks.row_scores import read
+from swirl_lightning.yaml_files import load
 
 RESAMPLES = 4000
 
@@ -70,7 +70,7 @@ class Study:
         Raises:
             ValueError: a row starts from one that does not stand before it.
         """
-        given = yaml.safe_load(path.read_text())
+        given = load(path.read_text())
         rows: dict[str, Row] = {}
         for name, row in given["rows"].items():
             start = row.get("start")

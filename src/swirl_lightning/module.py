@@ -192,9 +192,8 @@ class SWIRL(WorldModelModule):
             self._finite.check_rewards(rewards, batch.transitions)
             self.tokens_seen += int(sampled.completions.mask.sum()) + int(judged.mask.sum())
             found.append((batch, actions, sampled, rewards))
-        step_rewards = torch.cat([rewards for *_, rewards in found])
-        for batch, actions, sampled, rewards in found:
-            advantages = self.learner.advantages(policy, sampled, rewards, step_rewards)
+        step = self.learner.advantages(policy, [drawn for _, _, drawn, _ in found], [earned for *_, earned in found])
+        for (batch, actions, sampled, rewards), advantages in zip(found, step, strict=True):
             update = self.learner.update(policy, sampled, advantages)
             if role == Role.FWM and self.anchor_weight > 0:
                 _, y = self._tokens(batch.transitions)

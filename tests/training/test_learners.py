@@ -46,7 +46,7 @@ def log_prob(module, samples, row):
 def test_the_likeliest_of_the_accepted_rollouts_is_trained_on(module, temperature):
     samples, rewards = rollouts(module)
     learner, policy = BestOfN(-0.5), Policy(module.models, "fwm", module.grpo, temperature, strategy=None)
-    advantages = learner.advantages(policy, samples, rewards, rewards)
+    (advantages,) = learner.advantages(policy, [samples], [rewards])
     means = [log_prob(module, samples, row).item() for row in range(3 * G)]
     second = max((G, G + 2, G + 5), key=lambda row: means[row])
     third = max(range(2 * G, 3 * G), key=lambda row: means[row])
@@ -65,7 +65,8 @@ def test_the_likeliest_of_the_accepted_rollouts_is_trained_on(module, temperatur
 def test_nothing_accepted_moves_nothing(module):
     samples, rewards = rollouts(module)
     learner, policy = BestOfN(0.0), Policy(module.models, "fwm", module.grpo, 1.0, strategy=None)
-    loss = learner.loss(policy, learner.update(policy, samples, learner.advantages(policy, samples, rewards, rewards)))
+    (advantages,) = learner.advantages(policy, [samples], [rewards])
+    loss = learner.loss(policy, learner.update(policy, samples, advantages))
     assert float(loss.total) == 0
     assert all(not grad.any() for grad in torch.autograd.grad(loss.total, list(module.adapters.parameters("fwm"))))
 

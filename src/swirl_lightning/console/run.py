@@ -31,6 +31,11 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
 
 
+def printable(text: object) -> str:
+    """A text without line breaks and control characters, which could steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` with the known name that is most like ``name``, or nothing."""
     found = difflib.get_close_matches(name, list(known), n=1)

@@ -13,6 +13,8 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from swirl_lightning.console.run import printable
+
 SHOWN = 10
 DEEPEST = 100
 """Levels of lists and objects within each other in a record; copying or printing more may fail."""
@@ -49,7 +51,7 @@ class SkippedRecords:
 
         The kind is the reason without what differs from record to record: brackets, ``, got ...`` and ``...: ``.
         """
-        self.messages.append(printable(f"{place}: {reason}", _LONGEST))
+        self.messages.append(_one_line(f"{place}: {reason}", _LONGEST))
         self.kinds[str(reason).split(" (")[0].split(", got ")[0].split(": ")[-1]] += 1
 
     def counts(self, used: int) -> dict[str, int]:
@@ -83,9 +85,9 @@ def first(messages: list[str]) -> str:
     return "".join(f"\n  {message}" for message in messages[:SHOWN] + more)
 
 
-def printable(text: str, longest: int) -> str:
-    """A text from a data file on one line, cut, without control characters, which could steer a terminal."""
-    line = "".join(c if c.isprintable() else " " for c in text[: longest + 1])
+def _one_line(text: str, longest: int) -> str:
+    """A text from a data file on one line, cut."""
+    line = printable(text[: longest + 1])
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 

@@ -15,6 +15,8 @@ from itertools import groupby
 from typing import Any
 from urllib.parse import urlsplit
 
+from swirl_lightning.console.run import printable
+
 OPENAI = "https://api.openai.com/v1"
 _RETRIED = (408, 409, 429)  # and 5xx; other answers of a server will not change
 _SETTINGS = (301, 302, 303, 307, 308, 401, 403, 404)  # address, key, rights or model: no question will be answered
@@ -172,7 +174,7 @@ def redacted(text: str, key: str) -> str:
     runs = groupby(range(len(text)), hidden.__contains__)
     text = "".join("[key]" if secret else "".join(text[place] for place in places) for secret, places in runs)
     text = re.sub(r"\b(sk|key)[-_][^\s\"']+", "[key]", text)
-    return "".join(c if c.isprintable() else " " for c in text[:_LONGEST])
+    return printable(text[:_LONGEST])
 
 
 def without_key(text: str, key: str) -> str:

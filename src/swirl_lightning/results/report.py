@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from swirl_lightning.console.run import run_command
+from swirl_lightning.console.run import printable, run_command
 from swirl_lightning.results.paper import SUITES, Row, SuiteTable
-from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, printable, read, show
+from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, read, show
 
 _SPLITS = ("test", "validation")
 

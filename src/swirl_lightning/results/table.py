@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from swirl_lightning.console.run import printable
+
 CONTACT_SHEET = "contact_sheet.png"
 """Name of the image beside the predictions of a run."""
 
@@ -99,11 +101,6 @@ def _is_about(facts: Any) -> bool:
     return all(isinstance(count, dict) for count in counts) and (
         judge is None or (type(judge) is dict and "model" in judge)
     )
-
-
-def printable(text: object) -> str:
-    """A name or a note without line breaks and control characters, which could steer a terminal."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 def table(rows: dict[str, dict[str, float]], title: str = "") -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,17 +47,16 @@ class Learner(ABC):
     """Learner, chosen by class path, that turns rollouts with rewards into a loss."""
 
     @abstractmethod
-    def advantages(self, policy: Policy, samples: Samples, rewards: Tensor, step_rewards: Tensor) -> Tensor:
-        """What each rollout of a micro-batch counts. Without gradient; collective.
+    def advantages(self, policy: Policy, samples: Sequence[Samples], rewards: Sequence[Tensor]) -> list[Tensor]:
+        """What each rollout of an optimiser step counts. Without gradient; collective.
 
         Args:
             policy: what samples.
-            samples: N rollouts.
-            rewards: theirs, (N,).
-            step_rewards: those of the whole optimiser step on this rank, (M,), ``rewards`` among them.
+            samples: of each micro-batch on this rank, N rollouts.
+            rewards: of each micro-batch, theirs, (N,).
 
         Returns:
-            (N,) float32.
+            For each micro-batch (N,) float32.
         """
 
     @abstractmethod
@@ -71,11 +71,14 @@ class Learner(ABC):
 class GRPO(Learner):
     """Group-relative policy optimisation with a clipped surrogate and a KL to the reference (paper, section 3)."""
 
-    def advantages(self, policy: Policy, samples: Samples, rewards: Tensor, step_rewards: Tensor) -> Tensor:
+    def advantages(self, policy: Policy, samples: Sequence[Samples], rewards: Sequence[Tensor]) -> list[Tensor]:
         """Reward less the mean of its group, divided as ``advantage_scale`` says."""
         scale = policy.grpo.advantage_scale
-        spread = std_over_ranks(step_rewards, policy.strategy) if scale == "batch" else None
-        return group_advantages(rewards, samples.group_size, scale, spread)
+        spread = std_over_ranks(torch.cat(list(rewards)), policy.strategy) if scale == "batch" else None
+        return [
+            group_advantages(earned, drawn.group_size, scale, spread)
+            for drawn, earned in zip(samples, rewards, strict=True)
+        ]
 
     def update(self, policy: Policy, samples: Samples, advantages: Tensor) -> Update:
         """Return all rollouts, with their log-probabilities under the reference if there is a KL."""
@@ -117,8 +120,11 @@ class BestOfN(Learner):
         self.threshold = threshold
         check_ranges("model.learner", vars(self), threshold="(-inf, inf)")
 
-    def advantages(self, policy: Policy, samples: Samples, rewards: Tensor, step_rewards: Tensor) -> Tensor:
+    def advantages(self, policy: Policy, samples: Sequence[Samples], rewards: Sequence[Tensor]) -> list[Tensor]:
         """1 for the chosen rollout of each group, 0 for the others."""
+        return [self._chosen(policy, drawn, earned) for drawn, earned in zip(samples, rewards, strict=True)]
+
+    def _chosen(self, policy: Policy, samples: Samples, rewards: Tensor) -> Tensor:
         update = Update.from_samples(samples, rewards)
         scored = score_update(policy.models, policy.role, update, range(len(update.prompts)), temperature=1.0)
         likelihood = scored.mean_per_token().masked_fill(rewards <= self.threshold, -torch.inf)
