@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -13,13 +12,13 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from swirl_lightning.benchmarks.textworld.facts import write
 from swirl_lightning.benchmarks.textworld.games import World, play, require_textworld
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, records, text_field
+from swirl_lightning.files import whole_file
 from swirl_lightning.transition import Transition
 
 SPLITS = ("base", "warmup", "state_only", "validation", "test")
@@ -147,8 +146,9 @@ def ensure(folder: Path, split: str, size: int, world: World, *, world_seed: int
         "games": len({row["game"] for row in rows}),
         "kinds": dict(Counter(row["kind"] for row in rows if "kind" in row).most_common()),
     }
-    _replace(path, text)
-    _replace(path.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
+    for place, content in ((path, text), (path.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")):
+        with whole_file(place, alone=False) as file:
+            file.write(content.encode())
     return path
 
 
@@ -178,12 +178,3 @@ def load(path: Path) -> list[Transition]:
         rows.append(Transition(before, after, action, id=name, meta=meta))
     skipped.report(len(rows), strict=True)
     return rows
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

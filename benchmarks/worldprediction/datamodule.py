@@ -18,6 +18,7 @@ from swirl_lightning.data.images import open_rgb
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords
 from swirl_lightning.data.video import Video, VideoError, require_av
+from swirl_lightning.files import whole_file
 from swirl_lightning.transition import Choices, Transition
 
 TASKS = ("WM", "PP")
@@ -193,10 +194,8 @@ class WorldPrediction(ImageSuite):
         if not path.is_file():
             with Video(self._video(dataset, video)) as opened:
                 image = opened.frame_at(seconds, last=last, within=2.0)  # a label may end a little after its video
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}-{id(image)}")
-            image.save(partial, "PNG")
-            os.replace(partial, path)
+            with whole_file(path, alone=False) as file:
+                image.save(file, "PNG")
         return path
 
     def _video(self, dataset: str, name: str) -> Path:

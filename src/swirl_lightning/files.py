@@ -8,17 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+def whole_file(path: str | Path, alone: bool = True) -> Iterator[BinaryIO]:
     """A file that takes the place of ``path`` when the block ends: until then, what stood there stays.
 
     It is written in the same folder, for a rename within a file system alone is atomic, and is on the disk before.
+
+    Args:
+        path: the file.
+        alone: nobody else writes it at the same time. False gives each writer an unfinished file of its own; one that
+            is killed leaves it behind, where the next writer would otherwise take its place.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.partial" if alone else f".{path.name}.{uuid4().hex}.partial")
     try:
         with open(partial, "wb") as file:
             yield file

@@ -242,6 +242,17 @@ def test_an_unfinished_file_or_folder_is_no_obstacle(tmp_path):
     assert (folder / "weights").read_text() == "2"
 
 
+def test_writers_at_the_same_time_leave_one_whole_file(tmp_path):
+    path = tmp_path / "answer.json"
+    with whole_file(path, alone=False) as slow:
+        slow.write(b"slow")
+        with whole_file(path, alone=False) as fast:
+            fast.write(b"fast")
+        assert path.read_bytes() == b"fast"
+    assert path.read_bytes() == b"slow"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_finished_run_makes_up_for_an_export_it_was_killed_in(run, tmp_path, gemma_path):
     shutil.copytree(run.parents[1], tmp_path / "runs")
     export, described = (tmp_path / "runs" / "r" / name for name in ("adapters/last", "config.yaml"))

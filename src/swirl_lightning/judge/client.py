@@ -7,8 +7,6 @@ import base64
 import hashlib
 import io
 import json
-import os
-import random
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -20,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files import whole_file
 from swirl_lightning.judge.endpoint import Endpoint, Unanswered, without_key
 from swirl_lightning.judge.templates import JudgeTemplate
 from swirl_lightning.transition import State
@@ -152,10 +151,8 @@ class Judge:
 
     def _keep(self, path: Path, text: str, answer: JudgeAnswer) -> None:
         words = without_key(text, self._endpoint.check())  # a server may repeat what it was sent
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}-{random.getrandbits(32):08x}")
-        partial.write_text(json.dumps({"answer": words, **asdict(answer), "model": self.model}))
-        os.replace(partial, path)
+        with whole_file(path, alone=False) as file:
+            file.write(json.dumps({"answer": words, **asdict(answer), "model": self.model}).encode())
 
     def _question(self, content: list[dict[str, Any]]) -> dict[str, Any]:
         options = {} if self.temperature is None else {"temperature": self.temperature}
