@@ -5,7 +5,8 @@
 A study names a configuration, what differs between its rows, and which row each one goes on from. Each row of each
 seed is one run of ``swirl fit`` and one of ``swirl test``, in ``<out>/seed<n>/<row>``; finished ones are not repeated,
 and an interrupted one goes on from its last checkpoint. The table has means over seeds with 95 % intervals by a
-bootstrap over seeds and transitions, paired for differences.
+bootstrap over seeds and transitions, paired for differences; ``curves.png`` beside it has the same as an image, and the
+rewards over the optimiser steps.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from swirl_lightning.callbacks.row_scores import read
+from swirl_lightning.results import curves
 from swirl_lightning.yaml_files import load
 
 RESAMPLES = 4000
@@ -233,6 +235,25 @@ def shown(found: Mapping[str, Any], metrics: Sequence[str], against: str) -> Tab
     return view
 
 
+def panels(
+    study: Study, seeds: Sequence[int], out: Path, found: Mapping[str, Any], metrics: Sequence[str]
+) -> list[curves.Panel | curves.Intervals]:
+    """Diagrams of the table's intervals, and of the rewards over the optimiser steps of all rows."""
+    drawn: list[curves.Panel | curves.Intervals] = []
+    for metric in metrics:
+        if rows := {name: row[metric]["mean"] for name, row in found.items() if metric in row}:
+            drawn.append(curves.Intervals(metric, rows))
+    for tag in ("fwm/reward", "idm/reward"):
+        lines: dict[str, list[curves.Curve]] = {}
+        for name in study.rows:
+            for folder in [place(out, seed, name) for seed in seeds]:
+                if folder.exists() and (scalars := curves.scalars(folder, [tag])):
+                    lines.setdefault(name, []).append(scalars[tag].smoothed(20))
+        if lines:
+            drawn.append(curves.Panel(f"{tag}, nats a token, mean of 20 steps", lines))
+    return drawn
+
+
 def _cell(values: Sequence[float], sign: str) -> str:
     mean, low, high = (100 * value for value in values)
     return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
@@ -262,6 +283,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.json").write_text(json.dumps(found, indent=2))
     Console(width=160).print(shown(found, args.metrics, args.against))
+    if curves.available() and (drawn := panels(study, args.seeds, out, found, args.metrics)):
+        curves.draw(drawn, out / "curves.png")
 
 
 if __name__ == "__main__":

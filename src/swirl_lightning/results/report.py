@@ -14,15 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from swirl_lightning.console.run import printable, run_command
+from swirl_lightning.results import curves
 from swirl_lightning.results.paper import SUITES, Row, SuiteTable
 from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, read, show
 
 _SPLITS = ("test", "validation")
+_REWARDS = ("fwm/reward", "idm/reward")
+_SMOOTHED = 20  # steps of a running mean of rewards
 
 
 @dataclass
@@ -68,9 +72,15 @@ def main(args: Sequence[str] | None = None) -> None:
     console = Console() if Console().is_terminal else Console(width=160)
     for report in reports:
         console.print(_rich(report))
-    Path(f"{out}.md").write_text(markdown(reports, out.parent), encoding="utf-8")
-    Path(f"{out}.html").write_text(as_html(reports, out.parent), encoding="utf-8")
-    console.print(f"written: {out}.md, {out}.html")
+    drawn = None
+    if not curves.available():
+        console.print(escape(f"curves over iterations and steps need matplotlib: {curves.PLOTS}"))
+    elif panels := panels_of(files):
+        drawn = Path(f"{out}.png")
+        curves.draw(panels, drawn)
+    Path(f"{out}.md").write_text(markdown(reports, out.parent, drawn), encoding="utf-8")
+    Path(f"{out}.html").write_text(as_html(reports, out.parent, drawn), encoding="utf-8")
+    console.print(f"written: {out}.md, {out}.html" + (f", {drawn}" if drawn else ""))
 
 
 def results_file(run: str | Path) -> Path:
@@ -125,6 +135,34 @@ def _report(suite: str, split: str, rows: list[tuple[str, Row, dict[str, Any], P
     return report
 
 
+def panels_of(files: Sequence[Path]) -> list[curves.Panel]:
+    """Make the diagrams of runs: sampled scores over the rows of their tables, and rewards over steps."""
+    tables = {_label(path): read(path) for path in files}
+    panels = []
+    for split in _SPLITS:
+        rows = {run: results.get(split, {}) for run, results in tables.items()}
+        names = list(dict.fromkeys(name for found in rows.values() for name in found))
+        keys = dict.fromkeys(key for found in rows.values() for row in found.values() for key in row)
+        for key in [key for key in keys if "/sampled/" in key] if len(names) > 1 else []:
+            lines = {
+                printable(run): [_over_rows({names.index(name): row[key] for name, row in found.items() if key in row})]
+                for run, found in rows.items()
+                if any(key in row for row in found.values())
+            }
+            title = f"{split}: {COLUMNS.get(key, printable(key))}"
+            panels.append(curves.Panel(title, lines, "", [printable(name) for name in names]))
+    found = {_label(path): curves.scalars(path.resolve().parent, _REWARDS) for path in files}
+    for tag in _REWARDS:
+        if lines := {printable(run): [tags[tag].smoothed(_SMOOTHED)] for run, tags in found.items() if tag in tags}:
+            panels.append(curves.Panel(f"{tag}, mean of {_SMOOTHED} steps", lines))
+    return panels
+
+
+def _over_rows(values: dict[int, float]) -> curves.Curve:
+    places = sorted(values)
+    return curves.Curve(np.array(places, dtype=float), np.array([values[place] for place in places]))
+
+
 def _own_layout(rows: Sequence[Row]) -> SuiteTable:
     """Of a suite that the paper does not have: the quickstart's columns, then everything else by its key, as it is."""
     columns = {**COLUMNS, **{key: COLUMNS.get(key, printable(key)) for values in rows for key in values}}
@@ -147,8 +185,8 @@ def _notes(name: str, split: str, values: Row, facts: dict[str, Any]) -> list[st
     return [printable(note) for note in notes]
 
 
-def markdown(reports: Sequence[SuiteReport], folder: Path) -> str:
-    """Write all tables as Markdown; images are linked relative to ``folder``."""
+def markdown(reports: Sequence[SuiteReport], folder: Path, drawn: Path | None = None) -> str:
+    """Write all tables as Markdown, with the image of the curves; images are linked relative to ``folder``."""
     lines = ["# Results", ""]
     for report in reports:
         lines += [f"## {_escaped(report.title)}", ""]
@@ -158,10 +196,12 @@ def markdown(reports: Sequence[SuiteReport], folder: Path) -> str:
         lines += ["", *(f"- {_escaped(note)}" for note in report.notes)]
         lines += [f"\n![before, after, predicted]({_relative(image, folder)})" for image in report.images]
         lines.append("")
+    if drawn:
+        lines += [f"![curves]({_relative(drawn, folder)})", ""]
     return "\n".join(lines)
 
 
-def as_html(reports: Sequence[SuiteReport], folder: Path) -> str:
+def as_html(reports: Sequence[SuiteReport], folder: Path, drawn: Path | None = None) -> str:
     """Write the same as one HTML page without scripts."""
     parts = [
         "<!doctype html><meta charset=utf-8><title>Results</title>",
@@ -182,6 +222,8 @@ def as_html(reports: Sequence[SuiteReport], folder: Path) -> str:
             f'<img alt="before, after, predicted" src="{html.escape(_relative(image, folder))}">'
             for image in report.images
         ]
+    if drawn:
+        parts.append(f'<img alt="curves" src="{html.escape(_relative(drawn, folder))}">')
     return "\n".join(parts) + "\n"
 
 
