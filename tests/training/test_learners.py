@@ -138,3 +138,22 @@ def test_without_a_reward_the_labelled_triples_alone_move_the_policy(gemma_path,
 
 def test_a_batch_without_labels_has_none():
     assert TransitionBatch([]).labelled == []
+
+
+@pytest.mark.parametrize("labelled", [0, 2])
+def test_the_anchor_with_the_reward_off_is_bootstrap(gemma_path, tmp_path, labelled):
+    """Both are supervision by the observed y under an action that the IDM names: the same steps, so one control."""
+    ends = []
+    for phase in ("bootstrap", "fwm"):
+        settings = {"optimizer": SGD, "optim": CONSTANT, "quantization": None, "anchor_weight": 1.0}
+        settings["grpo"] = GRPOConfig(group_size=2, beta=0, loss_normalization="sequence")
+        module = build(gemma_path, reward=Constant(), **settings)
+        randomize(module)
+        start = snapshot(module)
+        data = Digits(size=16, batch_size=4, labelled_per_batch=labelled)
+        trainer(tmp_path, PhaseSwitch(0, [phase], iterations=1)).fit(module, data)
+        ends.append(snapshot(module))
+    moved = {key for key in start if not torch.equal(start[key], ends[0][key])}
+    assert {key.split(".")[0] for key in moved} == {"fwm", "fwm_ref", "idm_ref"}  # the last two are copies
+    for key in start:
+        torch.testing.assert_close(ends[0][key], ends[1][key], atol=1e-5, rtol=1e-5)
