@@ -13,19 +13,17 @@ from support.processes import run_module
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, gemma_path):
     """``pairs_per_step: 8`` on one process and on two, with batches of a step's size and of half of it."""
-    folders = {}
-    cases = {
-        "one": (1, 8, "group"),
-        "two": (2, 4, "group"),
-        "two accumulated": (2, 2, "group"),
-        "one, scaled by the batch": (1, 8, "batch"),
-        "two, scaled by the batch": (2, 4, "batch"),
-    }
-    for name, args in cases.items():
-        folder = folders[name] = tmp_path_factory.mktemp("ddp")
-        done = run_module("support.ddp_run", gemma_path, folder, *args)
+    out = tmp_path_factory.mktemp("ddp")
+    for devices, cases in ((1, ["8-group", "8-batch"]), (2, ["4-group", "2-group", "4-batch"])):
+        done = run_module("support.ddp_run", gemma_path, out / str(devices), devices, *cases)
         assert done.returncode == 0, done.stderr[-3000:]
-    return folders
+    return {
+        "one": out / "1" / "8-group",
+        "two": out / "2" / "4-group",
+        "two accumulated": out / "2" / "2-group",
+        "one, scaled by the batch": out / "1" / "8-batch",
+        "two, scaled by the batch": out / "2" / "4-batch",
+    }
 
 
 def load(folder):
