@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from support.cli import config, here
 from support.swirl import build, trainer
 from support.world import Digits
+from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.callbacks import PhaseSwitch
 
 CODE = """
@@ -78,6 +79,23 @@ def test_planted_hyperparameters_run_no_code_and_change_no_setting(planted, tmp_
     used = yaml.safe_load((tmp_path / "runs" / "r" / name).read_text())["model"]["init_args"]["backbone"]["init_args"]
     assert used["model_name_or_path"] == str(gemma_path)
     assert used["trust_remote_code"] is False
+
+
+def test_no_data_module_is_built_from_a_checkpoint(trained, tmp_path, monkeypatch):
+    """Lightning imports the classes that ``datamodule_hyper_parameters`` name."""
+    (tmp_path / "foreign_judge.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w').close()\nclass J: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    checkpoint = torch.load(trained[1], weights_only=True)
+    checkpoint["datamodule_hyper_parameters"] = {
+        "_class_path": "swirl_lightning.benchmarks.aurora.Aurora",
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "judge": {"class_path": "foreign_judge.J"},
+    }
+    torch.save(checkpoint, tmp_path / "planted.ckpt")
+    with pytest.raises(TypeError, match="build Aurora with its arguments"):
+        Aurora.load_from_checkpoint(tmp_path / "planted.ckpt")
+    here("test", "-c", trained[0], "--ckpt_path", tmp_path / "planted.ckpt")
+    assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("key", ["best_model_path", "last_model_path"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from lightning import LightningDataModule
@@ -77,6 +77,15 @@ class TransitionDataModule(LightningDataModule, ABC):
         )
         self._splits: dict[str, Sequence[Transition]] = {}
         self._accumulated = 1  # the value that we have set in the Trainer
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+        """Refuse: runs save no settings of data, and those in a foreign checkpoint name classes that Lightning imports.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"a checkpoint holds no settings of data: build {cls.__name__} with its arguments")
 
     # ---- what a benchmark says -------------------------------------------------------------------
     @abstractmethod
