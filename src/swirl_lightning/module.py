@@ -151,9 +151,9 @@ class SWIRL(WorldModelModule):
             loss = self._update_policy(phase.policy, batch)
             if batch.replay == self.num_policy_iterations(phase) - 1:
                 del self._updates[batch.index]
+        self._finite.keep(loss.total, batch.transitions)
         if batch.labelled:
             self._add_labelled(loss, phase.policy or Role.FWM, batch.labelled)
-        self._finite.keep(loss.total, batch.transitions)
         self._denominator.add(loss.denominator)
         self.tokens_seen += loss.tokens
         if rollouts is not None:
@@ -231,7 +231,9 @@ class SWIRL(WorldModelModule):
         actions = [self.backbone.encode_action(_label(t)) for t in transitions]
         scored = sft_log_probs(self.models, x, actions, y, (role,), self._noisy(transitions, y))[role]
         loss.add_supervised(scored, self.labelled_weight, self.models.grammars[role].free_length)
-        self._log(f"{role}/", {"labelled_nll": -scored.mean_per_token().mean()}, len(transitions))
+        nll = -scored.mean_per_token().mean()
+        self._finite.keep(nll, transitions)
+        self._log(f"{role}/", {"labelled_nll": nll}, len(transitions))
 
     def _supervised(self, batch: TransitionBatch, labelled_by_idm: bool) -> Loss:
         """Compute the SFT loss: mean log-probability per token, as in the rewards, summed over transitions.

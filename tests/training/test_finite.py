@@ -11,6 +11,10 @@ from safetensors.torch import load_file
 
 from support.cli import config, here
 from support.processes import swirl
+from support.swirl import build, trainer
+from support.world import Digits
+from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.training.losses import sft_log_probs
 
 EXPORT = "--trainer.callbacks+=swirl_lightning.callbacks.AdapterExport"
 
@@ -99,6 +103,20 @@ def test_accumulated_batches_are_all_checked(tmp_path, gemma_path, capsys):
     assert told.count("'warmup-") == 5  # of 8
     assert "and 3 more" in told
     assert adapters(tmp_path)[1] == 1
+
+
+@pytest.mark.parametrize("phase", ["fwm", "idm", "bootstrap"])
+def test_labelled_triples_beside_the_pairs_are_named(tmp_path, gemma_path, monkeypatch, phase):
+    def broken(models, x, actions, y, roles, seen=None):
+        scored = sft_log_probs(models, x, actions, y, roles, seen)
+        if len(actions) == 3:  # the pairs are 4
+            scored[roles[0]].values.data[0] = float("nan")
+        return scored
+
+    monkeypatch.setattr("swirl_lightning.module.sft_log_probs", broken)
+    run, data = trainer(tmp_path, PhaseSwitch(0, [phase], 1)), Digits(size=8, batch_size=4, labelled_per_batch=3)
+    with pytest.raises(FloatingPointError, match=r"the loss is not .* records ('warmup-\d'(, )?){3}\. This step"):
+        run.fit(build(gemma_path), data)
 
 
 @pytest.mark.parametrize(
