@@ -136,6 +136,40 @@ def test_a_run_goes_on_from_every_checkpoint_as_if_never_stopped(gemma_path, tmp
         assert rest == events[len(events) - len(rest) :], checkpoint.name
 
 
+class StopAt(Callback):
+    """Stops the training after a step, as ``max_time`` does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step == self.step
+
+
+@pytest.mark.parametrize("how", ["max_steps", "should_stop", "saved after the fit"])
+@pytest.mark.parametrize(("step", "settings"), [(2, {}), (4, REPLAYS), (12, REPLAYS | {"shared_weights": True})])
+def test_a_run_that_was_told_to_stop_goes_on_within_its_phase(gemma_path, tmp_path, how, step, settings):
+    """Lightning ends the epoch in which it stops, and would go on with the next phase."""
+
+    def run(folder, resume=None, stop=False):
+        module = build(gemma_path, **settings)
+        saves = [ModelCheckpoint(folder, save_last=True, save_top_k=0, enable_version_counter=False)]
+        saves += [StopAt(step)] if stop and how == "should_stop" else []
+        limit = step if stop and how != "should_stop" else -1
+        fit = trainer(folder, PhaseSwitch(1, iterations=1), saves, max_steps=limit, max_epochs=-1)
+        fit.fit(module, Digits(size=24, batch_size=8), ckpt_path=resume)
+        if stop and how == "saved after the fit":
+            fit.save_checkpoint(folder / "last.ckpt")
+        return snapshot(module), fit.global_step, module.label
+
+    weights, steps, label = run(tmp_path / "alone")
+    _, at, unfinished = run(tmp_path, stop=True)
+    assert (at, unfinished.rsplit(" ", 1)[1]) == (step, "unfinished")
+    resumed, total, after = run(tmp_path, tmp_path / "last.ckpt")
+    assert (total, after) == (steps, label)
+    assert equal(resumed, weights)
+
+
 def test_a_phase_begins_though_its_epoch_was_entered_without_a_hook(gemma_path, tmp_path, monkeypatch):
     """Lightning enters the epoch of such a checkpoint in this way unless ``stop_after_last_batch`` mends it."""
     module, seen, _ = fit(gemma_path, tmp_path, PhaseSwitch(1, iterations=1))

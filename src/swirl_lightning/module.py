@@ -259,9 +259,10 @@ class SWIRL(WorldModelModule):
         self._finite.check_step(optimizer)
 
     def on_train_epoch_end(self) -> None:
-        """Drop the rollouts of the phase. (A short last window is not replayed.)"""
-        self._updates.clear()
-        self._rollouts.clear()
+        """Drop the rollouts of the phase, unless it was cut short. (A short last window is not replayed.)"""
+        if self.trainer.is_last_batch:
+            self._updates.clear()
+            self._rollouts.clear()
 
     # ---- parts -----------------------------------------------------------------------------------
     def _tokens(self, transitions: list[Transition]) -> tuple[list[TokenIds], list[TokenIds]]:

@@ -134,6 +134,24 @@ def stop_after_last_batch(checkpoint: dict[str, Any]) -> None:
     validation["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
 
+def stay_in_unfinished_epoch(checkpoint: dict[str, Any]) -> None:
+    """Make a run resumed from an epoch that ``max_steps`` or ``max_time`` cut short go on with the rest of it.
+
+    Lightning 2.6 ends such an epoch as if it were whole: ``on_train_epoch_end`` is called, and a checkpoint written
+    there or after the fit goes on with the next epoch. The state that is set here is the one of a run that was
+    stopped between two batches.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+    ready = epochs["current"]["ready"]
+    if batches["is_last_batch"] or epochs["current"]["processed"] != ready:
+        return
+    for counts in (epochs["total"], epochs["current"]):
+        counts["processed"] = counts["completed"] = counts["ready"] - 1
+    for loader in loops["state_dict"].get("combined_loader", ()):
+        loader |= {"epoch": ready - 1, "given": batches["current"]["ready"]}
+
+
 def forget_foreign_files(states: dict[str, Any], callbacks: Sequence[Any]) -> None:
     """Drop the state of every ModelCheckpoint that names a file outside the folder it writes to.
 
