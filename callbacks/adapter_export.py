@@ -33,9 +33,9 @@ class AdapterExport(Callback):
         self.dirname = dirname
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save if warm-up or an iteration is complete."""
+        """Save if warm-up or an iteration is complete; ``max_steps`` may have cut it short."""
         label = pl_module.phase.ends
-        if label is not None:
+        if label is not None and trainer.is_last_batch:
             self._export(trainer, pl_module, label)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:

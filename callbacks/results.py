@@ -42,11 +42,12 @@ class Results(Callback):
         self.row = row
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Add a row during fit if warm-up or an iteration ends with this epoch."""
+        """Add a row during fit if warm-up or an iteration has ended, and not where it goes on or was cut short."""
         if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        name = pl_module.phase.ends if trainer.training or trainer.state.fn == "fit" else pl_module.label
-        if name is not None:
+        fitting = trainer.training or trainer.state.fn == "fit"
+        name = pl_module.phase.ends if fitting else pl_module.label
+        if name is not None and (trainer.is_last_batch or not fitting):
             self._add(trainer, pl_module, "validation", "val/", name)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:

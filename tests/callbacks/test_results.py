@@ -12,14 +12,14 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from rich.console import Console
 
 from support.tiny import text_backbone
 from support.trainers import quiet_trainer
 from support.world import Digits
 from swirl_lightning import SWIRL, SamplingConfig
-from swirl_lightning.callbacks import PhaseSwitch, Results
+from swirl_lightning.callbacks import AdapterExport, PhaseSwitch, Results
 from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.results.table import COLUMNS, read, table
 
@@ -37,6 +37,16 @@ def warmed_up(gemma_path, folder, data=None, **kwargs):
     run = quiet_trainer(folder, PhaseSwitch(1, iterations=0), Results(), saved, **options)
     run.fit(module(gemma_path, **kwargs), data or Digits(size=8, batch_size=8))
     return folder / "checkpoints" / "last.ckpt"
+
+
+class Seen(Callback):
+    """The rows of the table after each validation."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.rows.append(list(read(Path(trainer.default_root_dir) / "results.json").get("validation", {})))
 
 
 def rows(folder, gemma_path, ckpt_path, row=None, data=None, command="test", **kwargs):
@@ -122,6 +132,18 @@ def test_what_fit_adds_is_of_its_last_run(gemma_path, tmp_path):
     found = rows(tmp_path, gemma_path, last, data=Digits(size=16), command="validate")
     assert list(found["validation"]) == ["SFT"]
     assert found["about"]["validation"]["SFT"]["settings"]["data"]["size"] == 16
+
+
+@pytest.mark.parametrize(("steps", "ends"), [(3, False), (4, True), (-1, True)])
+def test_a_phase_that_goes_on_or_was_cut_short_is_no_row_and_no_export(gemma_path, tmp_path, steps, ends):
+    """Four steps, validated after the second and the fourth, and at the end of a run that ``max_steps`` stopped."""
+    options = {"val_check_interval": 2, "max_epochs": 1, "num_sanity_val_steps": 0, "max_steps": steps}
+    validated = Seen()
+    run = quiet_trainer(tmp_path, PhaseSwitch(1, iterations=0), Results(), AdapterExport(), validated, **options)
+    run.fit(module(gemma_path), Digits(size=16, batch_size=4))
+    assert validated.rows == [[], ["SFT"]][: len(validated.rows)]
+    assert list(read(tmp_path / "results.json").get("validation", {})) == ["SFT"] * ends
+    assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["last"] + ["sft"] * ends
 
 
 def test_no_row_of_processes_at_the_same_time_is_lost(gemma_path, tmp_path):
