@@ -72,7 +72,7 @@ class Evaluator:
         backbone: decodes states and actions.
         states: tokens of states.
         config: modes, best of N and seed.
-        sampling: temperature and truncation of rollouts in training.
+        sampling: temperature and truncation of the mode ``sampled``.
         roles: the models that are used; metrics that need the other one are left out.
 
     Attributes:

@@ -45,8 +45,10 @@ class SWIRL(WorldModelModule):
         roles: the models that are trained in the warm-up and evaluated. ``[idm]`` alone learns to name actions
             between frames that the family cannot generate; RL needs both.
         grpo: group sizes, β, ε, normalisation.
-        sampling: temperature and truncation of what is sampled: rollouts, latent actions, predictions.
-        fwm_sampling: the same for the next states that Phase I explores; None for ``sampling``.
+        sampling: temperature and truncation of what is sampled: latent actions z, predictions, and rollouts.
+        fwm_sampling: the same for the rollouts of Phase I; None for ``sampling``, with GRPO without top-p and top-k,
+            which bias its ratios and its KL.
+        idm_sampling: the same for the rollouts of Phase II.
         optim: learning rate of each phase.
         optimizer: builds the optimiser from parameter groups; the learning rate is ``optim``'s.
         reward: computes the reward of a rollout from the frozen model's log-probabilities.
@@ -73,6 +75,7 @@ class SWIRL(WorldModelModule):
         grpo: GRPOConfig = GRPOConfig(),  # noqa: B008
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
         fwm_sampling: SamplingConfig | None = None,
+        idm_sampling: SamplingConfig | None = None,
         optim: PhaseOptimConfig = PhaseOptimConfig(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, weight_decay=0.0),
         reward: Reward | None = None,
@@ -97,12 +100,13 @@ class SWIRL(WorldModelModule):
             max_tokens_per_forward,
             token_cache,
         )
-        self.fwm_sampling = fwm_sampling or sampling
-        if sampling.temperature == 0 or self.fwm_sampling.temperature == 0:
-            raise ValueError("the temperature of rollouts must be above 0: a group of equal rollouts teaches nothing")
         self.grpo, self.optim, self.optimizer_factory = grpo, optim, optimizer
         self.reward: Reward = reward or MeanLogProb()
         self.learner: Learner = learner or GRPO()
+        rollouts = sampling.untrimmed if self.learner.untrimmed else sampling
+        self.policy_sampling = {Role.FWM: fwm_sampling or rollouts, Role.IDM: idm_sampling or rollouts}
+        if any(config.temperature == 0 for config in (sampling, *self.policy_sampling.values())):
+            raise ValueError("the temperature of rollouts must be above 0: a group of equal rollouts teaches nothing")
         self.anchor_weight, self.labelled_weight = anchor_weight, labelled_weight
         self.idm_state_noise, self.seed = idm_state_noise, seed
         weights = dict.fromkeys(("anchor_weight", "labelled_weight"), "[0, inf)")
@@ -168,7 +172,8 @@ class SWIRL(WorldModelModule):
         fwm, idm = self.models.fwm, self.models.idm.frozen
         x, y = self._tokens(transitions)
         z = idm.sample(x, y, self._keys("idm", transitions), self.sampling)
-        y_hat = fwm.sample(x, z, self._keys("fwm", transitions), self.fwm_sampling, group=self.group_size(Role.FWM))
+        sampling, group = self.policy_sampling[Role.FWM], self.group_size(Role.FWM)
+        y_hat = fwm.sample(x, z, self._keys("fwm", transitions), sampling, group)
         return z, y_hat, idm.log_prob(z, x, y_hat)
 
     def phase_two(self, transitions: list[Transition]) -> tuple[Samples, Samples, LogProbs]:
@@ -178,7 +183,8 @@ class SWIRL(WorldModelModule):
         """
         fwm, idm = self.models.fwm.frozen, self.models.idm
         x, y = self._tokens(transitions)
-        z_hat = idm.sample(x, y, self._keys("idm", transitions), self.sampling, group=self.group_size(Role.IDM))
+        sampling, group = self.policy_sampling[Role.IDM], self.group_size(Role.IDM)
+        z_hat = idm.sample(x, y, self._keys("idm", transitions), sampling, group)
         return z_hat, z_hat, fwm.log_prob(y, x, z_hat)
 
     @torch.no_grad()
@@ -211,8 +217,8 @@ class SWIRL(WorldModelModule):
             )
 
     def _policy(self, role: Role) -> Policy:
-        sampling = self.fwm_sampling if role == Role.FWM else self.sampling
-        return Policy(self.models, role, self.grpo, sampling.temperature, self.trainer.strategy)
+        temperature = self.policy_sampling[role].temperature
+        return Policy(self.models, role, self.grpo, temperature, self.trainer.strategy)
 
     def _update_policy(self, role: Role, batch: TransitionBatch) -> Loss:
         """Compute the policy's loss on this micro-batch's rollouts, with the anchor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from swirl_lightning.engine.ranges import check_ranges
 class SamplingConfig:
     """Temperature and truncation of sampling.
 
-    Top-p and top-k only trim the tail of what is *sampled*. Policy, old and reference
-    log-probabilities are those of the untrimmed constrained distribution at ``temperature``, as in TRL.
+    Top-p and top-k trim what is *sampled*. Log-probabilities are those of the whole constrained distribution at
+    ``temperature``: see :attr:`untrimmed`.
 
     Attributes:
         temperature: divides the logits; 0 means greedy.
@@ -30,6 +30,11 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_ranges("model.sampling", vars(self), temperature="[0, inf)", top_p="(0, 1]", top_k="[1, inf) or null")
+
+    @property
+    def untrimmed(self) -> SamplingConfig:
+        """The same temperature without top-p and top-k: what is sampled is then what is scored."""
+        return replace(self, top_p=1.0, top_k=None)
 
 
 GREEDY = SamplingConfig(temperature=0.0, top_p=1.0)

@@ -44,7 +44,14 @@ class Policy:
 
 
 class Learner(ABC):
-    """Learner, chosen by class path, that turns rollouts with rewards into a loss."""
+    """Learner, chosen by class path, that turns rollouts with rewards into a loss.
+
+    Attributes:
+        untrimmed: rollouts are drawn without top-p and top-k unless ``fwm_sampling`` or ``idm_sampling`` say
+            otherwise, since the loss holds their probability under the policy that sampled them.
+    """
+
+    untrimmed = False
 
     @abstractmethod
     def advantages(self, policy: Policy, samples: Sequence[Samples], rewards: Sequence[Tensor]) -> list[Tensor]:
@@ -70,6 +77,8 @@ class Learner(ABC):
 
 class GRPO(Learner):
     """Group-relative policy optimisation with a clipped surrogate and a KL to the reference (paper, section 3)."""
+
+    untrimmed = True
 
     def advantages(self, policy: Policy, samples: Sequence[Samples], rewards: Sequence[Tensor]) -> list[Tensor]:
         """Reward less the mean of its group, divided as ``advantage_scale`` says."""
