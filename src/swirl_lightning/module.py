@@ -160,8 +160,9 @@ class SWIRL(WorldModelModule):
             self._add_labelled(loss, phase.policy or Role.FWM, batch.labelled)
         self._denominator.add(loss.denominator)
         self.tokens_seen += loss.tokens
-        if rollouts is not None:
-            self._log(f"{rollouts.role}/", rollouts.summary(), len(batch))
+        if phase.policy is not None:
+            metrics = loss.metrics | {"loss": loss.total / loss.denominator}
+            self._log(f"{phase.policy}/", metrics | (rollouts.summary() if rollouts is not None else {}), len(batch))
         return {"loss": loss.total, "rollouts": rollouts}
 
     def phase_one(self, transitions: list[Transition]) -> tuple[Samples, Samples, LogProbs]:
@@ -228,7 +229,6 @@ class SWIRL(WorldModelModule):
             observed = self.models.score(role, self.models.of(role).adapter, *update.observed, training=True)
             loss.add_supervised(observed, self.anchor_weight, policy.longest)
             loss.metrics["anchor_nll"] = -observed.mean_per_token().mean()
-        self._log(f"{role}/", loss.metrics, len(batch))
         return loss
 
     def _add_labelled(self, loss: Loss, role: Role, transitions: list[Transition]) -> None:

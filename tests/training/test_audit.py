@@ -240,9 +240,9 @@ class Audit:
             other = step.gradients[f"{OTHER[self.role]}.{name}"]
             assert other is None or not other.any()
         for (total, count, values), logged in zip(losses, step.logged, strict=True):
-            if self.grpo.beta:  # without a KL, groups whose rewards are equal are not run
-                expected = values if self.anchor else {**values, "loss": float(total.detach()) / count}
-                assert {name: logged[name] for name in expected} == pytest.approx(expected, abs=LOG_ERROR)
+            # without a KL, groups whose rewards are equal are not run
+            expected = {"loss": float(total.detach()) / count, **(values if self.grpo.beta else {})}
+            assert {name: logged[name] for name in expected} == pytest.approx(expected, abs=LOG_ERROR)
 
 
 @pytest.fixture(scope="module")

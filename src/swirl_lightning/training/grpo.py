@@ -155,7 +155,7 @@ def grpo_loss(
 
     Returns:
         the weighted sum of token losses, its denominator (see :func:`token_weights`), and for the log the
-        token means of clip share, entropy and KL, and the loss.
+        token means of clip share, entropy and KL.
     """
     loss, held = clipped_surrogate(policy.values, old, advantages, config.epsilon, config.epsilon_high)
     per_token = {"clip_share": held.float(), "entropy": policy.entropy}
@@ -165,7 +165,7 @@ def grpo_loss(
     weights, denominator = token_weights(policy.mask, config.loss_normalization, max_length)
     total = (weights * loss).sum()
     metrics = {name: (value * policy.mask).sum() / policy.mask.sum() for name, value in per_token.items()}
-    return total, denominator, metrics | {"loss": total.detach() / denominator}
+    return total, denominator, metrics
 
 
 def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:

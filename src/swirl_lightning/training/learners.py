@@ -154,5 +154,5 @@ class BestOfN(Learner):
         scored = score_update(policy.models, policy.role, update, rows, temperature=1.0, training=True)
         losses = -update.advantages * scored.mean_per_token()
         pairs = losses.new_tensor(float(update.pairs))
-        metrics = {"chosen_share": update.advantages.sum() / pairs, "loss": losses.detach().sum() / pairs}
+        metrics = {"chosen_share": update.advantages.sum() / pairs}
         return Loss(losses.sum(), pairs, update.pairs, "sequence", metrics, int(scored.mask.sum()))
