@@ -17,7 +17,8 @@ from swirl_lightning.checkpoints.state import over_ranks
 class CollapseWatch(Callback):
     """Logs the diversity and the length of the sampled actions, for each phase of each iteration.
 
-    The paper's collapse checks on latent actions (z in Phase I, ẑ in Phase II), over all ranks:
+    The paper's collapse checks on latent actions, one a pair (z in Phase I, the first ẑ of each group in Phase II),
+    over all ranks:
 
     - ``<phase>/unique_actions``: number of different actions / number of actions (above 0.94 there).
     - ``<phase>/action_length``: their mean length in tokens (16.8 there, 7.2 for human labels).
@@ -56,7 +57,8 @@ class CollapseWatch(Callback):
         rollouts = rollouts_of(outputs)
         if rollouts is not None:
             encode = pl_module.backbone.encode_action  # type: ignore[union-attr]
-            self._seen += [(_hash(a), len(encode(a))) for a in rollouts.actions]  # type: ignore[operator]
+            actions = rollouts.actions[:: len(rollouts.actions) // len(rollouts.transitions)]
+            self._seen += [(_hash(a), len(encode(a))) for a in actions]  # type: ignore[operator]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the phase's figures, and warn."""

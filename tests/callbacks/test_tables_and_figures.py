@@ -45,8 +45,8 @@ def test_cells_cannot_break_the_table(tmp_path):
 # ---- CollapseWatch -----------------------------------------------------------------------------------
 def test_figures_of_the_actions(tmp_path):
     found = fit(tmp_path, [CollapseWatch()])
-    # idm: 2 batches x 4 pairs x 3 actions, of which 2 are different
-    assert scalars(found, "idm/unique_actions")[0][1] == pytest.approx(2 / 24)
+    # idm: 2 batches x 4 pairs, of which the first of 3 actions counts; 2 are different
+    assert scalars(found, "idm/unique_actions")[0][1] == pytest.approx(2 / 8)
     assert scalars(found, "idm/effective_actions")[0][1] == pytest.approx(2.0)
     lengths = len("turn left"), len("pick up the red key")
     assert scalars(found, "fwm/action_length")[0][1] == pytest.approx(sum(lengths) / 2)
@@ -166,7 +166,7 @@ def test_two_processes(tmp_path):
         devices=2,
     )
     found = events(tmp_path)
-    assert scalars(found, "idm/unique_actions")[0][1] == pytest.approx(2 / 24)
+    assert scalars(found, "idm/unique_actions")[0][1] == pytest.approx(2 / 8)
     assert (tmp_path / "run" / "adapters" / "last" / "fwm").exists()
     seen = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     per_epoch = sorted(seen[0][: len(seen[0]) // 3] + seen[1][: len(seen[1]) // 3])
