@@ -92,6 +92,19 @@ def test_shuffled_rewards_stay_within_their_group():
     assert shuffled.tolist() != scored.values[:, 0].tolist()
 
 
+def test_the_order_of_a_group_depends_on_nothing_before_it():
+    """As on another rank, or after a resume; and groups have orders of their own."""
+    groups = [log_probs([[-float(shift + i)] for i in range(1, 9)]) for shift in range(20)]
+    fresh = [ShuffledWithinGroup(floor=-100.0)(group, 8).tolist() for group in groups]
+    reward = ShuffledWithinGroup(floor=-100.0)
+    assert [reward(group, 8).tolist() for group in reversed(groups)] == fresh[::-1]
+    orders = [[value + shift for value in row] for shift, row in enumerate(fresh)]
+    assert len({tuple(order) for order in orders}) == 20
+    places = [order.index(-1.0) for order in orders]
+    assert len(set(places)) >= 5  # of 8
+    assert ShuffledWithinGroup(floor=-100.0, seed=1)(groups[0], 8).tolist() != fresh[0]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "word"),
     [

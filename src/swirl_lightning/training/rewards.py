@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 
 import torch
@@ -51,14 +52,23 @@ class Constant(Reward):
 
 
 class ShuffledWithinGroup(MeanLogProb):
-    """Negative control: the same rewards, shuffled within each group. Training with it must improve nothing."""
+    """Negative control: the same rewards, shuffled within each group. Training with it must improve nothing.
+
+    The order of a group follows from its own rewards and the seed, by a hash: it is another one for every group, on
+    every rank, and the same after a resume.
+    """
 
     def __init__(self, floor: float = -10.0, seed: int = 0) -> None:
         super().__init__(floor)
-        self._generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
 
     def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
-        """Compute rewards (N,) float32, permuted at random within each group."""
+        """Compute rewards (N,) float32, permuted within each group as if at random."""
         rewards = super().__call__(log_probs, group_size).view(-1, group_size)
-        order = torch.rand(rewards.shape, generator=self._generator).argsort(1).to(rewards.device)
+        order = torch.tensor([self._order(group) for group in rewards.tolist()], device=rewards.device)
         return rewards.gather(1, order).flatten()
+
+    def _order(self, group: list[float]) -> list[int]:
+        """Return the members' indices in the order of hashes."""
+        key = f"{self.seed}|{group}"
+        return sorted(range(len(group)), key=lambda n: hashlib.blake2b(f"{key}|{n}".encode(), digest_size=8).digest())
