@@ -16,6 +16,8 @@ SETS = {
     "whole": list(range(48)),
 }
 
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
 
 @pytest.mark.parametrize("allowed", SETS.values(), ids=SETS.keys())
 @pytest.mark.parametrize("bias", [False, True])
@@ -41,6 +43,30 @@ def test_log_probs_and_gradient_match_brute_force_in_float64(allowed, bias, monk
     torch.testing.assert_close(values.double(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy.double(), expected_entropy, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(hidden.grad.double(), exact.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+def test_logits_are_not_rounded_to_the_type_of_the_head(dtype, autocast, device, monkeypatch):
+    monkeypatch.setattr(module, "_WIDENED", 7)  # several pieces
+    torch.manual_seed(0)
+    head = nn.Linear(64, 48, bias=True).to(device, dtype)
+    hidden = torch.randn(23, 64, dtype=dtype, device=device)
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        logits = VocabularySlice(head, SETS["whole"]).logits(hidden)
+    exact = hidden.double() @ head.weight.double().T + head.bias.double()
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_autocast_rounds_no_logits_of_a_float32_head():
+    torch.manual_seed(0)
+    head, hidden = nn.Linear(64, 48), torch.randn(23, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = VocabularySlice(head, SETS["whole"]).logits(hidden)
+    torch.testing.assert_close(logits, head(hidden), atol=1e-5, rtol=1e-5)
 
 
 def test_an_id_outside_the_grammar_is_named():

@@ -14,6 +14,9 @@ LOGITS_PER_CHUNK = 1 << 22
 """Number of logits that exist at one time (16 MiB in float32), whatever the tokens and the vocabulary."""
 
 
+_WIDENED = 4096  # rows of a half-precision head that are copied to float32 at one time
+
+
 class VocabularySlice:
     """Constrained vocabulary of one grammar: the frozen head cut to the allowed rows.
 
@@ -57,8 +60,14 @@ class VocabularySlice:
         return len(self.ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Compute float32 logits over the slice: (T, H) -> (T, V); -inf on excluded ids."""
-        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        """Compute float32 logits over the slice: (T, H) -> (T, V); -inf on excluded ids.
+
+        They are not rounded to the type of a half-precision head: rewards within a group may differ by less.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = _product(hidden.to(self.weight.dtype), self.weight)
+        if self.bias is not None:
+            logits += self.bias
         return logits if self.excluded is None else logits.masked_fill_(self.excluded, -torch.inf)
 
     def index_of(self, ids: Tensor) -> Tensor:
@@ -132,6 +141,16 @@ class _SlicedLogProb(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors  # (T, H)
         return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None, None
+
+
+def _product(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Multiply (T, H) by (V, H) of the same type, accumulate and return in float32: (T, V)."""
+    if weight.dtype not in (torch.bfloat16, torch.float16):
+        return linear(hidden, weight).float()
+    if hidden.device.type == "cuda":
+        return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+    wide = hidden.float()  # torch has no such product on other devices
+    return torch.cat([nn.functional.linear(wide, part.float()) for part in weight.split(_WIDENED)], -1)
 
 
 def _cat(parts: list[Tensor], like: Tensor) -> Tensor:
