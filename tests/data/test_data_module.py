@@ -324,3 +324,17 @@ def test_a_warmup_of_the_learning_rate_longer_than_its_phase_is_refused_before_t
         fit(fits, limit_train_batches=2)
     with pytest.raises(Loads):
         fit(fits, fast_dev_run=True)
+
+
+@pytest.mark.parametrize("split", ["warmup", "state_only", "validation", "test"])
+def test_records_of_one_id_are_refused(split):
+    """They would draw the same rollouts."""
+
+    class Repeating(Data):
+        def load_split(self, split):
+            return [*super().load_split(split), *super().load_split(split)[:2]]
+
+    with pytest.raises(
+        ValueError, match=rf"Repeating: 2 ids of the split '{split}' .*\n  '{split}-0', 2 times\n  '{split}-1', 2 times"
+    ):
+        Repeating().split(split)

@@ -16,7 +16,9 @@ from PIL import EpsImagePlugin, Image
 from support.image_world import block_image, write_aurora
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.data import JSONLTransitions
+from swirl_lightning.data.image_records import ImageRecord, usable
 from swirl_lightning.data.images import FORMATS, image_problem, open_rgb
+from swirl_lightning.data.reading import SkippedRecords
 
 
 def noise(kind: str) -> bytes:
@@ -154,3 +156,10 @@ def test_a_link_within_the_folder_is_the_users_own(tmp_path):
     images.rename(tmp_path / "elsewhere")
     images.symlink_to(tmp_path / "elsewhere")
     assert len(Aurora(data_dir=str(tmp_path / "aurora")).split("test")) == 6
+
+
+def test_an_id_is_used_once():
+    skipped, image = SkippedRecords("frames"), noise("PNG")
+    rows = [ImageRecord(image, None, "go", name) for name in ("a", "b", "a")]
+    assert [row.id for row in usable(rows, skipped)] == ["a", "b"]
+    assert skipped.messages == ["a: its id comes twice"]

@@ -46,14 +46,14 @@ class ImageTransitions(Sequence[Transition]):
 
 
 def usable(records: Sequence[ImageRecord], skipped: SkippedRecords) -> list[ImageRecord]:
-    """The records whose images are all there and whole; the others go to ``skipped``.
+    """The records whose images are all there and whole, each id once; the others go to ``skipped``.
 
     Args:
         records: of one split.
         skipped: gets the others.
     """
     problems = image_problems(s for r in records for s in (r.before, r.after) if s is not None)
-    kept = []
+    kept: dict[str, ImageRecord] = {}
     for record in records:
         wrong = [
             (name, source, problems[source])
@@ -64,6 +64,8 @@ def usable(records: Sequence[ImageRecord], skipped: SkippedRecords) -> list[Imag
             name, source, problem = wrong[0]
             where = f" {source}" if not isinstance(source, bytes) else ""
             skipped.add(f"{record.id} ({name}{where})", problem)
+        elif record.id in kept:
+            skipped.add(record.id, "its id comes twice")
         else:
-            kept.append(record)
-    return kept
+            kept[record.id] = record
+    return list(kept.values())

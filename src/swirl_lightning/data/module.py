@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
@@ -176,14 +177,20 @@ class TransitionDataModule(LightningDataModule, ABC):
         """Return a split, loaded at the first call.
 
         Raises:
-            ValueError: it is empty, or training records lack the state after.
+            ValueError: it is empty, two records have the same id, or training records lack the state after.
         """
         if name not in self._splits:
             rows = self.load_split(name)
             if len(rows) == 0:
                 cure = "; to train without it set trainer.limit_val_batches to 0" if name == "validation" else ""
                 raise ValueError(f"{type(self).__name__}: the split {name!r} is empty{cure}")
-            bare = [row.id for row in rows if row.after is None] if isinstance(rows, list) else []  # others are lazy
+            known = rows if isinstance(rows, list) else []  # others read their records when they are accessed
+            again = [f"{row!r}, {count} times" for row, count in Counter(row.id for row in known).items() if count > 1]
+            if again:
+                told = f"{len(again)} ids of the split {name!r} are those of several records"
+                cure = "whose rollouts would be drawn alike: give each its own"
+                raise ValueError(f"{type(self).__name__}: {told}, {cure}:{first(again)}")
+            bare = [row.id for row in known if row.after is None]
             if bare and name in ("warmup", "state_only"):
                 told = f"{len(bare)} of {len(rows)} records of the split {name!r} have no state after"
                 raise ValueError(f"{type(self).__name__}: {told}, and training needs one:{first(bare)}")
