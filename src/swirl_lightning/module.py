@@ -287,7 +287,7 @@ class SWIRL(WorldModelModule):
         grammar = self.models.fwm.grammar
         noise = uniforms(self._keys("noise", transitions), 3, grammar.max_length).view(len(after), 3, -1)
         return [
-            replace_tokens(ids, grammar.allowed, self.idm_state_noise, numbers)
+            replace_tokens(ids, grammar.content_ids, self.idm_state_noise, numbers)
             for ids, numbers in zip(after, noise, strict=True)
         ]
 

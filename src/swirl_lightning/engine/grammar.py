@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 TokenIds = list[int]
 
@@ -35,6 +36,11 @@ class Grammar:
             raise ValueError("Grammar.forced must be sorted by position, without repeats and within max_length")
         if self.forced and (self.eos is not None or len(places) == self.max_length):
             raise ValueError("Grammar.forced needs a fixed length (no eos) and leaves at least one token free")
+
+    @cached_property
+    def content_ids(self) -> tuple[int, ...]:
+        """Ids that a content may hold: all that are allowed but the EOS."""
+        return self.allowed if self.eos is None else tuple(token for token in self.allowed if token != self.eos)
 
     @property
     def free_length(self) -> int:
