@@ -16,7 +16,7 @@ from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.engine.cpu import give_freed_blocks_back
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
-from swirl_lightning.engine.noise import replace_tokens, uniforms
+from swirl_lightning.engine.noise import global_seed, replace_tokens, uniforms
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.engine.samples import Samples
 from swirl_lightning.engine.scoring import LogProbs
@@ -63,7 +63,8 @@ class SWIRL(WorldModelModule):
         max_tokens_per_forward: rows times the longest of them in one forward pass; None takes a batch whole. An
             update beyond it runs in parts, each of them again in the backward pass: slower, with less memory.
         token_cache: folder that keeps the tokens of states from run to run; None keeps none.
-        seed: of rollouts and noise; together with a pair's id it fixes each sample. Evaluation has its own.
+        seed: of rollouts and noise; together with a pair's id it fixes each sample. None for that of
+            ``seed_everything``. Evaluation has its own, so that runs are tested alike.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class SWIRL(WorldModelModule):
         evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
         max_tokens_per_forward: int | None = None,
         token_cache: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             backbone,
@@ -108,7 +109,7 @@ class SWIRL(WorldModelModule):
         if any(config.temperature == 0 for config in (sampling, *self.policy_sampling.values())):
             raise ValueError("the temperature of rollouts must be above 0: a group of equal rollouts teaches nothing")
         self.anchor_weight, self.labelled_weight = anchor_weight, labelled_weight
-        self.idm_state_noise, self.seed = idm_state_noise, seed
+        self.idm_state_noise, self.seed = idm_state_noise, global_seed() if seed is None else seed
         weights = dict.fromkeys(("anchor_weight", "labelled_weight"), "[0, inf)")
         check_ranges("model", vars(self), idm_state_noise="[0, 1)", **weights)
         self.schedule = PhaseSchedule()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning import Callback, LightningModule
+from lightning import Callback, LightningModule, seed_everything
 
 from support.tiny import text_backbone
 from support.trainers import quiet_trainer
@@ -338,3 +338,14 @@ def test_records_of_one_id_are_refused(split):
         ValueError, match=rf"Repeating: 2 ids of the split '{split}' .*\n  '{split}-0', 2 times\n  '{split}-1', 2 times"
     ):
         Repeating().split(split)
+
+
+@pytest.mark.parametrize("given", [None, 5])
+def test_seed_everything_sets_the_order_unless_there_is_a_seed(given):
+    orders = []
+    for seed in (1, 2):
+        seed_everything(seed, verbose=False)
+        data = Data(seed=given, batch_size=1)
+        orders.append([row.id for batch in data.train_dataloader() for row in batch.transitions])
+    assert (orders[0] == orders[1]) == (given is not None)
+    assert sorted(orders[0]) == sorted(orders[1])

@@ -1,9 +1,14 @@
-"""Noise in the states that the IDM reads."""
+"""What is drawn at random in training: noise in the states that the IDM reads, and rollouts."""
 
 from __future__ import annotations
 
-from support.swirl import build, trainer
+import pytest
+from lightning import Callback, seed_everything
+
+from support.swirl import build, randomize, trainer
+from support.tiny import text_backbone
 from support.world import Digits
+from swirl_lightning import SWIRL, GRPOConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.engine.grammar import Grammar
 
@@ -30,3 +35,24 @@ def test_noise_ends_no_state(gemma_path, tmp_path):
     assert len(prompts) == 64
     assert sum(tuple(prompt) in clean for prompt in prompts) < 48
     assert not any(EOS in prompt for prompt in prompts)
+
+
+class Rollouts(Callback):
+    def __init__(self):
+        self.contents = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.contents += outputs["rollouts"].contents
+
+
+@pytest.mark.parametrize("given", [None, 5])
+def test_seed_everything_sets_the_rollouts_unless_there_is_a_seed(gemma_path, tmp_path, given):
+    drawn = []
+    for seed in (1, 2):
+        seed_everything(seed, verbose=False)
+        backbone = text_backbone(gemma_path, max_state_tokens=4, max_action_tokens=5, quantization=None)
+        module, rollouts = SWIRL(backbone, grpo=GRPOConfig(group_size=4), seed=given), Rollouts()
+        randomize(module)
+        trainer(tmp_path, PhaseSwitch(0, ["fwm"], 1), [rollouts]).fit(module, Digits(size=4, batch_size=4, seed=0))
+        drawn.append(rollouts.contents)
+    assert (drawn[0] == drawn[1]) == (given is not None)

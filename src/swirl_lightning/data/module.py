@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
+from swirl_lightning.engine.noise import global_seed
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.exact_match import ExactMatch
 from swirl_lightning.schedule import WARMUP, PhaseSchedule
@@ -33,7 +34,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         warmup_batch_size: the same in the warm-up; None for ``batch_size``.
         eval_batch_size: the same for validation, test and prediction; None for ``batch_size``.
         num_workers: worker processes that load records; 0 loads in the main process.
-        seed: of the order of rows and of the choice of pairs.
+        seed: of the order of rows and of the choice of pairs; None for that of ``seed_everything``.
         pairs_per_iteration: state-only pairs of one iteration, used in both of its phases. Iteration i has
             pairs i*n to (i+1)*n of a shuffled order, which wraps around. None shows all in every iteration.
         pairs_per_step: transitions of one optimiser step, over all devices: gradients are accumulated over
@@ -57,7 +58,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         warmup_batch_size: int | None = None,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         pairs_per_iteration: int | None = None,
         pairs_per_step: int | None = None,
         labelled_per_batch: int = 0,
@@ -67,7 +68,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         self.warmup_batch_size = batch_size if warmup_batch_size is None else warmup_batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
-        self.seed = seed
+        self.seed = global_seed() if seed is None else seed
         self.pairs_per_iteration = pairs_per_iteration
         self.pairs_per_step = pairs_per_step
         self.labelled_per_batch = labelled_per_batch

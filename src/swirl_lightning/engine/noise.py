@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from swirl_lightning.engine.grammar import TokenIds
+
+
+def global_seed() -> int:
+    """Return the seed that Lightning's ``seed_everything`` was called with, or 0 if it was not."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def uniforms(keys: Sequence[str], group_size: int, length: int) -> Tensor:
