@@ -81,7 +81,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         self._accumulated = 1  # the value that we have set in the Trainer
 
     @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: runs save no settings of data, and those in a foreign checkpoint name classes that Lightning imports.
 
         Raises:
