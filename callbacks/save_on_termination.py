@@ -13,8 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 class SaveOnTermination(Callback):
     """Writes ``last.ckpt`` at the first batch that ends after SIGTERM; Lightning then ends the training.
 
-    Where a batch does not end an optimiser step, gradients of its window would be lost, and on several devices the
-    signal may not have reached all: there, and in validation, the last checkpoint stands.
+    On several devices the signal may not have reached all: there, and in validation, the last checkpoint stands.
 
     Example:
         >>> from swirl_lightning.callbacks import SaveOnTermination
@@ -26,7 +25,6 @@ class SaveOnTermination(Callback):
         keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         if not trainer.received_sigterm or trainer.world_size > 1 or keeper is None or keeper.dirpath is None:
             return
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
-            path = Path(keeper.dirpath, keeper.CHECKPOINT_NAME_LAST + keeper.FILE_EXTENSION)
-            trainer.save_checkpoint(path)
-            rank_zero_info(f"SIGTERM: saved {path}; go on with --ckpt_path last")
+        path = Path(keeper.dirpath, keeper.CHECKPOINT_NAME_LAST + keeper.FILE_EXTENSION)
+        trainer.save_checkpoint(path)
+        rank_zero_info(f"SIGTERM: saved {path}; go on with --ckpt_path last")

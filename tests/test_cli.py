@@ -82,22 +82,27 @@ def test_last_is_written_within_an_epoch_too(tmp_path, gemma_path, monkeypatch):
 
 
 @pytest.mark.parametrize("window", [1, 2])
-def test_sigterm_saves_what_is_whole_and_ends_with_its_own_code(finished, tmp_path, gemma_path, window):
+def test_sigterm_saves_at_the_next_batch_and_ends_with_its_own_code(finished, tmp_path, gemma_path, window):
     """In the second step of Phase I; checkpoints of its own accord at the end of epochs alone."""
     own = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}]
     path, last = config(tmp_path, gemma_path, **{"trainer/callbacks": own}), tmp_path / "runs/r/checkpoints/last.ckpt"
     steps = 4 // window
-    options = ["--trainer.accumulate_grad_batches", str(window), "--trainer.callbacks+=support.world.KillAt"]
+    options = ["--trainer.accumulate_grad_batches", str(window)]
+    kill = ["--trainer.callbacks+=support.world.KillAt", f"--trainer.callbacks.step={steps + 1}"]
     with pytest.raises(SystemExit) as end:
-        here("fit", "-c", path, *options, f"--trainer.callbacks.step={steps + 1}", "--trainer.callbacks.name=SIGTERM")
+        here("fit", "-c", path, *options, *kill, "--trainer.callbacks.name=SIGTERM")
     assert end.value.code == 128 + 15
-    # half of a window is not kept: what stands is the end of the warm-up
-    assert torch.load(last, weights_only=True)["global_step"] == (steps + 2 if window == 1 else steps)
-    if window == 1:
-        here("fit", "-c", path, "--ckpt_path", "last")
-        alone, again = adapters(finished / "runs" / "r" / "checkpoints" / "last.ckpt"), adapters(last)
-        assert alone.keys() == again.keys()
-        assert all(torch.equal(alone[k], again[k]) for k in alone)
+    saved = torch.load(last, weights_only=True)
+    assert saved["global_step"] == (steps + 2 if window == 1 else steps + 1)
+    assert any(saved["swirl"]["window"]) == (window == 2)  # half of one
+    here("fit", "-c", path, *options, "--ckpt_path", "last")
+    if window == 2:
+        finished = tmp_path / "alone"
+        finished.mkdir()
+        here("fit", "-c", config(finished, gemma_path), *options)
+    alone, again = adapters(finished / "runs" / "r" / "checkpoints" / "last.ckpt"), adapters(last)
+    assert alone.keys() == again.keys()
+    assert all(torch.equal(alone[k], again[k]) for k in alone)
 
 
 def test_test_adds_its_row_and_keeps_the_others(finished, capsys):

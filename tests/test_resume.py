@@ -136,6 +136,34 @@ def test_a_run_goes_on_from_every_checkpoint_as_if_never_stopped(gemma_path, tmp
         assert rest == events[len(events) - len(rest) :], checkpoint.name
 
 
+class SaveEachBatch(Callback):
+    """As ``train_time_interval`` and SIGTERM do, within a window of accumulated gradients, too."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}-{batch_idx}.ckpt")
+
+
+@pytest.mark.parametrize("settings", [{}, REPLAYS], ids=["plain", "replays"])
+def test_a_run_goes_on_within_an_accumulation_window(gemma_path, tmp_path, settings):
+    def run(folder, resume=None):
+        module = build(gemma_path, **settings)
+        fit = trainer(folder, PhaseSwitch(1, iterations=1), [SaveEachBatch(folder)], accumulate_grad_batches=3)
+        fit.fit(module, Digits(size=24, batch_size=8, labelled_per_batch=2), ckpt_path=resume)
+        return snapshot(module), fit.global_step
+
+    whole = run(tmp_path / "alone")
+    checkpoints = sorted((tmp_path / "alone").glob("*.ckpt"))
+    assert [path.stem for path in checkpoints][:4] == ["0-0", "0-1", "1-0", "1-1"]
+    for checkpoint in checkpoints:
+        weights, steps = run(tmp_path / checkpoint.stem, checkpoint)
+        assert equal(weights, whole[0]), checkpoint.name
+        assert steps == whole[1]
+
+
 class StopAt(Callback):
     """Stops the training after a step, as ``max_time`` does."""
 

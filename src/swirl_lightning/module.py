@@ -323,13 +323,15 @@ class SWIRL(WorldModelModule):
             "tokens_seen": self.tokens_seen,
             "rng": ckpt.rng_states(),
             "updates": ckpt.over_ranks({index: update.state() for index, update in self._updates.items()}),
+            "window": ckpt.over_ranks(self._denominator.state(self)),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the checkpoint, and restore that state.
 
         Raises:
-            ValueError: another base, another ``lora.alpha``, or rollouts in use on another number of ranks.
+            ValueError: another base, another ``lora.alpha``, or written between two optimiser steps, or while
+                rollouts were in use, on another number of ranks.
         """
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["swirl"]
@@ -343,6 +345,8 @@ class SWIRL(WorldModelModule):
         if (state := self._resumed) is not None:
             own = state["updates"][self.trainer.global_rank] if any(state["updates"]) else {}
             self._updates = {index: Update.of(saved, self.device) for index, saved in own.items()}
+            if any(window := state.get("window", [])):
+                self._denominator.restore(self, window[self.trainer.global_rank])
             ckpt.restore_rng(state["rng"])
             ckpt.check_optimizer(state, self.trainer.optimizers[0])
             self._resumed = None

@@ -76,12 +76,13 @@ def check_fits(state: dict[str, Any], base: dict[str, str], lora: AdapterConfig)
 
 
 def check_ranks(state: dict[str, Any], world_size: int) -> None:
-    """Raise ValueError if rollouts were in use on another number of ranks: they cannot be redistributed."""
-    if any(state["updates"]) and len(state["updates"]) != world_size:
-        raise ValueError(
-            f"the checkpoint was written while rollouts of {len(state['updates'])} devices were in use; resume on "
-            f"as many instead of {world_size}, or from the end of an epoch"
-        )
+    """Raise ValueError if rollouts or summed gradients were in use on another number of ranks: each has its own."""
+    for what, parts in (("rollouts", state["updates"]), ("summed gradients", state.get("window", []))):
+        if any(parts) and len(parts) != world_size:
+            raise ValueError(
+                f"the checkpoint was written while {what} of {len(parts)} devices were in use; resume on as many "
+                f"instead of {world_size}, or from the end of an epoch"
+            )
 
 
 def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:

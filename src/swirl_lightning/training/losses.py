@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.scoring import LogProbs
@@ -47,6 +48,26 @@ class SharedDenominator:
                 if parameter.grad is not None:
                     parameter.grad.mul_(scale)
         self._total = None
+
+    def state(self, module: nn.Module) -> dict[str, Any]:
+        """Return the window so far, for a checkpoint within it: the denominator and summed gradients; {} between two.
+
+        Args:
+            module: its parameters have the gradients.
+        """
+        if self._total is None:
+            return {}
+        gradients = {name: p.grad.cpu() for name, p in module.named_parameters() if p.grad is not None}
+        return {"denominator": self._total.cpu(), "gradients": gradients}
+
+    def restore(self, module: nn.Module, state: dict[str, Any]) -> None:
+        """Go on within the window of :meth:`state`; parameters and their gradients are on the module's device."""
+        if not state:
+            return
+        parameters = dict(module.named_parameters())
+        for name, gradient in state["gradients"].items():
+            parameters[name].grad = gradient.to(parameters[name])
+        self._total = state["denominator"].to(next(iter(parameters.values())).device)
 
 
 @dataclass
