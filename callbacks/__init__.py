@@ -3,6 +3,7 @@
 from swirl_lightning.callbacks.action_table import ActionTable
 from swirl_lightning.callbacks.adapter_export import AdapterExport
 from swirl_lightning.callbacks.collapse_watch import CollapseWatch
+from swirl_lightning.callbacks.end_other_ranks import EndOtherRanks
 from swirl_lightning.callbacks.hyperparameters import HyperparameterText
 from swirl_lightning.callbacks.memory_report import MemoryReport
 from swirl_lightning.callbacks.phase_switch import PhaseSwitch
@@ -18,6 +19,7 @@ __all__ = [
     "ActionTable",
     "AdapterExport",
     "CollapseWatch",
+    "EndOtherRanks",
     "HyperparameterText",
     "MemoryReport",
     "PhaseProgressBar",

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from support.processes import run_module
+from support.cli import config
+from support.processes import run_module, swirl
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +87,14 @@ def test_ranks_that_outnumber_the_rows_evaluate_as_one_process(tmp_path, gemma_p
                     for line in path.read_text().splitlines()
                 ]
                 assert sorted(lines) == [f"test-{n}" for n in range(rows)], (case, mode)
+
+
+@pytest.mark.parametrize(("rank", "busy"), [(0, True), (1, False)])
+def test_a_rank_that_fails_ends_the_others_with_its_message(tmp_path, gemma_path, rank, busy):
+    """A rank that waits for another, or is busy, ends too: run_module would raise TimeoutExpired."""
+    fail = [f"--trainer.callbacks.{name}={value}" for name, value in (("step", 1), ("rank", rank), ("busy", busy))]
+    spread = ("--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.callbacks+=support.world.FailAt")
+    done = swirl("fit", "-c", config(tmp_path, gemma_path), *spread, *fail)
+    assert done.returncode != 0
+    assert "error: record 17 is broken" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -30,6 +30,7 @@ from swirl_lightning.callbacks import (
     ActionTable,
     AdapterExport,
     CollapseWatch,
+    EndOtherRanks,
     HyperparameterText,
     MemoryReport,
     PhaseProgressBar,
@@ -82,6 +83,7 @@ def default_callbacks(config: dict[str, Any], given: list[Callback]) -> list[Cal
             Throughput,
             HyperparameterText,
             SaveOnTermination,
+            EndOtherRanks,
         )
     }
     if config.get("logger") is not False:

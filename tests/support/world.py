@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import signal
+import time
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -47,6 +48,20 @@ class KillAt(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), self.signal)
+
+
+class FailAt(Callback):
+    """An error on one rank after a step; the others go on, or are busy for longer than any test lasts."""
+
+    def __init__(self, step: int, rank: int, busy: bool = False) -> None:
+        self.step, self.rank, self.busy = step, rank, busy
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            if trainer.global_rank == self.rank:
+                raise ValueError("record 17 is broken")
+            if self.busy:
+                time.sleep(3600)
 
 
 class BrokenReward(MeanLogProb):

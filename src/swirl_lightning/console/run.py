@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable
 MENDABLE = (ValueError, OSError, ImportError, FloatingPointError)
 """Errors whose message tells the user what to change. Others are faults of the program, and keep their traceback."""
 
+_RANK_GONE = ("Connection closed by peer", "Connection reset by peer")
+"""What gloo says to a rank that waits for one that has ended."""
+
 _DEPRECATIONS = (  # of libraries among themselves
     r".*is_gradient_checkpointing` is deprecated",
     r".*isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -29,6 +32,10 @@ def run_command(main: Callable[[], None]) -> None:
         if os.environ.get("SWIRL_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if os.environ.get("SWIRL_TRACEBACK") or not any(words in str(error) for words in _RANK_GONE):
+            raise
+        sys.exit("error: another rank has ended, and this one with it; look for the message of the other one")
 
 
 def printable(text: object) -> str:
