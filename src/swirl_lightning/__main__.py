@@ -17,6 +17,8 @@ COMMANDS = {
     "test": "score a checkpoint on the test split, as a row of results.json",
     "predict": "write what a checkpoint predicts to files",
     "report": "put results of runs beside the paper's, as Markdown and HTML",
+    "label": "write actions for unlabelled pairs, as JSON lines to train on",
+    "simulate": "roll the world model forward from a state, beside the true simulator where there is one",
     "fetch": "bring a small pretrained base: swirl fetch smollm2 --to FOLDER",
 }
 USAGE = f"usage: swirl [-h] [-c CONFIG] {{{','.join(COMMANDS)}}} ..."
@@ -44,6 +46,11 @@ def _run(args: list[str] | None) -> None:
         wrong = f"{first!r} is no command{nearest(first, COMMANDS)}" if first else "no command is given"
         print(f"error: {wrong} ({USAGE.removeprefix('usage: ')})", file=sys.stderr)
         sys.exit(2)
+    elif first in ("label", "simulate"):
+        os.environ.setdefault(HUGE_PAGES, "1")
+        from swirl_lightning.use import commands
+
+        getattr(commands, first)(given[1:])
     else:
         os.environ.setdefault(HUGE_PAGES, "1")  # blocks that are mapped anew each time cost a fault a page
         silence_libraries()

@@ -16,9 +16,12 @@ from swirl_lightning.checkpoints.state import own_state
 from swirl_lightning.yaml_files import load
 
 if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule, LightningModule
+
     from swirl_lightning.world_model_module import WorldModelModule
 
     Module = TypeVar("Module", bound=WorldModelModule)
+    Built = TypeVar("Built", bound=LightningModule | LightningDataModule)
 
 
 def restore(
@@ -32,41 +35,51 @@ def restore(
     elif "backbone" in arguments:
         module = cls(**{"lora": _lora(own_state(checkpoint)), **arguments})
     else:
-        module = from_config(cls, _config_of(path), arguments)
+        module = from_config(cls, config_of(path), arguments)
+    return load_into(module, checkpoint)
+
+
+def load_into(module: Module, checkpoint: dict[str, Any]) -> Module:
+    """Load the base of a module and a checkpoint's adapters, onto the device of the latter, in eval mode.
+
+    Raises:
+        ValueError: the adapters belong to another base or other settings.
+    """
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     return module.to(next(iter(checkpoint["state_dict"].values())).device).eval()
 
 
-def from_config(cls: type[Module], path: str | Path, arguments: dict[str, Any]) -> Module:
-    """Build the ``model`` of a run's configuration as ``swirl`` does; its weights are not loaded yet.
+def from_config(cls: type[Built], path: str | Path, arguments: dict[str, Any], key: str = "model") -> Built:
+    """Build the ``model`` or the ``data`` of a run's configuration as ``swirl`` does; weights are not loaded yet.
 
     Args:
-        cls: SWIRL, or the subclass that the configuration must name.
+        cls: SWIRL or TransitionDataModule, or the subclass that the configuration must name.
         path: YAML of the user's own: the classes that it names are imported and called.
         arguments: constructor arguments that take the place of the file's.
+        key: ``model`` or ``data``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has no ``model``, or one that cannot be built.
+        ValueError: it has no such key, or one that cannot be built.
     """
     found = load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or "model" not in found:
-        raise ValueError(f"{path} has no key 'model': give the config.yaml of a run, or backbone=...")
+    if not isinstance(found, dict) or key not in found:
+        raise ValueError(f"{path} has no key {key!r}: give the config.yaml of a run, or backbone=...")
     parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(cls, "model", subclass_mode=True)
+    parser.add_lightning_class_args(cls, key, subclass_mode=True)
     # the class with the file's arguments, not yet called
     parser.add_instantiator(lambda kind, *args, **given: partial(kind, *args, **given), cls, subclasses=True)
     try:
-        model = parser.instantiate_classes(parser.parse_object({"model": found["model"]})).model
+        build = parser.instantiate_classes(parser.parse_object({key: found[key]}))[key]
     except ArgumentError as error:
         raise ValueError(f"{path}: {error}") from None
-    module: Module = model(**arguments)
-    return module
+    built: Built = build(**arguments)
+    return built
 
 
-def _config_of(path: str | Path) -> Path:
+def config_of(path: str | Path) -> Path:
     """Find ``config.yaml`` of a checkpoint's run, in its folder or the one above."""
     folder = Path(path).absolute().parent
     for place in (folder, folder.parent):

@@ -96,7 +96,7 @@ class JSONLTransitions(TransitionDataModule):
                 f"(given: {sorted(self.paths)} of {list(get_args(Split))})"
             )
         skipped = SkippedRecords(self.paths[split])
-        parsed: list[tuple[str, _Record]] = []
+        parsed: list[tuple[str, FileRecord]] = []
         for place, fields in _rows(self.paths[split], skipped):
             try:
                 labelled = split != "state_only" and not partial
@@ -116,7 +116,7 @@ class JSONLTransitions(TransitionDataModule):
             raise ValueError(
                 f"{told}: give each one of the two, so that there is something to predict from:{first(bare)}"
             )
-        return _Records(found)
+        return FileTransitions(found)
 
 
 _WITHOUT = {
@@ -129,8 +129,8 @@ _Source = str | ImageSource
 """State that is a text, or an image that is not open yet."""
 
 
-class _Record:
-    """Parsed line whose images are not open yet."""
+class FileRecord:
+    """Parsed line whose images are not open yet: ``before`` and ``after`` are texts, image files or their bytes."""
 
     __slots__ = ("action", "after", "before", "id", "meta")
 
@@ -138,17 +138,21 @@ class _Record:
         self.before, self.after, self.action, self.id, self.meta = before, after, action, name, meta
 
 
-class _Records(Sequence[Transition]):
-    """Sequence of transitions that opens a record's images when it is accessed."""
+class FileTransitions(Sequence[Transition]):
+    """Sequence of transitions that opens a record's images when it is accessed.
 
-    def __init__(self, records: list[_Record]) -> None:
-        self._records = records
+    Attributes:
+        records: what is in the file, in its order.
+    """
+
+    def __init__(self, records: list[FileRecord]) -> None:
+        self.records = records
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
-        record = self._records[index]
+        record = self.records[index]
         after = None if record.after is None else _open(record.after)
         return Transition(_open(record.before), after, record.action, record.id, record.meta)
 
@@ -183,10 +187,10 @@ def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, 
         skipped.add(f"{path}[{number}]", f"nothing is read from here on ({error})")
 
 
-def _whole(parsed: list[tuple[str, _Record]], skipped: SkippedRecords) -> list[_Record]:
+def _whole(parsed: list[tuple[str, FileRecord]], skipped: SkippedRecords) -> list[FileRecord]:
     """The records whose images can be read, each id once; the others go to ``skipped``."""
     problems = image_problems(s for _, r in parsed for s in (r.before, r.after) if s and not isinstance(s, str))
-    found: dict[str, _Record] = {}
+    found: dict[str, FileRecord] = {}
     for place, record in parsed:
         wrong = [
             f"cannot read {name}_image{f' {source}' if isinstance(source, Path) else ''}: {problem}"
@@ -202,7 +206,7 @@ def _whole(parsed: list[tuple[str, _Record]], skipped: SkippedRecords) -> list[_
     return list(found.values())
 
 
-def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, ends: bool) -> _Record:
+def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, ends: bool) -> FileRecord:
     """A record; ``labelled``: it needs an action, ``ends``: it needs a state after."""
     before = _state(fields, "before", folder)
     known = ends or any(fields.get(name) is not None for name in ("after", "after_image"))
@@ -215,7 +219,7 @@ def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, end
     name = fields.pop("id", None)
     if isinstance(name, list | dict | bool) or name == "":
         raise BrokenRecord(f"id must be a text that is not empty or a number, got {str(name)[:60]!r}")
-    return _Record(before, after, action, place if name is None else str(name), fields)
+    return FileRecord(before, after, action, place if name is None else str(name), fields)
 
 
 def _state(fields: dict[str, Any], name: str, folder: Path) -> _Source:

@@ -29,7 +29,7 @@ from swirl_lightning.engine.ranges import check_ranges
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 _LOG = "videos.jsonl"
-_PAIRS = "pairs.jsonl"
+PAIRS = "pairs.jsonl"
 _COMPARED = 256  # pixels on the shorter side at which frames are compared
 
 
@@ -95,7 +95,7 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
             log.write(json.dumps(entry) + "\n")
             log.flush()
             progress.advance(task)
-    _write_pairs(out / _PAIRS, [done[name] for name in sorted(done)])
+    _write_pairs(out / PAIRS, [done[name] for name in sorted(done)])
     counts = Counter({"videos": len(done), "pairs": sum(len(e["pairs"]) for e in done.values())})
     counts.update(entry["reason"] for entry in done.values() if not entry["pairs"])
     return counts

@@ -1,0 +1,46 @@
+"""What a trained run is used for: labels for pairs of states, and rollouts of the world model.
+
+Each name is imported at first use, so that the commands answer ``--help`` at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swirl_lightning.use.labelling import LabelConfig, label_files
+    from swirl_lightning.use.labels import Label, label
+    from swirl_lightning.use.rollout import Step, simulate
+    from swirl_lightning.use.runs import Run
+    from swirl_lightning.use.simulation import SimulateConfig, simulate_files
+
+_HOMES = {
+    "Label": "labels",
+    "LabelConfig": "labelling",
+    "Run": "runs",
+    "SimulateConfig": "simulation",
+    "Step": "rollout",
+    "label": "labels",
+    "label_files": "labelling",
+    "simulate": "rollout",
+    "simulate_files": "simulation",
+}
+
+__all__ = [
+    "Label",
+    "LabelConfig",
+    "Run",
+    "SimulateConfig",
+    "Step",
+    "label",
+    "label_files",
+    "simulate",
+    "simulate_files",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are: {sorted(_HOMES)}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

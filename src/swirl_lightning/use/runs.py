@@ -1,0 +1,100 @@
+"""The folder of a trained run: its checkpoint, its settings, its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from swirl_lightning.data.module import TransitionDataModule
+    from swirl_lightning.module import SWIRL
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run on disk.
+
+    Attributes:
+        checkpoint: its newest ``last.ckpt``, or the file that was named.
+        config: its ``config.yaml``, whose classes are imported and called.
+    """
+
+    checkpoint: Path
+    config: Path
+
+    @classmethod
+    def find(cls, run: str | Path, config: str | Path | None = None) -> Run:
+        """Find the files of a run, and load nothing.
+
+        Args:
+            run: folder of a run, or a checkpoint.
+            config: your own configuration; None takes the ``config.yaml`` beside the checkpoint or in the folder above.
+
+        Raises:
+            FileNotFoundError: there is no such run, no checkpoint in it, or no configuration.
+        """
+        checkpoint = find_checkpoint(Path(run))
+        folder = checkpoint.absolute().parent
+        places = [Path(config)] if config is not None else [folder / "config.yaml", folder.parent / "config.yaml"]
+        for place in places:
+            if place.is_file():
+                return cls(checkpoint, place)
+        raise FileNotFoundError(
+            f"no {' or '.join(map(str, places))}, and a checkpoint holds adapters alone: give the config.yaml that it "
+            "was trained with by --config"
+        )
+
+    def build(self) -> SWIRL:
+        """Build the model with the run's settings; its base is not loaded yet.
+
+        Raises:
+            ValueError: the checkpoint is damaged or none of ours, or the configuration cannot be built.
+        """
+        from swirl_lightning.checkpoints.file import check_file
+        from swirl_lightning.checkpoints.restore import from_config
+        from swirl_lightning.module import SWIRL
+
+        check_file(self.checkpoint)
+        return from_config(SWIRL, self.config, {})
+
+    def load(self, model: SWIRL, device: str | torch.device = "cpu") -> SWIRL:
+        """Load the base and the checkpoint's adapters into what :meth:`build` gave, in eval mode.
+
+        Raises:
+            ValueError: the checkpoint belongs to another base or other settings.
+        """
+        import torch
+
+        from swirl_lightning.checkpoints.restore import load_into
+
+        return load_into(model, torch.load(self.checkpoint, map_location=device, weights_only=True))
+
+    def data(self) -> TransitionDataModule:
+        """Build the data module of the run's configuration; nothing is read or checked yet.
+
+        Raises:
+            ValueError: the configuration has no ``data``, or it cannot be built.
+        """
+        from swirl_lightning.checkpoints.restore import from_config
+        from swirl_lightning.data.module import TransitionDataModule
+
+        return from_config(TransitionDataModule, self.config, {}, key="data")  # type: ignore[type-abstract]
+
+
+def find_checkpoint(run: Path) -> Path:
+    """Find the checkpoint of a run: the file itself, or the newest ``last.ckpt``, else the newest one, below a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if run.is_file():
+        return run
+    if not run.is_dir():
+        raise FileNotFoundError(f"no such run: {run}; give a run's folder (trainer.default_root_dir) or a checkpoint")
+    for pattern in ("last.ckpt", "*.ckpt"):
+        if found := sorted(run.rglob(pattern), key=lambda path: path.stat().st_mtime):
+            return found[-1]
+    raise FileNotFoundError(f"no checkpoint in {run}: train first (swirl fit -c ...), or name a .ckpt file")

@@ -1,0 +1,31 @@
+"""Runs of the tiny Liquid in MiniGrid and of the small Gemma, by the command and as short as can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from support.cli import config, here
+
+ROOT = Path(__file__).parents[2]
+
+
+def minigrid_run(folder: Path, *options: str) -> Path:
+    """The quickstart's configuration, two steps of its warm-up."""
+    sizes = {"warmup_size": 16, "state_only_size": 16, "validation_size": 4, "test_size": 8}
+    here(
+        "fit",
+        "-c",
+        ROOT / "configs" / "minigrid_quickstart.yaml",
+        *(word for name, size in sizes.items() for word in (f"--data.{name}", size)),
+        *("--phase_switch.warmup_epochs", "1", "--phase_switch.iterations", "0"),
+        *("--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "0"),
+        *("--trainer.default_root_dir", folder),
+        *options,
+    )
+    return folder
+
+
+def digits_run(folder: Path, gemma: Path, **changes: object) -> Path:
+    """A warm-up epoch and one iteration in a world of two digits."""
+    here("fit", "-c", config(folder, gemma, **changes))
+    return folder / "runs" / "r"
