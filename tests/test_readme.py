@@ -1,12 +1,14 @@
-"""The README's Python, run unchanged."""
+"""The README's Python and the commands on a trained run, unchanged."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from PIL import Image
 
+from support.trained import minigrid_run
 from swirl_lightning.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -19,16 +21,22 @@ def blocks():
 
 def test_a_trained_model_predicts_in_ten_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    shorter = ["--data.warmup_size", "8", "--data.state_only_size", "16", "--data.validation_size", "4"]
-    steps = ["--phase_switch.warmup_epochs", "1", "--phase_switch.iterations", "0"]
-    quick = ["--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "0"]
-    main(["fit", "-c", str(ROOT / "configs" / "minigrid_quickstart.yaml"), *shorter, *steps, *quick])
+    minigrid_run(tmp_path / "runs" / "quickstart")
     use = blocks()[0]
     assert len(use.strip().splitlines()) <= 10
     capsys.readouterr()
     exec(compile(use, "README.md", "exec"), {})
     assert Image.open("predicted.png").size == (48, 48)
     assert capsys.readouterr().out.count("'") >= 8  # four actions
+    commands = re.findall(r"^swirl ((?:label|simulate) .*)$", (ROOT / "README.md").read_text(), flags=re.M)
+    assert len(commands) == 2
+    for command in commands:
+        main(shlex.split(command))
+    told = capsys.readouterr().out
+    assert "of 8 labels kept" in told
+    assert "MiniGrid" in told
+    assert Path("runs/labels/labelled.jsonl").is_file()
+    assert Path("runs/rollout/rollout.gif").is_file()
 
 
 def test_training_in_python_builds(monkeypatch):

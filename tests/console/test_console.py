@@ -74,7 +74,10 @@ def test_a_module_of_its_own_ends_in_one_line_too(tmp_path, module):
 def test_help_names_every_command(capsys):
     here("--help")
     told = capsys.readouterr().out
-    assert all(f"\n  {name} " in told for name in ("fit", "validate", "test", "predict", "report", "fetch"))
+    assert all(
+        f"\n  {name} " in told
+        for name in ("fit", "validate", "test", "predict", "report", "label", "simulate", "fetch")
+    )
 
 
 @pytest.fixture

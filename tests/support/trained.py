@@ -25,7 +25,13 @@ def minigrid_run(folder: Path, *options: str) -> Path:
     return folder
 
 
-def digits_run(folder: Path, gemma: Path, **changes: object) -> Path:
-    """A warm-up epoch and one iteration in a world of two digits."""
+def digits_run(folder: Path, gemma: Path) -> Path:
+    """A warm-up in a world of two digits, after which the IDM names actions."""
+    changes = {
+        "phase_switch": {"warmup_epochs": 8, "iterations": 0},
+        "trainer/limit_val_batches": 0,
+        "trainer/callbacks": [],
+        "model/init_args/optim": {"warmup": {"lr": 1e-2}},
+    }
     here("fit", "-c", config(folder, gemma, **changes))
     return folder / "runs" / "r"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from swirl_lightning.callbacks.predictions import file_name
+from swirl_lightning.console.run import nearest
 from swirl_lightning.data.image_records import ImageRecord, ImageTransitions
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.records import FileRecord, FileTransitions, JSONLTransitions
@@ -56,8 +57,8 @@ class Pairs(Sequence[Transition]):
         if self.source in SPLITS:
             return "split"
         raise FileNotFoundError(
-            f"no such file or folder: {self.source}; give JSON lines, parquet, a folder of videos or frames, or a "
-            f"split of the run's own data ({', '.join(SPLITS)})"
+            f"no such file or folder: {self.source}{nearest(self.source, SPLITS)}; give JSON lines, parquet, a folder "
+            f"of videos or frames, or a split of the run's own data ({', '.join(SPLITS)})"
         )
 
     def prepare(self) -> None:
