@@ -20,7 +20,7 @@ from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.judge import Judge
 from swirl_lightning.judge.metric import JudgeScore
-from swirl_lightning.judge.templates import TEMPLATES
+from swirl_lightning.judge.templates import builtin
 from swirl_lightning.transition import Transition
 
 
@@ -282,7 +282,7 @@ def test_at_most_so_many_at_a_time(server, tmp_path):
     ],
 )
 def test_answers_are_read_and_never_clamped(answer, score):
-    assert TEMPLATES["aurora"].parse(answer) == (score, None if score is not None else "unparsable")
+    assert builtin("aurora").parse(answer) == (score, None if score is not None else "unparsable")
 
 
 def test_unparsable_answers_stay_in_the_report(server, tmp_path):

@@ -40,14 +40,14 @@ def test_a_run_beside_the_paper(tmp_path, capsys):
     swirl(["report", str(run)])
     text = (run / "report.md").read_text()
     assert "| | judge 0-10 | IDM judge 0-10 | nearer target % |" in text
-    assert "| SFT (paper) | 4.36 | 6.38 | – |" in text
+    assert "| SFT (paper) | 4.36† | 6.38 | – |" in text
     assert "| SWIRL iteration 1 | 5.50 | – | 25.00 |" in text
     assert "- SWIRL iteration 1: records 400, used 398, skipped 2, skipped: missing 2" in text
     assert "bert_score is missing (set bert)" in text
-    assert "judged by grader\\|1" in text
+    assert "states judged by grader\\|1, template unknown" in text
     assert "(predictions/contact_sheet.png)" in text
     page = (run / "report.html").read_text()
-    assert "<td>SWIRL iterative (paper)</td>\n<td>5.06</td>" in page
+    assert "<td>SWIRL iterative (paper)</td>\n<td>5.06†</td>" in page
     assert "SWIRL iteration 1" in capsys.readouterr().out
 
 
@@ -65,7 +65,7 @@ def test_the_paper_stands_beside_the_same_schedule_alone(tmp_path, row, beside):
     (report,) = build([results_file(write(tmp_path, row=row))])
     assert list(report.rows) == [*(f"{name} (paper)" for name in beside), row]
     if row.startswith("IDM→FWM"):
-        assert report.rows["IDM→FWM (paper)"] == ["4.83", "–", "–"]
+        assert report.rows["IDM→FWM (paper)"] == ["4.83†", "–", "–"]
 
 
 def test_a_row_of_ones_own_name_is_known_by_its_schedule(tmp_path):
@@ -83,7 +83,7 @@ def test_world_prediction_is_compared_by_its_mean_over_turns(tmp_path):
     main([str(write(tmp_path / "run", "WorldPrediction", **values))])
     text = (tmp_path / "run" / "report.md").read_text()
     assert "| | judge 0-10, mean over turns | turn 6 |" in text
-    assert "| SFT (paper) | 1.63 | 0.97 |" in text
+    assert "| SFT (paper) | 1.63† | 0.97† |" in text
     assert "| SWIRL iteration 1 | 2.00 | 1.00 |" in text
 
 
@@ -144,6 +144,10 @@ WRONG = {
     "facts that are none": {"test": {"SFT": {"x": 1}}, "about": {"test": {"SFT": []}}},
     "a label that is none": {"test": {"SFT": {"x": 1}}, "about": {"test": {"SFT": {"label": ["IDM"]}}}},
     "counts of another kind": {"test": {"SFT": {"x": 1}}, "about": {"test": {"SFT": {"counts": {"test": 3}}}}},
+    "templates of another kind": {
+        "test": {"SFT": {"x": 1}},
+        "about": {"test": {"SFT": {"settings": {"judge": {"model": "m", "templates": {"state": 3}}}}}},
+    },
     "a judge of another kind": {"test": {"SFT": {"x": 1}}, "about": {"test": {"SFT": {"settings": {"judge": "x"}}}}},
 }
 

@@ -20,7 +20,7 @@ from PIL import Image
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import whole_file
 from swirl_lightning.judge.endpoint import Endpoint, Unanswered, without_key
-from swirl_lightning.judge.templates import JudgeTemplate
+from swirl_lightning.judge.templates import JudgeTemplate, builtin, read_template
 from swirl_lightning.transition import State
 
 
@@ -70,9 +70,13 @@ class Judge:
             pause, the question has failed.
         max_tokens: of an answer.
         temperature: of the model; null leaves it out of the request, as some models demand.
+        template: file of the question about predicted states, as
+            :func:`swirl_lightning.judge.templates.read_template` reads it; null for the suite's, in our own words.
+        action_template: the same for predicted actions.
 
     Raises:
-        ValueError: a number makes no sense, or ``base_url`` does not.
+        FileNotFoundError: a template is not there.
+        ValueError: a number makes no sense, or ``base_url`` or a template does not.
     """
 
     def __init__(
@@ -88,6 +92,8 @@ class Judge:
         deadline: float = 600.0,
         max_tokens: int = 512,
         temperature: float | None = 0.0,
+        template: str | None = None,
+        action_template: str | None = None,
     ) -> None:
         self.model, self.base_url, self.api_key_env = model, base_url, api_key_env
         self.cache_dir = Path(cache_dir)
@@ -104,6 +110,8 @@ class Judge:
             max_tokens="[1, inf)",
             temperature="[0, inf) or null",
         )
+        self.template, self.action_template = template, action_template
+        self._templates = {path: read_template(Path(path)) for path in (template, action_template) if path}
         self._endpoint = Endpoint(base_url, api_key_env, timeout, retries, backoff, deadline)
         self._slots: asyncio.Semaphore | None = None
 
@@ -116,9 +124,20 @@ class Judge:
         """
         self._endpoint.check()
 
-    def settings(self) -> dict[str, Any]:
-        """Return the options that scores depend on, for ``results.json``."""
-        return {"model": self.model, "base_url": self.base_url, "temperature": self.temperature}
+    def template_of(self, suite: str) -> JudgeTemplate:
+        """Return the template of a suite, or of ``action``: the one that is set, or our own.
+
+        Raises:
+            ValueError: there is none of our own.
+        """
+        own, path = builtin(suite), self.action_template if suite == "action" else self.template
+        return self._templates[path] if path else own
+
+    def settings(self, suite: str) -> dict[str, Any]:
+        """Return the options that scores of a suite depend on, for ``results.json``."""
+        templates = {"state": self.template_of(suite).facts(), "action": self.template_of("action").facts()}
+        options = {"model": self.model, "base_url": self.base_url, "temperature": self.temperature}
+        return options | {"templates": templates}
 
     def submit(self, template: JudgeTemplate, states: Sequence[State], **words: str) -> Future[JudgeAnswer]:
         """Ask a question in the background.
@@ -128,7 +147,7 @@ class Judge:
             states: images (or texts) that the question is about, in the template's order.
             words: values of the names in the template's braces.
         """
-        content = [{"type": "text", "text": template.text.format(**words)}, *map(_part, states)]
+        content = [{"type": "text", "text": template.fill(**words)}, *map(_part, states)]
         return asyncio.run_coroutine_threadsafe(self._ask(template, content), _loop())
 
     # ---- one question ----------------------------------------------------------------------------
@@ -141,7 +160,7 @@ class Judge:
             if score is not None:
                 return JudgeAnswer(score, cached=True)
             try:
-                reply = await self._endpoint.ask(self._question(content))
+                reply = await self._endpoint.ask(self._question(template, content))
             except Unanswered as error:
                 return JudgeAnswer(None, "failed", reason=str(error))
             answer = JudgeAnswer(*template.parse(reply.text), reply.prompt_tokens, reply.completion_tokens)
@@ -154,9 +173,10 @@ class Judge:
         with whole_file(path, alone=False) as file:
             file.write(json.dumps({"answer": words, **asdict(answer), "model": self.model}).encode())
 
-    def _question(self, content: list[dict[str, Any]]) -> dict[str, Any]:
+    def _question(self, template: JudgeTemplate, content: list[dict[str, Any]]) -> dict[str, Any]:
         options = {} if self.temperature is None else {"temperature": self.temperature}
-        messages = [{"role": "user", "content": content}]
+        system: list[dict[str, Any]] = [{"role": "system", "content": template.system}] if template.system else []
+        messages = [*system, {"role": "user", "content": content}]
         return {"model": self.model, "messages": messages, "max_tokens": self.max_tokens, **options}
 
     def _path(self, template: JudgeTemplate, content: list[dict[str, Any]]) -> Path:
@@ -166,7 +186,7 @@ class Judge:
             "base_url": self.base_url,
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
-            "template": template.text,
+            "template": [template.system, template.text],
             "content": content,
         }
         key = hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=20).hexdigest()

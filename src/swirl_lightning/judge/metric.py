@@ -13,7 +13,6 @@ from torch import Tensor
 
 from swirl_lightning.data.reading import first
 from swirl_lightning.judge import Judge, JudgeAnswer
-from swirl_lightning.judge.templates import TEMPLATES
 from swirl_lightning.metrics.category_means import CategoryMeans
 from swirl_lightning.transition import State, Transition
 
@@ -30,7 +29,7 @@ class JudgeScore(CategoryMeans):
 
     Args:
         judge: client that asks.
-        template: name in `swirl_lightning.judge.templates.TEMPLATES`.
+        template: the suite that is judged, or ``action``: see :meth:`swirl_lightning.judge.Judge.template_of`.
         categories: see `CategoryMeans`.
         by: see `CategoryMeans`.
         kwargs: as for `CategoryMeans`.
@@ -48,9 +47,7 @@ class JudgeScore(CategoryMeans):
         **kwargs: Any,
     ) -> None:
         super().__init__(("judge",), categories, by, **kwargs)
-        if template not in TEMPLATES:
-            raise ValueError(f"no judge template {template!r}; there are {sorted(TEMPLATES)}")
-        self.judge, self.template = judge, TEMPLATES[template]
+        self.judge, self.template = judge, judge.template_of(template)
         self.add_state("tally", torch.zeros(len(self.COUNTS), dtype=torch.int64), dist_reduce_fx="sum")
         self._pending: list[tuple[Future[JudgeAnswer], Transition]] = []
 

@@ -27,6 +27,10 @@ from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, read, sh
 _SPLITS = ("test", "validation")
 _REWARDS = ("fwm/reward", "idm/reward")
 _SMOOTHED = 20  # steps of a running mean of rewards
+JUDGED = re.compile(r"/judge(/|$)")
+"""Within the keys of a judge's scores."""
+JUDGED_BY = {"state": "fwm/", "action": "idm/"}
+"""What a template asks about -> how the keys of its scores begin."""
 
 
 @dataclass
@@ -122,11 +126,19 @@ def _report(suite: str, split: str, rows: list[tuple[str, Row, dict[str, Any], P
     keys = [key for key in layout.columns if any(key in row for row in every)]
     factors = {key: layout.factors.get(key, 1) for key in keys}
     # the paper's values are on its scale already
-    table = {name: [_cell(row.get(key)) for key in keys] for name, row in paper.items()}
+    other = {key for key in keys if JUDGED.search(key) and not _as_in_the_paper(key, rows)}
+    table = {
+        name: [_cell(row.get(key)) + ("†" if key in row and key in other else "") for key in keys]
+        for name, row in paper.items()
+    }
     for name, values, _, _ in rows:
         cells = [_cell(values[key] * factors[key] if key in values else None) for key in keys]
         table[name] = cells
     report = SuiteReport(f"{suite} ({split})", [layout.columns[key] for key in keys], table)
+    if any(key in row for row in paper.values() for key in other):
+        report.notes.append(
+            "† other template: GPT-4o's score under the paper's wording, no bar for the judged rows here"
+        )
     for name, values, facts, path in rows:
         report.notes += _notes(name, split, values, facts)
         sheet = path.parent / "predictions" / CONTACT_SHEET
@@ -181,8 +193,28 @@ def _notes(name: str, split: str, values: Row, facts: dict[str, Any]) -> list[st
             notes.append(f"{name}: {key} {value:.0f}; these are not in the mean")
     judge = facts.get("settings", {}).get("judge")
     if judge:
-        notes.append(f"{name}: judged by {judge['model']}")
+        for kind, prefix in JUDGED_BY.items():
+            if any(JUDGED.search(key) and key.startswith(prefix) for key in values):
+                notes.append(f"{name}: {kind}s judged by {judge['model']}, template {_template(judge, kind)}")
     return [printable(note) for note in notes]
+
+
+def _template(judge: dict[str, Any], kind: str) -> str:
+    """Name a template with its hash and source, as far as the results tell."""
+    facts = judge.get("templates", {}).get(kind, {})
+    source = f", from {facts['source']}" if facts.get("source") else ""
+    return f"{facts.get('name', 'unknown')} ({facts.get('hash', 'no hash')}{source})"
+
+
+def _as_in_the_paper(key: str, rows: Sequence[tuple[str, Row, dict[str, Any], Path]]) -> bool:
+    """Whether all rows with a value are judged by the paper's model under what their template says is its wording."""
+    kind = "action" if key.startswith(JUDGED_BY["action"]) else "state"
+    judges = [facts.get("settings", {}).get("judge") or {} for _, values, facts, _ in rows if key in values]
+    return all(
+        re.fullmatch(r"gpt-4o(-[\d-]+)?", str(judge.get("model")))
+        and judge.get("templates", {}).get(kind, {}).get("paper") is True
+        for judge in judges
+    )
 
 
 def markdown(reports: Sequence[SuiteReport], folder: Path, drawn: Path | None = None) -> str:

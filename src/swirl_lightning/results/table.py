@@ -98,9 +98,12 @@ def _is_about(facts: Any) -> bool:
         return False
     judge = facts.get("settings", {}).get("judge")
     counts = facts.get("counts", {}).values()
-    return all(isinstance(count, dict) for count in counts) and (
-        judge is None or (type(judge) is dict and "model" in judge)
-    )
+    return all(isinstance(count, dict) for count in counts) and (judge is None or _is_judge(judge))
+
+
+def _is_judge(judge: Any) -> bool:
+    templates = judge.get("templates", {}) if isinstance(judge, dict) else None
+    return isinstance(templates, dict) and "model" in judge and all(isinstance(t, dict) for t in templates.values())
 
 
 def table(rows: dict[str, dict[str, float]], title: str = "") -> Table:
