@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,11 @@ BUILTIN = Path(__file__).parents[1] / "assets" / "judge"
 """Folder of our own wordings: ``action`` is for inverse dynamics, the others are for suites."""
 
 STATES = ("before", "after", "predicted")
-SEVERAL = {"first": lambda values: values[0], "last": lambda values: values[-1], "min": min}
+SEVERAL: dict[str, Callable[[list[float]], float]] = {
+    "first": lambda scores: scores[0],
+    "last": lambda scores: scores[-1],
+    "min": min,
+}
 """Ways to make one score of several."""
 
 
