@@ -36,8 +36,8 @@ class WorldPrediction(ImageSuite):
     Rollout: the start frame is the first frame of the first segment; step k has the label of segment k as
     its action and the last frame of segment k as its reference; each step starts from the model's own
     previous frame. Scores are given for each turn, dataset and both (``judge/turn 3``, ``judge/COIN``,
-    ``judge/COIN/turn 3``), and as the paper's mean over turns (``judge/mean over turns``). In
-    that mean late turns, which few samples have, are weighted as the first; ``judge`` is the mean over all
+    ``judge/COIN/turn 3``), and as the paper's means over turns (``judge/mean over turns``,
+    ``judge/COIN/mean over turns``). In these, late turns, which few samples have, are weighted as the first; ``judge`` is the mean over all
     steps. The segments are the sample's ``original_segments`` where the file names them, and otherwise those of
     the right candidate.
 
@@ -95,13 +95,13 @@ class WorldPrediction(ImageSuite):
     @property
     def categories(self) -> tuple[str, ...]:
         """Turns, datasets, and turns of datasets."""
-        names = sorted({record.meta["dataset"] for record in self.checked("test")})
-        return (*self._turns, *names, *(f"{name}/{turn}" for name in names for turn in self._turns))
+        return (*self._turns, *self._names, *(f"{name}/{turn}" for name in self._names for turn in self._turns))
 
     @property
     def averages(self) -> Mapping[str, Sequence[str]]:
-        """Mean over turns, the paper's main number."""
-        return {"mean over turns": self._turns}
+        """Mean over turns, the paper's main number, of all and of each dataset."""
+        own = {f"{name}/mean over turns": [f"{name}/{turn}" for turn in self._turns] for name in self._names}
+        return {"mean over turns": self._turns, **own}
 
     def prepare_data(self) -> None:
         """Cut out the frames in one process, so that the others find them."""
@@ -141,6 +141,10 @@ class WorldPrediction(ImageSuite):
         return _Rollouts(self.checked(split), self.max_turns, self._groups)
 
     # ---- parts -----------------------------------------------------------------------------------
+    @property
+    def _names(self) -> list[str]:
+        return sorted({record.meta["dataset"] for record in self.checked("test")})
+
     @property
     def _turns(self) -> list[str]:
         return [f"turn {turn}" for turn in range(1, self.max_turns + 1)]

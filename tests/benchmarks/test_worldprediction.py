@@ -207,10 +207,13 @@ def test_end_to_end(tmp_path):
     prefix = "test/fwm/sampled/clip_source"
     names = {k.removeprefix(prefix).lstrip("/") for k in results if k.startswith(prefix)}
     turns = {"turn 1", "turn 2", "mean over turns"}
-    assert names == {"", *turns, "COIN", "IKEA-ASM", "COIN/turn 1", "COIN/turn 2", "IKEA-ASM/turn 1"}
+    of_coin = {f"COIN/{turn}" for turn in turns}
+    assert names == {"", *turns, "COIN", *of_coin, "IKEA-ASM", "IKEA-ASM/turn 1", "IKEA-ASM/mean over turns"}
     first, second = (results[f"{prefix}/turn {turn}"] for turn in (1, 2))
     assert results[prefix] == pytest.approx((3 * first + 2 * second) / 5)
     assert results[f"{prefix}/mean over turns"] == pytest.approx((first + second) / 2)
+    coin = [results[f"{prefix}/COIN/turn {turn}"] for turn in (1, 2)]
+    assert results[f"{prefix}/COIN/mean over turns"] == pytest.approx(sum(coin) / 2)
     assert 0 <= results["test/choice/idm_accuracy"] <= 1
     (first, made), (second, _) = shown
     assert [row.meta["turn"] for row in (*first, *second)] == [1, 1, 1, 2, 2]
