@@ -37,9 +37,9 @@ class WorldPrediction(ImageSuite):
     its action and the last frame of segment k as its reference; each step starts from the model's own
     previous frame. Scores are given for each turn, dataset and both (``judge/turn 3``, ``judge/COIN``,
     ``judge/COIN/turn 3``), and as the paper's means over turns (``judge/mean over turns``,
-    ``judge/COIN/mean over turns``). In these, late turns, which few samples have, are weighted as the first; ``judge`` is the mean over all
-    steps. The segments are the sample's ``original_segments`` where the file names them, and otherwise those of
-    the right candidate.
+    ``judge/COIN/mean over turns``). In these, late turns, which few samples have, are weighted as the first;
+    ``judge`` is the mean over all steps. The segments are the sample's ``original_segments`` where the file names
+    them, and otherwise those of the right candidate.
 
     Multiple choice: ``choice/idm_accuracy`` and ``choice/fwm_accuracy``, see `Evaluator`; a candidate of
     several segments is read as "first label, then second label".
