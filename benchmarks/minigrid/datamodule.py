@@ -27,8 +27,7 @@ class MiniGrid(TransitionDataModule):
         families: environment families, a choice of the keys of `FAMILIES`; null for all.
         labelled_families: the same for the labelled transitions alone; null for ``families``.
         never_labelled: things such as ``red key`` that no labelled transition names.
-        action_shares: proportions of the kinds of action (``drop: 0.4``) in pairs, validation and test. Null takes
-            those of the labelled transitions, `SHARES`.
+        action_shares: proportions of the kinds of action (``drop: 0.4``), in all splits; null takes `SHARES`.
         min_gap: fewest steps between the two frames of a state-only pair.
         max_gap: most steps between them, as in a video; labelled transitions are single steps whatever it is.
         world_seed: of the simulated episodes. Apart from `seed`, so that runs with different seeds can
@@ -63,14 +62,15 @@ class MiniGrid(TransitionDataModule):
             "validation": validation_size,
             "test": test_size,
         }
-        everywhere = {"families": tuple(FAMILIES if families is None else families)}
-        unlabelled = everywhere if action_shares is None else {**everywhere, "shares": action_shares}
-        labelled = everywhere if labelled_families is None else {"families": tuple(labelled_families)}
+        everywhere: dict[str, Any] = {"families": tuple(FAMILIES if families is None else families)}
+        if action_shares is not None:
+            everywhere["shares"] = action_shares
+        labelled = {} if labelled_families is None else {"families": tuple(labelled_families)}
         self.options: dict[str, dict[str, Any]] = {
-            "warmup": {**labelled, "never_named": tuple(never_labelled)},
-            "state_only": {**unlabelled, "min_gap": min_gap, "max_gap": max_gap},
-            "validation": unlabelled,
-            "test": unlabelled,
+            "warmup": {**everywhere, **labelled, "never_named": tuple(never_labelled)},
+            "state_only": {**everywhere, "min_gap": min_gap, "max_gap": max_gap},
+            "validation": everywhere,
+            "test": everywhere,
         }
         self.world_seed = world_seed
 
