@@ -41,6 +41,11 @@ class Results(Callback):
     def __init__(self, row: str | None = None) -> None:
         self.row = row
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a table that cannot be read, before a model loads."""
+        if stage != "predict":
+            read(_path(trainer))
+
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Add a row during fit if warm-up or an iteration has ended, and not where it goes on or was cut short."""
         if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -135,6 +135,7 @@ def test_predict_writes_every_row_and_generates_none_twice(finished):
     ("changes", "args", "words"),
     [
         ({"model/init_args/grpo/group_sizes": 3}, [], ["group_sizes"]),
+        ({}, ["--trainer.max_epoch", "3"], ["trainer.max_epoch is no option; did you mean 'trainer.max_epochs'?"]),
         ({"model/init_args/grpo/group_size": 1}, [], ["model.grpo.group_size must lie in [2, inf), got 1"]),
         ({"model/init_args/backbone/class_path": "swirl_lightning.backbones.Nothing"}, [], ["Nothing"]),
         ({"phase_switch/phases": ["fwm", "imd"]}, [], ["imd", "bootstrap"]),
@@ -143,7 +144,7 @@ def test_predict_writes_every_row_and_generates_none_twice(finished):
         ({"model/init_args/backbone/init_args/model_name_or_path": "builtin/none"}, [], ["builtin/none"]),
         ({"model/init_args/backbone/init_args/model_name_or_path": "./no/such/folder"}, [], ["no/such/folder"]),
     ],
-    ids=["key", "value", "backbone", "phase", "missing ckpt", "corrupt ckpt", "builtin", "no model"],
+    ids=["key", "abbreviation", "value", "backbone", "phase", "missing ckpt", "corrupt ckpt", "builtin", "no model"],
 )
 def test_bad_input_is_one_clear_message_before_training(
     tmp_path, gemma_path, finished, refused, monkeypatch, changes, args, words

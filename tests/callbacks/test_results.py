@@ -146,6 +146,15 @@ def test_a_phase_that_goes_on_or_was_cut_short_is_no_row_and_no_export(gemma_pat
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["last"] + ["sft"] * ends
 
 
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_table_that_cannot_be_read_is_refused_before_a_model_loads(gemma_path, tmp_path, command):
+    (tmp_path / "results.json").write_text("{")
+    swirl, run = module(gemma_path), quiet_trainer(tmp_path, PhaseSwitch(1, iterations=0), Results())
+    with pytest.raises(ValueError, match=r"results.json is not valid JSON .* move it away"):
+        getattr(run, command)(swirl, Digits(size=8))
+    assert swirl.model is None
+
+
 def test_no_row_of_processes_at_the_same_time_is_lost(gemma_path, tmp_path):
     """Tests of several checkpoints share a run's folder, and each reads the table, adds its row and writes."""
     names, count = ("a", "b", "c"), 30

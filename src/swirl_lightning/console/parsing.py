@@ -35,11 +35,14 @@ _SAID_ELSEWHERE = (  # of a union of types: that the others do not fit either, a
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, with ``null`` for options of classes within classes, and short messages.
+    """Lightning's parser, with ``null`` for options of classes within classes, short messages and no abbreviations.
 
     jsonargparse reads the null of ``--model.backbone.quantization null`` and hands it on to the parser of the inner
     class as the text ``None``.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})  # --trainer.max_epoch is a mistyped option
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """As in jsonargparse."""
