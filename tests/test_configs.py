@@ -117,7 +117,7 @@ def test_the_quickstart_shows_what_one_would_change(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) < 80
     (settings,) = [yaml.safe_load(shown)]
-    assert settings["model"]["init_args"]["optim"]["fwm"] == {"lr": 5e-4, "warmup": 5.0}
+    assert settings["model"]["init_args"]["optim"]["fwm"] == {"lr": 5e-4, "warmup": 20.0, "schedule": "constant"}
     assert settings["trainer"]["default_root_dir"] == "runs/quickstart"
 
 

@@ -10,12 +10,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def minigrid_run(folder: Path, *options: str) -> Path:
-    """The quickstart's configuration, two steps of its warm-up."""
+    """The paper's recipe in MiniGrid, two steps of its warm-up."""
     sizes = {"warmup_size": 16, "state_only_size": 16, "validation_size": 4, "test_size": 8}
     here(
         "fit",
         "-c",
-        ROOT / "configs" / "minigrid_quickstart.yaml",
+        ROOT / "configs" / "minigrid_paper.yaml",
         *(word for name, size in sizes.items() for word in (f"--data.{name}", size)),
         *("--phase_switch.warmup_epochs", "1", "--phase_switch.iterations", "0"),
         *("--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "0"),
