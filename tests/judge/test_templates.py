@@ -150,14 +150,14 @@ def test_the_papers_number_is_no_bar_for_another_template_or_model(tmp_path):
         "older": results(tmp_path / "older", "gpt-4o"),
     }
     for name, path in runs.items():
-        (report,) = build([path])
+        report, *_ = build([path])
         shown = report.rows["SFT (paper)"][report.heading.index("judge 0-10")]
         assert shown == ("4.36" if name == "same" else "4.36†")
         assert any(note.startswith("† other template") for note in report.notes) == (name != "same")
-    (report,) = build([runs["same"]])
+    report, *_ = build([runs["same"]])
     assert "SFT: states judged by gpt-4o-2024-08-06, template theirs.yaml (ab12, from a checkout)" in report.notes
-    (both,) = build([runs["same"], runs["other words"]])
+    both, *_ = build([runs["same"], runs["other words"]])
     assert both.rows["SFT (paper)"][both.heading.index("judge 0-10")] == "4.36†"
     assert f"other words: SFT: states judged by gpt-4o, template swirl-lightning/aurora ({ours['hash']})" in both.notes
-    (older,) = build([runs["older"]])
+    older, *_ = build([runs["older"]])
     assert "SFT: states judged by gpt-4o, template unknown (no hash)" in older.notes

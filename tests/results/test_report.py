@@ -39,9 +39,12 @@ def test_a_run_beside_the_paper(tmp_path, capsys):
     Image.new("RGB", (4, 4)).save(run / "predictions" / "contact_sheet.png")
     swirl(["report", str(run)])
     text = (run / "report.md").read_text()
-    assert "| | judge 0-10 | IDM judge 0-10 | nearer target % |" in text
-    assert "| SFT (paper) | 4.36† | 6.38 | – |" in text
-    assert "| SWIRL iteration 1 | 5.50 | – | 25.00 |" in text
+    assert (
+        "| | judge 0-10 | IDM judge 0-10 | CLIP target | nearer target % | DiscEdit | IDM BERTScore | IDM ROUGE-L"
+        in text
+    )
+    assert "| SFT (paper) | 4.36† | 6.38 | 0.84 | – | 0.36 | 41.00 | 36.00 | 21.00 |" in text
+    assert "| SWIRL iteration 1 | 5.50 | – | – | 25.00 | – |" in text
     assert "- SWIRL iteration 1: records 400, used 398, skipped 2, skipped: missing 2" in text
     assert "bert_score is missing (set bert)" in text
     assert "states judged by grader\\|1, template unknown" in text
@@ -54,18 +57,19 @@ def test_a_run_beside_the_paper(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("row", "beside"),
     [
-        ("IDM→FWM, shared weights", ["SFT", "IDM→FWM"]),
-        ("FWM→IDM", ["SFT", "FWM→IDM"]),
-        ("SWIRL iteration 2", ["SFT", "SWIRL iterative", "SWIRL iterative, shared weights"]),
-        ("SFT", ["SFT"]),
+        ("IDM→FWM, shared weights", ["SFT, Chameleon", "SFT", "IDM→FWM"]),
+        ("FWM→IDM", ["SFT, Chameleon", "SFT", "FWM→IDM"]),
+        ("SWIRL iteration 2", ["SFT, Chameleon", "SFT", "SWIRL iterative", "SWIRL iterative, shared weights"]),
+        ("SFT", ["SFT, Chameleon", "SFT"]),
+        ("Bootstrap iteration 1", ["SFT, Chameleon", "Bootstrap, Chameleon", "SFT", "Bootstrap"]),
     ],
 )
 def test_the_paper_stands_beside_the_same_schedule_alone(tmp_path, row, beside):
     """IDM→FWM is Phase I alone: 4.83 is no bar for an iterative run, nor 5.06 for Phase I."""
-    (report,) = build([results_file(write(tmp_path, row=row))])
+    report, *_ = build([results_file(write(tmp_path, row=row))])
     assert list(report.rows) == [*(f"{name} (paper)" for name in beside), row]
     if row.startswith("IDM→FWM"):
-        assert report.rows["IDM→FWM (paper)"] == ["4.83†", "–", "–"]
+        assert report.rows["IDM→FWM (paper)"] == ["4.83†", "–", "0.84", "–", "0.36", "–", "–", "–"]
 
 
 def test_a_row_of_ones_own_name_is_known_by_its_schedule(tmp_path):
@@ -74,7 +78,7 @@ def test_a_row_of_ones_own_name_is_known_by_its_schedule(tmp_path):
     results["about"]["test"]["mine"]["label"] = "IDM→FWM"
     (run / "results.json").write_text(json.dumps(results))
     (report,) = build([results_file(run)])
-    assert list(report.rows) == ["SFT (paper)", "IDM→FWM (paper)", "mine"]
+    assert list(report.rows) == ["SFT, Chameleon (paper)", "SFT (paper)", "IDM→FWM (paper)", "mine"]
 
 
 def test_world_prediction_is_compared_by_its_mean_over_turns(tmp_path):
@@ -82,9 +86,56 @@ def test_world_prediction_is_compared_by_its_mean_over_turns(tmp_path):
     values = {"fwm/sampled/judge": 9.0, "fwm/sampled/judge/mean over turns": 2.0, "fwm/sampled/judge/turn 6": 1.0}
     main([str(write(tmp_path / "run", "WorldPrediction", **values))])
     text = (tmp_path / "run" / "report.md").read_text()
-    assert "| | judge 0-10, mean over turns | turn 6 |" in text
-    assert "| SFT (paper) | 1.63† | 0.97† |" in text
-    assert "| SWIRL iteration 1 | 2.00 | 1.00 |" in text
+    assert "| | judge 0-10, mean over turns | turn 1 | turn 2 | turn 3 | turn 4 | turn 5 | turn 6 |" in text
+    assert "| SFT (paper) | 1.63† | 3.09 | 2.09 | 1.40 | 1.17 | 1.07 | 0.97† |" in text
+    assert "| SWIRL iteration 1 | 2.00 | – | – | – | – | – | 1.00 |" in text
+
+
+def test_the_papers_other_tables(tmp_path):
+    """By dataset, iteration and group size: where one's own rows have the metric, or the paper has such rows."""
+    values = {"fwm/sampled/judge": 4.5, "fwm/sampled/judge/ag": 3.0, "fwm/sampled/clip_target/ag": 0.5}
+    reports = {r.title: r for r in build([results_file(write(tmp_path / "a", **values))])}
+    assert list(reports) == [
+        "AURORA (test)",
+        "AURORA (test), by dataset (Table 1)",
+        "AURORA (test), by number of training samples (Table 7)",
+        "AURORA (test), by iteration (Table 9)",
+        "AURORA (test), by group size (Table 10)",
+    ]
+    by_dataset = reports["AURORA (test), by dataset (Table 1)"]
+    assert by_dataset.heading == ["judge/ag", "judge", "clip_target/ag"]
+    assert by_dataset.rows["SWIRL iterative (paper)"] == ["3.52†", "5.06†", "0.80"]
+    assert by_dataset.rows["SWIRL iteration 1"] == ["3.00", "4.50", "0.50"]
+    by_iteration = reports["AURORA (test), by iteration (Table 9)"]
+    assert by_iteration.rows["SWIRL iteration 3, shared weights (paper)"] == ["3.18†", "4.97†"]
+    assert "Bootstrap, SFT-Merge, 12.8k samples (paper)" not in markdown(list(reports.values()), tmp_path)
+    bootstrap = markdown(build([results_file(write(tmp_path / "b", row="Bootstrap iteration 1"))]), tmp_path)
+    assert "| Bootstrap, SFT-Merge, 12.8k samples (paper) | 4.01† |" in bootstrap
+    assert "| Bootstrap (paper) | 4.11† |" in bootstrap
+
+
+def test_verification_and_zero_shot_stand_beside_their_like(tmp_path):
+    run = write(tmp_path / "run", row="SFT, best of 4")
+    results = json.loads((run / "results.json").read_text())
+    results["about"]["test"]["SFT, best of 4"] |= {"label": "SFT", "settings": {"evaluation": {"best_of": 4}}}
+    (run / "results.json").write_text(json.dumps(results))
+    (report,) = build([run / "results.json"])
+    judged = {name: cells[0] for name, cells in report.rows.items()}
+    best = {f"SFT, best of {n} (paper)": f"{score}†" for n, score in ((2, 4.53), (4, 4.66), (8, 4.77))}
+    assert judged == {"SFT, Chameleon (paper)": "3.26†", "SFT (paper)": "4.36†", **best, "SFT, best of 4": "5.50"}
+    values = {"fwm/sampled/bert_score": 0.9, "fwm/sampled/rouge_l": 0.5}
+    (report,) = build([results_file(write(tmp_path / "zero", "ScienceWorld", row="base", **values))])
+    assert report.rows["base, Qwen-2.5-3B-Instruct (paper)"] == ["82.87", "18.68"]
+    assert report.rows["base"] == ["90.00", "50.00"]
+
+
+def test_world_prediction_and_bytemorph_by_category(tmp_path):
+    values = {f"fwm/sampled/judge{key}": 2.0 for key in ("/mean over turns", "/EgoExo4D/mean over turns")}
+    *_, report = build([results_file(write(tmp_path / "w", "WorldPrediction", row="IDM→FWM", **values))])
+    assert report.rows["IDM→FWM (paper)"] == ["1.84†", "1.89†"]
+    values = {"fwm/sampled/judge": 50.0, "fwm/sampled/judge/interaction": 40.0}
+    *_, report = build([results_file(write(tmp_path / "b", "ByteMorph", row="SFT", **values))])
+    assert report.rows["SFT (paper)"] == ["40.70†", "43.38†"]
 
 
 def test_several_runs_and_suites(tmp_path, monkeypatch):
@@ -92,7 +143,7 @@ def test_several_runs_and_suites(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main([str(run) for run in runs])
     text = (tmp_path / "report.md").read_text()
-    assert text.count("## ") == 2
+    assert text.count("\n## ") == 5  # and three further tables of AURORA
     assert "| a: SWIRL iteration 1 |" in text
     assert "| b/version_0: SWIRL iteration 1 |" in text
     main([str(tmp_path / "b"), "--out", str(tmp_path / "x" / "y")])
@@ -144,6 +195,10 @@ WRONG = {
     "facts that are none": {"test": {"SFT": {"x": 1}}, "about": {"test": {"SFT": []}}},
     "a label that is none": {"test": {"SFT": {"x": 1}}, "about": {"test": {"SFT": {"label": ["IDM"]}}}},
     "counts of another kind": {"test": {"SFT": {"x": 1}}, "about": {"test": {"SFT": {"counts": {"test": 3}}}}},
+    "an evaluation of another kind": {
+        "test": {"SFT": {"x": 1}},
+        "about": {"test": {"SFT": {"settings": {"evaluation": 3}}}},
+    },
     "templates of another kind": {
         "test": {"SFT": {"x": 1}},
         "about": {"test": {"SFT": {"settings": {"judge": {"model": "m", "templates": {"state": 3}}}}}},
@@ -199,7 +254,9 @@ def test_as_a_module(tmp_path, monkeypatch, capsys):
 
 
 def test_every_paper_row_uses_the_tables_columns():
-    for layout in SUITES.values():
+    assert sum(len(layout.parts) for layout in SUITES.values()) == 7
+    for layout in [*SUITES.values(), *(part for suite in SUITES.values() for part in suite.parts.values())]:
+        assert layout.paper
         assert set(layout.factors) <= set(layout.columns)
         assert all(set(row) <= set(layout.columns) for row in layout.paper.values())
 

@@ -32,6 +32,9 @@ JUDGED = re.compile(r"/judge(/|$)")
 JUDGED_BY = {"state": "fwm/", "action": "idm/"}
 """What a template asks about -> how the keys of its scores begin."""
 
+TestedRow = tuple[str, Row, dict[str, Any], Path]
+"""Name of a row, its values, the facts about it, and its file."""
+
 
 @dataclass
 class SuiteReport:
@@ -105,45 +108,62 @@ def results_file(run: str | Path) -> Path:
 
 
 def build(files: Sequence[Path]) -> list[SuiteReport]:
-    """Build one report for each suite and split that the runs have."""
-    found: dict[tuple[str, str], list[tuple[str, Row, dict[str, Any], Path]]] = {}
+    """Build one report for each suite and split that the runs have, and for the paper's further tables of the suite."""
+    found: dict[tuple[str, str], list[TestedRow]] = {}
     for path in files:
         results = read(path)
         about = results.get("about", {})
         for split in _SPLITS:
             for row, values in results.get(split, {}).items():
                 facts = {"label": row, **about.get(split, {}).get(row, {})}
+                facts["label"] += _best_of(facts)
                 name = printable(row if len(files) == 1 else f"{_label(path)}: {row}")
                 place = found.setdefault((printable(facts.get("suite", "results")), split), [])
                 place.append((name, values, facts, path))
-    return [_report(suite, split, rows) for (suite, split), rows in sorted(found.items())]
+    return [report for (suite, split), rows in sorted(found.items()) for report in _reports(suite, split, rows)]
 
 
-def _report(suite: str, split: str, rows: list[tuple[str, Row, dict[str, Any], Path]]) -> SuiteReport:
+def _reports(suite: str, split: str, rows: list[TestedRow]) -> list[SuiteReport]:
+    """Build the table of a suite, and of each part that has more columns of one's own, or more rows of the paper."""
     layout = SUITES.get(suite) or _own_layout([values for _, values, _, _ in rows])
-    paper = layout.paper_beside(facts["label"] for _, _, facts, _ in rows) if split == "test" else {}
+    labels = [facts["label"] for _, _, facts, _ in rows]
+    paper = layout.paper_beside(labels) if split == "test" else {}
     every = [*paper.values(), *(values for _, values, _, _ in rows)]
-    keys = [key for key in layout.columns if any(key in row for row in every)]
+    whole = _table(f"{suite} ({split})", layout, paper, every, rows)
+    for name, values, facts, path in rows:
+        whole.notes += _notes(name, split, values, facts)
+        sheet = path.parent / "predictions" / CONTACT_SHEET
+        if split == "test" and sheet.is_file() and sheet not in whole.images:
+            whole.images.append(sheet)
+    reports = [whole]
+    for name, part in layout.parts.items() if split == "test" else ():
+        beside, own = part.paper_beside(labels), [values for _, values, _, _ in rows]
+        keys = {key for key in part.columns if any(key in values for values in own)}
+        if beside and keys and not (keys <= set(layout.columns) and set(beside) <= set(paper)):
+            reports.append(_table(f"{suite} ({split}), {name}", part, beside, own, rows))
+    return reports
+
+
+def _table(
+    title: str, layout: SuiteTable, paper: dict[str, Row], filled: Sequence[Row], rows: list[TestedRow]
+) -> SuiteReport:
+    """Lay out the paper's rows and one's own, in the columns of which one of the ``filled`` rows has a value."""
+    keys = [key for key in layout.columns if any(row.get(key) is not None for row in filled)]
     factors = {key: layout.factors.get(key, 1) for key in keys}
     # the paper's values are on its scale already
     other = {key for key in keys if JUDGED.search(key) and not _as_in_the_paper(key, rows)}
     table = {
-        name: [_cell(row.get(key)) + ("†" if key in row and key in other else "") for key in keys]
+        name: [_cell(row.get(key)) + ("†" if row.get(key) is not None and key in other else "") for key in keys]
         for name, row in paper.items()
     }
     for name, values, _, _ in rows:
         cells = [_cell(values[key] * factors[key] if key in values else None) for key in keys]
         table[name] = cells
-    report = SuiteReport(f"{suite} ({split})", [layout.columns[key] for key in keys], table)
-    if any(key in row for row in paper.values() for key in other):
+    report = SuiteReport(title, [layout.columns[key] for key in keys], table)
+    if any(row.get(key) is not None for row in paper.values() for key in other):
         report.notes.append(
             "† other template: GPT-4o's score under the paper's wording, no bar for the judged rows here"
         )
-    for name, values, facts, path in rows:
-        report.notes += _notes(name, split, values, facts)
-        sheet = path.parent / "predictions" / CONTACT_SHEET
-        if split == "test" and sheet.is_file() and sheet not in report.images:
-            report.images.append(sheet)
     return report
 
 
@@ -173,6 +193,12 @@ def panels_of(files: Sequence[Path]) -> list[curves.Panel]:
 def _over_rows(values: dict[int, float]) -> curves.Curve:
     places = sorted(values)
     return curves.Curve(np.array(places, dtype=float), np.array([values[place] for place in places]))
+
+
+def _best_of(facts: dict[str, Any]) -> str:
+    """Return what the label of a row lacks if each prediction is the best of several."""
+    number = (facts.get("settings", {}).get("evaluation") or {}).get("best_of", 1)
+    return f", best of {number}" if number != 1 else ""
 
 
 def _own_layout(rows: Sequence[Row]) -> SuiteTable:
@@ -206,7 +232,7 @@ def _template(judge: dict[str, Any], kind: str) -> str:
     return f"{facts.get('name', 'unknown')} ({facts.get('hash', 'no hash')}{source})"
 
 
-def _as_in_the_paper(key: str, rows: Sequence[tuple[str, Row, dict[str, Any], Path]]) -> bool:
+def _as_in_the_paper(key: str, rows: Sequence[TestedRow]) -> bool:
     """Whether all rows with a value are judged by the paper's model under what their template says is its wording."""
     kind = "action" if key.startswith(JUDGED_BY["action"]) else "state"
     judges = [facts.get("settings", {}).get("judge") or {} for _, values, facts, _ in rows if key in values]

@@ -96,7 +96,9 @@ def _is_about(facts: Any) -> bool:
     kinds = {"label": str, "suite": str, "counts": dict, "missing": dict, "settings": dict}
     if not all(isinstance(facts.get(name, kind()), kind) for name, kind in kinds.items()):
         return False
-    judge = facts.get("settings", {}).get("judge")
+    judge, evaluation = (facts.get("settings", {}).get(name) for name in ("judge", "evaluation"))
+    if not isinstance(evaluation, dict | None):
+        return False
     counts = facts.get("counts", {}).values()
     return all(isinstance(count, dict) for count in counts) and (judge is None or _is_judge(judge))
 
