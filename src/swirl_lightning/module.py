@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.backbones.base import Backbone
@@ -264,6 +265,21 @@ class SWIRL(WorldModelModule):
         """Make one mean of the sums before gradients are clipped, and stop if a value is not finite."""
         self._denominator.divide(optimizer, self.trainer)
         self._finite.check_step(optimizer)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each adapter's gradients by their own norm: in the warm-up, one model's are no measure of the other's."""
+        if not gradient_clip_val:
+            return
+        for group in optimizer.param_groups:
+            if gradient_clip_algorithm == "value":
+                clip_grad_value_(group["params"], gradient_clip_val)
+            else:
+                clip_grad_norm_(group["params"], gradient_clip_val)
 
     def on_train_epoch_end(self) -> None:
         """Drop the rollouts of the phase, unless it was cut short. (A short last window is not replayed.)"""
