@@ -65,6 +65,12 @@ def test_uniforms_depend_on_the_key_alone():
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.parametrize(("one", "other"), [(26346, 91628), (49588, 69464)])
+def test_keys_have_noise_of_their_own_however_many_there_are(one, other):
+    """Hashes of these keys agree in the 32 bits that a seed of torch's generator has: of 100,000, one pair does."""
+    assert not torch.equal(uniforms([f"0|1|fwm|{one}"], 1, 8), uniforms([f"0|1|fwm|{other}"], 1, 8))
+
+
 @pytest.fixture(scope="module")
 def world(gemma_path):
     backbone = text_backbone(gemma_path, quantization=None)

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,8 @@ def global_seed() -> int:
 def uniforms(keys: Sequence[str], group_size: int, length: int) -> Tensor:
     """Draw one uniform number in [0, 1) per token of every rollout.
 
-    Each group draws from its own generator, seeded by its key. So a rollout depends on its key
+    Each group draws from its own generator, of which its key sets all 128 bits (torch's have 32, and of 100,000 keys
+    one pair or more would draw the same). So a rollout depends on its key
     and its index in the group alone: not on the batch, on the rank, or on what ran before.
 
     Args:
@@ -33,10 +35,9 @@ def uniforms(keys: Sequence[str], group_size: int, length: int) -> Tensor:
     """
     rows = []
     for key in keys:
-        seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
-        generator = torch.Generator().manual_seed(seed)
-        # whatever the default dtype: a half-precision Trainer sets it, and bfloat16 has 256 numbers below 1
-        rows.append(torch.rand(group_size, length, generator=generator, dtype=torch.float32))
+        bits = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "little")
+        drawn = np.random.Generator(np.random.Philox(key=bits)).random((group_size, length), dtype=np.float32)
+        rows.append(torch.from_numpy(drawn))
     return torch.cat(rows) if rows else torch.zeros(0, length)
 
 
