@@ -361,3 +361,20 @@ def test_strategies_that_shard_are_refused(gemma_path, tmp_path):
     with pytest.raises(ValueError, match=r"ModelParallelStrategy.* use auto .* or ddp"):
         trainer(tmp_path, strategy=ModelParallelStrategy(), devices=1).fit(module, Digits(size=8, batch_size=8))
     assert module.model is None
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_each_adapter_is_clipped_by_itself(gemma_path, tmp_path, algorithm):
+    """In the warm-up both train: a model's step is that of a warm-up of its own."""
+
+    def warm(roles):
+        module = build(gemma_path, optimizer=SGD, optim=CONSTANT, quantization=None, roles=roles)
+        clip = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm}
+        trainer(tmp_path, PhaseSwitch(1, iterations=0), **clip).fit(module, Digits(size=16, batch_size=8))
+        return snapshot(module)
+
+    both = warm(("fwm", "idm"))
+    for role in ("fwm", "idm"):
+        for key, value in warm((role,)).items():
+            if key.startswith(f"{role}."):
+                torch.testing.assert_close(both[key], value, atol=1e-6, rtol=1e-5)

@@ -272,14 +272,12 @@ class SWIRL(WorldModelModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip each adapter's gradients by their own norm: in the warm-up, one model's are no measure of the other's."""
-        if not gradient_clip_val:
-            return
+        """Clip each adapter's gradients by their own norm: in the warm-up, the other model's mean nothing."""
         for group in optimizer.param_groups:
-            if gradient_clip_algorithm == "value":
-                clip_grad_value_(group["params"], gradient_clip_val)
-            else:
-                clip_grad_norm_(group["params"], gradient_clip_val)
+            held = [p for p in group["params"] if p.grad is not None]
+            if held and gradient_clip_val:
+                clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+                clip(held, gradient_clip_val)
 
     def on_train_epoch_end(self) -> None:
         """Drop the rollouts of the phase, unless it was cut short. (A short last window is not replayed.)"""
