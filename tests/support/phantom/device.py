@@ -251,6 +251,14 @@ class _Functions(TorchFunctionMode):
             return Tensor.to(tensor, dtype=dtype or tensor.dtype, copy=True)
 
 
+def _wide_product(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
+    return torch.mm(a.to(out_dtype), b.to(out_dtype))
+
+
+_ON_CPU = {torch.ops.aten.mm.dtype: _wide_product}
+"""Operations that torch has on CUDA alone -> the same on a CPU."""
+
+
 class _Dispatch(TorchDispatchMode):
     """Operations that reach aten, those of the backward pass included."""
 
@@ -267,6 +275,7 @@ class _Dispatch(TorchDispatchMode):
             self._check(func, name, args, kwargs, given)
             if name in WAITS:
                 gpu.wait(name)
+        func = _ON_CPU.get(func, func)
         with torch._C.DisableTorchFunction():  # kernels written in Python see the CPU tensors that there are
             out = func(*args, **kwargs)
         if on if gpu.target is None else gpu.target == CUDA:
