@@ -64,8 +64,8 @@ def test_two_processes_measure_the_same_as_one(runs):
 
 
 def test_ranks_that_outnumber_the_rows_evaluate_as_one_process(tmp_path, gemma_path):
-    """1 and 2 rows on 3 ranks, one row fewer in the last batch, and a last batch that a rank has no row of."""
-    cases = {"1x2": 1, "2x2": 2, "5x2": 5, "8x2": 8}
+    """1 row on 3 ranks, one row fewer in the last batch, and a last batch that a rank has no row of."""
+    cases = {"1x2": 1, "5x2": 5, "8x2": 8}
     for devices in ("1", "3"):
         # a rank that waits for another waits for ever: the time limit ends it
         done = run_module("support.ddp_rows", gemma_path, tmp_path / devices, devices, *cases)

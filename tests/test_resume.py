@@ -147,10 +147,9 @@ class SaveEachBatch(Callback):
             trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}-{batch_idx}.ckpt")
 
 
-@pytest.mark.parametrize("settings", [{}, REPLAYS], ids=["plain", "replays"])
-def test_a_run_goes_on_within_an_accumulation_window(gemma_path, tmp_path, settings):
+def test_a_run_goes_on_within_an_accumulation_window(gemma_path, tmp_path):
     def run(folder, resume=None):
-        module = build(gemma_path, **settings)
+        module = build(gemma_path, **REPLAYS)
         fit = trainer(folder, PhaseSwitch(1, iterations=1), [SaveEachBatch(folder)], accumulate_grad_batches=3)
         fit.fit(module, Digits(size=24, batch_size=8, labelled_per_batch=2), ckpt_path=resume)
         return snapshot(module), fit.global_step
@@ -174,8 +173,19 @@ class StopAt(Callback):
         trainer.should_stop = trainer.global_step == self.step
 
 
-@pytest.mark.parametrize("how", ["max_steps", "should_stop", "saved after the fit"])
-@pytest.mark.parametrize(("step", "settings"), [(2, {}), (4, REPLAYS), (12, REPLAYS | {"shared_weights": True})])
+SHARED = REPLAYS | {"shared_weights": True}
+
+
+@pytest.mark.parametrize(
+    ("how", "step", "settings"),
+    [
+        ("max_steps", 2, {}),
+        ("should_stop", 2, {}),
+        ("saved after the fit", 2, {}),
+        ("should_stop", 4, REPLAYS),
+        ("max_steps", 12, SHARED),
+    ],
+)
 def test_a_run_that_was_told_to_stop_goes_on_within_its_phase(gemma_path, tmp_path, how, step, settings):
     """Lightning ends the epoch in which it stops, and would go on with the next phase."""
 
