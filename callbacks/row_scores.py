@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from swirl_lightning.files import whole_file
+from swirl_lightning.files import remove_ranks, whole_file
 from swirl_lightning.transition import State, Transition
 
 FOLDER = "row_scores"
@@ -32,6 +32,9 @@ class RowScores(Callback):
         """Listens to the evaluator."""
         benchmark: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._lines, self._metrics = [], {"fwm": benchmark.state_metrics(), "idm": benchmark.action_metrics()}
+        for metrics in self._metrics.values():
+            for metric in metrics.values():
+                metric.distributed_available_fn = _alone
         pl_module.evaluator.listeners.append(self._score)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -39,6 +42,8 @@ class RowScores(Callback):
         pl_module.evaluator.listeners.remove(self._score)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
+        if trainer.is_global_zero:
+            remove_ranks(folder, "rank", trainer.world_size)
         path = folder / f"rank{trainer.global_rank}.jsonl"
         with whole_file(path) as file:
             file.write("".join(json.dumps(line) + "\n" for line in self._lines).encode())
@@ -53,7 +58,7 @@ class RowScores(Callback):
         for n, transition in enumerate(transitions):
             line: dict[str, Any] = {"id": transition.id, "mode": mode}
             for role, guesses in (("fwm", states), ("idm", words)):
-                if all(guess is None for guess in guesses):  # this model was not asked
+                if guesses[n] is None:  # this model was not asked
                     continue
                 metrics = self._metrics[role]
                 metrics.reset()
@@ -61,6 +66,11 @@ class RowScores(Callback):
                 found = metrics.compute()
                 line |= {f"{role}/{mode}/{name}": float(value) for name, value in found.items() if not value.isnan()}
             self._lines.append(line)
+
+
+def _alone() -> bool:
+    """Keep `compute` from waiting for other ranks: each has rows of its own."""
+    return False
 
 
 def read(folder: Path) -> dict[str, dict[str, float]]:

@@ -9,6 +9,7 @@ import torch
 
 from support.cli import config
 from support.processes import run_module, swirl
+from swirl_lightning.callbacks import row_scores
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,10 @@ def test_ranks_that_outnumber_the_rows_evaluate_as_one_process(tmp_path, gemma_p
             assert json.loads((three / f"metrics-{rank}.json").read_text()) == pytest.approx(alone, abs=1e-5), case
         results = json.loads((three / "results.json").read_text())
         assert (list(results["validation"]), list(results["test"])) == (["SFT"], ["SFT"])
+        assert (scores := row_scores.read(one)).keys() == {f"test-{n}" for n in range(rows)}
+        for name, found in row_scores.read(three).items():
+            assert found == pytest.approx(scores.pop(name), abs=1e-5), case
+        assert not scores
         for mode in ("sampled", "greedy", "predict"):
             for folder in (one, three):
                 lines = [

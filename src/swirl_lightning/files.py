@@ -59,6 +59,14 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_ranks(folder: Path, name: str, ranks: int) -> None:
+    """Remove ``<name><rank>.jsonl`` of an earlier command that had more than ``ranks`` processes."""
+    for path in folder.glob(f"{name}*.jsonl"):
+        rank = path.stem.removeprefix(name)
+        if rank.isdecimal() and int(rank) >= ranks:
+            path.unlink(missing_ok=True)
+
+
 def _sync(path: Path) -> None:
     """Have the system write a file or a folder's entries to the disk, where it lets itself be asked."""
     if os.name == "nt":  # no handle of a folder there

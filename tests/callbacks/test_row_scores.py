@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from support.swirl import build, randomize
@@ -23,5 +25,23 @@ def test_means_of_rows_are_those_of_the_table(gemma_path, tmp_path, roles):
     assert {name.split("/")[0] for name in names} == set(roles)
     for name in names:
         assert sum(row[name] for row in rows.values()) / len(rows) == pytest.approx(table[f"test/{name}"], abs=1e-6)
+    # of an earlier test on two devices
+    (tmp_path / "row_scores" / "rank1.jsonl").write_text('{"id": "test-0", "fwm/greedy/exact_match": 7.0}\n')
     run.test(module, Digits(size=16, batch_size=5), verbose=False)
     assert read(tmp_path) == rows, "a second test takes the place of the first"
+
+
+def test_a_model_that_was_not_asked_about_a_row_has_no_score_there(gemma_path, tmp_path):
+    """The IDM reads no row without a state after; the table leaves it out, too."""
+
+    class Ahead(Digits):
+        def load_split(self, split):
+            first, *rest = super().load_split(split)
+            return [replace(first, after=None), *rest]
+
+    module = build(gemma_path)
+    module.configure_model()
+    quiet_trainer(tmp_path, RowScores()).test(module, Ahead(size=2), verbose=False)
+    first, second = read(tmp_path).values()
+    assert not any(name.startswith("idm/") for name in first)
+    assert any(name.startswith("idm/") for name in second)

@@ -12,7 +12,7 @@ from lightning.pytorch import seed_everything
 from support.swirl import SGD, build, randomize, trainer
 from support.world import Digits
 from swirl_lightning import OptimConfig, PhaseOptimConfig
-from swirl_lightning.callbacks import PhaseSwitch, Results
+from swirl_lightning.callbacks import PhaseSwitch, Results, RowScores
 from swirl_lightning.callbacks.predictions import Predictions
 
 STILL = PhaseOptimConfig(*[OptimConfig(1e-30)] * 3)  # so that the weights are the same on any number of devices
@@ -41,7 +41,7 @@ def main(model: str, out: Path, devices: int, cases: list[str]) -> None:
         run = trainer(
             out / case,
             PhaseSwitch(1, iterations=0),
-            [Results(), Predictions()],
+            [Results(), Predictions(), RowScores()],
             devices=devices,
             strategy="ddp" if devices > 1 else "auto",
             limit_val_batches=None,
