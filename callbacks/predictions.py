@@ -16,6 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 
 from swirl_lightning.callbacks.transition_images import image_grid
+from swirl_lightning.evaluation import MODES
+from swirl_lightning.files import remove_ranks
 from swirl_lightning.generation_memory import GenerationMemory
 from swirl_lightning.results.table import CONTACT_SHEET
 from swirl_lightning.transition import State, Transition
@@ -25,7 +27,8 @@ class Predictions(Callback):
     """Writes what ``swirl test`` and ``swirl predict`` generate into ``predictions/`` of the run's folder, at once.
 
     - ``<mode>-rank<r>.jsonl``: a line per prediction: id, action, the IDM's action, and the predicted state
-      (words, or the name of an image beside it). ``predict`` is a mode of its own.
+      (words, or the name of an image beside it). ``predict`` is a mode of its own. A command begins by removing the
+      lines of an earlier one.
     - ``<mode>/<id>.png``: predicted images.
     - ``contact_sheet.png``: before, after, predicted and the action, for image suites.
     - ``generated-rank<r>.jsonl``: the tokens of everything generated. A command that is killed and started
@@ -61,6 +64,11 @@ class Predictions(Callback):
         self._place = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
         self._place.mkdir(parents=True, exist_ok=True)
         self._rank, self._sheet, self._open = trainer.global_rank, [], {}
+        # of other weights, maybe: a rank that predicts nothing now would leave its lines beside the new ones
+        for mode in ["predict"] if trainer.predicting else MODES:
+            (self._place / f"{mode}-rank{self._rank}.jsonl").unlink(missing_ok=True)
+            if trainer.is_global_zero:
+                remove_ranks(self._place, f"{mode}-rank", trainer.world_size)
         if self.resume:
             self.memory = GenerationMemory(self._place, generation_settings(pl_module), self._rank)
         self._evaluator = pl_module.evaluator
@@ -101,8 +109,8 @@ class Predictions(Callback):
                 "action": row.action,
                 "predicted_action": guess,
                 "predicted_state": shown,
-                **{k: v for k, v in row.meta.items() if isinstance(v, (str, int, float, bool))},
             }
+            entry |= {k: v for k, v in row.meta.items() if k not in entry and isinstance(v, (str, int, float, bool))}
             file = self._file(mode)
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             room = not self._rank and len(self._sheet) < self.contact_sheet_rows

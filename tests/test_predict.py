@@ -41,10 +41,16 @@ def settings(at, model, **changes):
 def test_texts(tmp_path, gemma_path):
     records = [
         {"id": "both", "before": "12", "after": "13", "action": "add"},
-        {"id": "ahead", "before": "12", "action": "add"},
+        {"id": "ahead", "before": "12", "action": "add", "predicted_state": 1, "predicted_action": "theirs", "clip": 3},
         {"id": "back", "before": "12", "after": "13"},
     ]
+    older = [tmp_path / "runs" / "r" / "predictions" / f"{name}.jsonl" for name in ("predict-rank1", "sampled-rank1")]
+    older[0].parent.mkdir(parents=True)
+    for path in older:
+        path.write_text("{}\n")
     found = predictions(settings(tmp_path, gemma_path), records, tmp_path)
+    assert [path.exists() for path in older] == [False, True]  # of an earlier prediction on two devices, and of a test
+    assert found["ahead"]["clip"] == 3
     assert list(found) == ["both", "ahead", "back"]
     assert all(isinstance(row["predicted_state"], str) for row in found.values())
     assert [row["action"] for row in found.values()] == ["add", "add", None]
