@@ -106,6 +106,7 @@ def refused(capsys):
         (["--model.reward", "Foo"], "model.reward: 'Foo' is no class path"),
         (["--model.backbone.quantization", "int8"], "quantization must be 'nf4' or null, got 'int8'"),
         (["--trainer.precision", "half"], "trainer.precision: Expected .*'bf16-mixed'"),
+        (["--trainer.strategy", "ddp_spawn", "--trainer.devices", "2"], "trainer.strategy would send .* use ddp"),
         (["extra"], "extra is no option"),
     ],
 )

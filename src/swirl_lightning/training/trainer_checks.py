@@ -9,15 +9,20 @@ from swirl_lightning.backbones.base import Backbone
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Refuse strategies that shard parameters or wrap the module in their own way.
+    """Refuse strategies that shard parameters, wrap the module in their own way, or send it to other processes.
 
     Raises:
-        ValueError: it is neither on a single device nor DDP.
+        ValueError: it is neither on a single device nor DDP with a process per rank from the start.
     """
     if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
         raise ValueError(
             f"trainer.strategy {type(strategy).__name__} would train the adapters of each rank apart or shard a 4-bit "
             "base: use auto (one device) or ddp (several)"
+        )
+    if getattr(strategy, "_start_method", "popen") != "popen":
+        raise ValueError(
+            "trainer.strategy would send the model to processes that it starts (ddp_spawn, ddp_fork, ddp_notebook), and "
+            "take weights back into one that has not loaded the base: use ddp"
         )
 
 
