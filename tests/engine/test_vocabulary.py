@@ -8,6 +8,7 @@ import swirl_lightning.engine.vocabulary as module
 from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.vocabulary import VocabularySlice
+from swirl_lightning.memory import peak_of
 
 SETS = {
     "contiguous": list(range(20, 40)),
@@ -48,8 +49,7 @@ def test_log_probs_and_gradient_match_brute_force_in_float64(allowed, bias, monk
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
-def test_logits_are_not_rounded_to_the_type_of_the_head(dtype, autocast, device, monkeypatch):
-    monkeypatch.setattr(module, "_WIDENED", 7)  # several pieces
+def test_logits_are_not_rounded_to_the_type_of_the_head(dtype, autocast, device):
     torch.manual_seed(0)
     head = nn.Linear(64, 48, bias=True).to(device, dtype)
     hidden = torch.randn(23, 64, dtype=dtype, device=device)
@@ -81,6 +81,17 @@ def test_a_contiguous_slice_is_a_view_and_a_sparse_one_a_copy():
     head = nn.Linear(4, 48, bias=False)
     assert VocabularySlice(head, SETS["contiguous"]).weight.untyped_storage().data_ptr() == head.weight.data_ptr()
     assert VocabularySlice(head, SETS["sparse"]).weight.shape == (5, 4)
+
+
+@torch.no_grad()
+def test_a_decode_step_copies_no_half_precision_head():
+    """The head of 48 rows is read for two rows a step."""
+    head = nn.Linear(64, 48, bias=False).bfloat16()
+    slice_, hidden = VocabularySlice(head, SETS["sparse"]), torch.randn(2, 64, dtype=torch.bfloat16)
+    slice_.logits(hidden)
+    assert slice_.copied_bytes == 5 * 64 * (2 + 4)
+    assert peak_of(lambda: slice_.logits(hidden), torch.device("cpu")) < 5 * 64 * 4
+    assert VocabularySlice(head.float(), SETS["whole"]).copied_bytes == 0
 
 
 def test_slices_are_made_once_and_looked_up_without_hashing_the_ids():

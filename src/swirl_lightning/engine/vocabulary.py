@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,9 +13,6 @@ from swirl_lightning.engine.cpu import linear
 
 LOGITS_PER_CHUNK = 1 << 22
 """Number of logits that exist at one time (16 MiB in float32), whatever the tokens and the vocabulary."""
-
-
-_WIDENED = 4096  # rows of a half-precision head that are copied to float32 at one time
 
 
 class VocabularySlice:
@@ -30,7 +28,7 @@ class VocabularySlice:
 
     Attributes:
         ids: (V,) long, the ids of the slice.
-        weight: (V, H).
+        weight: (V, H), as in the head.
         bias: (V,), or None.
         excluded: (V,) bool, True on ids of the slice that are not allowed; None if there are none.
 
@@ -45,7 +43,8 @@ class VocabularySlice:
             raise ValueError(f"token id {high - 1} lies outside the head's {head.weight.shape[0]} rows")
         weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
         self.excluded: Tensor | None = None
-        if high - low <= 2 * len(ids):
+        self._is_view = high - low <= 2 * len(ids)
+        if self._is_view:
             self.ids = torch.arange(low, high, device=ids.device)  # (V,)
             self.weight = weight[low:high]  # (V, H), a view
             self.bias = None if bias is None else bias[low:high]
@@ -59,13 +58,30 @@ class VocabularySlice:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def _widens(self) -> bool:
+        return self.weight.dtype in (torch.bfloat16, torch.float16) and self.weight.device.type != "cuda"
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        """Right factor of the logits, (V, H): the weight, in float32 where torch has no product that returns it.
+
+        That copy is made once, since every decode step reads it for a few rows.
+        """
+        return self.weight.float() if self._widens else self.weight
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes that are held beside the head."""
+        return (0 if self._is_view else self.weight.nbytes) + (4 * self.weight.numel() if self._widens else 0)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute float32 logits over the slice: (T, H) -> (T, V); -inf on excluded ids.
 
         They are not rounded to the type of a half-precision head: rewards within a group may differ by less.
         """
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = _product(hidden.to(self.weight.dtype), self.weight)
+            logits = _product(hidden.to(self.weight.dtype), self._factor)
         if self.bias is not None:
             logits += self.bias
         return logits if self.excluded is None else logits.masked_fill_(self.excluded, -torch.inf)
@@ -144,13 +160,10 @@ class _SlicedLogProb(torch.autograd.Function):
 
 
 def _product(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Multiply (T, H) by (V, H) of the same type, accumulate and return in float32: (T, V)."""
-    if weight.dtype not in (torch.bfloat16, torch.float16):
-        return linear(hidden, weight).float()
-    if hidden.device.type == "cuda":
+    """Multiply (T, H) by (V, H), accumulate and return in float32: (T, V)."""
+    if weight.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-    wide = hidden.float()  # torch has no such product on other devices
-    return torch.cat([nn.functional.linear(wide, part.float()) for part in weight.split(_WIDENED)], -1)
+    return linear(hidden.to(weight.dtype), weight).float()
 
 
 def _cat(parts: list[Tensor], like: Tensor) -> Tensor:
