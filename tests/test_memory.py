@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, AdapterConfig, GRPOConfig, Transition
 from swirl_lightning.callbacks import MemoryReport, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
-from swirl_lightning.memory import peak_of, size_of
+from swirl_lightning.engine.grammar import Grammar
+from swirl_lightning.memory import _Estimator, peak_of, size_of
 
 CPU = torch.device("cpu")
 HIDDEN, LAYERS, RANK = 128, 2, 8
@@ -33,6 +35,12 @@ class Letters(TransitionDataModule):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return gemma_folder(tmp_path_factory.mktemp("memory"), hidden=HIDDEN, layers=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """Masks outweigh all else in it."""
+    return gemma_folder(tmp_path_factory.mktemp("narrow"), hidden=32, layers=3)
 
 
 def swirl(folder, **kwargs):
@@ -92,6 +100,35 @@ def test_the_estimate_is_within_a_quarter_of_what_training_takes(folder, tmp_pat
     measured = peak_of(lambda: trainer().fit(module, data), CPU)
     estimated = max(callback.estimate.steps.values()) + callback.estimate.training
     assert 0.75 < estimated / measured < 1.25, (estimated, measured, callback.estimate.steps)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_masks_count_as_often_as_attention_copies_them(narrow, dtype, attention, checkpointed):
+    """What grows with the square of a row: measured at three lengths, of rows that are padded and share nothing."""
+    options = {"dtype": dtype, "attn_implementation": attention, "gradient_checkpointing": checkpointed}
+    module = SWIRL(text_backbone(narrow, quantization=None, **options), lora=AdapterConfig(r=2))
+    module.configure_model()
+    models, token = module.models, module.models.grammars["idm"].allowed[:2]
+    models.engine.config = replace(models.engine.config, shared_attention=False)
+    estimator, name = _Estimator(module), module.adapters.names[0]
+    grammar = Grammar(tuple(token), 4)
+    lengths = (256, 512, 768)
+    for training in (True, False):
+
+        def score(length, training=training):
+            prompts = [[token[0]] * (length - 4 - n) for n in range(2)]  # of unequal length, so that there is a mask
+            with module.adapters.use(name, training), torch.set_grad_enabled(training):
+                scored = models.engine.score(grammar, prompts, [[token[0]] * 4, [token[1]] * 4])
+            if training:
+                torch.autograd.grad(scored.values.sum(), module.adapters.parameters(name))
+
+        score(8)
+        peaks = [peak_of(lambda length=length: score(length), CPU) for length in lengths]
+        square = (peaks[2] - 2 * peaks[1] + peaks[0]) / 2 / 256**2  # bytes per square of tokens
+        told = estimator._mask(2, (4, 1, 4), training) / 8**2
+        assert told == pytest.approx(square, rel=0.25), training
 
 
 def test_the_report_names_what_it_counts(folder, tmp_path, caplog):

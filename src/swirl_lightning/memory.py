@@ -115,7 +115,7 @@ class MemoryEstimate:
     """Sizes, and the estimated peak of each part of a step, in bytes.
 
     Attributes:
-        base: the frozen base, with the dequantised copy of its weights if one is kept.
+        base: the frozen base, with the copies of weights that are kept: dequantised ones, and rows of the head.
         adapters: each adapter by name.
         trainable: names of those that train.
         codec: parts that the backbone keeps apart from the base (an image tokenizer).
@@ -180,9 +180,10 @@ def report(
     trained = [p for name in module.adapters.trainable for p in module.adapters.parameters(name)]
     ours = {id(p) for name in module.adapters.names for p in module.adapters.parameters(name)}
     base = size_of(t for t in [*module.parameters(), *module.buffers()] if id(t) not in ours)
+    copied = dense_bytes(module, module.device) + sum(module.models.vocabulary(r).copied_bytes for r in module.roles)
     kept = [m for m in vars(module.backbone).values() if isinstance(m, nn.Module)]
     return MemoryEstimate(
-        base=Size(base.parameters, base.bytes + dense_bytes(module, module.device)),
+        base=Size(base.parameters, base.bytes + copied),
         adapters=adapters,
         trainable=module.adapters.trainable,
         codec=size_of(t for m in kept for t in [*m.parameters(), *m.buffers()]),
@@ -236,18 +237,18 @@ class _Estimator:
         shapes = [(lengths[role].prompt, 1, lengths[role].completion) for role in roles]
         tokens = sum(rows * self._tokens(shape) for shape in shapes)
         fitted = self._fitted("warmup" if len(roles) > 1 else "update")
-        masks = sum(self._mask(rows, shape) for shape in shapes)
+        masks = sum(self._mask(rows, shape, True) for shape in shapes)
         heads = [self._logits(role, rows * lengths[role].completion) for role in roles]
         return max(0, round(float(fitted[0] + fitted[1] * tokens))) + masks + max(heads)
 
     def _update(self, role: str, groups: int, size: int, lengths: dict[str, Lengths]) -> int:
         length = lengths[role]
         at_once, members = self._at_once(groups, size, length.prompt + length.completion)
-        total = self._predict(self._fitted("update"), at_once, (length.prompt, members, length.completion))
+        total = self._predict("update", at_once, (length.prompt, members, length.completion))
         total += self._logits(role, at_once * members * length.completion)
         if role == "fwm" and self.module.anchor_weight > 0:  # one row more per group
             anchor = (length.prompt, 1, length.completion)
-            total += round(self._kept_per_token() * groups * self._tokens(anchor)) + self._mask(groups, anchor)
+            total += round(self._kept_per_token() * groups * self._tokens(anchor)) + self._mask(groups, anchor, True)
         return total
 
     def _kept_per_token(self) -> float:
@@ -266,7 +267,7 @@ class _Estimator:
         own = min(judged.completion, length.prompt)
         shape = (length.prompt - own, size, own + length.completion)
         head = self._logits(role, groups * size * length.completion)
-        return max(self._predict(self._fitted("scoring"), groups, shape), head)  # nothing of a layer is kept
+        return max(self._predict("scoring", groups, shape), head)  # nothing of a layer is kept
 
     def _rollout(self, role: str, groups: int, size: int, length: Lengths) -> int:
         """Estimate a rollout: keys and values, the drawing of a token, merged weights."""
@@ -296,16 +297,29 @@ class _Estimator:
         prompt, size, completion = shape
         return prompt + size * completion if self.shares else size * (prompt + completion)
 
-    def _mask(self, groups: int, shape: tuple[int, int, int]) -> int:
-        """Compute the bytes of the attention mask: quadratic, and too small to measure in a probe."""
-        prompt, size, completion = shape
-        if not self.shares:
-            entry = 1 if self.module.backbone.attn_implementation == "sdpa" else 4
-            return groups * size * (prompt + completion) ** 2 * entry
-        return 0 if self.device.type == "cpu" else groups * (prompt + size * completion) ** 2
+    def _mask(self, groups: int, shape: tuple[int, int, int], training: bool) -> int:
+        """Compute the bytes that are quadratic in a row's tokens, and too few to measure in a probe: of masks, and
+        with ``attn_implementation: eager`` of attention's weights.
 
-    def _predict(self, fitted: Tensor, groups: int, shape: tuple[int, int, int]) -> int:
-        return max(0, round(float(fitted[0] + fitted[1] * groups * self._tokens(shape)))) + self._mask(groups, shape)
+        SDPA adds its mask to the products, and so makes a copy of it in their type in every layer, which the backward
+        pass of that layer reads again. Where layers are checkpointed, one layer's exists at a time.
+        """
+        prompt, size, completion = shape
+        if self.shares and self.device.type == "cpu":
+            return 0
+        entries = groups * (prompt + size * completion) ** 2 if self.shares else groups * size * sum(shape[::2]) ** 2
+        backbone, decoder = self.module.backbone, self.module.adapters.model.config.get_text_config(decoder=True)
+        kept = decoder.num_hidden_layers if training and not backbone.gradient_checkpointing else 1
+        width = backbone.dtype.itemsize
+        if backbone.attn_implementation != "eager":
+            return entries * (1 + kept * width)
+        weights = 4 + (width if width < 4 else 0)  # the softmax is in float32
+        return entries * (width + decoder.num_attention_heads * (kept * weights + 4 + width * training))
+
+    def _predict(self, kind: str, groups: int, shape: tuple[int, int, int]) -> int:
+        fitted = self._fitted(kind)
+        linear = max(0, round(float(fitted[0] + fitted[1] * groups * self._tokens(shape))))
+        return linear + self._mask(groups, shape, kind != "scoring")
 
     def _fitted(self, kind: str) -> Tensor:
         """Fit bytes, and bytes per token, of an ``update``, a ``warmup`` or of ``scoring`` without gradient; (2,)."""
@@ -316,7 +330,7 @@ class _Estimator:
             for shape in _PROBES:
                 rows.append([1.0, float(graphs * self._tokens(shape))])
                 peak = peak_of(lambda: self._run(*shape, kind != "scoring", graphs), self.device)  # noqa: B023
-                peaks.append([float(peak - graphs * self._mask(1, shape))])
+                peaks.append([float(peak - graphs * self._mask(1, shape, kind != "scoring"))])
             matrix, target = (torch.tensor(m, dtype=torch.float64) for m in (rows, peaks))
             self._fits[kind] = torch.linalg.lstsq(matrix, target).solution[:, 0]
         return self._fits[kind]

@@ -21,7 +21,7 @@ def check_strategy(strategy: Strategy) -> None:
         )
     if getattr(strategy, "_start_method", "popen") != "popen":
         raise ValueError(
-            "trainer.strategy would send the model to processes that it starts (ddp_spawn, ddp_fork, ddp_notebook), and "
+            "trainer.strategy would send the model to processes that it starts (ddp_spawn, ddp_fork, ddp_notebook) and "
             "take weights back into one that has not loaded the base: use ddp"
         )
 
