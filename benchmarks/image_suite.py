@@ -62,6 +62,11 @@ class ImageSuite(Suite):
         """Read the records of a split, without opening images; broken ones go to ``skipped``."""
 
     @property
+    def judge_templates(self) -> dict[str, str]:
+        """What the judge is asked about -> its template, see `Judge.template_of`."""
+        return {"state": self.judge_template, "action": "action"}
+
+    @property
     def categories(self) -> tuple[str, ...]:
         """Values of ``meta[self.category_key]`` that get means of their own."""
         return ()
@@ -159,7 +164,7 @@ class ImageSuite(Suite):
             metrics["judge"] = self._judge_score(self.judge, "action")
         return MetricCollection(metrics, compute_groups=False)
 
-    def _judge_score(self, judge: Judge, template: str) -> JudgeScore:
+    def _judge_score(self, judge: Judge, template: str) -> Metric:
         return JudgeScore(judge, template, self.categories, self.category_key, averages=self.averages)
 
     def clip_metrics(self, encoder: CLIPEncoder) -> dict[str, Metric]:

@@ -1,4 +1,4 @@
-"""Base of all six evaluation suites: a folder in the official layout, and counts of its records."""
+"""Base of the evaluation suites: a folder in the official layout, and counts of its records."""
 
 from __future__ import annotations
 

@@ -32,7 +32,12 @@ TRAINED = {
     "text (Table 4)": ("SWIRL iteration 2", 5),
 }
 """Row of the table -> label of the last weights, and optimiser steps: one for each phase."""
-TESTED = {"AURORA-Bench": "SFT", "best of 8 (Table 1)": "SFT, best of 8", "zero-shot (Table 4)": "base"}
+TESTED = {
+    "AURORA-Bench": "SFT",
+    "best of 8 (Table 1)": "SFT, best of 8",
+    "GEdit-Bench (Table 5)": "SFT",
+    "zero-shot (Table 4)": "base",
+}
 SAME = ("lora", "shared_weights", "grpo", "sampling")
 
 

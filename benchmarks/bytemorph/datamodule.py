@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torchmetrics import Metric
 
 from swirl_lightning.benchmarks.bytemorph.metrics import EDIT_TYPES, ByteMorphDirections
 from swirl_lightning.benchmarks.image_suite import ImageSuite
+from swirl_lightning.benchmarks.image_tables import image_bytes, rows
 from swirl_lightning.data.image_records import ImageRecord
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import SkippedRecords
@@ -17,7 +17,6 @@ from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
 
 COLUMNS = ("edit_type", "image_id", "src_img", "tgt_img", "edit_prompt")
 OPTIONAL = ("edit_prompt_rewrite_instruction", "src_img_caption", "tgt_img_caption")
-TEXTS = tuple(name for name in (*COLUMNS, *OPTIONAL) if name not in ("src_img", "tgt_img"))
 
 
 class ByteMorph(ImageSuite):
@@ -76,23 +75,18 @@ class ByteMorph(ImageSuite):
             raise FileNotFoundError(f"ByteMorph: no *.parquet in {self.data_dir} or its data/. {self.source}")
         records = []
         for path in paths:
-            for n, row in enumerate(_rows(path, skipped)):
-                try:
-                    row |= {name: row[name].decode() for name in TEXTS if isinstance(row.get(name), bytes)}
-                except UnicodeDecodeError as error:
-                    skipped.add(f"{path.stem}[{n}]", f"not UTF-8 ({error})")
-                    continue
+            for place, row in rows(path, COLUMNS, OPTIONAL, skipped):
                 if row["edit_type"] in self.categories:
-                    record = self._record(row, f"{path.stem}[{n}]", skipped)
+                    record = self._record(row, place, skipped)
                     records += [] if record is None else [record]
                 elif row["edit_type"] not in EDIT_TYPES:
-                    skipped.add(f"{path.stem}[{n}]", f"unknown edit type ({row['edit_type']!r})")
+                    skipped.add(place, f"unknown edit type ({row['edit_type']!r})")
         return records
 
     def _record(self, row: dict[str, Any], place: str, skipped: SkippedRecords) -> ImageRecord | None:
         prompt = row.get("edit_prompt_rewrite_instruction") if self.rewritten else None
         words = prompt or row["edit_prompt"]
-        images = [_bytes(row["src_img"]), _bytes(row["tgt_img"])]
+        images = [image_bytes(row["src_img"]), image_bytes(row["tgt_img"])]
         if not isinstance(words, str) or not words.strip():
             problem: str | None = "no edit prompt"
         elif images[0] is None or images[1] is None:
@@ -115,31 +109,3 @@ class ByteMorph(ImageSuite):
             "bytemorph": ByteMorphDirections(encoder, self.categories),
             "clip": CLIPSimilarity(encoder, self.categories, self.category_key),
         }
-
-
-def _rows(path: Path, skipped: SkippedRecords) -> list[dict[str, Any]]:
-    """Yield the rows of a parquet file with the columns that are needed; texts are bytes, which may be no UTF-8."""
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError("ByteMorph-Bench is a parquet file: pip install 'swirl-lightning[bytemorph]'") from error
-    try:
-        names = parquet.read_schema(path).names
-        lacking = [name for name in COLUMNS if name not in names]
-        if lacking:
-            raise ValueError(f"ByteMorph: {path} lacks the columns {', '.join(lacking)}; it has {', '.join(names)}")
-        table = parquet.read_table(path, columns=[name for name in (*COLUMNS, *OPTIONAL) if name in names])
-    except (arrow.ArrowException, OSError) as error:
-        skipped.add(str(path), f"cannot be read ({error}). Download it again")
-        return []
-    texts = (arrow.string(), arrow.large_string())
-    fields = [field.with_type(arrow.binary()) if field.type in texts else field for field in table.schema]
-    rows: list[dict[str, Any]] = table.cast(arrow.schema(fields)).to_pylist()
-    return rows
-
-
-def _bytes(value: Any) -> bytes | None:
-    """Return the content of an image; the hub stores ``{bytes, path}``."""
-    content = value.get("bytes") if isinstance(value, dict) else value
-    return content if isinstance(content, bytes) else None

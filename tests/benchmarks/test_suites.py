@@ -1,4 +1,4 @@
-"""All six suites through ``swirl test``: whole, killed in the middle, and on two processes."""
+"""Six suites through ``swirl test``: whole, killed in the middle, and on two processes."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def official(tmp_path):
 
 def test_our_own_are_files_with_hashes_of_their_own():
     names = sorted(path.stem for path in BUILTIN.glob("*.yaml"))
-    assert names == ["action", "aurora", "bytemorph", "worldprediction"]
+    assert names == ["action", "aurora", "bytemorph", "gedit", "quality", "worldprediction"]
     found = [builtin(name) for name in names]
     assert not any(template.paper for template in found)
     assert [(t.low, t.high, t.states) for t in found] == [
@@ -51,9 +51,11 @@ def test_our_own_are_files_with_hashes_of_their_own():
         (0, 10, ("before", "predicted")),
         (0, 100, ("before", "predicted", "after")),
         (0, 10, ("before", "predicted")),
+        (0, 10, ("predicted",)),
+        (0, 10, ("before", "predicted")),
     ]
     assert builtin("aurora").digest == builtin("worldprediction").digest  # the same question
-    assert len({t.digest for t in found}) == 3
+    assert len({t.digest for t in found}) == 5
 
 
 def test_the_wording_of_a_checkout_is_read_and_not_run(official):
@@ -119,7 +121,7 @@ def test_the_judge_is_asked_in_the_words_of_the_file(official, tmp_path, monkeyp
         assert system == {"role": "system", "content": 'Rate it.\n    { "Score": xx }'}
         assert asked["content"][0]["text"] == "EDIT TEXT: turn\nRate {what}."
         assert len(asked["content"]) == 3
-    told = judge.settings("bytemorph")["templates"]
+    told = judge.settings({"state": "bytemorph", "action": "action"})["templates"]
     assert told["state"] == {
         "name": str(official),
         "hash": read_template(official).digest,

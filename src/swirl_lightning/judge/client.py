@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -73,6 +73,7 @@ class Judge:
         template: file of the question about predicted states, as
             :func:`swirl_lightning.judge.templates.read_template` reads it; null for the suite's, in our own words.
         action_template: the same for predicted actions.
+        quality_template: the same for the quality of predicted images, which GEdit-Bench asks about.
 
     Raises:
         FileNotFoundError: a template is not there.
@@ -94,6 +95,7 @@ class Judge:
         temperature: float | None = 0.0,
         template: str | None = None,
         action_template: str | None = None,
+        quality_template: str | None = None,
     ) -> None:
         self.model, self.base_url, self.api_key_env = model, base_url, api_key_env
         self.cache_dir = Path(cache_dir)
@@ -110,8 +112,10 @@ class Judge:
             max_tokens="[1, inf)",
             temperature="[0, inf) or null",
         )
-        self.template, self.action_template = template, action_template
-        self._templates = {path: read_template(Path(path)) for path in (template, action_template) if path}
+        self.template, self.action_template, self.quality_template = template, action_template, quality_template
+        self._templates = {
+            path: read_template(Path(path)) for path in (template, action_template, quality_template) if path
+        }
         self._endpoint = Endpoint(base_url, api_key_env, timeout, retries, backoff, deadline)
         self._slots: asyncio.Semaphore | None = None
 
@@ -125,19 +129,23 @@ class Judge:
         self._endpoint.check()
 
     def template_of(self, suite: str) -> JudgeTemplate:
-        """Return the template of a suite, or of ``action``: the one that is set, or our own.
+        """Return the template of a suite, of ``action`` or of ``quality``: the one that is set, or our own.
 
         Raises:
             ValueError: there is none of our own.
         """
-        own, path = builtin(suite), self.action_template if suite == "action" else self.template
+        own = builtin(suite)
+        path = {"action": self.action_template, "quality": self.quality_template}.get(suite, self.template)
         return self._templates[path] if path else own
 
-    def settings(self, suite: str) -> dict[str, Any]:
-        """Return the options that scores of a suite depend on, for ``results.json``."""
-        templates = {"state": self.template_of(suite).facts(), "action": self.template_of("action").facts()}
+    def settings(self, templates: Mapping[str, str]) -> dict[str, Any]:
+        """Return the options that scores of a suite depend on, for ``results.json``.
+
+        Args:
+            templates: what is asked about -> what :meth:`template_of` takes.
+        """
         options = {"model": self.model, "base_url": self.base_url, "temperature": self.temperature}
-        return options | {"templates": templates}
+        return options | {"templates": {kind: self.template_of(name).facts() for kind, name in templates.items()}}
 
     def submit(self, template: JudgeTemplate, states: Sequence[State], **words: str) -> Future[JudgeAnswer]:
         """Ask a question in the background.

@@ -29,9 +29,11 @@ class JudgeScore(CategoryMeans):
 
     Args:
         judge: client that asks.
-        template: the suite that is judged, or ``action``: see :meth:`swirl_lightning.judge.Judge.template_of`.
+        template: the suite that is judged, or ``action``: see :meth:`swirl_lightning.judge.Judge.template_of`; several
+            for a subclass whose :meth:`values` take as many scores.
         categories: see `CategoryMeans`.
         by: see `CategoryMeans`.
+        names: of the values.
         kwargs: as for `CategoryMeans`.
     """
 
@@ -41,30 +43,39 @@ class JudgeScore(CategoryMeans):
     def __init__(
         self,
         judge: Judge,
-        template: str,
+        template: str | Sequence[str],
         categories: Sequence[str] = (),
         by: str = "task",
+        names: Sequence[str] = ("judge",),
         **kwargs: Any,
     ) -> None:
-        super().__init__(("judge",), categories, by, **kwargs)
-        self.judge, self.template = judge, judge.template_of(template)
+        super().__init__(names, categories, by, **kwargs)
+        self.judge = judge
+        self.templates = [judge.template_of(name) for name in ([template] if isinstance(template, str) else template)]
         self.add_state("tally", torch.zeros(len(self.COUNTS), dtype=torch.int64), dist_reduce_fx="sum")
-        self._pending: list[tuple[Future[JudgeAnswer], Transition]] = []
+        self._pending: list[tuple[list[Future[JudgeAnswer]], Transition]] = []
+
+    def values(self, scores: Sequence[float | None]) -> list[float | None]:
+        """Return the values of a row from the scores of its questions, None where there is none."""
+        return list(scores)
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
         """Ask about one predicted state, or action, per transition."""
         for state, row in zip(predicted, transitions, strict=True):
             shown = {"before": row.before, "after": row.after, "predicted": state or ""}
-            states = [found for name in self.template.states if (found := shown[name]) is not None]
-            if len(states) < len(self.template.states):  # the template shows y, and it is not known
+            states = [[shown[name] for name in template.states] for template in self.templates]
+            if any(each is None for one in states for each in one):  # a template shows y, and it is not known
                 continue
             self.tally[0] += 1
             if state is None or state == "":
-                self.add([(self.template.low,)], [row])
+                self.add([self.values([template.low for template in self.templates])], [row])
                 continue
-            words = state if isinstance(state, str) else ""
+            words = {"action": row.action or "", "predicted": state if isinstance(state, str) else ""}
             light = Transition("", "", row.action, row.id, {self.by: row.meta.get(self.by, "")})
-            asked = self.judge.submit(self.template, states, action=row.action or "", predicted=words)
+            asked = [
+                self.judge.submit(template, [each for each in one if each is not None], **words)
+                for template, one in zip(self.templates, states, strict=True)
+            ]
             self._pending.append((asked, light))
 
     def collect(self) -> None:
@@ -72,22 +83,23 @@ class JudgeScore(CategoryMeans):
         pending, self._pending = self._pending, []
         reasons: Counter[str] = Counter()
         for asked, row in pending:
-            answer = asked.result()
-            if answer.reason:
-                reasons[answer.reason] += 1
-            if answer.score is not None:
-                self.add([(answer.score,)], [row])
-            counts = (
-                0,
-                answer.problem == "unparsable",
-                answer.problem == "failed",
-                answer.prompt_tokens,
-                answer.completion_tokens,
-            )
-            self.tally += torch.tensor([int(count) for count in counts], device=self.tally.device)
+            answers = [question.result() for question in asked]
+            self.add([self.values([answer.score for answer in answers])], [row])
+            for answer in answers:
+                if answer.reason:
+                    reasons[answer.reason] += 1
+                counts = (
+                    0,
+                    answer.problem == "unparsable",
+                    answer.problem == "failed",
+                    answer.prompt_tokens,
+                    answer.completion_tokens,
+                )
+                self.tally += torch.tensor([int(count) for count in counts], device=self.tally.device)
         if reasons:
             told = first([f"{count}: {reason}" for reason, count in reasons.most_common()])
-            rank_zero_warn(f"the judge gave no answer to {reasons.total()} of {len(pending)} questions:{told}")
+            questions = len(pending) * len(self.templates)
+            rank_zero_warn(f"the judge gave no answer to {reasons.total()} of {questions} questions:{told}")
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Collect all answers before devices exchange their states; runs before every `compute`."""

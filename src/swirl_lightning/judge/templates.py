@@ -17,7 +17,7 @@ import yaml
 from swirl_lightning.yaml_files import load
 
 BUILTIN = Path(__file__).parents[1] / "assets" / "judge"
-"""Folder of our own wordings: ``action`` is for inverse dynamics, the others are for suites."""
+"""Folder of our own wordings: ``action`` is for inverse dynamics, ``quality`` for images, the others are for suites."""
 
 STATES = ("before", "after", "predicted")
 SEVERAL: dict[str, Callable[[list[float]], float]] = {
@@ -41,6 +41,7 @@ class JudgeTemplate:
         high: the best score.
         system: text of a system message before the question; none if empty.
         several: which score counts where an answer has several: ``first``, ``last`` or ``min``.
+        placeholder: what else in the text stands for the action, as ``<instruction>``; nothing if empty.
         paper: this is the wording under which the numbers of the paper were made.
         source: where the wording comes from, for reports.
     """
@@ -52,6 +53,7 @@ class JudgeTemplate:
     high: float
     system: str = ""
     several: str | None = None
+    placeholder: str = ""
     paper: bool = False
     source: str = ""
 
@@ -59,6 +61,7 @@ class JudgeTemplate:
     def digest(self) -> str:
         """Hash of all that the question and the reading of its answer consist of: 16 hexadecimal digits."""
         asked = [self.system, self.text, self.states, self.low, self.high, self.several]
+        asked += [self.placeholder] if self.placeholder else []
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
     def facts(self) -> dict[str, Any]:
@@ -67,7 +70,10 @@ class JudgeTemplate:
 
     def fill(self, **words: str) -> str:
         """Return the text with ``action`` and ``predicted`` in the place of their braces."""
-        return re.sub(r"\{(action|predicted)\}", lambda slot: words.get(slot[1], ""), self.text)
+        places = {"{action}": "action", "{predicted}": "predicted"} | (
+            {self.placeholder: "action"} if self.placeholder else {}
+        )
+        return re.sub("|".join(map(re.escape, places)), lambda place: words.get(places[place[0]], ""), self.text)
 
     def parse(self, answer: str) -> tuple[float | None, str | None]:
         """Read the score: (score, None), or (None, ``unparsable``) without a number in the scale.
@@ -102,7 +108,7 @@ class JudgeTemplate:
 def builtin(name: str) -> JudgeTemplate:
     """Return one of our own wordings.
 
-    AURORA and WorldPrediction are judged without the reference, 0 to 10; ByteMorph with it, 0 to 100.
+    AURORA, WorldPrediction and GEdit-Bench are judged without the reference, 0 to 10; ByteMorph with it, 0 to 100.
 
     Raises:
         ValueError: there is none of that name.
@@ -148,8 +154,14 @@ def read_template(path: Path, name: str = "") -> JudgeTemplate:
     if several is not None and several not in SEVERAL:
         raise ValueError(f"{path}: several must be one of {list(SEVERAL)}, got {several!r}")
     text, system = (_text(fields[part], path, part) if part in fields else "" for part in ("text", "system"))
-    paper, source = fields.get("paper") is True, str(fields.get("source", ""))
-    return JudgeTemplate(name or str(path), text, tuple(states), low, high, system, several, paper, source)
+    placeholder, paper, source = (
+        str(fields.get("placeholder", "")),
+        fields.get("paper") is True,
+        str(fields.get("source", "")),
+    )
+    if placeholder not in text:
+        raise ValueError(f"{path}: the text has no placeholder {placeholder!r}")
+    return JudgeTemplate(name or str(path), text, tuple(states), low, high, system, several, placeholder, paper, source)
 
 
 def _text(given: Any, path: Path, part: str) -> str:

@@ -27,7 +27,7 @@ def about(trainer: Trainer, pl_module: Any) -> dict[str, Any]:
             "data": _plain(data),
             "evaluation": _fields(getattr(pl_module, "evaluation", None)),
             "sampling": _fields(getattr(pl_module, "sampling", None)),
-            "judge": None if judge is None else judge.settings(data.judge_template),
+            "judge": None if judge is None else judge.settings(data.judge_templates),
             "base": [getattr(backbone, "name", None), getattr(backbone, "revision", None)],
             "quantization": getattr(backbone, "quantization", None),
             "precision": str(trainer.precision),

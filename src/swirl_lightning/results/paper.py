@@ -1,7 +1,8 @@
 """Results of the paper (arXiv 2602.06130), as rows to be shown beside one's own.
 
-Scores by a judge are GPT-4o's; with another judge or another template, compare rows of your own only. The paper does
-not say what its column CLIP compares; it is shown beside our similarity to the image after.
+Scores by a judge are GPT-4o's, those of GEdit-Bench GPT-4.1's; with another judge or another template, compare rows of
+your own only. The paper does not say what its column CLIP compares; it is shown beside our similarity to the image
+after.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ _SHARES = (
 )
 """Metrics that the paper, or its field, prints in percent."""
 
+_GPT_4O, _GPT_4_1 = r"gpt-4o(-[\d-]+)?", r"gpt-4\.1(-[\d-]+)?"
+_JUDGES = {"GEdit": _GPT_4_1}  # which the authors' code asks where it says gpt4o
+
 
 @dataclass(frozen=True)
 class SuiteTable:
@@ -43,12 +47,14 @@ class SuiteTable:
             runs beside which it is shown: `base`, `SFT`, `Bootstrap`, `IDM→FWM`, `FWM→IDM` or `SWIRL` (iterative).
         factors: metric key -> factor that brings our value to the paper's scale; 1 where not named.
         parts: further tables of the paper about the suite, by name.
+        judge: pattern of the name of the paper's judge.
     """
 
     columns: dict[str, str]
     paper: dict[str, Row] = field(default_factory=dict)
     factors: dict[str, float] = field(default_factory=dict)
     parts: dict[str, SuiteTable] = field(default_factory=dict)
+    judge: str = _GPT_4O
 
     def paper_beside(self, labels: Iterable[str]) -> dict[str, Row]:
         """Return the paper's rows for the given schedules, and for SFT, where all of them start.
@@ -89,7 +95,7 @@ def _suite(name: str, columns: dict[str, str]) -> SuiteTable:
         if part:
             headings = {key: key.removeprefix("fwm/sampled/").replace("idm/sampled/", "IDM ") for key in keys}
             parts[part] = SuiteTable(headings, printed, _factors(headings))
-    return SuiteTable(columns, main, _factors(columns), parts)
+    return SuiteTable(columns, main, _factors(columns), parts, _JUDGES.get(name, _GPT_4O))
 
 
 def _factors(columns: Iterable[str]) -> dict[str, float]:
@@ -125,6 +131,10 @@ _COLUMNS: dict[str, dict[str, str]] = {
         f"{_STATE}clip_target/mean over turns": "CLIP target, mean over turns",
         "choice/idm_accuracy": "choice % (IDM)",
         "choice/fwm_accuracy": "choice % (FWM)",
+    },
+    "GEdit": {
+        f"{_STATE}judge/{score}/mean over types": f"{name} 0-10"
+        for score, name in (("semantics", "G_SC"), ("quality", "G_PQ"), ("overall", "G_O"))
     },
     "ScienceWorld": {
         f"{_STATE}bert_score": "BERTScore",

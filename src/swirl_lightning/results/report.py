@@ -29,8 +29,12 @@ _REWARDS = ("fwm/reward", "idm/reward")
 _SMOOTHED = 20  # steps of a running mean of rewards
 JUDGED = re.compile(r"/judge(/|$)")
 """Within the keys of a judge's scores."""
-JUDGED_BY = {"state": "fwm/", "action": "idm/"}
-"""What a template asks about -> how the keys of its scores begin."""
+JUDGED_BY = {
+    "state": re.compile(r"^fwm/.*/judge(?!/quality)"),
+    "quality": re.compile(r"^fwm/.*/judge/(quality|overall)"),
+    "action": re.compile(r"^idm/"),
+}
+"""What a template asks about -> keys of the scores that rest on its answers."""
 
 TestedRow = tuple[str, Row, dict[str, Any], Path]
 """Name of a row, its values, the facts about it, and its file."""
@@ -151,7 +155,7 @@ def _table(
     keys = [key for key in layout.columns if any(row.get(key) is not None for row in filled)]
     factors = {key: layout.factors.get(key, 1) for key in keys}
     # the paper's values are on its scale already
-    other = {key for key in keys if JUDGED.search(key) and not _as_in_the_paper(key, rows)}
+    other = {key for key in keys if JUDGED.search(key) and not _as_in_the_paper(key, rows, layout.judge)}
     table = {
         name: [_cell(row.get(key)) + ("†" if row.get(key) is not None and key in other else "") for key in keys]
         for name, row in paper.items()
@@ -162,7 +166,7 @@ def _table(
     report = SuiteReport(title, [layout.columns[key] for key in keys], table)
     if any(row.get(key) is not None for row in paper.values() for key in other):
         report.notes.append(
-            "† other template: GPT-4o's score under the paper's wording, no bar for the judged rows here"
+            "† other template: the score of the paper's judge under its wording, no bar for the judged rows here"
         )
     return report
 
@@ -219,9 +223,10 @@ def _notes(name: str, split: str, values: Row, facts: dict[str, Any]) -> list[st
             notes.append(f"{name}: {key} {value:.0f}; these are not in the mean")
     judge = facts.get("settings", {}).get("judge")
     if judge:
-        for kind, prefix in JUDGED_BY.items():
-            if any(JUDGED.search(key) and key.startswith(prefix) for key in values):
-                notes.append(f"{name}: {kind}s judged by {judge['model']}, template {_template(judge, kind)}")
+        for kind, keys in JUDGED_BY.items():
+            if any(JUDGED.search(key) and keys.search(key) for key in values):
+                what = kind if kind == "quality" else f"{kind}s"
+                notes.append(f"{name}: {what} judged by {judge['model']}, template {_template(judge, kind)}")
     return [printable(note) for note in notes]
 
 
@@ -232,13 +237,13 @@ def _template(judge: dict[str, Any], kind: str) -> str:
     return f"{facts.get('name', 'unknown')} ({facts.get('hash', 'no hash')}{source})"
 
 
-def _as_in_the_paper(key: str, rows: Sequence[TestedRow]) -> bool:
-    """Whether all rows with a value are judged by the paper's model under what their template says is its wording."""
-    kind = "action" if key.startswith(JUDGED_BY["action"]) else "state"
+def _as_in_the_paper(key: str, rows: Sequence[TestedRow], model: str) -> bool:
+    """Whether all rows with a value are judged by the paper's model under what their templates say is its wording."""
+    kinds = [kind for kind, keys in JUDGED_BY.items() if keys.search(key)]
     judges = [facts.get("settings", {}).get("judge") or {} for _, values, facts, _ in rows if key in values]
     return all(
-        re.fullmatch(r"gpt-4o(-[\d-]+)?", str(judge.get("model")))
-        and judge.get("templates", {}).get(kind, {}).get("paper") is True
+        re.fullmatch(model, str(judge.get("model")))
+        and all(judge.get("templates", {}).get(kind, {}).get("paper") is True for kind in kinds)
         for judge in judges
     )
 

@@ -1,4 +1,4 @@
-"""The six evaluation suites: small data in the official layouts, and the YAML of a ``swirl test`` on them."""
+"""Six evaluation suites: small data in the official layouts, and the YAML of a ``swirl test`` on them."""
 
 from __future__ import annotations
 

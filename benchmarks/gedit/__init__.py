@@ -1,0 +1,5 @@
+"""GEdit-Bench."""
+
+from swirl_lightning.benchmarks.gedit.datamodule import GEdit
+
+__all__ = ["GEdit"]
