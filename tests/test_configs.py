@@ -174,7 +174,7 @@ def test_the_papers_hyperparameters(name):
         longest = 2 * backbone["max_state_tokens"] + backbone["max_action_tokens"]
         assert longest <= (8126 if name == "qwen_stabletoolbench" else 4096)
     assert OptimConfig(1.0).schedule == "cosine"
-    assert model.get("shared_weights", False) == (name == "liquid_shared")
+    assert model.get("shared_weights", False) == (name in ("liquid_shared", "liquid_warmup"))
 
 
 def test_reinforcement_goes_on_from_the_checkpoint_of_the_warmup(gemma_path, tmp_path):

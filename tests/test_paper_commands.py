@@ -33,9 +33,9 @@ TRAINED = {
 }
 """Row of the table -> label of the last weights, and optimiser steps: one for each phase."""
 TESTED = {
-    "AURORA-Bench": "SFT",
-    "best of 8 (Table 1)": "SFT, best of 8",
-    "GEdit-Bench (Table 5)": "SFT",
+    "AURORA-Bench": "SFT, shared weights",
+    "best of 8 (Table 1)": "SFT, shared weights, best of 8",
+    "GEdit-Bench (Table 5)": "SFT, shared weights",
     "zero-shot (Table 4)": "base",
 }
 SAME = ("lora", "shared_weights", "grpo", "sampling")

@@ -42,7 +42,8 @@ class SWIRL(WorldModelModule):
     Args:
         backbone: the model family and its checkpoint.
         lora: size and place of the adapters.
-        shared_weights: one adapter plays both models (less memory, less stable).
+        shared_weights: one adapter plays both models (less memory, less stable). A checkpoint of such a run, its
+            warm-up for example, also starts a run with separate weights: both models begin as that adapter.
         roles: the models that are trained in the warm-up and evaluated. ``[idm]`` alone learns to name actions
             between frames that the family cannot generate; RL needs both.
         grpo: group sizes, β, ε, normalisation.

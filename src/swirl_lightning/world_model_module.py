@@ -12,6 +12,7 @@ from swirl_lightning.adapters import AdapterConfig, Adapters
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints import state as ckpt
 from swirl_lightning.checkpoints.restore import restore
+from swirl_lightning.checkpoints.shared import is_shared, separate
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
@@ -213,13 +214,15 @@ class WorldModelModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the adapters were trained on this base.
+        """Check that the adapters were trained on this base; shared weights become those of both models.
 
         Raises:
-            ValueError: another base, or another ``lora.alpha``.
+            ValueError: another base, or another ``lora.alpha``; or shared weights within a phase.
         """
         state = ckpt.own_state(checkpoint)
         ckpt.check_fits(state, {**self.base_identity, "name": self.backbone.name}, self.lora)
+        if not self.shared_weights and is_shared(checkpoint):
+            separate(checkpoint)
         if self._trainer is not None:
             ckpt.forget_foreign_files(checkpoint.get("callbacks", {}), self.trainer.checkpoint_callbacks)
         self.label = state["label"]
