@@ -59,10 +59,12 @@ def test_the_first_line_is_the_launch_command(path):
     run = Path(words[words.index("--ckpt_path") + 1]).parts[1] if "--ckpt_path" in words else None
     if run is not None:  # the checkpoint of another config's run
         assert (FOLDER / f"{run}.yaml").is_file()
+    given = yaml.safe_load(path.read_text())
     if words[1] == "test":  # on top of what that run was
         assert words[2:6] == ["-c", f"runs/{run}/config.yaml", "-c", f"configs/{path.name}"]
-    else:
-        assert words[2:4] == ["-c", f"configs/{path.name}"]
+    else:  # alone, or on top of a config of another run
+        assert files(words)[-1] == path
+        assert len(files(words)) == 1 + ("model" not in given or "class_path" not in given["model"])
 
 
 def test_the_real_parser_builds_it(path, tmp_path, monkeypatch):
@@ -110,6 +112,29 @@ def test_phase_one_alone_is_what_the_paper_calls_idm_to_fwm(tmp_path, monkeypatc
     assert (switch.schedule.epochs, switch.schedule.at(5).ends) == (6, "IDM→FWM")
 
 
+@pytest.mark.parametrize("below", ["liquid_iterative", "qwen_mind2web", "qwen_scienceworld", "qwen_stabletoolbench"])
+@pytest.mark.parametrize("overlay", ["bootstrap", "sft_merge"])
+def test_the_baselines_are_laid_over_visual_and_text_configs(below, overlay, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    layers = [word for name in (below, overlay) for word in ("--config", str(FOLDER / f"{name}.yaml"))]
+    cli = swirl_cli(layers, run=False)
+    (switch,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, PhaseSwitch)]
+    assert [switch.schedule.at(epoch).name for epoch in range(4, 6)] == ["warmup", "bootstrap"]
+    assert switch.schedule.epochs == 6
+    assert cli.model.bootstrap_labels == "once"
+    assert cli.model.optim.of("bootstrap") == cli.model.optim.warmup  # SFT's
+    assert cli.datamodule.labelled_share == (0.5 if overlay == "sft_merge" else 0)
+    assert cli.model.backbone.quantization == "nf4"
+
+
+def test_phase_two_alone_is_what_the_paper_calls_fwm_to_idm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli = build(FOLDER / "phase_two.yaml")
+    (switch,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, PhaseSwitch)]
+    assert (switch.schedule.epochs, switch.schedule.at(5).ends) == (6, "FWM→IDM")
+    assert cli.model.optim.of("idm") == OptimConfig(1e-6, 100)
+
+
 def test_the_quickstart_shows_what_one_would_change(monkeypatch, capsys):
     monkeypatch.chdir(FOLDER.parent)
     with pytest.raises(SystemExit):
@@ -140,7 +165,7 @@ def test_print_config_shows_it_whole(path, monkeypatch, capsys):
 
 PAPER = {  # pairs a step, learning rate of RL, its warm-up steps, group sizes, iterations, pairs an iteration
     "liquid_warmup": (128, None, None, None, 0, None),
-    "liquid_phase_one": (64, 1e-6, 100, (8, None), 1, None),
+    "liquid_phase_one": (64, 1e-6, 100, (8, 16), 1, None),
     "liquid_iterative": (128, 2e-7, 50, (8, 16), 3, 30_000),
     "liquid_shared": (128, 5e-7, 50, (8, 16), 3, 30_000),
     "qwen_scienceworld": (128, 5e-5, 25, (16, None), 2, None),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -15,7 +15,7 @@ from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints import state as ckpt
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.engine.cpu import give_freed_blocks_back
-from swirl_lightning.engine.drawing import SamplingConfig
+from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.noise import global_seed, replace_tokens, uniforms
 from swirl_lightning.engine.ranges import check_ranges
@@ -31,7 +31,7 @@ from swirl_lightning.training.learners import GRPO, Learner, Policy
 from swirl_lightning.training.losses import Loss, SharedDenominator, sft_log_probs
 from swirl_lightning.training.rewards import MeanLogProb, Reward
 from swirl_lightning.training.rollouts import Rollouts, Update
-from swirl_lightning.training.trainer_checks import check_precision, check_strategy
+from swirl_lightning.training.trainer_checks import check_labels_once, check_precision, check_strategy
 from swirl_lightning.transition import Transition
 from swirl_lightning.world_model_module import WorldModelModule
 
@@ -58,6 +58,8 @@ class SWIRL(WorldModelModule):
             :class:`swirl_lightning.training.learners.GRPO`.
         anchor_weight: λ; adds λ · -log P(y | x, z) of the observed y under the sampled z to Phase I.
         labelled_weight: weight of the labelled triples of ``data.labelled_per_batch``, relative to the pairs' own loss.
+        bootstrap_labels: actions of the phase ``bootstrap``. ``online`` samples them anew in each epoch; ``once`` takes
+            the IDM's likeliest, token by token, the same in every epoch: so the authors annotate their pairs.
         idm_state_noise: on labelled triples the IDM reads y with up to this share of tokens replaced at random,
             so that it later reads imperfect frames.
         templates: wording of the prompts.
@@ -85,6 +87,7 @@ class SWIRL(WorldModelModule):
         learner: Learner | None = None,
         anchor_weight: float = 0.0,
         labelled_weight: float = 1.0,
+        bootstrap_labels: Literal["online", "once"] = "online",
         idm_state_noise: float = 0.0,
         templates: PromptTemplates = PromptTemplates(),  # noqa: B008
         evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
@@ -111,6 +114,9 @@ class SWIRL(WorldModelModule):
         if any(config.temperature == 0 for config in (sampling, *self.policy_sampling.values())):
             raise ValueError("the temperature of rollouts must be above 0: a group of equal rollouts teaches nothing")
         self.anchor_weight, self.labelled_weight = anchor_weight, labelled_weight
+        if bootstrap_labels not in ("online", "once"):
+            raise ValueError(f"bootstrap_labels must be 'online' or 'once', got {bootstrap_labels!r}")
+        self.bootstrap_labels = bootstrap_labels
         self.idm_state_noise, self.seed = idm_state_noise, global_seed() if seed is None else seed
         weights = dict.fromkeys(("anchor_weight", "labelled_weight"), "[0, inf)")
         check_ranges("model", vars(self), idm_state_noise="[0, 1)", **weights)
@@ -247,20 +253,31 @@ class SWIRL(WorldModelModule):
     def _supervised(self, batch: TransitionBatch, labelled_by_idm: bool) -> Loss:
         """Compute the SFT loss: mean log-probability per token, as in the rewards, summed over transitions.
 
-        Warm-up trains both models on labelled triples; Bootstrap trains the FWM on the IDM's own labels.
+        Warm-up trains both models on labelled triples; Bootstrap trains the FWM on the IDM's own labels, and on the
+        labelled triples that the data mix in.
         """
         x, y = self._tokens(batch.transitions)
-        if labelled_by_idm:
-            actions = self.models.idm.frozen.sample(x, y, self._keys("idm", batch.transitions), self.sampling).contents
-            roles: tuple[Role, ...] = (Role.FWM,)
-        else:
-            actions, roles = [self.backbone.encode_action(_label(t)) for t in batch.transitions], self.roles
+        named = self._named_by_idm(batch.transitions, x, y) if labelled_by_idm else {}
+        actions = [
+            named[n] if n in named else self.backbone.encode_action(_label(t)) for n, t in enumerate(batch.transitions)
+        ]
+        roles = (Role.FWM,) if labelled_by_idm else self.roles
         scored = sft_log_probs(self.models, x, actions, y, roles, self._noisy(batch.transitions, y))
         losses = torch.stack([-each.mean_per_token() for each in scored.values()])  # (models, N)
         metrics = dict(zip([f"{role}_nll" for role in scored], losses.mean(1), strict=True))
         self._log(f"{self.phase.name}/", metrics, len(batch))
         tokens = sum(int(each.mask.sum()) for each in scored.values())
         return Loss(losses.sum(), losses.new_tensor(float(len(batch))), len(batch), "sequence", metrics, tokens)
+
+    def _named_by_idm(self, transitions: list[Transition], x: list[TokenIds], y: list[TokenIds]) -> dict[int, TokenIds]:
+        """Name the actions of the rows without one: number of the row -> content ids."""
+        bare = [n for n, row in enumerate(transitions) if row.action is None]
+        if not bare:
+            return {}
+        sampling = GREEDY if self.bootstrap_labels == "once" else self.sampling
+        keys = self._keys("idm", [transitions[n] for n in bare])
+        found = self.models.idm.frozen.sample([x[n] for n in bare], [y[n] for n in bare], keys, sampling)
+        return dict(zip(bare, found.contents, strict=True))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Make one mean of the sums before gradients are clipped, and stop if a value is not finite."""
@@ -311,6 +328,8 @@ class SWIRL(WorldModelModule):
         """Refuse settings that cannot be trained, before the base is loaded; set up the allocator on CPUs."""
         if stage == "fit" and not self.scheduled:
             raise ValueError("SWIRL trains in phases: add swirl_lightning.callbacks.PhaseSwitch to the callbacks")
+        if stage == "fit" and self.bootstrap_labels == "once":
+            check_labels_once(self.schedule, self.shared_weights)
         if stage == "fit" and len(set(self.roles)) == 1 and self.schedule.iterations != 0:
             raise ValueError(
                 f"roles {[role.value for role in self.roles]} has one model, and RL needs both: set iterations of "

@@ -17,7 +17,7 @@ from swirl_lightning.data.reading import first
 from swirl_lightning.engine.noise import global_seed
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.exact_match import ExactMatch
-from swirl_lightning.schedule import WARMUP, PhaseSchedule
+from swirl_lightning.schedule import WARMUP, PhaseName, PhaseSchedule
 from swirl_lightning.transition import Transition
 
 Split = Literal["warmup", "state_only", "validation", "test"]
@@ -41,8 +41,10 @@ class TransitionDataModule(LightningDataModule, ABC):
             ``pairs_per_step / (batch_size * devices)`` batches, in the warm-up with ``warmup_batch_size``. None
             leaves it to ``Trainer.accumulate_grad_batches``.
         labelled_per_batch: labelled triples in the loss of each batch of state-only pairs, on each device (labelled
-            replay). With the phase ``bootstrap`` this is the paper's
-            SFT-merge.
+            replay).
+        labelled_share: share of labelled triples among the transitions of the phase ``bootstrap``, in [0, 1): they are
+            mixed with an iteration's pairs, each iteration's in an order of their own; when all have been taken, they
+            begin anew. This is the paper's SFT-Merge.
 
     Example::
 
@@ -62,6 +64,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         pairs_per_iteration: int | None = None,
         pairs_per_step: int | None = None,
         labelled_per_batch: int = 0,
+        labelled_share: float = 0.0,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -71,11 +74,18 @@ class TransitionDataModule(LightningDataModule, ABC):
         self.seed = global_seed() if seed is None else seed
         self.pairs_per_iteration = pairs_per_iteration
         self.pairs_per_step = pairs_per_step
-        self.labelled_per_batch = labelled_per_batch
+        self.labelled_per_batch, self.labelled_share = labelled_per_batch, labelled_share
         sizes = dict.fromkeys(("batch_size", "warmup_batch_size", "eval_batch_size"), "[1, inf)")
         parts = dict.fromkeys(("pairs_per_iteration", "pairs_per_step"), "[1, inf) or null")
         check_ranges(
-            "data", vars(self), num_workers="[0, inf)", seed="[0, inf)", labelled_per_batch="[0, inf)", **sizes, **parts
+            "data",
+            vars(self),
+            num_workers="[0, inf)",
+            seed="[0, inf)",
+            labelled_per_batch="[0, inf)",
+            labelled_share="[0, 1)",
+            **sizes,
+            **parts,
         )
         self._splits: dict[str, Sequence[Transition]] = {}
         self._accumulated = 1  # the value that we have set in the Trainer
@@ -144,7 +154,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         if stage == "validate":
             return validated
         trained: dict[Split, None] = {"warmup" if phase == WARMUP else "state_only": None for phase in self._phases()}
-        if self.labelled_per_batch:
+        if self.labelled_per_batch or (self.labelled_share and PhaseName.BOOTSTRAP in self._phases()):
             trained["warmup"] = None
         return [*trained, *validated]
 
@@ -208,6 +218,17 @@ class TransitionDataModule(LightningDataModule, ABC):
             chosen = shuffled[(iteration * count + np.arange(count)) % len(rows)]
         return _StateOnly(rows, chosen.tolist())
 
+    def merged(self, iteration: int) -> Sequence[Transition]:
+        """Return the state-only pairs of an iteration (0-based) with their ``labelled_share`` of labelled triples."""
+        pairs = self.pairs(iteration)
+        if self.labelled_share == 0:
+            return pairs
+        labelled, count = self.split("warmup"), round(len(pairs) * self.labelled_share / (1 - self.labelled_share))
+        random = np.random.default_rng([self.seed, iteration, 2])
+        laps = [random.permutation(len(labelled)) for _ in range(0, count, len(labelled))]
+        chosen = np.concatenate([np.arange(0), *laps])[:count]
+        return _Joined(pairs, labelled, chosen.tolist())
+
     # ---- phases ----------------------------------------------------------------------------------
     def accumulation(self, phase: str) -> int:
         """Count the batches whose gradients make one optimiser step of a phase.
@@ -250,7 +271,7 @@ class TransitionDataModule(LightningDataModule, ABC):
             return self._train_loader(self.split("warmup"), self.warmup_batch_size)
         module: Any = getattr(self.trainer, "lightning_module", None)
         return self._train_loader(
-            self.pairs(iteration),
+            self.merged(iteration) if phase == PhaseName.BOOTSTRAP else self.pairs(iteration),
             self.batch_size,
             replays=module.num_policy_iterations(phase) if module else 1,
             window=self.accumulation(phase),
@@ -309,3 +330,17 @@ class _StateOnly(Sequence[Transition]):
 
     def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
         return self._rows[self._chosen[index]].without_action()
+
+
+class _Joined(Sequence[Transition]):
+    """Sequence of pairs, and of chosen rows of a labelled split behind them."""
+
+    def __init__(self, pairs: Sequence[Transition], labelled: Sequence[Transition], chosen: list[int]) -> None:
+        self._pairs, self._labelled, self._chosen = pairs, labelled, chosen
+
+    def __len__(self) -> int:
+        return len(self._pairs) + len(self._chosen)
+
+    def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
+        beyond = index - len(self._pairs)
+        return self._pairs[index] if beyond < 0 else self._labelled[self._chosen[beyond]]

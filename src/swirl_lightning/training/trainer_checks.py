@@ -6,6 +6,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.roles import Role
+from swirl_lightning.schedule import PhaseName, PhaseSchedule
 
 
 def check_strategy(strategy: Strategy) -> None:
@@ -42,4 +44,18 @@ def check_precision(precision: str, backbone: Backbone) -> None:
         raise ValueError(
             f"trainer.precision {precision} would cast the packed 4-bit weights. The base computes in "
             f"backbone.dtype ({backbone.dtype}) whatever the Trainer says: leave precision at 32-true"
+        )
+
+
+def check_labels_once(schedule: PhaseSchedule, shared_weights: bool) -> None:
+    """Refuse a schedule in which the IDM changes while the phase ``bootstrap`` takes its labels as given once.
+
+    Raises:
+        ValueError: it does.
+    """
+    moves = schedule.iterations != 1 or len(schedule.phases) > 1 if shared_weights else Role.IDM in schedule.phases
+    if PhaseName.BOOTSTRAP in schedule.phases and moves:
+        raise ValueError(
+            "model.bootstrap_labels once needs an IDM that stands still: phases without idm, and with shared_weights "
+            "one phase once; or set it to online"
         )
