@@ -9,6 +9,7 @@ from torchmetrics import MetricCollection
 
 from swirl_lightning.benchmarks.minigrid.metrics import EffectAccuracy, ExactFrameMatch, Preservation
 from swirl_lightning.benchmarks.minigrid.simulator import FAMILIES, check, generate
+from swirl_lightning.benchmarks.minigrid.world import MiniGridSimulator
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.transition import Transition
 
@@ -94,3 +95,7 @@ class MiniGrid(TransitionDataModule):
             },
             compute_groups=False,
         )
+
+    def simulator(self) -> MiniGridSimulator:
+        """Return MiniGrid, which starts from a frame."""
+        return MiniGridSimulator()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from support.cli import here
 from swirl_lightning.benchmarks.minigrid import MiniGrid
-from swirl_lightning.use.truth import MiniGridSimulator
+from swirl_lightning.benchmarks.minigrid.world import MiniGridSimulator
 
 ACTIONS = ["turn left", "turn left", "turn right"]
 

@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
+from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.engine.noise import global_seed
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.exact_match import ExactMatch
@@ -118,6 +119,14 @@ class TransitionDataModule(LightningDataModule, ABC):
     def action_metrics(self) -> MetricCollection:
         """Make the metrics of the IDM, called as ``update(predicted_actions, transitions)``."""
         return MetricCollection({"exact_match": ExactMatch("action")})
+
+    def simulator(self) -> Simulator | None:
+        """Return the true world, where there is one that starts from a state.
+
+        Raises:
+            ImportError: it is not installed.
+        """
+        return None
 
     # ---- Lightning's hooks -----------------------------------------------------------------------
     def setup(self, stage: str) -> None:

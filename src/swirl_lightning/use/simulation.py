@@ -15,6 +15,7 @@ from swirl_lightning.callbacks.transition_images import image_grid
 from swirl_lightning.console.run import MENDABLE
 from swirl_lightning.data.images import open_rgb
 from swirl_lightning.data.module import Split
+from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import whole_folder
 from swirl_lightning.prepare.frame_pairs import ENDINGS
@@ -22,7 +23,6 @@ from swirl_lightning.transition import State
 from swirl_lightning.use.pairs import SPLITS
 from swirl_lightning.use.rollout import Step, check, simulate
 from swirl_lightning.use.runs import Run
-from swirl_lightning.use.truth import Simulator, simulator_of
 
 STEPS, SHEET, MOVIE = "steps.json", "contact_sheet.png", "rollout.gif"
 _FRAME_MS = 800
@@ -164,7 +164,7 @@ def read_state(name: str, run: Run) -> State:
 def _truth(run: Run, start: State, actions: Sequence[str]) -> tuple[Simulator | None, list[State | None], str]:
     """The simulator of the run's benchmark with its states, or the reason why there is none."""
     try:
-        world = simulator_of(run.data())
+        world = run.data().simulator()
     except MENDABLE as error:
         return None, [], str(error)
     if world is None:

@@ -9,7 +9,7 @@ from PIL import Image
 from support.world import Digits
 from swirl_lightning.benchmarks.minigrid import CELLS, MiniGrid, read, render
 from swirl_lightning.benchmarks.minigrid.tiles import GRID, INDEX, Cell
-from swirl_lightning.use.truth import MiniGridSimulator, simulator_of
+from swirl_lightning.benchmarks.minigrid.world import MiniGridSimulator
 
 world = MiniGridSimulator()
 
@@ -108,5 +108,5 @@ def test_other_sizes_and_texts_are_no_true_state():
 
 
 def test_other_data_have_no_simulator():
-    assert simulator_of(Digits()) is None
-    assert simulator_of(MiniGrid()).name == "MiniGrid"
+    assert Digits().simulator() is None
+    assert MiniGrid().simulator().name == "MiniGrid"

@@ -1,18 +1,27 @@
-"""True states beside simulated ones, where the run's benchmark has a simulator that starts from a state."""
+"""MiniGrid's simulator, started from a frame alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from swirl_lightning.benchmarks.minigrid import CELLS, MiniGrid, read, render
 from swirl_lightning.benchmarks.minigrid.simulator import THINGS, scene_of
-from swirl_lightning.benchmarks.minigrid.tiles import COLOURS, FACINGS, FRAME, GRID, Cell, Scene, require_minigrid
+from swirl_lightning.benchmarks.minigrid.tiles import (
+    CELLS,
+    COLOURS,
+    FACINGS,
+    FRAME,
+    GRID,
+    Cell,
+    Scene,
+    read,
+    render,
+    require_minigrid,
+)
 from swirl_lightning.console.run import nearest
-from swirl_lightning.data.module import TransitionDataModule
 from swirl_lightning.transition import State
 
 _MOVES = ("turn left", "turn right", "move forward")
@@ -20,38 +29,20 @@ _DOORS = tuple(f"{colour} door" for colour in COLOURS)
 _VERBS = {"pick up": THINGS, "drop": THINGS, "open": _DOORS, "close": _DOORS, "unlock": _DOORS}
 
 
-class Simulator(Protocol):
-    """True world."""
-
-    name: str
-
-    def states(self, state: State, actions: Sequence[str]) -> list[State | None]:
-        """Return the true state after each action; None from where it cannot be told."""
-
-    def same(self, one: State, other: State) -> bool:
-        """Tell whether two states are equal for this world."""
-
-
-def simulator_of(data: TransitionDataModule) -> Simulator | None:
-    """Return the simulator of a benchmark, or None where there is none that starts from a state.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    if not isinstance(data, MiniGrid):
-        return None
-    require_minigrid()
-    return MiniGridSimulator()
-
-
 class MiniGridSimulator:
     """MiniGrid from a frame. What the agent carries is not in it, and follows from the first action that needs it.
 
     An action that cannot happen changes nothing. In lava and on the rim of the grid, beyond which MiniGrid cannot
     look, the true states end.
+
+    Raises:
+        ImportError: the simulator is not installed.
     """
 
     name = "MiniGrid"
+
+    def __init__(self) -> None:
+        require_minigrid()
 
     def states(self, state: State, actions: Sequence[str]) -> list[State | None]:
         """Play the actions.
