@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from swirl_lightning.use.environment import WorldModelEnv, WorldModelVectorEnv
     from swirl_lightning.use.labelling import LabelConfig, label_files
     from swirl_lightning.use.labels import Label, label
     from swirl_lightning.use.rollout import Step, simulate
@@ -21,6 +22,8 @@ _HOMES = {
     "Run": "runs",
     "SimulateConfig": "simulation",
     "Step": "rollout",
+    "WorldModelEnv": "environment",
+    "WorldModelVectorEnv": "environment",
     "label": "labels",
     "label_files": "labelling",
     "simulate": "rollout",
@@ -33,6 +36,8 @@ __all__ = [
     "Run",
     "SimulateConfig",
     "Step",
+    "WorldModelEnv",
+    "WorldModelVectorEnv",
     "label",
     "label_files",
     "simulate",
