@@ -335,6 +335,7 @@ class SWIRL(WorldModelModule):
                 f"roles {[role.value for role in self.roles]} has one model, and RL needs both: set iterations of "
                 "PhaseSwitch to 0"
             )
+        super().setup(stage)
         check_strategy(self.trainer.strategy)
         check_precision(str(self.trainer.precision), self.backbone)
         if self.trainer.strategy.root_device.type == "cpu":
@@ -364,7 +365,7 @@ class SWIRL(WorldModelModule):
         """Check the checkpoint, and restore that state.
 
         Raises:
-            ValueError: another base, another ``lora.alpha``, or written between two optimiser steps, or while
+            ValueError: another base or other adapters, or written between two optimiser steps, or while
                 rollouts were in use, on another number of ranks.
         """
         super().on_load_checkpoint(checkpoint)

@@ -11,9 +11,11 @@ from lightning.pytorch import LightningModule
 from swirl_lightning.adapters import AdapterConfig, Adapters
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints import state as ckpt
+from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.restore import restore
 from swirl_lightning.checkpoints.shared import is_shared, separate
 from swirl_lightning.data.batch import TransitionBatch
+from swirl_lightning.data.module import TransitionDataModule
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
 from swirl_lightning.engine.ranges import check_ranges
@@ -59,16 +61,24 @@ class WorldModelModule(LightningModule):
         self.label = "base"
         self.model: torch.nn.Module | None = None
         self.base_identity: dict[str, str] = {}
+        self.base_parts: dict[str, str] = {}
         self._models: WorldModels | None = None
         self._evaluator: Evaluator | None = None
 
     # ---- construction ----------------------------------------------------------------------------
+    def setup(self, stage: str) -> None:
+        """Set lengths that the backbone's options leave to the data, once, before the base is loaded."""
+        data = getattr(self.trainer, "datamodule", None)
+        backbone = self.backbone
+        if backbone.open_lengths and not backbone.chosen_lengths and isinstance(data, TransitionDataModule):
+            backbone.set_lengths(backbone.measure_lengths(data.sample(stage)))
+
     def configure_model(self) -> None:
         """Load the base once and put the adapters on it."""
         if self.model is not None:
             return
         base = self.backbone.load_model()
-        self.base_identity = ckpt.base_identity(base)
+        self.base_identity, self.base_parts = ckpt.base_identity(base), self.backbone.parts()
         adapters = Adapters(base, self.lora, self.backbone.lora_targets, self.shared_weights)
         self.model = adapters.model.train()  # Hugging Face loads in eval mode, and Lightning keeps it
         if self.backbone.gradient_checkpointing:
@@ -210,19 +220,25 @@ class WorldModelModule(LightningModule):
             "base": {"name": self.backbone.name, "revision": self.backbone.revision, **self.base_identity},
             "label": self.label,
             "lora": {"r": self.lora.r, "alpha": self.lora.alpha},
+            "parts": self.base_parts,
+            "lengths": self.backbone.chosen_lengths,
             "optimizer": next((type(optimizer).__name__ for optimizer in self.trainer.optimizers), None),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the adapters were trained on this base; shared weights become those of both models.
+        """Check that the adapters were trained with these settings, and take the lengths that were left to the data.
+
+        Shared weights become those of both models where those are separate.
 
         Raises:
-            ValueError: another base, or another ``lora.alpha``; or shared weights within a phase.
+            ValueError: another base, other parts beside it, or other settings of the adapters; or shared weights
+                within a phase.
         """
         state = ckpt.own_state(checkpoint)
-        ckpt.check_fits(state, {**self.base_identity, "name": self.backbone.name}, self.lora)
+        check_fits(checkpoint, self)
         if not self.shared_weights and is_shared(checkpoint):
             separate(checkpoint)
+        self.backbone.set_lengths(ckpt.chosen_lengths(state))
         if self._trainer is not None:
             ckpt.forget_foreign_files(checkpoint.get("callbacks", {}), self.trainer.checkpoint_callbacks)
         self.label = state["label"]

@@ -126,7 +126,6 @@ class WorldModels:
         fwm: the forward world model under the adapter that trains.
         idm: the inverse dynamics model, likewise.
         prompts: builds the prompts of both.
-        grammars: grammar of each role.
     """
 
     def __init__(
@@ -138,12 +137,17 @@ class WorldModels:
         max_tokens: int | None = None,
     ) -> None:
         self.adapters = adapters
+        self._backbone = backbone
         self.prompts = PromptBuilder(backbone, templates)
-        self.grammars: dict[str, Grammar] = {Role.FWM: backbone.state_grammar, Role.IDM: backbone.action_grammar}
         self.fwm, self.idm = (WorldModel(self, role, adapters.policy(role)) for role in ROLES)
         shared = install(model)
         config = EngineConfig(shared, shared and backbone.cuda_graphs and backbone.capturable, max_tokens)
         self.engine = Engine(backbone.trunk(model), backbone.head(model), config, adapters.recompute_contexts)
+
+    @property
+    def grammars(self) -> dict[str, Grammar]:
+        """Grammar of each role; those of a text family change when a checkpoint brings its lengths."""
+        return {Role.FWM: self._backbone.state_grammar, Role.IDM: self._backbone.action_grammar}
 
     def of(self, role: str) -> WorldModel:
         """Return ``fwm`` or ``idm`` by its role."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from lightning.pytorch import Callback
 from support.cli import config, here
 from support.swirl import equal
 from support.tiny import gemma_folder, text_backbone
+from support.tiny_liquid import liquid_folder, vqgan
 from support.trainers import quiet_trainer
 from support.world import Digits
 from swirl_lightning import SWIRL, AdapterConfig
+from swirl_lightning.backbones import Liquid
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.checkpoints.fit import check_fits
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +131,72 @@ def test_code_in_a_checkpoint_is_not_run(alone, last, backbone):
         SWIRL.load_from_checkpoint(alone, backbone=backbone)
 
 
-def test_another_base_or_other_adapters_are_refused(last, backbone, tmp_path):
+def test_another_base_or_other_adapters_are_refused_in_one_message(last, backbone, tmp_path):
     other = text_backbone(gemma_folder(tmp_path / "other", seed=1))
-    with pytest.raises(ValueError, match=r"trained on base .* has other weights"):
+    with pytest.raises(ValueError, match=r"set model\.backbone\.model_name_or_path to .* has other weights$"):
         SWIRL.load_from_checkpoint(last, backbone=other)
-    with pytest.raises(ValueError, match=r"lora\.alpha 32, and it is 8 here"):
-        SWIRL.load_from_checkpoint(last, lora=AdapterConfig(r=4, alpha=8))
-    with pytest.raises(ValueError, match="do not fit this base"):
-        SWIRL.load_from_checkpoint(last, backbone=backbone, shared_weights=True)
+    with pytest.raises(ValueError, match="other settings") as told:
+        SWIRL.load_from_checkpoint(last, lora=AdapterConfig(r=8, alpha=8), shared_weights=True)
+    assert str(told.value) == (
+        "the checkpoint's adapters were trained with other settings: set model.shared_weights to false; "
+        "set model.lora.r to 4 (8 here); set model.lora.alpha to 32 (8 here)"
+    )
+    with pytest.raises(ValueError, match=r"target_modules so that adapters are in .*'q_proj'.* \(in \['q_proj'\] here"):
+        SWIRL.load_from_checkpoint(last, backbone=backbone, lora=AdapterConfig(r=4, target_modules=["q_proj"]))
+
+
+def test_the_command_names_every_setting_before_the_base_loads(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("swirl_lightning.backbones.text.TextLLM.load_model", None)
+    settings = ("--model.init_args.lora.r", "8", "--model.init_args.shared_weights", "true")
+    with pytest.raises(SystemExit, match=r"shared_weights to false; set model\.lora\.r to 4 \(8 here\)$"):
+        here("test", "-c", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt", *settings)
+
+
+def test_a_vqgan_that_is_another_or_missing_is_named_with_the_other_settings(tmp_path):
+    folder = liquid_folder(tmp_path / "liquid")
+    parts = Liquid(str(folder)).parts()
+    base = {"name": "base", "architecture": "a", "weights": "w"}
+    state = {"base": base, "label": "SFT", "parts": parts, "lora": {"r": 4, "alpha": 8}}
+    checkpoint = {"swirl": state, "state_dict": {"fwm.layer.lora_A": torch.zeros(4, 2)}}
+    settings = {"lora": AdapterConfig(r=4, alpha=16)}
+    check_fits(checkpoint, SWIRL(Liquid(str(folder)), lora=AdapterConfig(r=4, alpha=8)))
+    vqgan(tmp_path / "other", codes=8)
+    for path, told in (("other", r"set model\.backbone\.vqgan_path to that"), ("none", "no VQGAN folder at .*none")):
+        with pytest.raises(ValueError, match=rf"{told}.*; set model\.lora\.alpha to 8 \(16 here\)$"):
+            check_fits(checkpoint, SWIRL(Liquid(str(folder), vqgan_path=str(tmp_path / path)), **settings))
+
+
+def test_lengths_left_to_the_data_come_from_the_checkpoint(gemma_path, tmp_path, caplog):
+    """Chosen once, at the start of the training, and the same in everything that is done with its weights."""
+
+    class Growing(Digits):
+        def load_split(self, split):
+            rows = super().load_split(split)
+            words = "a long way" if split == "test" else "go"
+            return [replace(row, before=f"{row.before}{'.' * (n == 3)}", action=words) for n, row in enumerate(rows)]
+
+    module = SWIRL(TextLLM(str(gemma_path), dtype="float32"), lora=AdapterConfig(r=4))
+    trainer = quiet_trainer(tmp_path, PhaseSwitch(1, iterations=0), max_epochs=-1, limit_val_batches=0)
+    with caplog.at_level("INFO"):
+        trainer.fit(module, Growing(size=8, batch_size=8))
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        trainer.test(module, Growing(size=2), verbose=False)
+    chosen = {"max_state_tokens": 4, "max_action_tokens": 3}  # with the EOS
+    assert module.backbone.chosen_lengths == chosen
+    assert [module.models.grammars[role].max_length for role in ("fwm", "idm")] == [4, 3]
+    told = "99th percentile: max_state_tokens 4 (of 16 texts the longest has 3 tokens), max_action_tokens 3"
+    assert caplog.text.count(told) == caplog.text.count("percentile") == 1
+    for given, lengths in (({}, [4, 3]), ({"max_state_tokens": 9}, [9, 3])):
+        backbone = TextLLM(str(gemma_path), dtype="float32", **given)
+        again = SWIRL.load_from_checkpoint(tmp_path / "last.ckpt", backbone=backbone)
+        assert [again.models.grammars[role].max_length for role in ("fwm", "idm")] == lengths
+        assert len(again.predict_action("12", "34")[0]) <= 3
+    state = saved(tmp_path / "last.ckpt")
+    state["swirl"]["lengths"]["max_state_tokens"] = "4"
+    torch.save(state, tmp_path / "bad.ckpt")
+    with pytest.raises(ValueError, match="length max_state_tokens is no number of tokens but '4'"):
+        SWIRL.load_from_checkpoint(tmp_path / "bad.ckpt", backbone=TextLLM(str(gemma_path), dtype="float32"))
+    assert SWIRL(TextLLM(str(gemma_path))).backbone.max_state_tokens == 1024  # where nothing tells
 
 
 def test_map_location_says_where_the_module_is(last, monkeypatch):

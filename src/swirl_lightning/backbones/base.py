@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from swirl_lightning.engine.grammar import Grammar, TokenIds
-from swirl_lightning.transition import State
+from swirl_lightning.transition import State, Transition
 
 BUILTIN_PREFIX = "builtin/"
 
@@ -40,6 +40,8 @@ class Backbone(ABC):
     """False if the ids of a state only name it, so that they cannot be kept in its place."""
     capturable: bool = True
     """True if the trunk's decode step can be captured as a CUDA graph: it waits for no value of the device."""
+    open_lengths: Sequence[str] = ()
+    """Names of options that hold a length in tokens and were left to the data."""
     gguf_file: str | None = None
     """Name of the GGUF file that is the checkpoint, for families that read one."""
 
@@ -69,6 +71,7 @@ class Backbone(ABC):
         self.trust_remote_code = trust_remote_code
         self.dequantize_once = dequantize_once
         self.cuda_graphs = cuda_graphs
+        self.chosen_lengths: dict[str, int] = {}
 
     # ---- the model -------------------------------------------------------------------------------
     @abstractmethod
@@ -145,7 +148,28 @@ class Backbone(ABC):
     def action_grammar(self) -> Grammar:
         """Grammar of the actions that the IDM may generate."""
 
+    # ---- lengths that the options leave to the data ----------------------------------------------
+    def measure_lengths(self, rows: Sequence[Transition]) -> dict[str, int]:
+        """Return a value from data for each of ``open_lengths`` that they can tell."""
+        return {}
+
+    def set_lengths(self, lengths: Mapping[str, int]) -> None:
+        """Set those of ``open_lengths`` that are among the given ones, and keep them in ``chosen_lengths``."""
+        self.chosen_lengths |= {name: value for name, value in lengths.items() if name in self.open_lengths}
+        for name, value in self.chosen_lengths.items():
+            setattr(self, name, value)
+        for grammar in ("state_grammar", "action_grammar"):  # made of them, and kept
+            self.__dict__.pop(grammar, None)
+
     # ---- identity --------------------------------------------------------------------------------
+    def parts(self) -> dict[str, str]:
+        """Return a hash of the content of each part beside the language model, by the option that names it.
+
+        Raises:
+            ValueError: a part is not there, or does not fit the others.
+        """
+        return {}
+
     def fingerprint(self) -> str:
         """Name the tokenizer of states, for caches: if two names are equal, so are the ids of every state."""
         return f"{type(self).__name__}:{self.name}:{self.revision}"

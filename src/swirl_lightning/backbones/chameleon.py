@@ -151,6 +151,11 @@ class Chameleon(ImageTokens):
         vocabulary = self.tokenizer.get_vocab()
         return vocabulary[BOI], vocabulary[EOI]
 
+    def parts(self) -> dict[str, str]:
+        """Return the hash of the VQGAN."""
+        _ = self.vqgan_config  # says where to get one if there is none
+        return {"vqgan_path": vqgan_fingerprint(self.vqgan_path)}
+
     def fingerprint(self) -> str:
         """Name the VQGAN and the place of its codes in the vocabulary."""
         ids = self.code_ids

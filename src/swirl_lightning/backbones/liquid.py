@@ -183,6 +183,11 @@ class Liquid(Backbone):
         known = range(self.image_start)
         return Grammar(tuple(i for i in known if i not in banned), self.max_action_tokens, eos)
 
+    def parts(self) -> dict[str, str]:
+        """Return the hash of the VQGAN."""
+        _ = self.vqgan_config  # says where to get one if there is none
+        return {"vqgan_path": vqgan_fingerprint(self.vqgan_path)}
+
     def fingerprint(self) -> str:
         """Name the VQGAN (its config and weights) and the place of its codes in the vocabulary."""
         return f"{type(self).__name__}:{vqgan_fingerprint(self.vqgan_path)}:{self.image_start}"

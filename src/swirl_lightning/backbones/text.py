@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -25,9 +26,12 @@ from swirl_lightning.backbones.loading import (
     special_ids,
 )
 from swirl_lightning.engine.grammar import Grammar, TokenIds
-from swirl_lightning.transition import State
+from swirl_lightning.transition import State, Transition
 
 TOO_LONG = ("cut", "error")
+LENGTHS = {"max_state_tokens": 1024, "max_action_tokens": 64}
+"""Options whose default comes from the data, and what they are where there are none."""
+_PERCENTILE = 99
 _SLOT = "\u0001"  # stands for the prompt while the chat template is laid out; no template contains it
 
 
@@ -43,8 +47,9 @@ class TextLLM(Backbone):
         model_name_or_path: folder or hub name.
         gguf_file: name of a GGUF file in it, with weights, tokenizer and chat template, which are then dequantised
             and quantised as configured here; None for the usual format.
-        max_state_tokens: of a state, as a completion (with its EOS) and within a prompt.
-        max_action_tokens: of an action, likewise.
+        max_state_tokens: of a state, as a completion (with its EOS) and within a prompt. None: the 99th percentile of
+            the data's states, which a checkpoint keeps; 1,024 without data.
+        max_action_tokens: of an action, likewise; 64 without data.
         too_long: ``cut`` keeps head and tail of a long state and the head of a long action, and warns
             once; ``error`` refuses them. A prompt is never cut beyond that.
         **kwargs: as :class:`Backbone`.
@@ -56,8 +61,8 @@ class TextLLM(Backbone):
     def __init__(
         self,
         model_name_or_path: str,
-        max_state_tokens: int = 1024,
-        max_action_tokens: int = 64,
+        max_state_tokens: int | None = None,
+        max_action_tokens: int | None = None,
         too_long: str = "cut",
         gguf_file: str | None = None,
         **kwargs: Any,
@@ -68,11 +73,14 @@ class TextLLM(Backbone):
                 f"gguf_file must be the name of a .gguf file in the folder model_name_or_path, got {gguf_file!r}"
             )
         self.gguf_file = gguf_file
-        if min(max_state_tokens, max_action_tokens) < 2:
+        given = {"max_state_tokens": max_state_tokens, "max_action_tokens": max_action_tokens}
+        if any(value is not None and value < 2 for value in given.values()):
             raise ValueError("max_state_tokens and max_action_tokens must be at least 2: a token and the EOS")
         if too_long not in TOO_LONG:
             raise ValueError(f"too_long must be one of {list(TOO_LONG)}, got {too_long!r}")
-        self.max_state_tokens, self.max_action_tokens = max_state_tokens, max_action_tokens
+        self.open_lengths = tuple(name for name, value in given.items() if value is None)
+        self.max_state_tokens = max_state_tokens or LENGTHS["max_state_tokens"]
+        self.max_action_tokens = max_action_tokens or LENGTHS["max_action_tokens"]
         self.too_long = too_long
         self._warned: set[str] = set()
 
@@ -160,6 +168,21 @@ class TextLLM(Backbone):
         if len(ids) > room:
             self._judge_length("action", len(ids), room)
         return ids[:room]
+
+    def measure_lengths(self, rows: Sequence[Transition]) -> dict[str, int]:
+        """Return a high percentile of the lengths in data, with room for the EOS, and say so."""
+        texts = {
+            "max_state_tokens": [state for row in rows for state in (row.before, row.after) if isinstance(state, str)],
+            "max_action_tokens": [row.action for row in rows if row.action],
+        }
+        found, told = {}, []
+        for name in [name for name in self.open_lengths if texts[name]]:
+            lengths = [len(encode_plain(self.tokenizer, text)) for text in texts[name]]
+            found[name] = max(2, int(np.percentile(lengths, _PERCENTILE, method="higher")) + 1)
+            told.append(f"{name} {found[name]} (of {len(lengths)} texts the longest has {max(lengths)} tokens)")
+        if told:
+            rank_zero_info(f"chosen from the data, {_PERCENTILE}th percentile: {', '.join(told)}")
+        return found
 
     def _judge_length(self, what: str, length: int, room: int) -> None:
         """Refuse a text that is too long, or warn of it, once for states and once for actions."""

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.checkpoints.file import check_file
+from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import own_state
 from swirl_lightning.yaml_files import load
 
@@ -45,6 +46,7 @@ def load_into(module: Module, checkpoint: dict[str, Any]) -> Module:
     Raises:
         ValueError: the adapters belong to another base or other settings.
     """
+    check_fits(checkpoint, module)
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])

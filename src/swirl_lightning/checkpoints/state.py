@@ -16,8 +16,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from swirl_lightning.adapters import AdapterConfig
-
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "quantization_config")
 
 
@@ -43,36 +41,17 @@ def _without(config: Any, names: Sequence[str]) -> Any:
     return {k: _without(v, names) for k, v in config.items() if k not in names}
 
 
-def check_base(saved: dict[str, Any], here: dict[str, str], name: str) -> None:
-    """Raise ValueError if the adapters of a checkpoint were trained on another base."""
-    different = [part for part in ("architecture", "weights") if saved[part] != here[part]]
-    if different:
-        raise ValueError(
-            f"the checkpoint's adapters were trained on base {saved['name']!r} (revision {saved['revision']}), "
-            f"and {name!r} has other {' and '.join(different)}. Set model.backbone.model_name_or_path to that base."
-        )
+def chosen_lengths(state: dict[str, Any]) -> dict[str, int]:
+    """Return the lengths that a run chose from its data: numbers, which alone are taken from a checkpoint.
 
-
-def check_lora(saved: dict[str, Any], here: AdapterConfig) -> None:
-    """Raise ValueError if adapters were trained with another ``alpha``, which no shape shows."""
-    if saved["alpha"] != here.alpha:
-        raise ValueError(
-            f"the checkpoint's adapters were trained with lora.alpha {saved['alpha']}, and it is {here.alpha} here: "
-            f"set model.lora.alpha to {saved['alpha']}"
-        )
-
-
-def check_fits(state: dict[str, Any], base: dict[str, str], lora: AdapterConfig) -> None:
-    """Raise ValueError if the adapters of a checkpoint's ``swirl`` entry belong to another base or ``alpha``.
-
-    Args:
-        state: of :func:`own_state`.
-        base: :func:`base_identity` of the base here, and its ``name``.
-        lora: settings here.
+    Raises:
+        ValueError: one is no number of tokens.
     """
-    check_base(state["base"], base, base["name"])
-    if "lora" in state:
-        check_lora(state["lora"], lora)
+    found = state.get("lengths", {})
+    for name, value in found.items():
+        if type(value) is not int or not 2 <= value < 2**24:
+            raise ValueError(f"the checkpoint's length {name} is no number of tokens but {value!r}")
+    return dict(found)
 
 
 def check_ranks(state: dict[str, Any], world_size: int) -> None:

@@ -217,6 +217,20 @@ class TransitionDataModule(LightningDataModule, ABC):
             self._splits[name] = rows
         return self._splits[name]
 
+    def sample(self, stage: str, most: int = 1000) -> list[Transition]:
+        """Return transitions of each split that a command reads, at equal distances, pairs without their actions.
+
+        Args:
+            stage: as for :meth:`splits_needed`.
+            most: of one split.
+        """
+        found: list[Transition] = []
+        for name in self.splits_needed(stage):
+            rows = self.predict_rows() if stage == "predict" else self.split(name)
+            chosen = [rows[n * len(rows) // min(most, len(rows))] for n in range(min(most, len(rows)))]
+            found += [row.without_action() for row in chosen] if name == "state_only" else chosen
+        return found
+
     def pairs(self, iteration: int) -> Sequence[Transition]:
         """Return the state-only pairs of an iteration (0-based), without their actions."""
         rows = self.split("state_only")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +32,10 @@ class Grammar:
             raise ValueError("Grammar.allowed must be sorted, without repeats and not empty")
         if self.eos is not None and self.eos not in self.allowed:
             raise ValueError(f"Grammar.eos {self.eos} is not among the allowed ids")
+        if isinstance(self.forced, Mapping):
+            raise ValueError(
+                "Grammar.forced needs (position, id) pairs, got a dict: give tuple(sorted(forced.items()))"
+            )
         places = [place for place, _ in self.forced]
         if places != sorted(set(places)) or any(not 0 <= place < self.max_length for place in places):
             raise ValueError("Grammar.forced must be sorted by position, without repeats and within max_length")
