@@ -152,14 +152,17 @@ class ImageSuite(Suite):
 
     def action_metrics(self) -> MetricCollection:
         """Make exact match, ROUGE-L and BLEU by words, and BERTScore and judge as configured."""
+        groups: dict[str, Any] = {"field": "action"}
+        if self.categories:
+            groups |= {"group_by": self.category_key, "categories": {name: name for name in self.categories}}
         metrics: dict[str, Metric | MetricCollection] = {
-            "exact_match": ExactMatch("action"),
-            "rouge_l": RougeL(field="action"),
+            "exact_match": ExactMatch("action", self.categories, self.category_key),
+            "rouge_l": RougeL(**groups),
         }
         if find_spec("nltk") is not None:
-            metrics["bleu_word"] = BLEU("bleu_word", "word", field="action")
+            metrics["bleu_word"] = BLEU("bleu_word", "word", **groups)
         if self.bert and "bert_score" not in self._missing:
-            metrics["bert_score"] = BERTScore(self.bert, field="action")
+            metrics["bert_score"] = BERTScore(self.bert, **groups)
         if self.judge is not None and self._judging:
             metrics["judge"] = self._judge_score(self.judge, "action")
         return MetricCollection(metrics, compute_groups=False)

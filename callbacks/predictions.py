@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,28 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 
-from swirl_lightning.callbacks.transition_images import image_grid
+from swirl_lightning.callbacks.transition_images import CELL, image_grid
+from swirl_lightning.data.token_cache import state_key
 from swirl_lightning.evaluation import MODES
 from swirl_lightning.files import remove_ranks
 from swirl_lightning.generation_memory import GenerationMemory
 from swirl_lightning.results.table import CONTACT_SHEET
 from swirl_lightning.transition import State, Transition
 
+_SheetRow = tuple[Transition, State, str | None]
+"""Transition, predicted state, predicted action."""
+
 
 class Predictions(Callback):
     """Writes what ``swirl test`` and ``swirl predict`` generate into ``predictions/`` of the run's folder, at once.
 
-    - ``<mode>-rank<r>.jsonl``: a line per prediction: id, action, the IDM's action, and the predicted state
-      (words, or the name of an image beside it). ``predict`` is a mode of its own. A command begins by removing the
-      lines of an earlier one.
+    - ``<mode>-rank<r>.jsonl``: a line per prediction: id, action, the states before and after, the IDM's action, and
+      the predicted state. States are words, or the name of an image. ``predict`` is a mode of its own. A command
+      begins by removing the lines of an earlier one.
     - ``<mode>/<id>.png``: predicted images.
-    - ``contact_sheet.png``: before, after, predicted and the action, for image suites.
+    - ``states/<hash>.png``: images before and after, each once.
+    - ``contact_sheet.png``: before, after and predicted, the action and the IDM's, for image suites; rows of all tasks
+      in turn where the suite has tasks.
     - ``generated-rank<r>.jsonl``: the tokens of everything generated. A command that is killed and started
       again with the same settings, weights and data reuses them; with others it generates everything anew.
 
@@ -53,7 +60,9 @@ class Predictions(Callback):
             raise ValueError(f"contact_sheet_rows must not be negative, got {contact_sheet_rows}")
         self.folder, self.contact_sheet_rows, self.resume = folder, contact_sheet_rows, resume
         self.memory: GenerationMemory | None = None
-        self._sheet: list[tuple[Transition, State]] = []
+        self._sheet: dict[str, list[_SheetRow]] = {}  # by task
+        self._sheet_mode: str | None = None  # the first one
+        self._category_key = ""
         self._open: dict[str, Any] = {}
         self._place = Path()
         self._rank = 0
@@ -63,7 +72,8 @@ class Predictions(Callback):
         """Listen to the evaluator, and give it the earlier generations."""
         self._place = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
         self._place.mkdir(parents=True, exist_ok=True)
-        self._rank, self._sheet, self._open = trainer.global_rank, [], {}
+        self._rank, self._sheet, self._sheet_mode, self._open = trainer.global_rank, {}, None, {}
+        self._category_key = getattr(trainer.datamodule, "category_key", "")  # type: ignore[attr-defined]
         # of other weights, maybe: a rank that predicts nothing now would leave its lines beside the new ones
         for mode in ["predict"] if trainer.predicting else MODES:
             (self._place / f"{mode}-rank{self._rank}.jsonl").unlink(missing_ok=True)
@@ -78,7 +88,9 @@ class Predictions(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the contact sheet and remove the listener."""
         if self._sheet and trainer.is_global_zero:
-            contact_sheet(self._sheet).save(self._place / CONTACT_SHEET)
+            contact_sheet(_spread(list(self._sheet.values()), self.contact_sheet_rows)).save(
+                self._place / CONTACT_SHEET
+            )
         rank_zero_info(f"predictions: {self._place}")
         self.teardown(trainer, pl_module, "test")
 
@@ -93,7 +105,7 @@ class Predictions(Callback):
         """Close the files."""
         for file in self._open.values():
             file.close()
-        self._open, self._sheet = {}, []
+        self._open, self._sheet = {}, {}
         evaluator, self._evaluator = self._evaluator, None
         if evaluator is not None and self._write in evaluator.listeners:
             evaluator.memory = None
@@ -103,27 +115,37 @@ class Predictions(Callback):
         self, mode: str, rows: Sequence[Transition], states: Sequence[State | None], words: Sequence[str | None]
     ) -> None:
         for row, state, guess in zip(rows, states, words, strict=True):
-            shown = self._image(mode, row, state) if isinstance(state, Image.Image) else state
             entry = {
                 "id": row.id,
                 "action": row.action,
+                "before": self._shown(row.before),
+                "after": self._shown(row.after),
                 "predicted_action": guess,
-                "predicted_state": shown,
+                "predicted_state": self._shown(state, f"{mode}/{file_name(row.id)}.png"),
             }
-            entry |= {k: v for k, v in row.meta.items() if k not in entry and isinstance(v, (str, int, float, bool))}
+            meta = {k: v for k, v in row.meta.items() if isinstance(v, (str, int, float, bool))}
             file = self._file(mode)
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            room = not self._rank and len(self._sheet) < self.contact_sheet_rows
-            if room and isinstance(state, Image.Image) and isinstance(row.before, Image.Image):
-                self._sheet.append((row, state))
+            file.write(json.dumps(meta | entry, ensure_ascii=False) + "\n")
+            if isinstance(state, Image.Image) and isinstance(row.before, Image.Image):
+                self._keep_for_sheet(mode, row, state, guess)
         self._file(mode).flush()
 
-    def _image(self, mode: str, row: Transition, state: Image.Image) -> str:
-        name = f"{mode}/{file_name(row.id)}.png"
-        path = self._place / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state.save(path)
-        return name
+    def _shown(self, state: State | None, name: str | None = None) -> str | None:
+        """Words, or the name of the file that an image is written to: of a name of its own, or by its content, once."""
+        if not isinstance(state, Image.Image):
+            return state
+        path = self._place / (name or f"states/{state_key(state).hex()}.png")
+        if name is not None or not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            state.save(path)
+        return path.relative_to(self._place).as_posix()
+
+    def _keep_for_sheet(self, mode: str, row: Transition, state: Image.Image, guess: str | None) -> None:
+        self._sheet_mode = self._sheet_mode or mode
+        kept = self._sheet.setdefault(str(row.meta.get(self._category_key)), [])
+        if not self._rank and mode == self._sheet_mode and len(kept) < self.contact_sheet_rows:
+            small = replace(row, before=_small(row.before), after=row.after and _small(row.after))
+            kept.append((small, _small(state), guess))
 
     def _file(self, mode: str) -> Any:
         if mode not in self._open:
@@ -132,13 +154,27 @@ class Predictions(Callback):
         return self._open[mode]
 
 
-def contact_sheet(rows: Sequence[tuple[Transition, State]]) -> Image.Image:
-    """Draw before, after and predicted states, with the action under each row."""
+def contact_sheet(rows: Sequence[_SheetRow]) -> Image.Image:
+    """Draw before, after and predicted states, with the action and the IDM's action under each row."""
     lines = []
-    for row, state in rows:
+    for row, state, guess in rows:
         after = Image.new("RGB", _size(row.before), (230, 230, 230)) if row.after is None else row.after
-        lines.append(([row.before, after, state], [row.action or "", "", ""]))
+        lines.append(([row.before, after, state], [row.action or "", "", "" if guess is None else f"IDM: {guess}"]))
     return image_grid(lines, ["before", "after", "predicted"])
+
+
+def _spread(tasks: Sequence[Sequence[_SheetRow]], most: int) -> list[_SheetRow]:
+    """Take at most so many rows, the first ones of each task, from all tasks in turn."""
+    turns = sorted((place, task) for task, rows in enumerate(tasks) for place in range(len(rows)))
+    return [tasks[task][place] for task, place in sorted((task, place) for place, task in turns[:most])]
+
+
+def _small(state: State) -> State:
+    """A copy of an image no larger than a contact sheet shows it."""
+    if isinstance(state, Image.Image):
+        state = state.copy()
+        state.thumbnail((CELL, CELL))
+    return state
 
 
 def generation_settings(module: Any) -> dict[str, Any]:

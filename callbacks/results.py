@@ -71,19 +71,19 @@ class Results(Callback):
             for key, value in trainer.callback_metrics.items()
             if key.startswith(prefix) and isinstance(value, torch.Tensor)
         }
-        path = _path(trainer)
+        path, rows = _path(trainer), pl_module.evaluator.row_counts()
         if trainer.is_global_zero:
+            facts = {"label": label, "rows": rows, **about(trainer, pl_module)}
             with locked(path):
-                self._put(trainer, pl_module, split, label, values, path)
+                self._put(trainer, pl_module, split, facts, values, path)
 
     def _put(
-        self, trainer: Trainer, pl_module: Any, split: str, label: str, values: dict[str, float], path: Path
+        self, trainer: Trainer, pl_module: Any, split: str, facts: dict[str, Any], values: dict[str, float], path: Path
     ) -> None:
         results = read(path)
-        facts = {"label": label, **about(trainer, pl_module)}
         facts = json.loads(json.dumps(facts))  # tuples become lists, as in the file
         rows, known = results.setdefault(split, {}), results.setdefault("about", {}).setdefault(split, {})
-        row = self.row or _name(pl_module, label)
+        row = self.row or _name(pl_module, facts["label"])
         if trainer.state.fn != "fit":
             if trainer.ckpt_path:
                 facts["settings"]["checkpoint"] = os.path.relpath(trainer.ckpt_path, path.parent)

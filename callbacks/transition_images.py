@@ -14,8 +14,10 @@ from swirl_lightning.callbacks._shared import RolloutWriter, table, table_cell
 from swirl_lightning.training.rollouts import Rollouts
 from swirl_lightning.transition import State
 
-_GAP, _FONT_SIZE, _INK, _PAPER = 8, 13, (20, 20, 20), (255, 255, 255)
-_AUTO_SMALL, _AUTO_LARGE = 128, 256
+_GAP, _FONT_SIZE, _INK, _PAPER = 8, 18, (20, 20, 20), (255, 255, 255)
+_AUTO_SMALL = 128
+CELL = 256
+"""Width of the largest cell of a grid, in pixels."""
 
 
 class TransitionImages(RolloutWriter):
@@ -111,10 +113,10 @@ def image_grid(
     Args:
         rows: for each row its states, and a caption for each; a caption may continue under empty ones.
         titles: one for each column.
-        scale: see `TransitionImages`.
+        scale: see `TransitionImages`. None gives all states the same width.
     """
-    tiles = [[_tile(state, scale) for state in states] for states, _ in rows]
-    wide = max(tile.width for line in tiles for tile in line)
+    wide = max(_width(state, scale) for states, _ in rows for state in states)
+    tiles = [[_tile(state, scale, wide) for state in states] for states, _ in rows]
     font = ImageFont.load_default(_FONT_SIZE)
     line_height = _FONT_SIZE + 4
     texts = [_wrap_captions(captions, wide, font) for _, captions in rows]
@@ -140,17 +142,22 @@ def image_grid(
     return grid
 
 
-def _tile(state: State, scale: int | None) -> Image.Image:
+def _width(state: State, scale: int | None) -> int:
+    """Width of a state in a grid: enlarged by a whole factor, or shrunk to a bound."""
     if isinstance(state, str):  # a mixed row; rare
+        return _AUTO_SMALL
+    if scale is not None:
+        return state.width * scale
+    return min(CELL, state.width * max(1, round(_AUTO_SMALL / state.width)))
+
+
+def _tile(state: State, scale: int | None, width: int) -> Image.Image:
+    if isinstance(state, str):
         return Image.new("RGB", (_AUTO_SMALL, _AUTO_SMALL), (230, 230, 230))
-    image = state.convert("RGB")
-    factor = scale or max(1, round(_AUTO_SMALL / image.width))
-    if factor > 1:
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    if scale is None and image.width > _AUTO_LARGE:
-        height = max(1, round(image.height * _AUTO_LARGE / image.width))
-        return image.resize((_AUTO_LARGE, height), Image.Resampling.LANCZOS)
-    return image
+    image, wanted = state.convert("RGB"), width if scale is None else state.width * scale
+    height = max(1, round(image.height * wanted / image.width))
+    whole = wanted % image.width == 0
+    return image.resize((wanted, height), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
 
 
 def _wrap_captions(captions: Sequence[str], wide: int, font: Any) -> list[list[str]]:

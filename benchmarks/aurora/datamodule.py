@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 from torchmetrics import MetricCollection
 
 from swirl_lightning.benchmarks.aurora.disc_edit import DiscEdit
 from swirl_lightning.benchmarks.image_suite import ImageSuite
-from swirl_lightning.data.image_records import ImageRecord
+from swirl_lightning.data.image_records import ImageRecord, ImageTransitions
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import SkippedRecords, records, stays_inside
+from swirl_lightning.transition import Transition
 
 TASKS = ("magicbrush", "ag", "something", "kubric", "whatsup", "clevr", "emu", "epic")
 TRAIN_TASKS = ("magicbrush", "ag", "something", "kubric")
@@ -38,7 +39,7 @@ class Aurora(ImageSuite):
     Args:
         data_dir: see above.
         tasks: of the test split; null for all that ``test.json`` has. ``disc_edit`` takes those with a file of
-            its own, and names the others.
+            its own, and names the others as missing.
         train_tasks: training sets to read; null for those of the paper that are there.
         validation_size: training records kept for validation.
         protocol: ``edit`` predicts the result of every instruction. ``disc_edit`` is the discriminative
@@ -107,7 +108,6 @@ class Aurora(ImageSuite):
 
     def _disc_records(self, skipped: SkippedRecords) -> list[ImageRecord]:
         found: list[ImageRecord] = []
-        item = 0
         chosen = self.tasks or DISC_TASKS
         paths = {task: path for task in chosen if (path := self._disc_file(task)) is not None}
         if not paths:
@@ -115,8 +115,6 @@ class Aurora(ImageSuite):
                 f"AURORA: DiscEdit needs data/<task>/ or disc_edit_data/<task>/ with itm_test.json or valid.json in "
                 f"{self.data_dir} for one of {', '.join(chosen)}; AURORA has {', '.join(DISC_TASKS)}. {self.source}"
             )
-        if lacking := [task for task in self.tasks or () if task not in paths]:
-            rank_zero_warn(f"AURORA: DiscEdit goes without {', '.join(lacking)}: no itm_test.json or valid.json there")
         for task, path in paths.items():
             for place, entry in self._entries(path, skipped):
                 name = f"disc-{task}{place}"
@@ -130,14 +128,24 @@ class Aurora(ImageSuite):
                 if not stays_inside(image):
                     skipped.add(name, f"{_OUTSIDE} ({image})")
                     continue
-                for side, words in zip(("pos", "neg"), texts, strict=True):
-                    for sample in range(self.disc_samples):
-                        meta = {"task": task, "disc": {"item": item, "side": side, "sample": sample}}
-                        found.append(ImageRecord(self.data_dir / image, None, words, f"{name}-{side}-{sample}", meta))
-                item += 1
+                found.append(ImageRecord(self.data_dir / image, None, None, name, {"task": task, "texts": texts}))
         if not found and not len(skipped):
             raise FileNotFoundError(f"AURORA: no DiscEdit records in {self.data_dir}. {self.source}")
         return found
+
+    def load_split(self, split: Split) -> Sequence[Transition]:
+        """Return the usable records; for DiscEdit the samples of both texts of each."""
+        if split != "test" or self.protocol != "disc_edit":
+            return super().load_split(split)
+        return ImageTransitions(
+            [row for item, record in enumerate(self.checked(split)) for row in self._samples(item, record)]
+        )
+
+    def _samples(self, item: int, record: ImageRecord) -> Iterator[ImageRecord]:
+        for side, words in zip(("pos", "neg"), record.meta["texts"], strict=True):
+            for sample in range(self.disc_samples):
+                meta = {"task": record.meta["task"], "disc": {"item": item, "side": side, "sample": sample}}
+                yield replace(record, action=words, id=f"{record.id}-{side}-{sample}", meta=meta)
 
     def _disc_file(self, task: str) -> Path | None:
         places = [
@@ -192,15 +200,19 @@ class Aurora(ImageSuite):
 
     # ---- metrics ---------------------------------------------------------------------------------
     def _look_for_missing(self) -> dict[str, str]:
-        """Find the missing metrics; DiscEdit needs neither CLIP nor a judge."""
-        return {} if self.protocol == "disc_edit" and self._stage != "fit" else super()._look_for_missing()
+        """Find the missing metrics; DiscEdit needs neither CLIP nor a judge, and may lack tasks."""
+        if self.protocol != "disc_edit" or self._stage == "fit":
+            return super()._look_for_missing()
+        there = {record.meta["task"] for record in self.checked("test")} if self._stage == "test" else set(DISC_TASKS)
+        cure = "no usable record of it in itm_test.json or valid.json"
+        return {f"disc_edit/{task}": cure for task in self.tasks or DISC_TASKS if task not in there}
 
     def state_metrics(self) -> MetricCollection:
         """Make DiscEdit, or CLIP scores and judge."""
         if self.protocol == "edit" or self._stage == "fit":
             return super().state_metrics()
-        items = 1 + max(record.meta["disc"]["item"] for record in self.checked("test"))
-        return MetricCollection({"disc_edit": DiscEdit(self._latents, items, self.disc_samples)})
+        tasks = [record.meta["task"] for record in self.checked("test")]
+        return MetricCollection({"disc_edit": DiscEdit(self._latents, tasks, self.disc_samples)})
 
     def action_metrics(self) -> MetricCollection:
         """Make the metrics of actions; there are none for DiscEdit, which has no state after."""

@@ -28,7 +28,7 @@ class DiscEdit(Metric):
 
     Args:
         latents: of images; for Liquid those of its VQGAN before quantisation.
-        items: number of images.
+        tasks: of each image.
         samples: for each text.
         kwargs: as for `torchmetrics.Metric`.
     """
@@ -39,10 +39,10 @@ class DiscEdit(Metric):
     distances: Tensor
     seen: Tensor
 
-    def __init__(self, latents: Latents, items: int, samples: int = 4, **kwargs: Any) -> None:
+    def __init__(self, latents: Latents, tasks: Sequence[str], samples: int = 4, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.latents = latents
-        shape = (items, 2, samples)  # pos, neg
+        self.latents, self.tasks = latents, tuple(tasks)
+        shape = (len(self.tasks), 2, samples)  # pos, neg
         self.add_state("distances", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("seen", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -61,10 +61,23 @@ class DiscEdit(Metric):
             self.seen[place] = 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Compute ``disc_edit`` and ``disc_edit_standard_error``; empty before the first complete pair."""
-        complete = (self.seen[:, 0] > 0) & (self.seen[:, 1] > 0)  # (items, samples)
-        n = complete.sum()
-        if n == 0:
-            return {}
-        p = (self.distances[:, 0] < self.distances[:, 1])[complete].double().mean()
-        return {"disc_edit": p.float(), "disc_edit_standard_error": (p * (1 - p) / n).sqrt().float()}
+        """Compute ``disc_edit``, ``disc_edit/<task>`` and ``disc_edit_standard_error``; empty before the first pair."""
+        found: dict[str, Tensor] = {}
+        for key, pairs in self._pairs().items():
+            right = (self.distances[:, 0] < self.distances[:, 1])[pairs].double()
+            found[key] = right.mean().float()
+            if key == "disc_edit":
+                p = right.mean()
+                found["disc_edit_standard_error"] = (p * (1 - p) / len(right)).sqrt().float()
+        return found
+
+    def row_counts(self) -> dict[str, Tensor]:
+        """Count the images behind each share."""
+        return {key: pairs.any(1).sum() for key, pairs in self._pairs().items()}
+
+    def _pairs(self) -> dict[str, Tensor]:
+        """Complete pairs of samples behind each share, (images, samples) bool."""
+        complete = (self.seen[:, 0] > 0) & (self.seen[:, 1] > 0)
+        of = {task: torch.tensor([own == task for own in self.tasks]) for task in dict.fromkeys(self.tasks)}
+        found = {f"disc_edit/{task}": complete & mine.to(complete.device)[:, None] for task, mine in of.items()}
+        return {key: pairs for key, pairs in (found | {"disc_edit": complete}).items() if pairs.any()}

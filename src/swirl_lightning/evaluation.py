@@ -17,6 +17,7 @@ from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.generation_memory import GenerationMemory
+from swirl_lightning.metrics.row_counts import row_counts
 from swirl_lightning.roles import ROLES, Role
 from swirl_lightning.transition import State, Transition
 from swirl_lightning.world_models import WorldModel, WorldModels
@@ -201,6 +202,10 @@ class Evaluator:
             warnings.filterwarnings("ignore", message=".*MeanMetric was called before the ``update``")
             means = {name: mean.compute() for name, mean in self._means.items()}
         return values | {name: mean for name, mean in means.items() if not mean.isnan()}  # NaN: no transition
+
+    def row_counts(self) -> dict[str, int]:
+        """Count the transitions behind the benchmark's values of :meth:`compute`, by the same names. Collective."""
+        return {f"{name}/{key}": n for name, m in self._metrics.items() for key, n in row_counts(m).items()}
 
     def predict(self, transitions: Sequence[Transition], device: torch.device) -> list[dict[str, Any]]:
         """Predict one row per transition: its id, its action, the IDM's action and the FWM's next state.

@@ -11,7 +11,8 @@ from PIL import Image
 from support.image_world import clip_folder, liquid_folder, model, odd_images, save, trainer, write_aurora
 from support.text_suites import bert_folder
 from swirl_lightning.benchmarks.aurora import Aurora
-from swirl_lightning.callbacks.predictions import Predictions
+from swirl_lightning.callbacks import Results
+from swirl_lightning.callbacks.predictions import Predictions, _spread
 
 REAL = Path(__file__).parents[3] / "shared" / "samples" / "aurora"
 
@@ -120,7 +121,7 @@ def test_nothing_there(tmp_path):
 def run(base, data, folder, **kwargs):
     callback = Predictions(contact_sheet_rows=3)
     module = model(base, **kwargs)
-    tester = trainer(folder, callback)
+    tester = trainer(folder, callback, Results("base"))
     results = tester.test(module, data, verbose=False)[0]
     return results, callback
 
@@ -136,9 +137,21 @@ def test_end_to_end_and_resumed(tmp_path, base, clip, monkeypatch):
         assert -1 <= results[f"test/fwm/sampled/{key}"] <= 1
     assert "test/fwm/sampled/clip_target/clevr" not in results  # no result to compare with
     assert {"exact_match", "rouge_l", "bleu_word"} <= {k.split("/")[-1] for k in results if "/idm/" in k}
+    for key in ("exact_match", "rouge_l", "bleu_word"):  # of the four with a result
+        assert {f"test/idm/sampled/{key}/{task}" in results for task in ("magicbrush", "kubric")} == {True}
+        assert f"test/idm/sampled/{key}/clevr" not in results
+    table = json.loads((tmp_path / "results.json").read_text())
+    rows = table["about"]["test"]["base"]["rows"]
+    assert rows.keys() == {key for key in table["test"]["base"] if key.startswith(("fwm/sampled", "idm/sampled"))}
+    counted = {"fwm/sampled/clip_source": 6, "fwm/sampled/clip_target": 4, "idm/sampled/exact_match": 4}
+    assert {key: rows[key] for key in counted} == counted
+    assert rows["idm/sampled/rouge_l/kubric"] == sum(e["task"] == "kubric" for e in entries[:4])
     folder = tmp_path / "predictions"
     lines = [json.loads(line) for line in (folder / "sampled-rank0.jsonl").read_text().splitlines()]
     assert [line["action"] for line in lines] == [e["instruction"] for e in entries]
+    assert [line["after"] is None for line in lines] == [False] * 4 + [True] * 2
+    source = Image.open(tmp_path / "data" / entries[0]["input"]).convert("RGB")
+    assert Image.open(folder / lines[0]["before"]).tobytes() == source.tobytes()
     assert [line["predicted_action"] is None for line in lines] == [False] * 4 + [True] * 2
     assert all(Image.open(folder / line["predicted_state"]).size == (16, 16) for line in lines)
     assert Image.open(folder / "contact_sheet.png").height > 3 * 128
@@ -226,12 +239,39 @@ def test_disc_edit(tmp_path, base):
     data = Aurora(data_dir=str(root), protocol="disc_edit", disc_samples=3, eval_batch_size=4)
     with pytest.warns(UserWarning, match="no image or no text"):
         data.setup("test")
+    assert data.counts["test"] == {"records": 3, "used": 2, "skipped": 1, "skipped: no image or no text": 1}
+    assert list(data.missing_metrics) == [f"disc_edit/{task}" for task in ("something", "ag", "kubric")]
     rows = data.split("test")
     assert [r.action for r in rows] == ["put it there"] * 3 + ["put it away"] * 3 + ["stay"] * 3 + ["make it red"] * 3
     results, _ = run(base, data, tmp_path)
     score, error = (results[f"test/fwm/sampled/disc_edit{s}"] for s in ("", "_standard_error"))
     assert 6 * score == pytest.approx(round(6 * score))
     assert error == pytest.approx((score * (1 - score) / 6) ** 0.5)
+    assert score == pytest.approx(
+        (results["test/fwm/sampled/disc_edit/whatsup"] + results["test/fwm/sampled/disc_edit/clevr"]) / 2
+    )
+    facts = json.loads((tmp_path / "results.json").read_text())["about"]["test"]["base"]["rows"]
+    assert facts == {f"fwm/sampled/disc_edit{task}": 1 + (not task) for task in ("", "/whatsup", "/clevr")}
+
+
+def test_a_missing_picture_counts_once_and_the_tasks_that_go_are_named(tmp_path):
+    save(tmp_path / "a.png", 1)
+    for task, names in (("whatsup", "aab"), ("ag", "b")):
+        items = [{"image": f"{name}.png", "pos": f"put it {n}", "neg": "put it away"} for n, name in enumerate(names)]
+        (tmp_path / "data" / task).mkdir(parents=True)
+        (tmp_path / "data" / task / "valid.json").write_text(json.dumps(items))
+    data = Aurora(data_dir=str(tmp_path), protocol="disc_edit")
+    with pytest.warns(UserWarning, match=r"metrics left out:\n  disc_edit/something: no usable record"):
+        data.setup("test")
+    assert data.counts["test"] == {"records": 4, "used": 2, "skipped": 2, "skipped: missing": 2}
+    assert list(data.missing_metrics) == [f"disc_edit/{task}" for task in ("something", "ag", "kubric", "clevr")]
+    assert len(data.split("test")) == 2 * 2 * 4
+
+
+def test_the_contact_sheet_takes_all_tasks_in_turn():
+    tasks = [[f"a{n}" for n in range(9)], ["b0"], [f"c{n}" for n in range(9)]]
+    assert _spread(tasks, 6) == ["a0", "a1", "a2", "b0", "c0", "c1"]
+    assert _spread([["a0", "a1"]], 6) == ["a0", "a1"]
 
 
 def test_disc_edit_takes_the_chosen_tasks_that_have_such_files(tmp_path):
@@ -242,9 +282,9 @@ def test_disc_edit_takes_the_chosen_tasks_that_have_such_files(tmp_path):
         (tmp_path / "data" / task / "valid.json").write_text(json.dumps([item]))
     options = {"data_dir": str(tmp_path), "protocol": "disc_edit", "clip": str(tmp_path / "none")}
     data = Aurora(tasks=["magicbrush", "whatsup", "something"], **options)
-    with pytest.warns(UserWarning, match="DiscEdit goes without magicbrush, something") as caught:
+    with pytest.warns(UserWarning, match="disc_edit/magicbrush: no usable record"):
         data.setup("test")
-    assert not any("left out" in str(w.message) for w in caught)  # it needs no CLIP
+    assert list(data.missing_metrics) == ["disc_edit/magicbrush", "disc_edit/something"]  # it needs no CLIP
     assert {r.meta["task"] for r in data.split("test")} == {"whatsup"}
     with pytest.raises(FileNotFoundError, match=r"DiscEdit needs .* for one of magicbrush; AURORA has whatsup, "):
         Aurora(tasks=["magicbrush"], **options).setup("test")

@@ -23,7 +23,7 @@ def test_a_grid_at_the_start_of_each_phase_and_every_n_steps(tmp_path):
 
 def test_frames_are_enlarged_without_smoothing():
     grid = image_grid([([frame(0), frame(1)], ["a", "b"])], ["before", "after"], scale=3)
-    colours = grid.crop((8, 25, 8 + 48, 25 + 48)).getcolors()
+    colours = grid.crop((8, 30, 8 + 48, 30 + 48)).getcolors()
     assert sorted(count for count, _ in colours) == [144, 48 * 48 - 144]
 
 
@@ -31,6 +31,16 @@ def test_large_frames_are_shrunk_unless_a_scale_is_given():
     large = [([Image.new("RGB", (1024, 512))], ["a"])]
     assert image_grid(large, ["x"]).width == 256 + 16
     assert image_grid(large, ["x"], scale=1).width == 1024 + 16
+
+
+def test_all_columns_have_one_size_and_captions_are_read_in_a_narrow_card():
+    states = [Image.new("RGB", (side, side), (200, 0, 0)) for side in (96, 128, 300)]
+    grid = image_grid([(states, ["", "", ""])], ["x", "y", "z"])
+    red = [grid.getpixel((8 + n * (256 + 8) + 250, 8 + 22 + 250))[:2] for n in range(3)]
+    assert (grid.width, red) == (3 * (256 + 8) + 8, [(200, 0)] * 3)
+    four = image_grid([([frame(0)] * 4, ["EHL", "", "", ""])], ["", "", "", ""])
+    ink = four.crop((0, 8 + 22 + 128, four.width, four.height)).convert("L").point(lambda v: 255 * (v < 128)).getbbox()
+    assert (ink[3] - ink[1]) * 340 / four.width >= 7  # height of a capital in a card of 340 pixels
 
 
 def test_captions_wrap_under_their_columns():

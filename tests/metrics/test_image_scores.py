@@ -133,7 +133,7 @@ def test_disc_edit_by_hand():
     def latents(images):
         return torch.tensor([[float(p.getpixel((0, 0))[0])] for p in images])
 
-    metric = DiscEdit(latents, items=2, samples=2)
+    metric = DiscEdit(latents, tasks=["clevr", "ag"], samples=2)
     assert metric.compute() == {}
     near, far = colour(10, 0, 0), colour(30, 0, 0)
     source = colour(0, 0, 0)

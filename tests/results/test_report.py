@@ -72,6 +72,31 @@ def test_the_paper_stands_beside_the_same_schedule_alone(tmp_path, row, beside):
         assert report.rows["IDM→FWM (paper)"] == ["4.83†", "–", "0.84", "–", "0.36", "–", "–", "–"]
 
 
+def test_rows_over_other_tasks_stand_apart_and_every_number_has_its_count(tmp_path):
+    """CLIP source is over more records than what needs a result; the paper's rows are over five of eight tasks."""
+    five = ["kubric", "whatsup", "something", "ag", "magicbrush"]
+    files = []
+    for name, tasks in (("eight", None), ("five", five), ("two", ["ag", "kubric"])):
+        run = write(tmp_path / name, row="SFT", **{"fwm/sampled/clip_target": 0.5, "fwm/sampled/clip_source": 0.75})
+        results = read(run / "results.json")
+        facts = results["about"]["test"]["SFT"]
+        facts["rows"] = {"fwm/sampled/clip_target": 248, "fwm/sampled/clip_source": 398}
+        facts["settings"]["data"] = {"tasks": tasks}
+        (run / "results.json").write_text(json.dumps(results))
+        files.append(run / "results.json")
+    tables = {report.title: report for report in build(files)}
+    (paper,) = [report for report in tables.values() if "SFT (paper)" in report.rows]
+    assert paper.title == "AURORA (test, tasks ag, kubric, magicbrush, something, whatsup)"
+    assert [list(tables[f"AURORA (test, {of})"].rows) for of in ("all tasks", "tasks ag, kubric")] == [
+        ["eight: SFT"],
+        ["two: SFT"],
+    ]
+    eight = tables["AURORA (test, all tasks)"]
+    assert (eight.heading, eight.rows["eight: SFT"]) == (["CLIP target", "CLIP source"], ["0.50 (248)", "0.75"])
+    assert "eight: SFT: scores over 398 records, those with a number in brackets over so many" in eight.notes
+    assert any(note.startswith("the paper's rows are over ag, kubric, ") for note in eight.notes)
+
+
 def test_a_row_of_ones_own_name_is_known_by_its_schedule(tmp_path):
     run = write(tmp_path, row="mine")
     results = json.loads((run / "results.json").read_text())
@@ -277,6 +302,6 @@ def test_from_a_real_test_run(tmp_path):
     assert {"python", "torch", "transformers"} <= set(facts["versions"])
     main([str(tmp_path / "run")])
     text = (tmp_path / "run" / "report.md").read_text()
-    assert "| mine | –" in text
+    assert re.search(r"\| mine \| -?0\.\d\d \(4\) \| -?0\.\d\d \|", text)  # target and source: two have no result
     assert "CLIP target" in text
     assert "judge is missing" in text

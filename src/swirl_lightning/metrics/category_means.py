@@ -60,6 +60,17 @@ class CategoryMeans(Metric):
                     self.sums[[*places, -1], column] += value
                     self.counts[[*places, -1], column] += 1
 
+    def row_counts(self) -> dict[str, Tensor]:
+        """Count the rows behind each value of :meth:`compute`."""
+        found: dict[str, Tensor] = {}
+        for column, name in enumerate(self.names):
+            keys = [*(f"{name}/{category}" for category in self.categories), name]
+            found |= {key: count for key, count in zip(keys, self.counts[:, column], strict=True) if count > 0}
+            for average, categories in self.averages.items():
+                if parts := [found[key] for category in categories if (key := f"{name}/{category}") in found]:
+                    found[f"{name}/{average}"] = torch.stack(parts).sum()
+        return found
+
     def compute(self) -> dict[str, Tensor]:
         """Compute the means; see the class."""
         found = {}

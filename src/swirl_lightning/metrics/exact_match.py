@@ -21,6 +21,9 @@ class ExactMatch(Metric):
 
     Args:
         field: ``after`` (a predicted state) or ``action``.
+        categories: with some, ``compute`` returns a dictionary: ``exact_match`` and, within a category that has rows,
+            ``exact_match/<category>``.
+        by: key of ``Transition.meta`` that holds a row's category.
         kwargs: as for `torchmetrics.Metric`.
 
     Raises:
@@ -40,25 +43,37 @@ class ExactMatch(Metric):
     correct: Tensor
     total: Tensor
 
-    def __init__(self, field: str = "after", **kwargs: Any) -> None:
+    def __init__(self, field: str = "after", categories: Sequence[str] = (), by: str = "task", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if field not in ("after", "action"):
             raise ValueError(f"field must be 'after' or 'action', got {field!r}")
-        self.field = field
-        self.add_state("correct", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+        self.field, self.categories, self.by = field, tuple(categories), by
+        for name in ("correct", "total"):  # of each category, and of all rows
+            self.add_state(name, torch.zeros(len(categories) + 1, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
         """Add one prediction per transition."""
         for guess, transition in zip(predicted, transitions, strict=True):
             truth: State | None = getattr(transition, self.field)
             if truth is not None:
-                self.correct += int(guess is not None and same_state(guess, truth))
-                self.total += 1
+                mine = transition.meta.get(self.by)
+                places = [*(n for n, category in enumerate(self.categories) if category == mine), -1]
+                self.correct[places] += int(guess is not None and same_state(guess, truth))
+                self.total[places] += 1
 
-    def compute(self) -> Tensor:
+    def row_counts(self) -> Tensor | dict[str, Tensor]:
+        """Count the rows behind each value of :meth:`compute`."""
+        return self._named(self.total)
+
+    def compute(self) -> Tensor | dict[str, Tensor]:
         """Compute the share of matches, in [0, 1]."""
-        return self.correct.float() / self.total
+        return self._named(self.correct.float() / self.total)
+
+    def _named(self, values: Tensor) -> Tensor | dict[str, Tensor]:
+        if not self.categories:
+            return values[-1]
+        keys = [*(f"exact_match/{category}" for category in self.categories), "exact_match"]
+        return {key: value for key, value, total in zip(keys, values, self.total, strict=True) if total > 0}
 
 
 def same_state(one: State, other: State) -> bool:

@@ -24,8 +24,8 @@ class RowMean(Metric, ABC):
         name: key of the result.
         field: ``after`` or ``action``, which a prediction is compared with.
         group_by: key of ``Transition.meta`` that holds a row's group; None for no groups.
-        categories: the category of each group that may occur. Each category with a row gets a result of
-            its own, ``<name>/<category>``.
+        categories: the category of each known group. Each category with a row gets a result of its own,
+            ``<name>/<category>``; rows of other groups count for the overall result alone.
         macro: take the mean over groups of the mean of each group; otherwise over rows.
         kwargs: as for `torchmetrics.Metric`.
 
@@ -57,8 +57,9 @@ class RowMean(Metric, ABC):
         self.name, self.field, self.group_by, self.macro = name, field, group_by, macro
         self.categories = dict(categories or {"": ""})
         self.groups = {group: place for place, group in enumerate(self.categories)}
-        self.add_state("scores", torch.zeros(len(self.groups), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("rows", torch.zeros(len(self.groups), dtype=torch.int64), dist_reduce_fx="sum")
+        # the last place is of rows without a known group
+        self.add_state("scores", torch.zeros(len(self.groups) + 1, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("rows", torch.zeros(len(self.groups) + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     @abstractmethod
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> Sequence[float]:
@@ -73,7 +74,7 @@ class RowMean(Metric, ABC):
             truth = getattr(row, self.field)
             if truth is None:
                 continue
-            place = 0 if self.group_by is None else self.groups[str(row.meta[self.group_by])]
+            place = 0 if self.group_by is None else self.groups.get(str(row.meta.get(self.group_by)), -1)
             self.rows[place] += 1
             if isinstance(guess, str) and guess.strip():
                 places.append(place)
@@ -85,17 +86,23 @@ class RowMean(Metric, ABC):
 
     def compute(self) -> dict[str, Tensor]:
         """Compute ``name`` over all rows (NaN without a row), ``name/category`` for each category with a row."""
-        result = {self.name: self._mean(range(len(self.groups)))}
-        if self.group_by is not None:
-            for category in sorted(set(self.categories.values())):
-                members = [n for group, n in self.groups.items() if self.categories[group] == category]
-                if any(int(self.rows[n]) for n in members):
-                    result[f"{self.name}/{category}"] = self._mean(members)
-        return result
+        return {key: self._mean(members) for key, members in self._members().items()}
 
-    def _mean(self, members: Sequence[int]) -> Tensor:
-        chosen = list(members)
-        scores, rows = self.scores[chosen], self.rows[chosen]
+    def row_counts(self) -> dict[str, Tensor]:
+        """Count the rows behind each value of :meth:`compute`."""
+        return {key: self.rows[members].sum() for key, members in self._members().items()}
+
+    def _members(self) -> dict[str, list[int]]:
+        """Places of the groups behind each result."""
+        found = {self.name: list(range(len(self.rows)))}
+        for category in sorted(set(self.categories.values())) if self.group_by is not None else ():
+            members = [n for group, n in self.groups.items() if self.categories[group] == category]
+            if any(int(self.rows[n]) for n in members):
+                found[f"{self.name}/{category}"] = members
+        return found
+
+    def _mean(self, members: list[int]) -> Tensor:
+        scores, rows = self.scores[members], self.rows[members]
         if not self.macro:
             return (scores.sum() / rows.sum()).float()
         seen = rows > 0

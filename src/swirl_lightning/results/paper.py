@@ -48,6 +48,7 @@ class SuiteTable:
         factors: metric key -> factor that brings our value to the paper's scale; 1 where not named.
         parts: further tables of the paper about the suite, by name.
         judge: pattern of the name of the paper's judge.
+        tasks: those that the paper's rows are over; None where it has all.
     """
 
     columns: dict[str, str]
@@ -55,6 +56,7 @@ class SuiteTable:
     factors: dict[str, float] = field(default_factory=dict)
     parts: dict[str, SuiteTable] = field(default_factory=dict)
     judge: str = _GPT_4O
+    tasks: frozenset[str] | None = None
 
     def paper_beside(self, labels: Iterable[str]) -> dict[str, Row]:
         """Return the paper's rows for the given schedules, and for SFT, where all of them start.
@@ -95,13 +97,14 @@ def _suite(name: str, columns: dict[str, str]) -> SuiteTable:
         if part:
             headings = {key: key.removeprefix("fwm/sampled/").replace("idm/sampled/", "IDM ") for key in keys}
             parts[part] = SuiteTable(headings, printed, _factors(headings))
-    return SuiteTable(columns, main, _factors(columns), parts, _JUDGES.get(name, _GPT_4O))
+    return SuiteTable(columns, main, _factors(columns), parts, _JUDGES.get(name, _GPT_4O), _TASKS.get(name))
 
 
 def _factors(columns: Iterable[str]) -> dict[str, float]:
     return {key: 100 for key in columns if key.rsplit("/", 1)[-1] in _SHARES}
 
 
+_TASKS = {"AURORA": frozenset(("magicbrush", "ag", "something", "whatsup", "kubric"))}
 _STATE, _ACTION = "fwm/sampled/", "idm/sampled/"
 _TURNS = {f"{_STATE}judge/turn {turn}": f"turn {turn}" for turn in range(1, 7)}
 _SPLITS = ("ID-high", "ID-low", "ID-medium", "OOD", "OOD-fail")

@@ -36,6 +36,10 @@ JUDGED_BY = {
 }
 """What a template asks about -> keys of the scores that rest on its answers."""
 
+Tasks = tuple[str, ...] | None
+"""Tasks that a row is over, :data:`ALL` of its suite, or None where the suite has no such choice."""
+ALL = ("all",)
+
 TestedRow = tuple[str, Row, dict[str, Any], Path]
 """Name of a row, its values, the facts about it, and its file."""
 
@@ -113,7 +117,7 @@ def results_file(run: str | Path) -> Path:
 
 def build(files: Sequence[Path]) -> list[SuiteReport]:
     """Build one report for each suite and split that the runs have, and for the paper's further tables of the suite."""
-    found: dict[tuple[str, str], list[TestedRow]] = {}
+    found: dict[tuple[str, str, Tasks], list[TestedRow]] = {}
     for path in files:
         results = read(path)
         about = results.get("about", {})
@@ -122,29 +126,45 @@ def build(files: Sequence[Path]) -> list[SuiteReport]:
                 facts = {"label": row, **about.get(split, {}).get(row, {})}
                 facts["label"] += _best_of(facts)
                 name = printable(row if len(files) == 1 else f"{_label(path)}: {row}")
-                place = found.setdefault((printable(facts.get("suite", "results")), split), [])
+                place = found.setdefault((printable(facts.get("suite", "results")), split, _tasks(facts)), [])
                 place.append((name, values, facts, path))
-    return [report for (suite, split), rows in sorted(found.items()) for report in _reports(suite, split, rows)]
+    ordered = sorted(found.items(), key=lambda item: (*item[0][:2], str(item[0][2])))
+    return [report for (suite, split, tasks), rows in ordered for report in _reports(suite, split, tasks, rows)]
 
 
-def _reports(suite: str, split: str, rows: list[TestedRow]) -> list[SuiteReport]:
+def _tasks(facts: dict[str, Any]) -> Tasks:
+    """Return the tasks that a row is over: rows of others are not set beside it."""
+    data = facts.get("settings", {}).get("data") or {}
+    if "tasks" not in data:
+        return None
+    given = data["tasks"]
+    return tuple(sorted(map(printable, given))) if isinstance(given, list) else ALL
+
+
+def _reports(suite: str, split: str, tasks: Tasks, rows: list[TestedRow]) -> list[SuiteReport]:
     """Build the table of a suite, and of each part that has more columns of one's own, or more rows of the paper."""
     layout = SUITES.get(suite) or _own_layout([values for _, values, _, _ in rows])
     labels = [facts["label"] for _, _, facts, _ in rows]
     paper = layout.paper_beside(labels) if split == "test" else {}
+    others = layout.tasks is not None and tasks is not None and layout.tasks != set(tasks)
+    paper = {} if others else paper
     every = [*paper.values(), *(values for _, values, _, _ in rows)]
-    whole = _table(f"{suite} ({split})", layout, paper, every, rows)
+    of = "" if tasks is None else ", all tasks" if tasks == ALL else f", tasks {', '.join(tasks)}"
+    whole = _table(f"{suite} ({split}{of})", layout, paper, every, rows)
+    if others and layout.paper and split == "test":
+        named = ", ".join(sorted(layout.tasks or ()))
+        whole.notes.append(f"the paper's rows are over {named}, and not set beside rows over other tasks (data.tasks)")
     for name, values, facts, path in rows:
         whole.notes += _notes(name, split, values, facts)
         sheet = path.parent / "predictions" / CONTACT_SHEET
         if split == "test" and sheet.is_file() and sheet not in whole.images:
             whole.images.append(sheet)
     reports = [whole]
-    for name, part in layout.parts.items() if split == "test" else ():
+    for name, part in layout.parts.items() if split == "test" and not others else ():
         beside, own = part.paper_beside(labels), [values for _, values, _, _ in rows]
         keys = {key for key in part.columns if any(key in values for values in own)}
         if beside and keys and not (keys <= set(layout.columns) and set(beside) <= set(paper)):
-            reports.append(_table(f"{suite} ({split}), {name}", part, beside, own, rows))
+            reports.append(_table(f"{suite} ({split}{of}), {name}", part, beside, own, rows))
     return reports
 
 
@@ -160,10 +180,16 @@ def _table(
         name: [_cell(row.get(key)) + ("†" if row.get(key) is not None and key in other else "") for key in keys]
         for name, row in paper.items()
     }
-    for name, values, _, _ in rows:
-        cells = [_cell(values[key] * factors[key] if key in values else None) for key in keys]
-        table[name] = cells
     report = SuiteReport(title, [layout.columns[key] for key in keys], table)
+    for name, values, facts, _ in rows:
+        counts = {key: facts["rows"][key] for key in keys if key in values and key in facts.get("rows", {})}
+        most = max(counts.values(), default=0)
+        cells = [_cell(values[key] * factors[key] if key in values else None) for key in keys]
+        fewer = [f" ({counts[key]})" if counts.get(key, most) < most else "" for key in keys]
+        table[name] = [cell + count for cell, count in zip(cells, fewer, strict=True)]
+        if most:
+            beside = ", those with a number in brackets over so many" if any(fewer) else ""
+            report.notes.append(f"{printable(name)}: scores over {most} records{beside}")
     if any(row.get(key) is not None for row in paper.values() for key in other):
         report.notes.append(
             "† other template: the score of the paper's judge under its wording, no bar for the judged rows here"

@@ -45,7 +45,7 @@ def show(path: str | Path, split: str) -> None:
 def read(path: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Read ``{split: {row: {metric: value}}}`` from a results file; empty if there is none.
 
-    Beside the splits there is ``about``: what a row rests on, ``{split: {row: {counts, missing, ...}}}``.
+    Beside the splits there is ``about``: what a row rests on, ``{split: {row: {counts, rows, missing, ...}}}``.
 
     Raises:
         ValueError: the file is no such table.
@@ -93,11 +93,13 @@ def _is_about(facts: Any) -> bool:
     """Whether facts have the types in which `swirl_lightning.results.about` writes what reports read of them."""
     if not isinstance(facts, dict):
         return False
-    kinds = {"label": str, "suite": str, "counts": dict, "missing": dict, "settings": dict}
+    kinds = {"label": str, "suite": str, "counts": dict, "rows": dict, "missing": dict, "settings": dict}
     if not all(isinstance(facts.get(name, kind()), kind) for name, kind in kinds.items()):
         return False
-    judge, evaluation = (facts.get("settings", {}).get(name) for name in ("judge", "evaluation"))
-    if not isinstance(evaluation, dict | None):
+    judge, evaluation, data = (facts.get("settings", {}).get(name) for name in ("judge", "evaluation", "data"))
+    if not isinstance(evaluation, dict | None) or not isinstance(data, dict | None):
+        return False
+    if not all(type(rows) is int for rows in facts.get("rows", {}).values()):
         return False
     counts = facts.get("counts", {}).values()
     return all(isinstance(count, dict) for count in counts) and (judge is None or _is_judge(judge))
