@@ -19,6 +19,8 @@ COMMANDS = {
     "report": "put results of runs beside the paper's, as Markdown and HTML",
     "label": "write actions for unlabelled pairs, as JSON lines to train on",
     "simulate": "roll the world model forward from a state, beside the true simulator where there is one",
+    "export": "write a run's models as a folder that others load: PEFT adapters, or whole weights",
+    "push": "upload an exported folder to the Hugging Face hub",
     "fetch": "bring a small pretrained base: swirl fetch smollm2 --to FOLDER",
 }
 USAGE = f"usage: swirl [-h] [-c CONFIG] {{{','.join(COMMANDS)}}} ..."
@@ -46,6 +48,10 @@ def _run(args: list[str] | None) -> None:
         wrong = f"{first!r} is no command{nearest(first, COMMANDS)}" if first else "no command is given"
         print(f"error: {wrong} ({USAGE.removeprefix('usage: ')})", file=sys.stderr)
         sys.exit(2)
+    elif first in ("export", "push"):
+        from swirl_lightning.share import commands as share
+
+        getattr(share, first)(given[1:])
     elif first in ("label", "simulate"):
         os.environ.setdefault(HUGE_PAGES, "1")
         from swirl_lightning.use import commands

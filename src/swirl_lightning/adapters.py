@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -210,8 +212,54 @@ class Adapters:
         """Write the trained adapters in plain PEFT format, ``folder/<adapter>/``, as safetensors."""
         self.model.save_pretrained(str(folder), selected_adapters=list(self.trainable), save_embedding_layers=False)
 
+    def exported_state(self, folder: str | Path, device: str | torch.device) -> dict[str, Tensor]:
+        """Read what :meth:`export` has written as a state of :meth:`state_dict`; frozen copies are as their policies.
+
+        Raises:
+            FileNotFoundError: an adapter is not there.
+            ValueError: a file is no safetensors file.
+        """
+        state: dict[str, Tensor] = {}
+        for name in self.names:
+            path = Path(folder) / self._policy_of(name) / "adapter_model.safetensors"
+            if not path.is_file():
+                raise FileNotFoundError(f"no {path}: the folder is not a whole export")
+            try:
+                tensors = load_file(path, device=str(device))
+            except SafetensorError as error:
+                raise ValueError(f"{path} is damaged: {error}") from None
+            state |= {f"{name}.{_own_key(key)}": tensor for key, tensor in tensors.items()}
+        return state
+
+    @torch.no_grad()
+    def merged_weights(self, name: AdapterName) -> Iterator[tuple[str, Tensor]]:
+        """Yield (path, weight) of each layer of the base that is quantised or has an adapter, with ``name`` added.
+
+        Weights (out, in) are dequantised, float32, on their own device.
+        """
+        adapted = {id(layer) for layer in self._layers}
+        modules: Iterator[tuple[str, Any]] = self.model.get_base_model().named_modules()
+        for path, layer in modules:
+            inner = layer.get_base_layer() if id(layer) in adapted else layer
+            state = getattr(getattr(inner, "weight", None), "quant_state", None)
+            if path.endswith(".base_layer") or (inner is layer and state is None):
+                continue
+            weight = inner.weight.data.float() if state is None else _dequantized(inner)
+            yield path, weight if inner is layer else weight + layer.get_delta_weight(name).float()
+
     def _policy_of(self, name: AdapterName) -> AdapterName:
         return AdapterName(name.removesuffix("_ref").removesuffix("_reward"))
+
+
+def _own_key(key: str) -> str:
+    """Turn a key of a PEFT file into that of :meth:`Adapters.state_dict`, without the adapter's name."""
+    return key.removeprefix("base_model.model.").removesuffix(".weight")
+
+
+def _dequantized(layer: Any) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
 
 
 def _parameters(layers: dict[str, Any], name: str) -> Iterator[tuple[str, nn.Parameter]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import EvaluationConfig, Evaluator
+from swirl_lightning.exports.folder import load_export, write_export
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.roles import ROLES, Role
 from swirl_lightning.transition import State
@@ -142,6 +144,50 @@ class WorldModelModule(LightningModule):
         config = GREEDY if greedy else self.sampling
         z = self.models.idm.sample(x, y, [f"predict|{seed}"], config, group=n)
         return [self.backbone.decode_action(content) for content in z.contents]
+
+    # ---- sharing ---------------------------------------------------------------------------------
+    def export(
+        self, folder: str | Path, data: str = "", results: Mapping[str, Mapping[str, float]] | None = None
+    ) -> None:
+        """Write the adapters in PEFT format with a model card and what :meth:`from_pretrained` needs.
+
+        Args:
+            folder: gets a folder for each adapter, ``swirl.json`` and ``README.md``.
+            data: name of the training data, for the card.
+            results: rows of a table by name, each {metric: value}, for the card.
+        """
+        write_export(self, Path(folder), data, results or {})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        base: str | None = None,
+        backbone: Backbone | None = None,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """Load what :meth:`export`, ``swirl export`` or ``swirl push`` has written, in eval mode and ready for use.
+
+        Nothing in it names a class that is imported, and only safetensors and JSON are read.
+
+        Args:
+            name_or_path: folder, or name on the Hugging Face hub.
+            base: your own folder or hub name of the base; None takes the export's own.
+            backbone: in place of the export's settings, for a family of your own.
+            revision: hub revision of the export.
+            device: of the module.
+
+        Raises:
+            FileNotFoundError: the folder is no export.
+            ValueError: its settings cannot be used, or its adapters belong to another base.
+
+        Example::
+
+            model = SWIRL.from_pretrained("runs/quickstart/adapters/last")
+        """
+        return load_export(cls, name_or_path, base, backbone, revision, device)
 
     # ---- evaluation ------------------------------------------------------------------------------
     def on_validation_epoch_start(self) -> None:

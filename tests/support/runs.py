@@ -43,11 +43,6 @@ class Backbone:
         return [f"state <{ids[0]}>" if self.text else frame(ids[0]) for ids in contents]
 
 
-class Adapters:
-    def export(self, folder):
-        (folder / "fwm").write_text("weights")
-
-
 class Model(LightningModule):
     """Phase by phase as SWIRL; rollouts come from a counter."""
 
@@ -61,7 +56,9 @@ class Model(LightningModule):
         self.schedule = PhaseSchedule(1, ("fwm", "idm"), None)
         self.tokens_seen = 0
         self.evaluated = []
-        self.adapters = Adapters()
+
+    def export(self, folder, data, results):
+        (folder / "fwm").write_text("weights")
 
     @property
     def phase(self):

@@ -1,0 +1,151 @@
+"""Model cards: base, data, settings, results, licence, and how to load, as the Hugging Face hub shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from swirl_lightning.backbones.base import BUILTIN_PREFIX, Backbone
+
+Results = Mapping[str, Mapping[str, float]]
+
+_ABOUT = (
+    "The forward world model (FWM) predicts the next state from a state and an action, the inverse dynamics model "
+    "(IDM) the action between two states. Trained by [SWIRL](https://arxiv.org/abs/2602.06130) with swirl-lightning."
+)
+_OURS = """```python
+from swirl_lightning import SWIRL
+
+model = SWIRL.from_pretrained("{here}"{base})  # a folder, or its name on the hub
+next_states = model.predict_state(before, action="...", n=4)  # y ~ P(y | x, z)
+actions = model.predict_action(before, after, n=4)  # z ~ Q(z | x, y)
+```"""
+_PEFT = """```python
+{imports}from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({base})
+model = PeftModel.from_pretrained(base, "{here}", subfolder="{adapter}")
+```"""
+_MERGED = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{here}", subfolder="{adapter}")
+tokenizer = AutoTokenizer.from_pretrained("{here}", subfolder="{adapter}")
+```"""
+HERE = "PATH_OR_NAME"
+"""Stands for the folder in the code of a card."""
+
+
+def adapter_card(
+    settings: Mapping[str, Any], backbone: Backbone, adapters: Sequence[str], data: str, results: Results
+) -> str:
+    """Write the card of adapters.
+
+    Args:
+        settings: of :func:`swirl_lightning.exports.settings.settings_of`.
+        backbone: tells the licence of the base.
+        adapters: names of their folders.
+        data: name of the training data.
+        results: rows of a table.
+    """
+    name = settings["base"]["name"]
+    local = "/" not in name
+    ours = _OURS.format(here=HERE, base=', base="FOLDER_OF_THE_BASE"' if local else "")
+    imports = "from importlib.resources import files\n\n" if name.startswith(BUILTIN_PREFIX) else ""
+    code = _base_in_code(name, local)
+    peft = [_PEFT.format(imports=imports, here=HERE, adapter=adapter, base=code) for adapter in adapters]
+    meta = {"library_name": "peft", "tags": ["swirl", "world-model", "lora"]}
+    how = ["## Use", "", ours, "", "In plain PEFT, each as a causal language model over token ids:", "", *peft]
+    return _card(meta, "adapters", settings, backbone, data, results, how)
+
+
+def merged_card(
+    settings: Mapping[str, Any], backbone: Backbone, adapters: Sequence[str], data: str, results: Results
+) -> str:
+    """Write the card of whole weights; arguments as for :func:`adapter_card`."""
+    code = [_MERGED.format(here=HERE, adapter=adapter) for adapter in adapters]
+    meta = {"library_name": "transformers", "tags": ["swirl", "world-model"]}
+    served = "Each folder is a plain model of transformers, which vLLM serves, too. Prompts are those under Settings."
+    return _card(meta, "whole weights", settings, backbone, data, results, ["## Use", "", served, "", *code])
+
+
+def _card(
+    meta: dict[str, Any],
+    kind: str,
+    settings: Mapping[str, Any],
+    backbone: Backbone,
+    data: str,
+    results: Results,
+    how: list[str],
+) -> str:
+    base, lora, licence = settings["base"], settings["lora"], base_licence(backbone)
+    if "/" in base["name"] and not base["name"].startswith(BUILTIN_PREFIX):
+        meta = {"base_model": base["name"], **meta}
+    if licence:
+        meta = {"license": licence.lower(), **meta}
+    rows = {
+        "state": settings["label"],
+        "base": base["name"] + (f", revision {base['revision']}" if base["revision"] else ""),
+        "family": settings["backbone"]["family"],
+        "data": data or "not told",
+        "LoRA": f"r {lora['r']}, alpha {lora['alpha']}" + (", shared by both" if settings["shared_weights"] else ""),
+        "quantization of the base": settings["backbone"]["options"].get("quantization") or "none",
+        "sampling": ", ".join(f"{k} {v}" for k, v in settings["sampling"].items() if v is not None),
+        "prompt of the FWM": json.dumps(settings["templates"]["fwm"], ensure_ascii=False),
+        "prompt of the IDM": json.dumps(settings["templates"]["idm"], ensure_ascii=False),
+    }
+    front = yaml.safe_dump(meta, sort_keys=False, allow_unicode=True).rstrip()
+    title = f"# Two world models on {base['name']} ({kind})"
+    table = ["| | |", "|---|---|", *(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items())]
+    told = f"that of the base, {licence}" if licence else "see that of the base, which these weights derive from"
+    lines = ["---", front, "---", "", title, "", _ABOUT, "", "## Settings", "", *table, "", *_results(results)]
+    return "\n".join([*lines, *how, "", "## Licence", "", f"Of these weights: {told}."]) + "\n"
+
+
+def _results(results: Results) -> list[str]:
+    if not results:
+        return []
+    keys = dict.fromkeys(key for row in results.values() for key in row)
+    head = ["| metric | " + " | ".join(map(_cell, results)) + " |", "|---|" + "---:|" * len(results)]
+    lines = [
+        f"| {_cell(key)} | " + " | ".join(f"{row[key]:.3f}" if key in row else "–" for row in results.values()) + " |"
+        for key in keys
+    ]
+    return ["## Results", "", *head, *lines, ""]
+
+
+def base_licence(backbone: Backbone) -> str:
+    """Return the licence that the base's own folder names, or nothing."""
+    if backbone.name.startswith(BUILTIN_PREFIX):
+        return "Apache-2.0"
+    folder = Path(backbone.path)
+    source, card = folder / "source.json", folder / "README.md"
+    try:
+        if source.is_file():
+            return str(json.loads(source.read_text(encoding="utf-8")).get("license", ""))
+        if not folder.exists():
+            from huggingface_hub import ModelCard
+
+            return str(ModelCard.load(backbone.name).data.get("license") or "")
+        if card.is_file():
+            from huggingface_hub import ModelCard
+
+            return str(ModelCard.load(card).data.get("license") or "")
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        pass  # a card without its licence is better than no export
+    return ""
+
+
+def _base_in_code(name: str, local: bool) -> str:
+    if name.startswith(BUILTIN_PREFIX):
+        return f'str(files("swirl_lightning") / "assets" / "{name.removeprefix(BUILTIN_PREFIX)}")'
+    return '"FOLDER_OF_THE_BASE"' if local else f'"{name}"'
+
+
+def _cell(text: object) -> str:
+    return str(text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

@@ -1,0 +1,1 @@
+"""``swirl export`` and ``swirl push``: a run's models for others."""

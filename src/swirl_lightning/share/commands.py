@@ -1,0 +1,75 @@
+"""``swirl export`` and ``swirl push``: their options, and what they print."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from swirl_lightning.console.run import silence_libraries
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (all options: {self.prog} --help)\n")
+
+
+def _parser(name: str, usage: str, about: str, example: str) -> _Parser:
+    return _Parser(
+        prog=f"swirl {name}",
+        usage=f"swirl {name} {usage} [options]",
+        description=about,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def export(args: Sequence[str] | None = None) -> None:
+    """Entry point of ``swirl export``."""
+    parser = _parser(
+        "export",
+        "RUN --to FOLDER",
+        "A run's two models as a folder with a model card: adapters in PEFT format, or\n"
+        "with --merged whole weights that plain transformers and what builds on it read.",
+        "swirl export runs/mine --to exports/mine",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint")
+    parser.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="new folder")
+    parser.add_argument("--merged", action="store_true", help="whole weights, one folder for each model")
+    parser.add_argument("--config", metavar="FILE", help="config.yaml of a checkpoint that has none beside it")
+    options = parser.parse_args(args)
+    from swirl_lightning.use.runs import Run
+
+    run = Run.find(options.run, options.config)
+    silence_libraries()
+    from swirl_lightning.share.export import export_run
+
+    export_run(run, options.to, options.merged)
+    print(f"written: {options.to}; its README.md says how to load it")
+
+
+def push(args: Sequence[str] | None = None) -> None:
+    """Entry point of ``swirl push``."""
+    parser = _parser(
+        "push",
+        "FOLDER NAME",
+        "Uploads an exported folder to the Hugging Face hub, as a model repository. The token\n"
+        "is that of `hf auth login` or of the environment variable HF_TOKEN.",
+        "swirl push exports/mine my-name/my-world-model --private",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="written by swirl export or by a training")
+    parser.add_argument("name", metavar="NAME", help="of the repository: owner/name")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be uploaded, and do not")
+    options = parser.parse_args(args)
+    from swirl_lightning.share.hub import files_of, upload
+
+    files = files_of(options.folder)
+    for path in files:
+        print(f"{path.stat().st_size:>12,}  {path.relative_to(options.folder)}")
+    if options.dry_run:
+        print(f"would be uploaded to {options.name}: {len(files)} files")
+        return
+    print(f"uploaded: {upload(options.folder, options.name, options.private)}")

@@ -1,0 +1,37 @@
+"""Export of a run's models by its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from swirl_lightning.exports.merged import write_merged
+from swirl_lightning.files import whole_folder
+from swirl_lightning.results.table import FILE, read
+from swirl_lightning.use.runs import Run
+from swirl_lightning.yaml_files import load
+
+
+def export_run(run: Run, folder: Path, merged: bool = False) -> None:
+    """Write the models of a run into a new folder.
+
+    Args:
+        run: the trained run.
+        folder: must not exist, or be empty.
+        merged: whole weights instead of adapters.
+
+    Raises:
+        FileExistsError: the folder holds something.
+        ValueError: the run's checkpoint or settings cannot be used.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and holds something; give --to another folder, or remove it")
+    module = run.load(run.build())
+    table = read(run.config.parent / FILE)
+    results = table.get("test") or table.get("validation") or {}
+    config = load(run.config.read_text(encoding="utf-8"))
+    data = str((config.get("data") or {}).get("class_path", "")).rpartition(".")[2] if isinstance(config, dict) else ""
+    with whole_folder(folder) as new:
+        if merged:
+            write_merged(module, new, data, results)
+        else:
+            module.export(new, data, results)
