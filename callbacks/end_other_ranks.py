@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 GRACE_S = 10.0
 """Seconds that the others have to end by themselves, as they do where the error is one of all."""
@@ -26,12 +25,14 @@ class EndOtherRanks(Callback):
     """
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Wait for the others, then kill them. After SIGTERM they save a checkpoint and end by themselves."""
+        """Wait for the others, then kill them."""
         launcher = trainer.strategy.launcher
-        if not isinstance(launcher, _SubprocessScriptLauncher) or isinstance(exception, SIGTERMException):
+        if not isinstance(launcher, _SubprocessScriptLauncher):
             return
+        processes = list(launcher.procs)
+        launcher.procs.clear()  # Lightning kills this process, too, when it sees that one of them has failed
         until = time.monotonic() + GRACE_S
-        for process in launcher.procs:
+        for process in processes:
             try:
                 process.wait(max(0.0, until - time.monotonic()))
             except TimeoutExpired:

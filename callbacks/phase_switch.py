@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from swirl_lightning.checkpoints.state import stay_in_unfinished_epoch, stop_after_last_batch
+from swirl_lightning.checkpoints.state import stay_in_unfinished_epoch, stop_after_last_batch, validate_anew
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseOptimConfig, PhaseSchedule
 
@@ -137,4 +137,5 @@ class PhaseSwitch(Callback):
                 "so that they agree"
             )
         stop_after_last_batch(checkpoint)
+        validate_anew(checkpoint)
         stay_in_unfinished_epoch(checkpoint)

@@ -98,10 +98,23 @@ class Seen(Callback):
     def on_validation_start(self, trainer, pl_module):
         self.events.append(("validate", trainer.current_epoch))
 
+    def on_validation_end(self, trainer, pl_module):
+        self.events.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")})
+
     def on_train_epoch_end(self, trainer, pl_module):
         prefix = f"{pl_module.phase.name}/"
         figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix) and "actions" in k}
         self.events.append(("end", trainer.current_epoch, figures))
+
+
+class SaveInValidation(Callback):
+    """As SIGTERM does."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        trainer.save_checkpoint(self.folder / f"in-validation-{trainer.current_epoch}-{batch_idx}.ckpt")
 
 
 REPLAYS = {"grpo": GRPOConfig(group_size=4, num_iterations=2)}
@@ -109,7 +122,7 @@ REPLAYS = {"grpo": GRPOConfig(group_size=4, num_iterations=2)}
 
 @pytest.mark.parametrize(
     ("validate", "accumulate", "settings"),
-    [(0, 1, {}), (1, 1, {}), (0, 1, {"shared_weights": True}), (0, 2, REPLAYS), (1, 2, REPLAYS)],
+    [(0, 1, {}), (2, 1, {}), (0, 1, {"shared_weights": True}), (0, 2, REPLAYS), (2, 2, REPLAYS)],
     ids=["plain", "validation", "shared", "replays", "replays-validation"],
 )
 def test_a_run_goes_on_from_every_checkpoint_as_if_never_stopped(gemma_path, tmp_path, validate, accumulate, settings):
@@ -122,13 +135,15 @@ def test_a_run_goes_on_from_every_checkpoint_as_if_never_stopped(gemma_path, tmp
             ModelCheckpoint(folder, "e{step}", save_on_train_epoch_end=True, monitor="epoch", **best),
         ]
         limits = {"limit_val_batches": validate, "num_sanity_val_steps": 0, "accumulate_grad_batches": accumulate}
-        fit = trainer(folder, PhaseSwitch(1, iterations=1), [CollapseWatch(), seen, *saves], **limits)
-        fit.fit(module, Uneven(size=24, batch_size=8), ckpt_path=resume)
+        callbacks = [CollapseWatch(), seen, SaveInValidation(folder), *saves]
+        fit = trainer(folder, PhaseSwitch(1, iterations=1), callbacks, **limits)
+        fit.fit(module, Uneven(size=24, batch_size=8, eval_batch_size=4), ckpt_path=resume)
         return snapshot(module), seen.events, fit.global_step
 
     weights, events, steps = run(tmp_path / "alone")
     checkpoints = sorted((tmp_path / "alone").glob("*.ckpt"))
-    assert len(checkpoints) == steps + 3 + 3 * validate
+    # of steps, ends of epochs, ends of validations, and batches within these
+    assert len(checkpoints) == steps + 3 + (3 + 6 if validate else 0)
     for checkpoint in checkpoints:
         resumed, rest, total = run(tmp_path / checkpoint.stem, checkpoint)
         assert equal(resumed, weights), checkpoint.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -171,11 +172,17 @@ class SwirlCLI(LightningCLI):
         """As in Lightning, from a checkpoint that has been checked, and with what the user can mend as a ValueError."""
         try:
             self._find_checkpoint(subcommand)
-            super()._run_subcommand(subcommand)
+            with self._termination():
+                super()._run_subcommand(subcommand)
         except (MisconfigurationException, torch.OutOfMemoryError) as error:
             raise ValueError(str(error)) from error
         except SIGTERMException:
             sys.exit(128 + signal.SIGTERM)  # as shells say it; Lightning would end with 0
+
+    def _termination(self) -> AbstractContextManager[None]:
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        found = next((c for c in callbacks if isinstance(c, SaveOnTermination)), None)
+        return nullcontext() if found is None else found.listening()
 
     def _find_checkpoint(self, subcommand: str) -> None:
         """Set ``ckpt_path`` to the file that ``last`` means, and keep a new training off the checkpoints of another.

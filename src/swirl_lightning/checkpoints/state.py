@@ -104,12 +104,32 @@ def stop_after_last_batch(checkpoint: dict[str, Any]) -> None:
     a run that was stopped after that batch and before the first of the validation.
     """
     loops = checkpoint["loops"]["fit_loop"]
-    batches, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
-    written_in_hook = batches["current"]["completed"] == batches["current"]["processed"] - 1  # on_train_batch_end
-    if not (batches["is_last_batch"] and written_in_hook):
+    batches = loops["epoch_loop.batch_progress"]
+    if not (batches["is_last_batch"] and _written_in_hook(batches)):
         return
     for counts in (batches["total"], batches["current"]):
         counts["completed"] += 1
+    _begin_validation(loops)
+
+
+def validate_anew(checkpoint: dict[str, Any]) -> None:
+    """Make a run resumed from within a validation begin that validation anew.
+
+    Lightning 2.6 leaves out the validation if the checkpoint was written in ``on_validation_batch_end``, and from its
+    middle it would go on with metrics that lack the first batches.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    if _written_in_hook(loops["epoch_loop.val_loop.batch_progress"]):
+        _begin_validation(loops)
+
+
+def _written_in_hook(batches: dict[str, Any]) -> bool:
+    """Tell whether a checkpoint was written when a batch was processed, but not yet completed."""
+    return bool(batches["current"]["completed"] == batches["current"]["processed"] - 1)
+
+
+def _begin_validation(loops: dict[str, Any]) -> None:
+    validation = loops["epoch_loop.val_loop.batch_progress"]
     validation["current"] = dict.fromkeys(validation["current"], 0)
     validation["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 

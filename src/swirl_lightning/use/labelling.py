@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from swirl_lightning.callbacks import EndOtherRanks, SaveOnTermination
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
@@ -99,7 +100,7 @@ def label_files(
             accelerator=accelerator,
             devices=devices,
             logger=False,
-            callbacks=[_Bar()],
+            callbacks=[_Bar(), SaveOnTermination(), EndOtherRanks()],
             enable_checkpointing=False,
             enable_model_summary=False,
             default_root_dir=folder,
