@@ -54,7 +54,7 @@ class SaveOnTermination(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the place of Lightning's handler."""
-        trainer._signal_connector._sigterm_notifier_fn = self._ask  # type: ignore[method-assign]
+        trainer._signal_connector._sigterm_notifier_fn = self._ask  # type: ignore[method-assign, assignment]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the end of a batch from now on."""
@@ -78,7 +78,7 @@ class SaveOnTermination(Callback):
             rank_zero_info(f"SIGTERM: saved {path}; go on with --ckpt_path last")
         raise SIGTERMException
 
-    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end  # type: ignore[assignment]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the signal, for a Trainer that is used again."""

@@ -57,7 +57,7 @@ def load_export(
     module.configure_model()
     own = {name: settings.get(name, {}) for name in ("base", "label", "lora", "parts", "lengths")}
     state = module.adapters.exported_state(folder, device)
-    return load_into(module, {"swirl": {**own, "tokens_seen": 0}, "state_dict": state})  # type: ignore[no-any-return]
+    return load_into(module, {"swirl": {**own, "tokens_seen": 0}, "state_dict": state})
 
 
 def readable(folder: Path) -> None:

@@ -73,7 +73,7 @@ def _parameters(kind: type[Backbone]) -> list[str]:
     """Names of the options of a family that a shared folder may set."""
     names: dict[str, None] = {}
     for cls in kind.__mro__[: kind.__mro__.index(Backbone) + 1]:
-        names |= dict.fromkeys(inspect.signature(cls.__init__).parameters)
+        names |= dict.fromkeys(inspect.signature(cls).parameters)
     return [name for name in names if name not in ("self", "kwargs", *_OF_THIS_MACHINE)]
 
 

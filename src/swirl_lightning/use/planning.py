@@ -100,7 +100,7 @@ class FWMDynamics(Dynamics):
         for start in range(0, len(pairs), self.batch_size):
             x, words = zip(*pairs[start : start + self.batch_size], strict=True)
             z = [self.model.backbone.encode_action(action) for action in words]
-            y = self.model.models.fwm.sample([list(ids) for ids in x], z, [""] * len(z), GREEDY)  # type: ignore[call-overload]
+            y = self.model.models.fwm.sample([list(ids) for ids in x], z, [""] * len(z), GREEDY)
             found += [tuple(ids) for ids in y.contents]
         return found
 
