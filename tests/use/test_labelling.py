@@ -193,10 +193,23 @@ def test_a_pair_that_the_backbone_does_not_read_is_skipped_and_counted(digits, t
         assert "3 of 3 labels kept, 1 records skipped" in capsys.readouterr().out
     assert any("odd: TextLLM reads textual states, got Image" in str(one.message) for one in recwarn)
 
-    path.write_text(json.dumps({"before_image": "x.png", "after": "12"}))
-    with pytest.raises(SystemExit) as end:
-        here("label", digits, path, "--to", tmp_path / "none", *CPU)
-    assert end.value.code == "error: none of the first 1 pairs can be labelled: TextLLM reads textual states, got Image"
+    lone = json.dumps({"before_image": "x.png", "after": "12", "id": "lone"})
+    path.write_text(f"{path.read_text()}\n{lone}")  # nothing but this is left to label
+    here("label", digits, path, "--to", tmp_path / "out", *CPU)
+    assert "3 of 3 labels kept, 2 records skipped" in capsys.readouterr().out
+
+    path.write_text("\n".join([lone, *good]))  # the whole first batch, as may be that of one of several devices
+    here("label", digits, path, "--to", tmp_path / "single", *CPU, "--batch_size", 1)
+    assert "3 of 3 labels kept, 1 records skipped" in capsys.readouterr().out
+
+    many = "\n".join(lone.replace("lone", str(n)) for n in range(33))
+    for text, told in (
+        (lone, r"1 of 1 records cannot be used .*\n  lone: TextLLM reads textual states, got Image"),
+        (many, "none of the first 32 pairs can be labelled: TextLLM reads textual states, got Image"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SystemExit, match=told):
+            here("label", digits, path, "--to", tmp_path / f"none {len(text)}", *CPU)
 
 
 def test_a_folder_of_other_labels_or_of_something_else_is_left_alone(digits, pairs, tmp_path):

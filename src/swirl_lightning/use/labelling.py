@@ -28,6 +28,8 @@ from swirl_lightning.use.labels import Label, label
 from swirl_lightning.use.pairs import Pairs
 from swirl_lightning.use.runs import Run
 
+HOPELESS = 32
+"""Pairs of a rank after which it gives up, if neither it nor an earlier call could label any."""
 _OURS = ("log_prob", "agreement", "alternatives", "given_action")
 """Fields that the records of an earlier labelling have, too."""
 
@@ -141,6 +143,7 @@ class _Data(TransitionDataModule):
     def __init__(self, pairs: Pairs, log: LabelLog, batch_size: int) -> None:
         super().__init__(batch_size=batch_size)
         self.source, self.log = pairs, log
+        self.started = False  # an earlier call has labelled a pair
         self.keys: list[str] = []
         self.left: list[int] = []
         self.place: dict[str, int] = {}  # of each id
@@ -155,7 +158,8 @@ class _Data(TransitionDataModule):
         """Read the pairs, and what is labelled already."""
         self.source.read()
         self.keys = [self.source.key(n) for n in range(len(self.source))]
-        done = self.log.read().keys()
+        done = self.log.read()
+        self.started = any("record" in line for line in done.values())
         self.left = [n for n, key in enumerate(self.keys) if key not in done]
         if found := len(self.keys) - len(self.left):
             rank_zero_info(f"{found} of {len(self.keys)} pairs are labelled already")
@@ -189,7 +193,7 @@ class _Labeller(LightningModule):
     def __init__(self, run: Run, model: SWIRL, data: _Data, config: LabelConfig) -> None:
         super().__init__()
         self.run, self.world, self.data, self.config = run, model, data, config
-        self._labelled = 0
+        self._tried = self._labelled = 0
 
     def configure_model(self) -> None:
         """Load the base and the adapters, if there is something to label."""
@@ -226,9 +230,10 @@ class _Labeller(LightningModule):
                 except ValueError as error:
                     found.append(str(error))
         found = [one if isinstance(one, str) or one.action else "the IDM names no action" for one in found]
+        self._tried += len(pairs)
         self._labelled += sum(isinstance(one, Label) for one in found)
-        if not self._labelled:
-            raise ValueError(f"none of the first {len(pairs)} pairs can be labelled: {found[0]}")
+        if self._tried >= HOPELESS and not self._labelled and not self.data.started:
+            raise ValueError(f"none of the first {self._tried} pairs can be labelled: {found[0]}")
         return found
 
     def _ask(self, pairs: Sequence[Transition]) -> list[Label]:
