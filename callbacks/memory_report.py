@@ -49,15 +49,18 @@ class MemoryReport(Callback):
         last = schedule.warmup_epochs + len(schedule.phases) if schedule.iterations != 0 else schedule.epochs
         phases = [schedule.at(epoch).name for epoch in range(trainer.current_epoch, last or 0)]
         lengths = self._lengths(pl_module, data, "warmup" in phases)
-        self.estimate = report(pl_module, data.batch_size, data.warmup_batch_size, lengths, phases)
+        # within max_cached_tokens, the rollouts of an optimiser step are sampled together
+        together = data.accumulation("fwm") if pl_module.max_cached_tokens else 1
+        sizes = data.batch_size, data.warmup_batch_size, together * data.batch_size
+        self.estimate = report(pl_module, *sizes, lengths, phases)
         rank_zero_info(str(self.estimate))
         if pl_module.device.type == "cuda":
             there = torch.cuda.get_device_properties(pl_module.device).total_memory
             if self.estimate.peak > there:
                 rank_zero_warn(
                     f"the estimated peak of {self.estimate.peak / GIB:.1f} GiB exceeds the {there / GIB:.1f} GiB of "
-                    "this device: lower data.batch_size or grpo.group_size, set max_tokens_per_forward, or turn "
-                    "backbone.gradient_checkpointing on"
+                    "this device: lower data.batch_size or grpo.group_size, set max_tokens_per_forward and "
+                    "max_cached_tokens, or turn backbone.gradient_checkpointing on"
                 )
 
     def _lengths(self, module: Any, data: TransitionDataModule, labelled: bool) -> dict[str, Lengths]:

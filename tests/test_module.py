@@ -192,6 +192,56 @@ def test_groups_without_signal_are_not_run_and_count_all_the_same(
         torch.testing.assert_close(ends[0][key], ends[1][key], atol=1e-6, rtol=1e-5)
 
 
+def test_rollouts_of_a_step_are_sampled_together_and_learnt_from_as_batch_by_batch(gemma_path, tmp_path):
+    """Noise belongs to the pair: four batches of two pairs, within a budget for all of them, and for some."""
+    ends, drawn, widest = [], [], []
+    for tokens in (None, 4000, 220):
+        module = build(
+            gemma_path,
+            quantization=None,
+            optimizer=SGD,
+            optim=CONSTANT,
+            anchor_weight=0.3,
+            grpo=GRPOConfig(group_size=4, idm_group_size=3),
+            max_cached_tokens=tokens,
+        )
+        randomize(module)
+        rows, steps = [], []
+
+        class Keep(Callback):
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, rows=rows):
+                rows.append((batch.index, outputs["rollouts"].completions.rows(), outputs["rollouts"].actions))
+
+        handle = module.models.engine.trunk.register_forward_pre_hook(
+            lambda m, a, k, steps=steps: steps.append(k["input_ids"].numel()) if k["use_cache"] else None,
+            with_kwargs=True,
+        )
+        precision = {"precision": "64-true"}  # so that rounding, which depends on the batch, flips no sampled token
+        run = trainer(tmp_path, PhaseSwitch(0, iterations=1), [Keep()], **precision)
+        run.fit(module, Digits(size=16, batch_size=2, pairs_per_step=8))
+        handle.remove()
+        ends.append(snapshot(module))
+        drawn.append(rows)
+        widest.append(len(steps))
+    assert drawn[1] == drawn[2] == drawn[0]
+    assert len(drawn[0]) == 16
+    for end in ends[1:]:
+        for key, value in ends[0].items():
+            torch.testing.assert_close(end[key], value, atol=1e-9, rtol=0)
+    assert widest[1] < widest[2] < widest[0]  # passes of the trunk while sampling
+
+
+def test_a_backward_pass_without_memory_names_the_cure(gemma_path, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    module = build(gemma_path)
+    monkeypatch.setattr(torch.Tensor, "backward", full)
+    # 2 groups of 4, padded to the longest: half of what did run
+    with pytest.raises(torch.OutOfMemoryError, match=r"memory\. .* max_tokens_per_forward to [1-9]\d+ or less"):
+        trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1)).fit(module, Digits(size=2, batch_size=2))
+
+
 def test_a_latent_action_is_judged_as_it_was_sampled(gemma_path, tmp_path):
     """The same holds for an action that reached max_length before its EOS."""
     module = build(gemma_path, quantization=None)

@@ -161,7 +161,12 @@ class MemoryEstimate:
 
 
 def report(
-    module: SWIRL, batch_size: int, warmup_batch_size: int, lengths: dict[str, Lengths], phases: Sequence[str]
+    module: SWIRL,
+    batch_size: int,
+    warmup_batch_size: int,
+    sampled_pairs: int,
+    lengths: dict[str, Lengths],
+    phases: Sequence[str],
 ) -> MemoryEstimate:
     """Estimate the memory of training on this device, from the module's settings and a few short passes.
 
@@ -173,6 +178,7 @@ def report(
         module: configured, on its device.
         batch_size: transitions per micro-batch and device.
         warmup_batch_size: the same in the warm-up.
+        sampled_pairs: transitions whose rollouts may be sampled together.
         lengths: of both roles.
         phases: those that will run.
     """
@@ -188,7 +194,7 @@ def report(
         trainable=module.adapters.trainable,
         codec=size_of(t for m in kept for t in [*m.parameters(), *m.buffers()]),
         training=round(sum(p.nbytes for p in trained) * (1 + _optimizer_ratio(module))),
-        steps=_Estimator(module).steps(batch_size, warmup_batch_size, lengths, phases),
+        steps=_Estimator(module).steps(batch_size, warmup_batch_size, sampled_pairs, lengths, phases),
     )
 
 
@@ -213,7 +219,12 @@ class _Estimator:
         self._fits: dict[str, Tensor] = {}
 
     def steps(
-        self, batch_size: int, warmup_batch_size: int, lengths: dict[str, Lengths], phases: Sequence[str]
+        self,
+        batch_size: int,
+        warmup_batch_size: int,
+        sampled_pairs: int,
+        lengths: dict[str, Lengths],
+        phases: Sequence[str],
     ) -> dict[str, int]:
         """Estimate the bytes that each part of the phases adds."""
         found: dict[str, int] = {}
@@ -226,7 +237,7 @@ class _Estimator:
             for role, judge in ((Role.FWM, Role.IDM), (Role.IDM, Role.FWM)):
                 if role in phases:
                     size = self.module.group_size(role)
-                    found[f"{role} rollout"] = self._rollout(role, batch_size, size, lengths[role])
+                    found[f"{role} rollout"] = self._rollout(role, sampled_pairs, size, lengths[role])
                     found[f"{role} reward"] = self._judge(judge, batch_size, size, lengths[judge], lengths[role])
                     found[f"{role} update"] = self._update(role, batch_size, size, lengths)
         return found
@@ -243,7 +254,8 @@ class _Estimator:
 
     def _update(self, role: str, groups: int, size: int, lengths: dict[str, Lengths]) -> int:
         length = lengths[role]
-        at_once, members = self._at_once(groups, size, length.prompt + length.completion)
+        budget = self.module.max_tokens_per_forward
+        at_once, members = self._at_once(budget, groups, (length.prompt, size, length.completion))
         total = self._predict("update", at_once, (length.prompt, members, length.completion))
         total += self._logits(role, at_once * members * length.completion)
         if role == "fwm" and self.module.anchor_weight > 0:  # one row more per group
@@ -262,31 +274,33 @@ class _Estimator:
 
     def _judge(self, role: str, groups: int, size: int, length: Lengths, judged: Lengths) -> int:
         """Estimate a reward: members of a group share all of the prompt but the part that is scored."""
-        width = length.prompt + length.completion
-        groups, size = self._at_once(groups, size, width)
         own = min(judged.completion, length.prompt)
         shape = (length.prompt - own, size, own + length.completion)
+        groups, size = self._at_once(self.module.max_tokens_per_forward, groups, shape)
+        shape = (shape[0], size, shape[2])
         head = self._logits(role, groups * size * length.completion)
         return max(self._predict("scoring", groups, shape), head)  # nothing of a layer is kept
 
     def _rollout(self, role: str, groups: int, size: int, length: Lengths) -> int:
-        """Estimate a rollout: keys and values, the drawing of a token, merged weights."""
-        groups, size = self._at_once(groups, size, length.prompt + length.completion)
+        """Estimate a rollout: keys and values, the pass of the prompts, the drawing of a token, merged weights."""
+        budget = self.module.max_cached_tokens or self.module.max_tokens_per_forward
+        groups, size = self._at_once(budget, groups, (length.prompt, size, length.completion))
         per_token, layers = self._cache_bytes()
-        if self.models.engine.config.shared_attention:
-            held = groups * (length.prompt + size * length.completion) * per_token
-        else:  # a layer grows by being copied
-            held = groups * size * (length.prompt + length.completion) * per_token * (layers + 1) // layers
+        prompts, rollouts = groups * length.prompt * per_token, groups * size * length.completion * per_token
+        if not self.shares:  # every rollout has a prompt, and a layer grows by being copied
+            rollouts = (size * prompts + rollouts) * (layers + 1) // layers - prompts
         drawing = groups * size * len(self.models.vocabulary(role)) * _DRAW_BYTES
-        return held + drawing + merged_bytes(self.module)
+        prefill = self._predict("scoring", groups, (length.prompt, 1, 0))
+        return prompts + max(prefill, rollouts + drawing) + merged_bytes(self.module)
 
-    def _at_once(self, groups: int, size: int, width: int) -> tuple[int, int]:
+    def _at_once(self, budget: int | None, groups: int, shape: tuple[int, int, int]) -> tuple[int, int]:
         """Return the groups, and the rows of each, that run at one time within the budget."""
-        budget = self.module.max_tokens_per_forward
-        if budget is None or budget >= groups * size * width:
-            return groups, size
-        rows = max(1, budget // width)
-        return max(1, rows // size), min(rows, size)
+        prompt, size, completion = shape
+        tokens = self._tokens(shape)
+        if budget is None or budget >= tokens:
+            return min(groups, (budget or groups * tokens) // tokens), size
+        shared = prompt if self.shares else 0
+        return 1, max(1, (budget - shared) // (completion if self.shares else prompt + completion))
 
     def _logits(self, role: str, tokens: int) -> int:
         return min(tokens * len(self.models.vocabulary(role)), LOGITS_PER_CHUNK) * 4 * _LOGITS_COPIES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain, pairwise
 from typing import Any, Literal
 
 import torch
@@ -64,8 +66,12 @@ class SWIRL(WorldModelModule):
             so that it later reads imperfect frames.
         templates: wording of the prompts.
         evaluation: settings of validation and test.
-        max_tokens_per_forward: rows times the longest of them in one forward pass; None takes a batch whole. An
-            update beyond it runs in parts, each of them again in the backward pass: slower, with less memory.
+        max_tokens_per_forward: tokens in one forward pass that scores or trains; a prompt that a group shares counts
+            once. None takes a batch whole. An update beyond it runs in parts, each of them again in the backward pass:
+            slower, with less memory.
+        max_cached_tokens: tokens whose keys and values are held at one time while sampling: each prompt once, with its
+            rollouts at their longest. Within it, the rollouts of an optimiser step are sampled together, whatever the
+            batch size. None samples batch by batch, within ``max_tokens_per_forward``.
         token_cache: folder that keeps the tokens of states from run to run; None keeps none.
         seed: of rollouts and noise; together with a pair's id it fixes each sample. None for that of
             ``seed_everything``. Evaluation has its own, so that runs are tested alike.
@@ -92,6 +98,7 @@ class SWIRL(WorldModelModule):
         templates: PromptTemplates = PromptTemplates(),  # noqa: B008
         evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
         max_tokens_per_forward: int | None = None,
+        max_cached_tokens: int | None = None,
         token_cache: str | None = None,
         seed: int | None = None,
     ) -> None:
@@ -104,6 +111,7 @@ class SWIRL(WorldModelModule):
             templates,
             evaluation,
             max_tokens_per_forward,
+            max_cached_tokens,
             token_cache,
         )
         self.grpo, self.optim, self.optimizer_factory = grpo, optim, optimizer
@@ -174,36 +182,43 @@ class SWIRL(WorldModelModule):
             self._log(f"{phase.policy}/", metrics | (rollouts.summary() if rollouts is not None else {}), len(batch))
         return {"loss": loss.total, "rollouts": rollouts}
 
-    def phase_one(self, transitions: list[Transition]) -> tuple[Samples, Samples, LogProbs]:
+    def phase_one(self, batches: Sequence[list[Transition]]) -> Iterator[tuple[Samples, Samples, LogProbs]]:
         """Phase I, variational information maximisation: the FWM is the policy, the frozen IDM gives the reward.
 
-        z ~ Q(z | x, y), one a pair; ŷ_k ~ P(y | x, z); r_k = log Q(z | x, ŷ_k). Returns z, ŷ and log Q.
+        z ~ Q(z | x, y), one a pair; ŷ_k ~ P(y | x, z); r_k = log Q(z | x, ŷ_k). The batches are sampled together;
+        then gives z, ŷ and log Q of each.
         """
         fwm, idm = self.models.fwm, self.models.idm.frozen
+        transitions = list(chain.from_iterable(batches))
         x, y = self._tokens(transitions)
         z = idm.sample(x, y, self._keys("idm", transitions), self.sampling)
         sampling, group = self.policy_sampling[Role.FWM], self.group_size(Role.FWM)
         y_hat = fwm.sample(x, z, self._keys("fwm", transitions), sampling, group)
-        return z, y_hat, idm.log_prob(z, x, y_hat)
+        for part in _slices(batches):
+            yield z[part], y_hat[part], idm.log_prob(z[part], x[part], y_hat[part])
 
-    def phase_two(self, transitions: list[Transition]) -> tuple[Samples, Samples, LogProbs]:
+    def phase_two(self, batches: Sequence[list[Transition]]) -> Iterator[tuple[Samples, Samples, LogProbs]]:
         """Phase II, ELBO maximisation: the IDM is the policy, the frozen FWM gives the reward.
 
-        ẑ_k ~ Q(z | x, y); r_k = log P(y | x, ẑ_k). Returns ẑ twice and log P.
+        ẑ_k ~ Q(z | x, y); r_k = log P(y | x, ẑ_k). The batches are sampled together; then gives ẑ twice and log P of
+        each.
         """
         fwm, idm = self.models.fwm.frozen, self.models.idm
+        transitions = list(chain.from_iterable(batches))
         x, y = self._tokens(transitions)
         sampling, group = self.policy_sampling[Role.IDM], self.group_size(Role.IDM)
         z_hat = idm.sample(x, y, self._keys("idm", transitions), sampling, group)
-        return z_hat, z_hat, fwm.log_prob(y, x, z_hat)
+        for part in _slices(batches):
+            yield z_hat[part], z_hat[part], fwm.log_prob(y[part], x[part], z_hat[part])
 
     @torch.no_grad()
     def _roll_out(self, role: Role, window: list[TransitionBatch]) -> None:
         """Sample and reward all micro-batches of an optimiser step; keep what their policy updates need."""
         phase, policy = self.phase_one if role == Role.FWM else self.phase_two, self._policy(role)
         found = []
-        for batch in window:
-            actions, sampled, judged = phase(batch.transitions)
+        at_once = [window] if self.max_cached_tokens else [[batch] for batch in window]
+        rolled_out = chain.from_iterable(phase([batch.transitions for batch in batches]) for batches in at_once)
+        for batch, (actions, sampled, judged) in zip(window, rolled_out, strict=True):
             rewards = self.reward(judged, sampled.group_size)
             self._finite.check_rewards(rewards, batch.transitions)
             self.tokens_seen += int(sampled.completions.mask.sum()) + int(judged.mask.sum())
@@ -278,6 +293,21 @@ class SWIRL(WorldModelModule):
         keys = self._keys("idm", [transitions[n] for n in bare])
         found = self.models.idm.frozen.sample([x[n] for n in bare], [y[n] for n in bare], keys, sampling)
         return dict(zip(bare, found.contents, strict=True))
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass, which is not repeated if memory runs out: its gradients are summed in part.
+
+        Raises:
+            torch.OutOfMemoryError: it does; the message names the cure.
+        """
+        try:
+            super().backward(loss, *args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            half = max(1, self.models.engine.scoring_budget.largest // 2)
+            raise torch.OutOfMemoryError(
+                f"{error}. That was the backward pass of an update: set model.max_tokens_per_forward to {half} or "
+                "less, or backbone.gradient_checkpointing: true, and resume with --ckpt_path last"
+            ) from error
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Make one mean of the sums before gradients are clipped, and stop if a value is not finite."""
@@ -385,6 +415,12 @@ class SWIRL(WorldModelModule):
             ckpt.restore_rng(state["rng"])
             ckpt.check_optimizer(state, self.trainer.optimizers[0])
             self._resumed = None
+
+
+def _slices(batches: Sequence[Sequence[Transition]]) -> list[slice]:
+    """Return the place of each batch within all of them, one after the other."""
+    ends = list(accumulate(map(len, batches), initial=0))
+    return [slice(*ends) for ends in pairwise(ends)]
 
 
 def _label(transition: Transition) -> str:

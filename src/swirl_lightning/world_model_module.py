@@ -47,6 +47,7 @@ class WorldModelModule(LightningModule):
         templates: PromptTemplates,
         evaluation: EvaluationConfig,
         max_tokens_per_forward: int | None,
+        max_cached_tokens: int | None,
         token_cache: str | None,
     ) -> None:
         super().__init__()
@@ -57,8 +58,9 @@ class WorldModelModule(LightningModule):
         self.backbone, self.lora, self.shared_weights = backbone, lora, shared_weights
         self.roles = tuple(Role(role) for role in roles)
         self.sampling, self.templates, self.evaluation = sampling, templates, evaluation
-        self.max_tokens_per_forward = max_tokens_per_forward
-        check_ranges("model", vars(self), max_tokens_per_forward="[1, inf) or null")
+        self.max_tokens_per_forward, self.max_cached_tokens = max_tokens_per_forward, max_cached_tokens
+        budgets = ("max_tokens_per_forward", "max_cached_tokens")
+        check_ranges("model", vars(self), **dict.fromkeys(budgets, "[1, inf) or null"))
         self.states = StateTokens(backbone, cache_dir=token_cache)
         self.label = "base"
         self.model: torch.nn.Module | None = None
@@ -90,7 +92,8 @@ class WorldModelModule(LightningModule):
         self._ddp_params_and_buffers_to_ignore = [
             name for name, tensor in [*self.named_parameters(), *self.named_buffers()] if id(tensor) not in trainable
         ]
-        self._models = WorldModels(self.backbone, base, adapters, self.templates, self.max_tokens_per_forward)
+        budgets = self.max_tokens_per_forward, self.max_cached_tokens
+        self._models = WorldModels(self.backbone, base, adapters, self.templates, *budgets)
         self._evaluator = Evaluator(
             self._models, self.backbone, self.states, self.evaluation, self.sampling, self.roles
         )

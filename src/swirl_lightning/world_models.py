@@ -121,6 +121,7 @@ class WorldModels:
         adapters: the adapters.
         templates: wording of the prompts.
         max_tokens: budget of one forward pass; None takes a batch whole.
+        max_cached_tokens: budget of sampling; None: ``max_tokens``.
 
     Attributes:
         fwm: the forward world model under the adapter that trains.
@@ -135,13 +136,15 @@ class WorldModels:
         adapters: Adapters,
         templates: PromptTemplates,
         max_tokens: int | None = None,
+        max_cached_tokens: int | None = None,
     ) -> None:
         self.adapters = adapters
         self._backbone = backbone
         self.prompts = PromptBuilder(backbone, templates)
         self.fwm, self.idm = (WorldModel(self, role, adapters.policy(role)) for role in ROLES)
         shared = install(model)
-        config = EngineConfig(shared, shared and backbone.cuda_graphs and backbone.capturable, max_tokens)
+        graphs = shared and backbone.cuda_graphs and backbone.capturable
+        config = EngineConfig(shared, graphs, max_tokens, max_cached_tokens)
         self.engine = Engine(backbone.trunk(model), backbone.head(model), config, adapters.recompute_contexts)
 
     @property

@@ -77,7 +77,7 @@ STATE_IDS = list(range(TEXT, TEXT + CODES))
 def rolled_out(module, phase):
     """Contents, rewards and prompts of one batch of rollouts."""
     with torch.no_grad():
-        _, sampled, judged = phase(pairs())
+        ((_, sampled, judged),) = phase([pairs()])
     prompts = [asked for asked in sampled.prompts for _ in range(sampled.group_size)]
     return sampled.contents, module.reward(judged, GROUP), prompts
 

@@ -155,7 +155,7 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(world):
         model.zero_grad()
         got.values.sum().backward()
         results.append((got, [p.grad.clone() for p in params]))
-        assert (small.budget.tokens is None) == (tokens > 1000)
+        assert (small.scoring_budget.tokens is None) == (tokens > 1000)
         assert any("out of memory" in str(w.message) for w in said) == (tokens < 1000)
     torch.testing.assert_close(results[1][0].values, results[0][0].values, atol=1e-5, rtol=1e-5)
     for small, large in zip(results[1][1], results[0][1], strict=True):
@@ -176,11 +176,36 @@ def test_out_of_memory_frees_the_attempt_before_the_cache_is_emptied(monkeypatch
             raise torch.OutOfMemoryError
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held.append([old() for old in made]))
+    budget = TokenBudget()
     with pytest.warns(UserWarning, match="out of memory"):
-        done = TokenBudget().run([Group((n,), 4) for n in range(4)], work)
+        done = budget.run([Group((n,), 4) for n in range(4)], work)
     assert sorted(row for rows, _ in done for row in rows) == [0, 1, 2, 3]
     assert held
     assert all(tensor is None for tensors in held for tensor in tensors)
+    assert (budget.tokens, budget.largest) == (4, 4)
+
+
+@pytest.mark.parametrize("given", [None, 16])
+def test_a_halved_budget_grows_again_to_what_it_was(given):
+    """Memory that another process took may be free again; and no attempt is made at every step."""
+    budget, short, sizes = TokenBudget(given), True, []
+
+    def work(batch, several):
+        sizes.append(sum(group.tokens for group in batch))
+        if short and len(batch) > 1:
+            raise torch.OutOfMemoryError
+
+    groups = [Group((n,), 4) for n in range(4)]
+    with pytest.warns(UserWarning, match="out of memory"):
+        budget.run(groups, work)
+    assert sizes == [16, 8, 4, 4, 4, 4]
+    short = False
+    sizes.clear()
+    for _ in range(60):
+        budget.run(groups, work)
+    assert sizes.count(16) > 10
+    assert sizes.index(16) > 60
+    assert sizes == sorted(sizes)
 
 
 @torch.no_grad()
@@ -203,8 +228,37 @@ def test_micro_batches_hold_rows_of_similar_length_and_every_row_once():
     groups = [Group((0, 1, 2), 10), Group((3, 4), 50), Group((5,), 11), Group((6, 7, 8, 9), 30), Group((10,), 400)]
     done = budget.run(groups, lambda batch, several: seen.append((batch, several)))
     assert sorted(row for rows, _ in done for row in rows) == list(range(11))
-    assert [[g.width for g in batch] for batch, _ in seen] == [[400], [50], [30], [30, 11], [10]]
+    assert [[g.tokens for g in batch] for batch, _ in seen] == [[400], [100], [90], [30, 30, 11]]
     assert all(several for _, several in seen)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "parts"), [(2500, [16]), (2426, [16]), (2425, [15, 1]), (2200, [4] * 4), (9, [1] * 16)]
+)
+def test_tokens_that_a_group_shares_count_once(tokens, parts):
+    """Phase II of Liquid: 2,106 tokens of two images, and 16 actions of 20."""
+    done = TokenBudget(tokens).run([Group(tuple(range(16)), 20, 2106)], lambda batch, several: None)
+    assert sorted((len(rows) for rows, _ in done), reverse=True) == parts
+
+
+@torch.no_grad()
+def test_scoring_runs_no_more_tokens_than_its_budget(world):
+    _, engine, grammar = world
+    prompts, completions = (
+        [[2, *range(40, 60), 70 + n % 8] for n in range(16)],
+        [[9, 8, 7 - n % 4, 1] for n in range(16)],
+    )
+    seen = []
+    handle = engine.trunk.register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["input_ids"].numel()), with_kwargs=True
+    )
+    for tokens, passes in ((106, 1), (105, 2), (53, 2), (52, 3)):
+        seen.clear()
+        limited = Engine(engine.trunk, engine.head, EngineConfig(max_tokens=tokens))
+        limited.score(grammar, prompts, completions, group_size=8)
+        assert len(seen) == passes
+        assert max(seen) <= tokens
+    handle.remove()
 
 
 def test_mean_per_token_counts_only_real_tokens(world):

@@ -106,10 +106,10 @@ class Recorder(Callback):
             setattr(module, name, self._keeping(getattr(module, name)))
 
     def _keeping(self, phase):
-        def run(transitions):
-            actions, sampled, judged = phase(transitions)
-            self.sampled[transitions[0].id] = actions.completions.rows(), sampled.completions.rows()
-            return actions, sampled, judged
+        def run(batches):
+            for transitions, (actions, sampled, judged) in zip(batches, phase(batches), strict=True):
+                self.sampled[transitions[0].id] = actions.completions.rows(), sampled.completions.rows()
+                yield actions, sampled, judged
 
         return run
 

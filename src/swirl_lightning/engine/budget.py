@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -13,39 +13,58 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 Result = TypeVar("Result")
 
 
+_RUNS_BEFORE_MORE = 64
+"""Number of micro-batches that fit before a halved budget is doubled: what had taken the memory may be gone."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Group of rows that share a prompt, or the beginning of one.
 
     Attributes:
         rows: indices of the rows.
-        width: number of tokens of the longest row.
+        own: number of tokens that the longest row has for itself.
+        shared: number of tokens that all rows share, and that are run once.
     """
 
     rows: tuple[int, ...]
-    width: int
+    own: int
+    shared: int = 0
 
-    def split(self, rows: int) -> list[Group]:
-        """Split into groups of at most ``rows`` rows."""
-        return [Group(self.rows[i : i + rows], self.width) for i in range(0, len(self.rows), rows)]
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that run, with all rows as long as the longest."""
+        return self.shared + len(self.rows) * self.own
+
+    def split(self, tokens: int) -> list[Group]:
+        """Split into groups of at most ``tokens`` tokens, or of one row."""
+        most = max(1, (tokens - self.shared) // self.own)
+        return [replace(self, rows=self.rows[i : i + most]) for i in range(0, len(self.rows), most)]
 
 
 class TokenBudget:
-    """Limit on the tokens of a forward pass: groups of rows run in micro-batches of similar length.
+    """Limit on the tokens of a micro-batch: groups of rows run in micro-batches of similar length.
 
     Args:
-        tokens: ``max_tokens`` of :class:`swirl_lightning.engine.config.EngineConfig`.
+        tokens: the most that run at once; None takes a batch whole, for as long as memory lasts.
+        option: of SWIRL that sets it, for messages.
+
+    Attributes:
+        tokens: the present limit.
+        largest: tokens of the largest micro-batch of the last call that fitted.
     """
 
-    def __init__(self, tokens: int | None = None) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: int | None = None, option: str = "max_tokens_per_forward") -> None:
+        self.tokens, self.option, self.largest = tokens, option, 0
+        self._given, self._fitted = tokens, 0
 
     def run(
         self, groups: Sequence[Group], work: Callable[[list[Group], bool], Result]
     ) -> list[tuple[list[int], Result]]:
         """Call ``work`` on micro-batches until all rows are done.
 
-        If the device runs out of memory, the budget is halved for good, and the micro-batch is split and run again.
+        If the device runs out of memory, the budget is halved, and what is left is split and run again. After some
+        micro-batches that fit, the budget is doubled, up to where it began.
 
         Args:
             groups: the rows to run.
@@ -57,42 +76,50 @@ class TokenBudget:
         Raises:
             torch.OutOfMemoryError: a single row does not fit.
         """
-        pending = deque(self._pack(groups))
+        pending, self.largest = deque(self._pack(groups)), 0
         several = len(pending) > 1
         done: list[tuple[list[int], Result]] = []
         while pending:
             batch = pending.popleft()
-            rows = [row for group in batch for row in group.rows]
+            rows, tokens = [row for group in batch for row in group.rows], _padded(batch)
             try:
                 done.append((rows, work(batch, several)))
+                self._note(tokens)
                 continue
             except torch.OutOfMemoryError:
                 if len(rows) == 1:
                     raise
             # past the except: until then the traceback holds the tensors of the attempt
-            tokens = len(rows) * max(group.width for group in batch)
-            self.tokens = max(1, min(tokens, self.tokens or tokens) // 2)
+            self.tokens, self._fitted = max(1, min(tokens, self.tokens or tokens) // 2), 0
             torch.cuda.empty_cache()
             rank_zero_warn(
-                f"out of memory with {tokens:,} tokens in one forward pass: going on with {self.tokens:,}; "
-                f"max_tokens_per_forward: {self.tokens} spares the attempt"
+                f"out of memory with {tokens:,} tokens at once: going on with {self.tokens:,}; "
+                f"{self.option}: {self.tokens} spares the attempt"
             )
-            pending.extendleft(reversed(self._pack(batch)))
+            pending = deque(self._pack([group for left in (batch, *pending) for group in left]))
             several = True
         return done
 
+    def _note(self, tokens: int) -> None:
+        """Count a micro-batch that fitted."""
+        self.largest, self._fitted = max(self.largest, tokens), self._fitted + 1
+        if self.tokens is not None and self.tokens != self._given and self._fitted >= _RUNS_BEFORE_MORE:
+            self.tokens, self._fitted = min(2 * self.tokens, self._given or 2 * self.tokens), 0
+
     def _pack(self, groups: Sequence[Group]) -> list[list[Group]]:
-        """Form micro-batches within the budget, the longest rows first: if memory is short, that shows at once."""
+        """Form micro-batches within the budget, the largest groups first: if memory is short, that shows at once."""
         if self.tokens is None:
             return [list(groups)]
-        pieces = [piece for group in groups for piece in group.split(max(1, self.tokens // group.width))]
-        pieces.sort(key=lambda group: -group.width)  # stable
+        pieces = [piece for group in groups for piece in group.split(self.tokens)]
+        pieces.sort(key=lambda group: -group.tokens)  # stable
         batches: list[list[Group]] = []
-        rows = width = 0
         for piece in pieces:
-            if not batches or (rows + len(piece.rows)) * width > self.tokens:
+            if not batches or (len(batches[-1]) + 1) * batches[-1][0].tokens > self.tokens:
                 batches.append([])
-                rows, width = 0, piece.width
             batches[-1].append(piece)
-            rows += len(piece.rows)
         return batches
+
+
+def _padded(batch: Sequence[Group]) -> int:
+    """Count the tokens of a micro-batch, each group padded to the largest."""
+    return len(batch) * max(group.tokens for group in batch)

@@ -20,6 +20,12 @@ class Completions(NamedTuple):
     ids: Tensor
     mask: Tensor
 
+    def part(self, rows: slice) -> Completions:
+        """Return some completions, without columns in which none of them has a token."""
+        ids, mask = (field[rows] for field in self)
+        used = int(mask.any(0).sum())
+        return Completions(ids[:, :used], mask[:, :used])
+
     def rows(self) -> list[TokenIds]:
         """Return the ids of each completion, without padding."""
         lengths = self.mask.sum(1).tolist()

@@ -14,19 +14,24 @@ class EngineConfig:
             :func:`swirl_lightning.engine.attention.install`; False runs every row whole: the plain path.
         cuda_graphs: decode steps read and write the same memory each time, and on CUDA devices are replayed as CUDA
             graphs; needs ``shared_attention``, and a trunk whose decode step can be captured.
-        max_tokens: rows times the longest of them in one forward pass; None takes a batch whole, for as long as
-            memory lasts. A single row is run whatever its length.
+        max_tokens: tokens in one forward pass of scoring, with its backward pass: a prompt that a group shares counts
+            once, and groups are padded to the largest. None takes a batch whole, for as long as memory lasts. A single
+            row is run whatever its length.
+        max_cached_tokens: tokens whose keys and values sampling holds at one time: each prompt once, and its rollouts
+            at their longest. None: ``max_tokens``.
 
     Raises:
-        ValueError: ``max_tokens`` is below 1, or ``cuda_graphs`` is set without ``shared_attention``.
+        ValueError: a number of tokens is below 1, or ``cuda_graphs`` is set without ``shared_attention``.
     """
 
     shared_attention: bool = True
     cuda_graphs: bool = False
     max_tokens: int | None = None
+    max_cached_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1 or null, got {self.max_tokens}")
+        for name in ("max_tokens", "max_cached_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 or null, got {value}")
         if self.cuda_graphs and not self.shared_attention:
             raise ValueError("cuda_graphs needs shared_attention: without it the cache grows by being copied")

@@ -39,7 +39,9 @@ class Engine:
         recompute_contexts: ContextFunction = noop_context_fn,
     ) -> None:
         self.trunk, self.head, self.config = trunk, head, config or EngineConfig()
-        self.budget = TokenBudget(self.config.max_tokens)
+        held, option = self.config.max_cached_tokens, "max_cached_tokens"
+        self.scoring_budget = TokenBudget(self.config.max_tokens)
+        self.sampling_budget = TokenBudget(held, option) if held else TokenBudget(self.config.max_tokens)
         self._recompute_contexts = recompute_contexts
         self._slices: dict[tuple[int, torch.device], tuple[Sequence[int], VocabularySlice]] = {}
 
@@ -75,7 +77,9 @@ class Engine:
         """
         size, vocabulary, noise = noise.shape[0] // len(prompts), self.vocabulary(grammar), noise.to(self.device)
         groups = [
-            Group(tuple(range(n * size, n * size + size)), len(prompt) + grammar.max_length)
+            Group(tuple(range(n * size, n * size + size)), grammar.max_length, len(prompt))
+            if self.config.shared_attention
+            else Group(tuple(range(n * size, n * size + size)), len(prompt) + grammar.max_length)
             for n, prompt in enumerate(prompts)
         ]
 
@@ -85,7 +89,7 @@ class Engine:
             shared = [prompts[group.rows[0] // size] for group in batch]
             return decode(self.trunk, vocabulary, grammar, shared, members, noise[rows], sampling, self.config)
 
-        return Completions(*self._in_order(self.budget.run(groups, run), range(len(noise))))
+        return Completions(*self._in_order(self.sampling_budget.run(groups, run), range(len(noise))))
 
     def score(
         self,
@@ -128,7 +132,7 @@ class Engine:
                 return again
             return work()
 
-        return LogProbs(*self._in_order(self.budget.run(groups, run), row_of))
+        return LogProbs(*self._in_order(self.scoring_budget.run(groups, run), row_of))
 
     def token_mask(self, grammar: Grammar, completions: Sequence[TokenIds]) -> Tensor:
         """Mask (N, L) bool of the tokens that count in losses and means: neither padding nor forced by the grammar."""

@@ -22,6 +22,12 @@ class Samples:
     completions: Completions
     contents: list[TokenIds]
 
+    def __getitem__(self, part: slice) -> Samples:
+        """Return the samples for some of the prompts."""
+        size, (first, last, _) = self.group_size, part.indices(len(self.prompts))
+        rows = slice(first * size, last * size)
+        return Samples(self.prompts[part], self.completions.part(rows), self.contents[rows])
+
     @property
     def group_size(self) -> int:
         """Number G of samples for each prompt."""

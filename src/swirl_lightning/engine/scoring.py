@@ -66,7 +66,9 @@ def unique_rows(
             row_of.append(seen.setdefault((tuple(prompts[n]), tuple(completions[n])), n))
         # rows of one length side by side, which attention then takes at once
         rows = tuple(sorted(seen.values(), key=lambda n: len(prompts[n]) + len(completions[n])))
-        groups.append(Group(rows, max(len(prompts[n]) + len(completions[n]) for n in rows)))
+        shared = _common_prefix([(prompts[n], completions[n]) for n in rows]) if len(rows) > 1 else 0
+        # the last token predicts nothing, and is not run
+        groups.append(Group(rows, max(len(prompts[n]) + len(completions[n]) for n in rows) - 1 - shared, shared))
     return groups, row_of
 
 
