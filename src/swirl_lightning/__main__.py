@@ -21,6 +21,7 @@ COMMANDS = {
     "simulate": "roll the world model forward from a state, beside the true simulator where there is one",
     "export": "write a run's models as a folder that others load: PEFT adapters, or whole weights",
     "push": "upload an exported folder to the Hugging Face hub",
+    "collapse": "tell how diverse a run's latent actions are, iteration by iteration",
     "fetch": "bring a small pretrained base: swirl fetch smollm2 --to FOLDER",
 }
 USAGE = f"usage: swirl [-h] [-c CONFIG] {{{','.join(COMMANDS)}}} ..."
@@ -52,7 +53,7 @@ def _run(args: list[str] | None) -> None:
         from swirl_lightning.share import commands as share
 
         getattr(share, first)(given[1:])
-    elif first in ("label", "simulate"):
+    elif first in ("label", "simulate", "collapse"):
         os.environ.setdefault(HUGE_PAGES, "1")
         from swirl_lightning.use import commands
 

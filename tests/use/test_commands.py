@@ -1,4 +1,4 @@
-"""What the two commands print, and what they refuse in one line."""
+"""What the commands print, and what they refuse in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from swirl_lightning.benchmarks.minigrid.world import MiniGridSimulator
 ACTIONS = ["turn left", "turn left", "turn right"]
 
 
-@pytest.mark.parametrize("command", ["label", "simulate"])
+@pytest.mark.parametrize("command", ["label", "simulate", "collapse"])
 def test_help_fits_a_screen_has_an_example_and_imports_no_torch(command):
     code = (
         "import sys; from swirl_lightning.__main__ import main\n"

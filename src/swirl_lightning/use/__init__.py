@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from swirl_lightning.use.collapse import CollapseConfig, collapse_files
     from swirl_lightning.use.environment import WorldModelEnv, WorldModelVectorEnv
     from swirl_lightning.use.labelling import LabelConfig, label_files
     from swirl_lightning.use.labels import Label, label
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from swirl_lightning.use.simulation import SimulateConfig, simulate_files
 
 _HOMES = {
+    "CollapseConfig": "collapse",
     "Label": "labels",
     "LabelConfig": "labelling",
     "Run": "runs",
@@ -24,6 +26,7 @@ _HOMES = {
     "Step": "rollout",
     "WorldModelEnv": "environment",
     "WorldModelVectorEnv": "environment",
+    "collapse_files": "collapse",
     "label": "labels",
     "label_files": "labelling",
     "simulate": "rollout",
@@ -31,6 +34,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CollapseConfig",
     "Label",
     "LabelConfig",
     "Run",
@@ -38,6 +42,7 @@ __all__ = [
     "Step",
     "WorldModelEnv",
     "WorldModelVectorEnv",
+    "collapse_files",
     "label",
     "label_files",
     "simulate",

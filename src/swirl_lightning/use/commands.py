@@ -1,4 +1,4 @@
-"""``swirl label`` and ``swirl simulate``: their options, and what they print."""
+"""``swirl label``, ``swirl simulate`` and ``swirl collapse``: their options, and what they print."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NoReturn
 from swirl_lightning.console.run import silence_libraries
 from swirl_lightning.use.runs import Run
 
+_SPLITS = ("warmup", "state_only", "validation", "test")
 _RUN = "a run's folder, or a checkpoint"
 _CONFIG = "config.yaml of a checkpoint that has none beside it"
 
@@ -108,3 +109,48 @@ def simulate(args: Sequence[str] | None = None) -> None:
     state, folder = options.pop("state"), options.pop("to")
     found = simulate_files(run, state, actions, folder, SimulateConfig(**options), device)
     print("\n".join([*found.lines(), f"written: {folder}"]))
+
+
+def collapse(args: Sequence[str] | None = None) -> None:
+    """Entry point of ``swirl collapse``."""
+    parser = _parser(
+        "collapse",
+        "RUN [SPLIT]",
+        "Diversity, length and perplexity of a run's latent actions, one a pair, beside\n"
+        "those of the human labels: after the warm-up and after each iteration.",
+        "swirl collapse runs/mine state_only --language_model gpt2",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help=f"{_RUN}: of a folder, all that end the warm-up or an iteration")
+    add(
+        "pairs",
+        metavar="SPLIT",
+        nargs="?",
+        default="state_only",
+        choices=_SPLITS,
+        help="of the run's own data (state_only)",
+    )
+    add("--labels", default="warmup", choices=_SPLITS, help="whose actions are the human labels (warmup)")
+    add("--language_model", metavar="M", help="causal language model of the perplexity: a folder or a hub name")
+    add("--to", metavar="FOLDER", help="for collapse.json and collapse.png (the run's folder)")
+    add("--batch_size", type=int, default=32, metavar="N", help="pairs at a time (32)")
+    add("--seed", type=int, default=0, metavar="N", help="of the draws (0)")
+    add("--config", metavar="FILE", help=_CONFIG)
+    options = vars(parser.parse_args(args))
+    given, folder = Path(options.pop("run")), options.pop("to")
+    run = Run.find(given, options.pop("config"))
+    silence_libraries()
+    import torch
+
+    from swirl_lightning.use.collapse import CollapseConfig, collapse_files, iterations_of
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    checkpoints = iterations_of(given) if given.is_dir() else [run.checkpoint]
+    folder = folder or (given if given.is_dir() else given.parent)
+    table = collapse_files(run, checkpoints, folder, CollapseConfig(**options), device)
+    for name, row in table.items():
+        told = [f"{row.actions} actions", f"unique {row.unique:.3f}", f"length {row.length:.1f} tokens"]
+        if row.perplexity is not None:
+            told.append(f"perplexity {row.perplexity:.1f} ({row.perplexity_ratio:.2f} of the labels')")
+        print(f"{name}: {', '.join(told)}")
+    print(f"written: {folder}")
