@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "write a run's models as a folder that others load: PEFT adapters, or whole weights",
     "push": "upload an exported folder to the Hugging Face hub",
     "collapse": "tell how diverse a run's latent actions are, iteration by iteration",
+    "play": "act in the world model on a web page, several checkpoints side by side",
     "fetch": "bring a small pretrained base: swirl fetch smollm2 --to FOLDER",
 }
 USAGE = f"usage: swirl [-h] [-c CONFIG] {{{','.join(COMMANDS)}}} ..."
@@ -53,7 +54,7 @@ def _run(args: list[str] | None) -> None:
         from swirl_lightning.share import commands as share
 
         getattr(share, first)(given[1:])
-    elif first in ("label", "simulate", "collapse"):
+    elif first in ("label", "simulate", "collapse", "play"):
         os.environ.setdefault(HUGE_PAGES, "1")
         from swirl_lightning.use import commands
 

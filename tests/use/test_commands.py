@@ -18,7 +18,7 @@ from swirl_lightning.benchmarks.minigrid.world import MiniGridSimulator
 ACTIONS = ["turn left", "turn left", "turn right"]
 
 
-@pytest.mark.parametrize("command", ["label", "simulate", "collapse"])
+@pytest.mark.parametrize("command", ["label", "simulate", "collapse", "play"])
 def test_help_fits_a_screen_has_an_example_and_imports_no_torch(command):
     code = (
         "import sys; from swirl_lightning.__main__ import main\n"

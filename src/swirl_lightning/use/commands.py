@@ -1,4 +1,4 @@
-"""``swirl label``, ``swirl simulate`` and ``swirl collapse``: their options, and what they print."""
+"""``swirl label``, ``simulate``, ``collapse`` and ``play``: their options, and what they print."""
 
 from __future__ import annotations
 
@@ -154,3 +154,32 @@ def collapse(args: Sequence[str] | None = None) -> None:
             told.append(f"perplexity {row.perplexity:.1f} ({row.perplexity_ratio:.2f} of the labels')")
         print(f"{name}: {', '.join(told)}")
     print(f"written: {folder}")
+
+
+def play(args: Sequence[str] | None = None) -> None:
+    """Entry point of ``swirl play``, which serves until it is interrupted."""
+    parser = _parser(
+        "play",
+        "RUN [RUN ...]",
+        "A web page on this machine to act in a run's world: predicted next states with\n"
+        "the IDM's scores, undo, the true state where there is a simulator.",
+        "swirl play runs/mine\n  swirl play runs/mine/checkpoints/epoch=23.ckpt runs/mine",
+    )
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", help=f"{_RUN}; several stand side by side")
+    add("--port", type=int, default=7860, metavar="N", help="0 takes a free one (7860)")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="who may come: this machine alone (127.0.0.1)")
+    add("--config", metavar="FILE", help=_CONFIG)
+    options = parser.parse_args(args)
+    runs = [Run.find(run, options.config) for run in options.runs]
+    silence_libraries()
+    from swirl_lightning.use.playing import open_page
+
+    page = open_page(runs, options.host, options.port)
+    print(f"open {page.url} in a browser; Ctrl+C ends it", flush=True)
+    try:
+        page.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        page.server_close()

@@ -1,0 +1,261 @@
+"""`swirl play`: the game without a page, the page without a browser, and both in one where there is a browser."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import shutil
+import socket
+import threading
+from base64 import b64decode, b64encode
+from contextlib import contextmanager
+
+import pytest
+from PIL import Image
+
+from support.cli import here
+from support.swirl import build, randomize
+from support.tiny import text_backbone
+from swirl_lightning import SWIRL
+from swirl_lightning.transition import Transition
+from swirl_lightning.use import label, simulate
+from swirl_lightning.use.game import Game
+from swirl_lightning.use.page import Page
+from swirl_lightning.use.playing import open_page
+from swirl_lightning.use.runs import Run
+
+
+class Sevens:
+    """A world in which every action leads to 77, and the third one nowhere."""
+
+    name = "sevens"
+
+    def states(self, state, actions):
+        if actions[-1] == "nope":
+            raise ValueError("'nope' is no action of sevens")
+        return ["77" if n < 2 else None for n, _ in enumerate(actions)]
+
+    def same(self, one, other):
+        return one == other
+
+
+@pytest.fixture(scope="module")
+def models(gemma_path):
+    found = {}
+    for name, seed in (("SFT", 1), ("SWIRL", 2)):
+        found[name] = build(gemma_path, quantization=None)
+        randomize(found[name], seed)
+        found[name].eval()
+    return found
+
+
+# ---- the game ----------------------------------------------------------------------------------------
+def test_both_models_predict_and_any_state_goes_on(models):
+    game = Game(models, Sevens())
+    game.begin("37")
+    game.act("inc", count=3, seed=5)
+    for name, model in models.items():
+        assert game.predicted[name] == [s for (s,) in simulate(model, "37", ["inc"], branches=3, seed=5)]
+    assert game.true == "77"
+    chosen = game.predicted["SWIRL"][2].state
+    game.choose("SWIRL", 2)
+    assert (game.state, game.actions, game.predicted, game.true) == (chosen, ("inc",), {}, None)
+    game.act("dec", count=1)
+    assert game.predicted["SFT"] == simulate(models["SFT"], chosen, ["dec"])[0]
+    game.choose("true", 0)
+    assert (game.state, game.actions) == ("77", ("inc", "dec"))
+    game.act("inc", count=1)
+    assert (game.true, game.note) == (None, "sevens cannot tell the state any more")
+    game.act("nope", count=1)
+    assert (game.true, game.note) == (None, "'nope' is no action of sevens")
+    states = []
+    for _ in range(3):
+        game.undo()
+        states.append(game.state)
+    assert states == ["77", chosen, "37"]
+    with pytest.raises(ValueError, match="nothing to take back"):
+        game.undo()
+
+
+def test_both_models_name_what_happened(models):
+    game = Game(models)
+    game.begin("37")
+    found = game.explain("73")
+    for name, model in models.items():
+        assert [found[name]] == label(model, [Transition("37", "73", id="play")], alternatives=2)
+
+
+def test_what_cannot_be_played_is_refused_and_changes_nothing(models, gemma_path):
+    game = Game(models)
+    for call, told in (
+        (lambda: game.act("inc"), "there is no state yet"),
+        (lambda: game.explain("1"), "there is no state yet"),
+        (lambda: Game({}), "no model is given"),
+        (lambda: Game({"x": SWIRL(text_backbone(gemma_path), roles=("idm",))}), "x has none"),
+        (lambda: game.begin(Image.new("RGB", (8, 8))), "TextLLM reads"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            call()
+    assert game.state is None
+    game.begin("37")
+    game.act("inc", count=2)
+    before = (game.state, game.predicted)
+    for call, told in (
+        (lambda: game.act(""), "an action must have words"),
+        (lambda: game.act("increase"), "outside the grammar of TextLLM"),
+        (lambda: game.act("inc", count=17), r"play.count must lie in \[1, 16\], got 17"),
+        (lambda: game.choose("SFT", 2), "no state 3 of 'SFT'"),
+        (lambda: game.choose("other", 0), "no state 1 of 'other'"),
+        (lambda: game.choose("true", 0), "no state 1 of 'true'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            call()
+    assert (game.state, game.predicted) == before
+
+
+# ---- the page ----------------------------------------------------------------------------------------
+@contextmanager
+def served(page):
+    thread = threading.Thread(target=page.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield page
+    finally:
+        page.shutdown()
+        page.server_close()
+        thread.join()
+
+
+def send(page, path, given=None, **headers):
+    """Status and answer of a request."""
+    line = http.client.HTTPConnection("127.0.0.1", page.server_address[1], timeout=60)
+    body = None if given is None else given if isinstance(given, bytes) else json.dumps(given).encode()
+    headers = {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    line.request("GET" if given is None else "POST", path, body, headers)
+    answer = line.getresponse()
+    content = answer.read()
+    line.close()
+    return answer.status, json.loads(content) if "json" in answer.headers["Content-Type"] else content.decode()
+
+
+def test_the_game_is_played_by_requests(models):
+    with served(Page(Game(models), {"test:0": "37"}.__getitem__, ["test:0"], ["inc"], port=0)) as page:
+        assert page.server_address[0] == "127.0.0.1"
+        status, text = send(page, "/")
+        assert (status, "<title>swirl play</title>" in text) == (200, True)
+        assert send(page, "/game")[1]["starts"] == ["test:0"]
+        assert send(page, "/begin", {"state": "test:0"})[1]["state"] == {"text": "37"}
+        status, seen = send(page, "/act", {"action": "inc", "count": 2})
+        (one, _), (two, _) = (seen["predicted"][name] for name in ("SFT", "SWIRL"))
+        assert status == 200
+        assert {"state", "score", "log_prob"} == set(one) == set(two)
+        assert send(page, "/choose", {"model": "SFT", "place": 0})[1]["state"] == one["state"]
+        assert send(page, "/undo", {})[1]["state"] == {"text": "37"}
+        _, seen = send(page, "/explain", {"state": "73"})
+        assert set(seen["labels"]) == {"SFT", "SWIRL"}
+        assert {"action", "log_prob", "agreement"} == set(seen["labels"]["SFT"][0])
+        assert send(page, "/begin", {"state": "in words"})[1]["state"] == {"text": "in words"}
+
+        host = f"127.0.0.1:{page.server_address[1]}"
+        for path, given, headers, status, told in (
+            ("/act", {"action": "inc"}, {"Host": "evil.example:80"}, 403, "this host is not served"),
+            ("/game", None, {"Host": "evil.example"}, 403, "this host is not served"),
+            ("/act", {"action": "inc"}, {"Content_Type": "text/plain"}, 415, "send application/json"),
+            ("/act", {"action": "inc"}, {"Content_Length": str(2**40)}, 413, "send at most 32 MiB"),
+            ("/act", b"{", {}, 400, "Expecting property name"),
+            ("/act", [], {}, 400, "send an object"),
+            ("/act", {"action": "inc", "count": [1]}, {}, 400, "int()"),
+            ("/act", {"action": "increase"}, {}, 400, "outside the grammar of TextLLM"),
+            ("/begin", {"state": " "}, {}, 400, "the state is empty"),
+            ("/begin", {"image": b64encode(b"none").decode()}, {}, 400, "cannot read the image"),
+            ("/begin", {"image": "?"}, {}, 400, "base64"),
+            ("/none", {}, {}, 400, "unknown request 'none'"),
+            ("/etc/passwd", None, {}, 404, "no such page"),
+        ):
+            found, answer = send(page, path, given, **({"Host": host} | headers))
+            assert (found, told in answer["error"]) == (status, True), (path, answer)
+        assert send(page, "/game")[1]["state"] == {"text": "in words"}
+
+
+def test_a_page_in_a_browser(minigrid, tmp_path):
+    """A keyboard alone starts, acts five times, goes on, undoes and asks for the action of a pair."""
+    browsers = pytest.importorskip("playwright.sync_api", reason="the browser test needs: pip install playwright")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("the browser test needs an installed chromium")
+    runs = [Run.find(minigrid / "checkpoints" / "epoch=0.ckpt"), Run.find(minigrid)]
+    with served(open_page(runs, port=0)) as page, browsers.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        view = browser.new_page(viewport={"width": 1280, "height": 1100})
+        errors = []
+        view.on("pageerror", lambda error: errors.append(str(error)))
+        view.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+        view.goto(page.url)
+        view.wait_for_selector("#present img")
+        view.focus("#action")
+        for turn in range(5):
+            view.keyboard.press("Control+A")
+            view.keyboard.type("turn left")
+            view.keyboard.press("Enter")
+            view.wait_for_selector(".choice")
+            assert view.locator(".choice").count() == 4 + 4 + 1  # of both checkpoints, and the truth
+            if turn < 4:
+                view.keyboard.press("9")
+                view.wait_for_selector(f"#present figcaption:text('{', '.join(['turn left'] * (turn + 1))}')")
+                view.keyboard.press("a")
+        view.screenshot(path=tmp_path / "play.png", full_page=True)
+        assert page.game.actions == ("turn left",) * 4
+        view.keyboard.press("u")
+        view.wait_for_selector(".choice", state="detached")
+        view.focus("#other")
+        view.keyboard.type("test:1")
+        view.keyboard.press("Enter")
+        view.wait_for_selector("#labels li")
+        view.focus("#action")
+        view.keyboard.press("Control+A")
+        view.keyboard.type("no words of this grammar at all, and by far too many of them")
+        view.keyboard.press("Enter")
+        view.wait_for_function("document.getElementById('error').textContent.includes('outside the grammar')")
+        assert [error for error in errors if "400" not in error] == []  # the refused action alone
+        browser.close()
+    assert Image.open(tmp_path / "play.png").width == 1280
+
+
+# ---- the command -------------------------------------------------------------------------------------
+def test_a_run_is_opened_with_its_starts_actions_and_truth(minigrid):
+    with served(open_page([Run.find(minigrid)], port=0)) as page:
+        _, seen = send(page, "/game")
+        assert seen["starts"] == [f"test:{n}" for n in range(8)]
+        assert (seen["models"], seen["world"]) == (["last.ckpt"], "MiniGrid")
+        assert seen["actions"]
+        image = Image.open(io.BytesIO(b64decode(seen["state"]["image"].partition(",")[2])))
+        assert image.size == (48, 48)
+        status, seen = send(page, "/begin", {"image": seen["state"]["image"].partition(",")[2]})
+        assert status == 200
+
+
+def test_what_the_command_refuses_is_one_line_before_a_base_loads(minigrid, tmp_path, capsys, monkeypatch):
+    def load(*args):
+        raise AssertionError("the base is loaded")
+
+    monkeypatch.setattr("swirl_lightning.backbones.liquid.load_base", load)
+    (tmp_path / "empty").mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for args, told in (
+            ([tmp_path / "none"], "no such run: "),
+            ([tmp_path / "empty"], "no checkpoint in "),
+            ([], "the following arguments are required: RUN"),
+            ([minigrid, "--port", port], f"cannot listen on 127.0.0.1:{port} (Address already in use): give another"),
+            ([minigrid, "--port", 70000], "cannot listen on 127.0.0.1:70000 ("),
+            ([minigrid, "--port", "x"], "argument --port: invalid int value: 'x'"),
+        ):
+            with pytest.raises(SystemExit) as end:
+                here("play", *args)
+            text = capsys.readouterr().err if isinstance(end.value.code, int) else end.value.code
+            (line,) = text.splitlines()
+            assert told in line
+            assert line.startswith("error: ")
