@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from recipes.study import interval
 from swirl_lightning.benchmarks.minigrid.goals import KINDS, MiniGridGoal, goals_in
 from swirl_lightning.console.run import run_command, silence_libraries
 from swirl_lightning.transition import State, Transition
-from swirl_lightning.use.planning import Dynamics, Episode, FWMDynamics, PlanConfig, TrueDynamics, pursue
+from swirl_lightning.use.planning import Dynamics, Episode, FWMDynamics, PlanConfig, Search, TrueDynamics, pursue
 from swirl_lightning.use.runs import Run
 
 RANDOM, TRUE = "random policy", "true simulator"
@@ -51,8 +51,22 @@ def draw_goals(rows: Sequence[Transition], count: int, seed: int) -> list[tuple[
     return [task for goals in found.values() for task in goals]
 
 
-def measure(run: Path, models: dict[str, str], count: int, seed: int, width: int, depth: int, max_steps: int) -> Any:
-    """Plan for the goals of one run, with every model and both searches: ``{row: [(kind, episode)]}``."""
+def measure(
+    run: Path,
+    models: dict[str, str],
+    searches: Sequence[Search],
+    count: int,
+    seed: int,
+    width: int,
+    depth: int,
+    max_steps: int,
+) -> dict[str, list[tuple[str, Episode]]]:
+    """Plan for the goals of one run, with every model and search: ``{row: [(kind, episode)]}``.
+
+    Raises:
+        FileNotFoundError: a checkpoint is missing.
+        ValueError: the run has no simulator, or too few goals.
+    """
     chosen = {name: Run.find(run / path) for name, path in models.items()}
     data = next(iter(chosen.values())).data()
     world = data.simulator()
@@ -61,7 +75,7 @@ def measure(run: Path, models: dict[str, str], count: int, seed: int, width: int
     data.check()
     tasks = draw_goals(data.split("test"), count, seed)
     states, goals = [state for state, _ in tasks], [goal for _, goal in tasks]
-    found = {}
+    found: dict[str, list[tuple[str, Episode]]] = {}
 
     def go(name: str, dynamics: Dynamics, config: PlanConfig) -> None:
         began, asked = time.perf_counter(), dynamics.asked
@@ -72,7 +86,7 @@ def measure(run: Path, models: dict[str, str], count: int, seed: int, width: int
 
     go(RANDOM, TrueDynamics(world), PlanConfig("shooting", 1, 1, seed))
     for name in (*chosen, TRUE):
-        for method in ("shooting", "beam"):
+        for method in searches:
             dynamics: Dynamics = TrueDynamics(world)
             if name != TRUE:
                 dynamics = FWMDynamics(chosen[name].load(chosen[name].build()))
@@ -105,6 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="NAME=PATH",
         help="checkpoints in the folder of each run",
     )
+    known = get_args(Search)
+    parser.add_argument("--searches", nargs="+", choices=known, default=list(known))
     parser.add_argument("--goals", type=int, default=20, help="of each kind and run")
     parser.add_argument("--width", type=int, default=16, help="beams, or sequences of a plan")
     parser.add_argument("--depth", type=int, default=10, help="most actions of a plan")
@@ -116,9 +132,11 @@ def main(arguments: list[str] | None = None) -> None:
     models = dict(text.split("=", 1) for text in args.models)
     results: Results = {}
     for seed, run in enumerate(args.runs):
-        for name, tasks in measure(run, models, args.goals, seed, args.width, args.depth, args.max_steps).items():
+        for name, tasks in measure(
+            run, models, args.searches, args.goals, seed, args.width, args.depth, args.max_steps
+        ).items():
             results.setdefault(name, []).append(tasks)
-    print("\n".join(table(results)))
+    print("\n".join(table(results)), flush=True)
     if args.json:
         written = {
             name: [

@@ -53,7 +53,9 @@ class Game:
         self.models, self.world = models, world
         self.start: State | None = None
         self._past: list[_Moment] = []
-        self._clear()
+        self.action, self.note = "", ""
+        self.predicted: dict[str, list[Step]] = {}
+        self.true: State | None = None
 
     @property
     def state(self) -> State | None:
@@ -142,9 +144,7 @@ class Game:
         return self.state
 
     def _clear(self) -> None:
-        self.action, self.note = "", ""
-        self.predicted: dict[str, list[Step]] = {}
-        self.true: State | None = None
+        self.action, self.note, self.predicted, self.true = "", "", {}, None
 
     def _truth(self, actions: Sequence[str]) -> tuple[State | None, str]:
         if self.world is None or self.start is None:

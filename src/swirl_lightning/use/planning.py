@@ -29,6 +29,8 @@ class Goal(Protocol):
         """Tell how far it is to the goal: 0 where it is reached."""
 
 
+Search = Literal["shooting", "beam"]
+
 Node = Hashable
 """State as a model of the world has it."""
 
@@ -147,7 +149,7 @@ class PlanConfig:
         seed: of what is drawn.
     """
 
-    method: Literal["beam", "shooting"] = "beam"
+    method: Search = "beam"
     width: int = 16
     depth: int = 10
     seed: int = 0
