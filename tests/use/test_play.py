@@ -188,6 +188,7 @@ def test_a_page_in_a_browser(minigrid, tmp_path):
     with served(open_page(runs, port=0)) as page, browsers.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         view = browser.new_page(viewport={"width": 1280, "height": 1100})
+        view.set_default_timeout(300_000)  # the models answer, on a machine that may be busy
         errors = []
         view.on("pageerror", lambda error: errors.append(str(error)))
         view.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
