@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -34,6 +33,7 @@ class PhaseSwitch(Callback):
     Raises:
         ValueError: an unknown phase or an empty schedule; at setup, a warm-up of the learning rate that is longer than
             its phase.
+        TypeError: at setup, the data are no TransitionDataModule, which gives each phase its own.
 
     Example:
         >>> from swirl_lightning.callbacks import PhaseSwitch
@@ -64,18 +64,23 @@ class PhaseSwitch(Callback):
         if isinstance(trainer.strategy, DDPStrategy):
             # the other adapter gets no gradient; toggling requires_grad instead would break DDP silently
             trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
-        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._check_warmups(trainer, pl_module)
+        if stage == "fit":
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            if not isinstance(data, TransitionDataModule):
+                told = "PhaseSwitch gives each phase its own data"
+                raise TypeError(f"{told}: fit on a TransitionDataModule, not {type(data).__name__}")
+            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self._check_warmups(data, pl_module)
 
-    def _check_warmups(self, trainer: Trainer, pl_module: Any) -> None:
+    def _check_warmups(self, data: TransitionDataModule, pl_module: Any) -> None:
         """Check, before the model loads, that the warm-up of each learning rate fits into its phase."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, TransitionDataModule):
-            return
-        for phase in self.schedule.names(trainer.max_epochs if trainer.max_epochs != -1 else None):
-            epochs = self.schedule.warmup_epochs if phase == WARMUP else 1
-            optim: PhaseOptimConfig = pl_module.optim
-            optim.of(phase).check(optim.name_of(phase), epochs * data.steps_per_epoch(phase))
+        optim: PhaseOptimConfig = pl_module.optim
+        for phase in data.phases():
+            optim.of(phase).check(optim.name_of(phase), self._steps(data, phase))
+
+    def _steps(self, data: TransitionDataModule, phase: str) -> int:
+        """Count the optimiser steps of a phase; the warm-up is one phase over all of its epochs."""
+        return data.steps_per_epoch(phase) * (self.schedule.warmup_epochs if phase == WARMUP else 1)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Begin the phase of this epoch."""
@@ -90,14 +95,13 @@ class PhaseSwitch(Callback):
         phase = self.schedule.at(trainer.current_epoch)
         self._begun = trainer.current_epoch
         pl_module.label = f"{phase.name} {phase.iteration + 1} unfinished"
-        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        steps = self._steps(trainer.datamodule, phase.name)  # type: ignore[attr-defined]
         curve: PhaseLR = trainer.lr_scheduler_configs[0].scheduler  # type: ignore[assignment]
         if phase.name == WARMUP:
-            total = steps * self.schedule.warmup_epochs
             if trainer.current_epoch == 0:
-                curve.begin(WARMUP, total)
+                curve.begin(WARMUP, steps)
             else:  # a resumed run may have more epochs of warm-up, or other batches, than the one it goes on from
-                curve.resize(total)
+                curve.resize(steps)
             return
         if phase.starts_iteration and (self.refresh_references or phase.iteration == 0):
             pl_module.adapters.refresh_references()

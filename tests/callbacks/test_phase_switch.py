@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from support.runs import Model
+from support.trainers import quiet_trainer
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.schedule import OptimConfig, PhaseLR, PhaseOptimConfig, PhaseSchedule
 
@@ -54,6 +56,11 @@ def test_the_endless_schedule():
 def test_bad_schedules_are_named(kwargs, word):
     with pytest.raises(ValueError, match=word):
         PhaseSwitch(**kwargs)
+
+
+def test_data_that_are_the_same_in_every_phase_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="fit on a TransitionDataModule, not NoneType"):
+        quiet_trainer(tmp_path, PhaseSwitch()).fit(Model(), [0])
 
 
 def test_learning_rate_by_hand():

@@ -149,7 +149,7 @@ class TransitionDataModule(LightningDataModule, ABC):
                     f"data.pairs_per_step {self.pairs_per_step} and trainer.accumulate_grad_batches {given} both say "
                     "how many transitions an optimiser step has: set one of the two"
                 )
-            for phase in self._phases():
+            for phase in self.phases():
                 self.steps_per_epoch(phase)  # raises where a phase would have none
 
     def splits_needed(self, stage: str) -> list[Split]:
@@ -162,8 +162,8 @@ class TransitionDataModule(LightningDataModule, ABC):
         validated: list[Split] = [] if self.trainer and self.trainer.limit_val_batches == 0 else ["validation"]
         if stage == "validate":
             return validated
-        trained: dict[Split, None] = {"warmup" if phase == WARMUP else "state_only": None for phase in self._phases()}
-        if self.labelled_per_batch or (self.labelled_share and PhaseName.BOOTSTRAP in self._phases()):
+        trained: dict[Split, None] = {"warmup" if phase == WARMUP else "state_only": None for phase in self.phases()}
+        if self.labelled_per_batch or (self.labelled_share and PhaseName.BOOTSTRAP in self.phases()):
             trained["warmup"] = None
         return [*trained, *validated]
 
@@ -278,7 +278,7 @@ class TransitionDataModule(LightningDataModule, ABC):
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return math.ceil(batches / self.accumulation(phase))
 
-    def _phases(self) -> list[str]:
+    def phases(self) -> list[str]:
         """Return the names of the phases of the fit; without a PhaseSwitch the warm-up alone."""
         trainer: Any = self.trainer
         # data are set up before PhaseSwitch hands its schedule to the module
