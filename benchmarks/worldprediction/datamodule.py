@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +142,7 @@ class WorldPrediction(ImageSuite):
         return _Rollouts(self.checked(split), self.max_turns, self._groups)
 
     # ---- parts -----------------------------------------------------------------------------------
-    @property
+    @cached_property
     def _names(self) -> list[str]:
         return sorted({record.meta["dataset"] for record in self.checked("test")})
 

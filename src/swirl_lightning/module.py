@@ -227,7 +227,7 @@ class SWIRL(WorldModelModule):
         for (batch, actions, sampled, rewards), advantages in zip(found, step, strict=True):
             update = self.learner.update(policy, sampled, advantages)
             if role == Role.FWM and self.anchor_weight > 0:
-                _, y = self._tokens(batch.transitions)
+                y = self.states.encode([t.observed for t in batch.transitions], self.device)
                 update.observed = sampled.prompts, [self.models.fwm.grammar.complete(content) for content in y]
             self._updates[batch.index] = update
             self._rollouts[batch.index] = Rollouts(
