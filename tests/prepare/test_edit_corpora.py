@@ -59,6 +59,24 @@ def test_both_corpora_in_one_file(tmp_path, pico):
     assert rows["aurora/kubric/2"].action == "turn 2"
 
 
+def test_a_broken_train_file_is_named_with_the_record(tmp_path):
+    write_aurora(tmp_path)
+    path = tmp_path / "data" / "kubric" / "train.json"
+    whole, records = path.read_text(), json.loads(path.read_text())
+    path.write_text(whole[: whole.index(json.dumps(records[2]["output"]))])
+    with pytest.warns(UserWarning, match=r"kubric/train\.json\[2\]: not JSON, nothing is read from here on"):
+        counts = write(tmp_path / "x.jsonl", [tmp_path])
+    assert (counts["used"], counts["skipped"]) == (6, 1)  # of 4 + 4, two are behind the cut
+    path.write_text(json.dumps([records[0], None, records[1]]))
+    with pytest.warns(UserWarning, match=r"train\.json\[1\]: an object is needed, got NoneType"):
+        write(tmp_path / "x.jsonl", [tmp_path])
+    ids = [json.loads(line)["id"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [name for name in ids if "kubric" in name] == ["aurora/kubric/0", "aurora/kubric/2"]
+    path.write_text("{")
+    with pytest.warns(UserWarning, match=r"train\.json: a JSON list is needed"):
+        write(tmp_path / "x.jsonl", [tmp_path])
+
+
 def test_a_part_is_held_out_for_validation(tmp_path, pico):
     write_aurora(tmp_path / "aurora")
     out = tmp_path / "edits" / "warmup.jsonl"

@@ -1,6 +1,7 @@
 """State-only pairs from videos."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -77,6 +78,20 @@ def test_pairs_of_a_folder(videos, tmp_path):
     assert pairs[0].before.size == (32, 32)
     assert len({pair.id for pair in pairs}) == len(pairs)
     assert data.skipped == {"state_only": 0}
+
+
+def test_a_name_that_is_no_text_gives_records_that_are(tmp_path):
+    """Latin-1 names are common in old archives."""
+    good = write_video(tmp_path / "videos" / "é.mp4", pattern=True, frames=20)
+    try:
+        os.rename(good, os.path.join(os.fsencode(good.parent), b"\xe9.mp4"))
+    except OSError:
+        pytest.skip("this file system has names of text alone")
+    for _ in range(2):  # the second time, from the log
+        counts = make_pairs(good.parent, tmp_path / "out", SETTINGS)
+        assert counts["pairs"] == 2
+    pairs = JSONLTransitions(state_only=str(tmp_path / "out" / "pairs.jsonl"), strict=True).split("state_only")
+    assert [pair.id.split("@")[0] for pair in pairs] == [r"\xe9.mp4"] * 2
 
 
 def test_killed_and_started_again(videos, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from urllib.parse import urlparse
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.image_records import ImageRecord, usable
 from swirl_lightning.data.reading import SkippedRecords, rank_of
+from swirl_lightning.data.reading import records as read_records
 
 AURORA_TASKS = ("magicbrush", "ag", "something", "kubric")
 
@@ -38,8 +39,9 @@ def aurora_train(folder: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]
             "https://github.com/McGill-NLP/AURORA"
         )
     for path in paths:
-        for n, entry in enumerate(json.loads(path.read_bytes())):
-            task, place = path.parent.name, f"aurora/{path.parent.name}/{n}"
+        for where, entry in read_records(path, skipped):
+            number = where.rpartition("[")[2].removesuffix("]")
+            task, place = path.parent.name, f"aurora/{path.parent.name}/{number}"
             try:
                 words = entry["instruction"]
                 words = words[0] if isinstance(words, list) else words

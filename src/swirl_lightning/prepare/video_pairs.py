@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -104,7 +105,8 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
 def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str, Any]:
     """Write the frames of a video's pairs; returns ``{video, pairs: [...], reason}``."""
     entry: dict[str, Any] = {"video": name, "pairs": [], "reason": ""}
-    key = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    shown = os.fsencode(name).decode(errors="backslashreplace")  # names of files need not be text, and records must be
+    key = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
     rng = np.random.default_rng([config.seed, int.from_bytes(key, "big")])
     try:
         with Video(videos / name) as video:
@@ -121,7 +123,7 @@ def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str
                     for side, frame in (("before", before), ("after", after)):
                         files[f"{side}_image"] = f"{stem}-{side}.jpg"
                         _shrunk(frame, config.size).save(out / files[f"{side}_image"], quality=95)
-                    pair = {"id": f"{name}@{time:.2f}", "video": name, "time": round(float(time), 3)}
+                    pair = {"id": f"{shown}@{time:.2f}", "video": shown, "time": round(float(time), 3)}
                     entry["pairs"].append(files | pair)
     except VideoError as error:
         entry["reason"] = error.kind
