@@ -4,8 +4,10 @@ from swirl_lightning.callbacks.action_table import ActionTable
 from swirl_lightning.callbacks.adapter_export import AdapterExport
 from swirl_lightning.callbacks.collapse_watch import CollapseWatch
 from swirl_lightning.callbacks.end_other_ranks import EndOtherRanks
+from swirl_lightning.callbacks.held_out_states import HeldOutStates
 from swirl_lightning.callbacks.hyperparameters import HyperparameterText
 from swirl_lightning.callbacks.memory_report import MemoryReport
+from swirl_lightning.callbacks.metric_glossary import MetricGlossary
 from swirl_lightning.callbacks.phase_switch import PhaseSwitch
 from swirl_lightning.callbacks.predictions import Predictions
 from swirl_lightning.callbacks.progress import PhaseProgressBar
@@ -20,8 +22,10 @@ __all__ = [
     "AdapterExport",
     "CollapseWatch",
     "EndOtherRanks",
+    "HeldOutStates",
     "HyperparameterText",
     "MemoryReport",
+    "MetricGlossary",
     "PhaseProgressBar",
     "PhaseSwitch",
     "Predictions",

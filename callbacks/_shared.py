@@ -1,4 +1,4 @@
-"""Helpers of several callbacks: TensorBoard's writer, the rollouts of a step, tables."""
+"""Helpers of several callbacks: the rollouts of a step, tables."""
 
 from __future__ import annotations
 
@@ -7,18 +7,9 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from swirl_lightning.callbacks.media import Media, media
 from swirl_lightning.training.rollouts import Rollouts
-
-
-def tensorboard(trainer: Trainer) -> Any | None:
-    """Return TensorBoard's ``SummaryWriter`` on the main process if there is one, otherwise None."""
-    if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                return logger.experiment
-    return None
 
 
 def rollouts_of(outputs: Any) -> Rollouts | None:
@@ -28,7 +19,7 @@ def rollouts_of(outputs: Any) -> Rollouts | None:
 
 
 class RolloutWriter(Callback, ABC):
-    """Base of callbacks that write some rollouts to TensorBoard: subclasses define :meth:`write`.
+    """Base of callbacks that write some rollouts to the run's loggers: subclasses define :meth:`write`.
 
     Args:
         every_n_steps: optimiser steps between two writes; each phase starts with one.
@@ -48,20 +39,20 @@ class RolloutWriter(Callback, ABC):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the first rollouts of each phase, then those of every ``every_n_steps``-th step."""
-        rollouts, writer = rollouts_of(outputs), tensorboard(trainer)
-        if rollouts is None or writer is None:
+        rollouts, to = rollouts_of(outputs), media(trainer)
+        if rollouts is None or not to:
             return
         epoch, step = trainer.current_epoch, trainer.global_step
         if self._last is None or self._last[0] != epoch or step - self._last[1] >= self.every_n_steps:
             self._last = (epoch, step)
-            self.write(writer, rollouts, step, pl_module)
+            self.write(to, rollouts, step, pl_module)
 
     @abstractmethod
-    def write(self, writer: Any, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:
+    def write(self, to: Media, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:
         """Write the rollouts of one step.
 
         Args:
-            writer: TensorBoard's ``SummaryWriter``.
+            to: the run's loggers.
             rollouts: of this rank.
             step: number of the optimiser step.
             pl_module: the model.

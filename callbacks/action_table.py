@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning.pytorch import LightningModule
 
 from swirl_lightning.callbacks._shared import RolloutWriter, table, table_cell
+from swirl_lightning.callbacks.media import Media
 from swirl_lightning.training.rollouts import Rollouts
 
 
 class ActionTable(RolloutWriter):
-    """Writes sampled actions to TensorBoard's text page.
+    """Writes sampled actions to the run's loggers: TensorBoard's text page, for example.
 
     Phase II: the group of each transition, best reward first, with rewards and advantages. Phase I: the
-    latent action z of each transition with the rewards of the futures it led to. Without a
-    `TensorBoardLogger` nothing happens.
+    latent action z of each transition with the rewards of the futures it led to. Loggers: see
+    :class:`swirl_lightning.callbacks.media.Media`.
 
     Args:
         every_n_steps: optimiser steps between two tables; each phase starts with one.
@@ -30,10 +29,10 @@ class ActionTable(RolloutWriter):
         >>> callback = ActionTable(every_n_steps=20)
     """
 
-    def write(self, writer: Any, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:
+    def write(self, to: Media, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:
         """Write a table."""
         build = _sampled_actions if rollouts.role == "idm" else _latent_actions
-        writer.add_text(f"{rollouts.role}/actions", build(rollouts, self.max_rows), step)
+        to.text(f"{rollouts.role}/actions", build(rollouts, self.max_rows), step)
 
 
 def _sampled_actions(rollouts: Rollouts, max_rows: int) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from PIL import Image, ImageDraw, ImageFont
 
 from swirl_lightning.callbacks._shared import RolloutWriter, table, table_cell
+from swirl_lightning.callbacks.media import Media
 from swirl_lightning.training.rollouts import Rollouts
 from swirl_lightning.transition import State
 
@@ -21,11 +21,11 @@ CELL = 256
 
 
 class TransitionImages(RolloutWriter):
-    """Writes transitions to TensorBoard: x, y, and the best and the worst predicted ŷ of the group.
+    """Writes transitions to the run's loggers: x, y, and the best and the worst predicted ŷ of the group.
 
     Each row is one transition with the action and the rewards under it. In Phase II, which predicts
     actions, a row is x and y over its best and its worst action. Transitions between texts become a table.
-    Without a `TensorBoardLogger` nothing happens.
+    Loggers: see :class:`swirl_lightning.callbacks.media.Media`.
 
     Args:
         every_n_steps: optimiser steps between two grids; each phase starts with one.
@@ -48,14 +48,14 @@ class TransitionImages(RolloutWriter):
             raise ValueError(f"scale must be at least 1, got {scale}")
         self.scale = scale
 
-    def write(self, writer: Any, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:
+    def write(self, to: Media, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:
         """Write a grid."""
         rows, tag = _rows(rollouts, pl_module, self.max_rows), f"{rollouts.role}/transitions"
         if all(isinstance(state, str) for row in rows for state in row.states):
-            writer.add_text(tag, _text_table(rows), step)
+            to.text(tag, _text_table(rows), step)
         else:
             grid = image_grid([(row.states, row.captions) for row in rows], rows[0].titles, self.scale)
-            writer.add_image(tag, np.asarray(grid), step, dataformats="HWC")
+            to.image(tag, grid, step)
 
 
 class _Row:
