@@ -28,13 +28,14 @@ def test_a_trained_model_predicts_in_ten_lines(tmp_path, monkeypatch, capsys):
     exec(compile(use, "README.md", "exec"), {})
     assert Image.open("predicted.png").size == (48, 48)
     assert capsys.readouterr().out.count("'") >= 8  # four actions
-    commands = re.findall(r"^swirl ((?:label|simulate) .*)$", (ROOT / "README.md").read_text(), flags=re.M)
-    assert len(commands) == 2
+    commands = re.findall(r"^swirl ((?:label|simulate|export|push) .*)$", (ROOT / "README.md").read_text(), flags=re.M)
+    assert len(commands) == 4
     for command in commands:
         main(shlex.split(command))
     told = capsys.readouterr().out
     assert "of 8 labels kept" in told
     assert "MiniGrid" in told
+    assert "would be uploaded to my-name/quickstart: 6 files" in told
     assert Path("runs/labels/labelled.jsonl").is_file()
     assert Path("runs/rollout/rollout.gif").is_file()
 
