@@ -102,7 +102,11 @@ def test_a_base_of_ones_own_is_asked_for_and_compared(digits, gemma_path, tmp_pa
         SWIRL.from_pretrained(folder)
     model = SWIRL.from_pretrained(folder, base=str(gemma_path))
     assert (model.label, model.backbone.max_state_tokens, model.training) == ("SFT", 4, False)
-    assert model.predict_action("12", "22", greedy=True) == ["inc"]
+    trained = SWIRL.load_from_checkpoint(digits / "checkpoints" / "last.ckpt")
+    assert equal(
+        model.state_dict(), trained.state_dict() | {k: v for k, v in model.state_dict().items() if "_ref" in k}
+    )
+    assert model.templates == trained.templates
     settings = json.loads((folder / "swirl.json").read_text())
     wrong = {
         "none of this package": {"backbone": {"family": "os.system", "options": {}}},
