@@ -8,11 +8,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from support.swirl import CONSTANT, SGD, build, equal, randomize, snapshot, trainer
 from support.tiny import gemma_folder
-from support.trainers import quiet_trainer
 from support.world import Digits
 from swirl_lightning import GRPOConfig
 from swirl_lightning.callbacks import PhaseSwitch
@@ -349,20 +347,6 @@ def test_a_checkpoint_holds_the_adapters_and_never_the_base(gemma_path, tmp_path
         trainer(tmp_path).validate(deeper, Digits(), ckpt_path=tmp_path / "c" / "last.ckpt")
 
 
-def test_without_phase_switch_the_error_names_it(gemma_path, tmp_path):
-    with pytest.raises(ValueError, match="PhaseSwitch"):
-        quiet_trainer(tmp_path).fit(build(gemma_path), Digits())
-
-
-def test_unlabelled_warmup_is_named(gemma_path, tmp_path):
-    class Unlabelled(Digits):
-        def load_split(self, split):
-            return [t.without_action() for t in super().load_split(split)]
-
-    with pytest.raises(ValueError, match=r"warmup-\d+"):
-        trainer(tmp_path).fit(build(gemma_path), Unlabelled())
-
-
 def test_states_are_tokenised_once_for_all_runs(gemma_path, tmp_path, monkeypatch):
     asked, counts = [], []
     for _ in range(2):
@@ -388,43 +372,3 @@ def test_bf16_precision_trains(gemma_path, tmp_path, quantization):
             before, after = of(watch.starts[epoch], name), of(watch.ends[epoch], name)
             assert equal(before, after) == (name not in moving), (epoch, name)
             assert all(tensor.isfinite().all() for tensor in after.values())
-
-
-@pytest.mark.parametrize(
-    ("precision", "quantization", "what"),
-    [
-        ("64-true", "nf4", "the packed 4-bit weights"),
-        ("bf16-true", "nf4", "the adapters"),
-        ("bf16-true", None, "the adapters"),
-        ("16-true", None, "the adapters"),
-    ],
-)
-def test_a_trainer_that_would_cast_weights_is_refused(gemma_path, tmp_path, precision, quantization, what):
-    module = build(gemma_path, quantization=quantization)
-    with pytest.raises(ValueError, match=f"would cast {what}"):
-        trainer(tmp_path, precision=precision).fit(module, Digits(size=8, batch_size=8))
-    assert module.model is None  # nothing was loaded
-
-
-def test_strategies_that_shard_are_refused(gemma_path, tmp_path):
-    module = build(gemma_path)
-    with pytest.raises(ValueError, match=r"ModelParallelStrategy.* use auto .* or ddp"):
-        trainer(tmp_path, strategy=ModelParallelStrategy(), devices=1).fit(module, Digits(size=8, batch_size=8))
-    assert module.model is None
-
-
-@pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_each_adapter_is_clipped_by_itself(gemma_path, tmp_path, algorithm):
-    """In the warm-up both train: a model's step is that of a warm-up of its own."""
-
-    def warm(roles):
-        module = build(gemma_path, optimizer=SGD, optim=CONSTANT, quantization=None, roles=roles)
-        clip = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm}
-        trainer(tmp_path, PhaseSwitch(1, iterations=0), **clip).fit(module, Digits(size=16, batch_size=8))
-        return snapshot(module)
-
-    both = warm(("fwm", "idm"))
-    for role in ("fwm", "idm"):
-        for key, value in warm((role,)).items():
-            if key.startswith(f"{role}."):
-                torch.testing.assert_close(both[key], value, atol=1e-6, rtol=1e-5)

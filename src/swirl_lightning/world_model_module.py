@@ -8,6 +8,8 @@ from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from swirl_lightning.adapters import AdapterConfig, Adapters
 from swirl_lightning.backbones.base import Backbone
@@ -191,6 +193,43 @@ class WorldModelModule(LightningModule):
             model = SWIRL.from_pretrained("runs/quickstart/adapters/last")
         """
         return load_export(cls, name_or_path, base, backbone, revision, device)
+
+    # ---- training --------------------------------------------------------------------------------
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass, which is not repeated if memory runs out: its gradients are summed in part.
+
+        Raises:
+            torch.OutOfMemoryError: it does; the message names the cure.
+        """
+        try:
+            super().backward(loss, *args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            half = max(1, self.models.engine.scoring_budget.largest // 2)
+            raise torch.OutOfMemoryError(
+                f"{error}. That was the backward pass of an update: set model.max_tokens_per_forward to {half} or "
+                "less, or backbone.gradient_checkpointing: true, and resume with --ckpt_path last"
+            ) from error
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each adapter's gradients by their own norm: in the warm-up, the other model's mean nothing."""
+        for group in optimizer.param_groups:
+            held = [p for p in group["params"] if p.grad is not None]
+            if held and gradient_clip_val:
+                clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+                clip(held, gradient_clip_val)
+
+    def _log(self, prefix: str, values: dict[str, Tensor], batch_size: int) -> None:
+        """Log means over ranks, by one reduction."""
+        stacked = torch.stack([v.detach().float() for v in values.values()])
+        means = self.trainer.strategy.reduce(stacked, reduce_op="mean")
+        shown = {"reward", "kl", "fwm_nll", "idm_nll"}
+        for name, value in zip(values, means, strict=True):
+            self.log(prefix + name, value, prog_bar=name in shown, batch_size=batch_size)
 
     # ---- evaluation ------------------------------------------------------------------------------
     def on_validation_epoch_start(self) -> None:

@@ -59,4 +59,4 @@ def _load(model: str, device: str) -> tuple[Any, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False, dtype=torch.float32)
-    return tokenizer, network.to(device).eval()
+    return tokenizer, network.eval().to(torch.device(device))
