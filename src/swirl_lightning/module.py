@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints import state as ckpt
-from swirl_lightning.data.batch import TransitionBatch
+from swirl_lightning.data.batch import TransitionBatch, places
 from swirl_lightning.engine.cpu import give_freed_blocks_back
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
@@ -24,6 +24,7 @@ from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.prompts import PromptTemplates
 from swirl_lightning.roles import Role
+from swirl_lightning.rollout_engines import RolloutEngine
 from swirl_lightning.schedule import Phase, PhaseLR, PhaseName, PhaseOptimConfig, PhaseSchedule
 from swirl_lightning.training.finite import FiniteCheck
 from swirl_lightning.training.grpo import GRPOConfig
@@ -31,7 +32,7 @@ from swirl_lightning.training.learners import GRPO, Learner, Policy
 from swirl_lightning.training.losses import Loss, SharedDenominator, sft_log_probs
 from swirl_lightning.training.rewards import MeanLogProb, Reward
 from swirl_lightning.training.rollouts import Rollouts, Update
-from swirl_lightning.training.trainer_checks import check_labels_once, check_precision, check_strategy
+from swirl_lightning.training.trainer_checks import check_labels_once, check_precision, check_schedule, check_strategy
 from swirl_lightning.transition import Transition
 from swirl_lightning.world_model_module import WorldModelModule
 
@@ -70,6 +71,7 @@ class SWIRL(WorldModelModule):
         max_cached_tokens: tokens whose keys and values are held at one time while sampling: each prompt once, with its
             rollouts at their longest. Within it, the rollouts of an optimiser step are sampled together, whatever the
             batch size. None samples batch by batch, within ``max_tokens_per_forward``.
+        rollout_engine: samples all that is sampled; None for ours.
         token_cache: folder that keeps the tokens of states from run to run; None keeps none.
         seed: of rollouts and noise; together with a pair's id it fixes each sample. None for that of
             ``seed_everything``. Evaluation has its own, so that runs are tested alike.
@@ -97,6 +99,7 @@ class SWIRL(WorldModelModule):
         evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
         max_tokens_per_forward: int | None = None,
         max_cached_tokens: int | None = None,
+        rollout_engine: RolloutEngine | None = None,
         token_cache: str | None = None,
         seed: int | None = None,
     ) -> None:
@@ -110,6 +113,7 @@ class SWIRL(WorldModelModule):
             evaluation,
             max_tokens_per_forward,
             max_cached_tokens,
+            rollout_engine,
             token_cache,
         )
         self.grpo, self.optim, self.optimizer_factory = grpo, optim, optimizer
@@ -192,7 +196,7 @@ class SWIRL(WorldModelModule):
         z = idm.sample(x, y, self._keys("idm", transitions), self.sampling)
         sampling, group = self.policy_sampling[Role.FWM], self.group_size(Role.FWM)
         y_hat = fwm.sample(x, z, self._keys("fwm", transitions), sampling, group)
-        for part in _slices(batches):
+        for part in places(batches):
             yield z[part], y_hat[part], idm.log_prob(z[part], x[part], y_hat[part])
 
     def phase_two(self, batches: Sequence[list[Transition]]) -> Iterator[tuple[Samples, Samples, LogProbs]]:
@@ -206,7 +210,7 @@ class SWIRL(WorldModelModule):
         x, y = self._tokens(transitions)
         sampling, group = self.policy_sampling[Role.IDM], self.group_size(Role.IDM)
         z_hat = idm.sample(x, y, self._keys("idm", transitions), sampling, group)
-        for part in _slices(batches):
+        for part in places(batches):
             yield z_hat[part], z_hat[part], fwm.log_prob(y[part], x[part], z_hat[part])
 
     @torch.no_grad()
@@ -326,15 +330,10 @@ class SWIRL(WorldModelModule):
 
     def setup(self, stage: str) -> None:
         """Refuse settings that cannot be trained, before the base is loaded; set up the allocator on CPUs."""
-        if stage == "fit" and not self.scheduled:
-            raise ValueError("SWIRL trains in phases: add swirl_lightning.callbacks.PhaseSwitch to the callbacks")
+        if stage == "fit":
+            check_schedule(self.scheduled, self.schedule.iterations, self.roles)
         if stage == "fit" and self.bootstrap_labels == "once":
             check_labels_once(self.schedule, self.shared_weights)
-        if stage == "fit" and len(set(self.roles)) == 1 and self.schedule.iterations != 0:
-            raise ValueError(
-                f"roles {[role.value for role in self.roles]} has one model, and RL needs both: set iterations of "
-                "PhaseSwitch to 0"
-            )
         super().setup(stage)
         check_strategy(self.trainer.strategy)
         check_precision(str(self.trainer.precision), self.backbone)
@@ -376,12 +375,6 @@ class SWIRL(WorldModelModule):
             ckpt.restore_rng(state["rng"])
             ckpt.check_optimizer(state, self.trainer.optimizers[0])
             self._resumed = None
-
-
-def _slices(batches: Sequence[Sequence[Transition]]) -> list[slice]:
-    """Return the place of each batch within all of them, one after the other."""
-    ends = list(accumulate(map(len, batches), initial=0))
-    return [slice(*ends) for ends in pairwise(ends)]
 
 
 def _label(transition: Transition) -> str:

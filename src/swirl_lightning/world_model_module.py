@@ -26,6 +26,7 @@ from swirl_lightning.evaluation import EvaluationConfig, Evaluator
 from swirl_lightning.exports.folder import load_export, write_export
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.roles import ROLES, Role
+from swirl_lightning.rollout_engines import RolloutEngine
 from swirl_lightning.transition import State
 from swirl_lightning.world_models import WorldModels
 
@@ -50,6 +51,7 @@ class WorldModelModule(LightningModule):
         evaluation: EvaluationConfig,
         max_tokens_per_forward: int | None,
         max_cached_tokens: int | None,
+        rollout_engine: RolloutEngine | None,
         token_cache: str | None,
     ) -> None:
         super().__init__()
@@ -61,6 +63,7 @@ class WorldModelModule(LightningModule):
         self.roles = tuple(Role(role) for role in roles)
         self.sampling, self.templates, self.evaluation = sampling, templates, evaluation
         self.max_tokens_per_forward, self.max_cached_tokens = max_tokens_per_forward, max_cached_tokens
+        self.rollout_engine = rollout_engine
         budgets = ("max_tokens_per_forward", "max_cached_tokens")
         check_ranges("model", vars(self), **dict.fromkeys(budgets, "[1, inf) or null"))
         self.states = StateTokens(backbone, cache_dir=token_cache)
@@ -94,8 +97,8 @@ class WorldModelModule(LightningModule):
         self._ddp_params_and_buffers_to_ignore = [
             name for name, tensor in [*self.named_parameters(), *self.named_buffers()] if id(tensor) not in trainable
         ]
-        budgets = self.max_tokens_per_forward, self.max_cached_tokens
-        self._models = WorldModels(self.backbone, base, adapters, self.templates, *budgets)
+        settings = self.templates, self.max_tokens_per_forward, self.max_cached_tokens, self.rollout_engine
+        self._models = WorldModels(self.backbone, base, adapters, *settings)
         self._evaluator = Evaluator(
             self._models, self.backbone, self.states, self.evaluation, self.sampling, self.roles
         )

@@ -23,6 +23,7 @@ from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.engine.vocabulary import VocabularySlice
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.roles import ROLES, AdapterName, Role
+from swirl_lightning.rollout_engines import RolloutEngine, SharedPrompts
 
 
 class WorldModel:
@@ -122,6 +123,7 @@ class WorldModels:
         templates: wording of the prompts.
         max_tokens: budget of one forward pass; None takes a batch whole.
         max_cached_tokens: budget of sampling; None: ``max_tokens``.
+        rollout_engine: samples; None for ours.
 
     Attributes:
         fwm: the forward world model under the adapter that trains.
@@ -137,6 +139,7 @@ class WorldModels:
         templates: PromptTemplates,
         max_tokens: int | None = None,
         max_cached_tokens: int | None = None,
+        rollout_engine: RolloutEngine | None = None,
     ) -> None:
         self.adapters = adapters
         self._backbone = backbone
@@ -146,6 +149,7 @@ class WorldModels:
         graphs = shared and backbone.cuda_graphs and backbone.capturable
         config = EngineConfig(shared, graphs, max_tokens, max_cached_tokens)
         self.engine = Engine(backbone.trunk(model), backbone.head(model), config, adapters.recompute_contexts)
+        self.rollout_engine = rollout_engine or SharedPrompts(self.engine)
 
     @property
     def grammars(self) -> dict[str, Grammar]:
@@ -163,9 +167,8 @@ class WorldModels:
     def sample(
         self, role: str, adapter: AdapterName, prompts: Sequence[TokenIds], noise: Tensor, config: SamplingConfig
     ) -> Completions:
-        """Sample rollouts of ``role`` by ``adapter``: see :meth:`swirl_lightning.engine.engine.Engine.sample`."""
-        with self.adapters.use(adapter), torch.no_grad(), self.adapters.merged(adapter):
-            return self.engine.sample(self.grammars[role], prompts, noise, config)
+        """Sample rollouts of ``role`` by ``adapter``: see :class:`swirl_lightning.rollout_engines.RolloutEngine`."""
+        return self.rollout_engine.sample(self.adapters, adapter, self.grammars[role], prompts, noise, config)
 
     def score(
         self,

@@ -233,7 +233,7 @@ def test_micro_batches_hold_rows_of_similar_length_and_every_row_once():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "parts"), [(2500, [16]), (2426, [16]), (2425, [15, 1]), (2200, [4] * 4), (9, [1] * 16)]
+    ("tokens", "parts"), [(2500, [16]), (2426, [16]), (2425, [8, 8]), (2200, [4] * 4), (9, [1] * 16)]
 )
 def test_tokens_that_a_group_shares_count_once(tokens, parts):
     """Phase II of Liquid: 2,106 tokens of two images, and 16 actions of 20."""

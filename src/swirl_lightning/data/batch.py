@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from swirl_lightning.transition import Transition
 
@@ -43,3 +44,8 @@ class TransitionBatch:
     def __repr__(self) -> str:
         names = [row.id for row in self.transitions]
         return f"TransitionBatch({names}, index={self.index}, replay={self.replay})"
+
+
+def places(batches: Sequence[Sequence[Transition]]) -> list[slice]:
+    """Return the place of each batch within all of them, one after the other."""
+    return [slice(*ends) for ends in pairwise(accumulate(map(len, batches), initial=0))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -37,9 +38,10 @@ class Group:
         return self.shared + len(self.rows) * self.own
 
     def split(self, tokens: int) -> list[Group]:
-        """Split into groups of at most ``tokens`` tokens, or of one row."""
+        """Split into as few groups of at most ``tokens`` tokens, or of one row, as can be; equally large ones."""
         most = max(1, (tokens - self.shared) // self.own)
-        return [replace(self, rows=self.rows[i : i + most]) for i in range(0, len(self.rows), most)]
+        size = math.ceil(len(self.rows) / math.ceil(len(self.rows) / most))
+        return [replace(self, rows=self.rows[i : i + size]) for i in range(0, len(self.rows), size)]
 
 
 class TokenBudget:

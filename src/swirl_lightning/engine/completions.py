@@ -15,16 +15,18 @@ class Completions(NamedTuple):
     Attributes:
         ids: (N, L) long; 0 where masked out.
         mask: (N, L) bool; True on generated tokens, the EOS included.
+        log_probs: (N, L) float32, nats, 0 where masked out: of each token under the engine that sampled it, over the
+            allowed ids at the sampling temperature, before top-p and top-k. None if that engine is the one that scores.
     """
 
     ids: Tensor
     mask: Tensor
+    log_probs: Tensor | None = None
 
     def part(self, rows: slice) -> Completions:
         """Return some completions, without columns in which none of them has a token."""
-        ids, mask = (field[rows] for field in self)
-        used = int(mask.any(0).sum())
-        return Completions(ids[:, :used], mask[:, :used])
+        used = int(self.mask[rows].any(0).sum())
+        return Completions(*(None if field is None else field[rows, :used] for field in self))  # type: ignore[arg-type]
 
     def rows(self) -> list[TokenIds]:
         """Return the ids of each completion, without padding."""

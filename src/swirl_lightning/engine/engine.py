@@ -83,11 +83,12 @@ class Engine:
             for n, prompt in enumerate(prompts)
         ]
 
-        def run(batch: list[Group], several: bool) -> Completions:
+        def run(batch: list[Group], several: bool) -> tuple[Tensor, Tensor]:
             rows = [row for group in batch for row in group.rows]
             members = [number for number, group in enumerate(batch) for _ in group.rows]
             shared = [prompts[group.rows[0] // size] for group in batch]
-            return decode(self.trunk, vocabulary, grammar, shared, members, noise[rows], sampling, self.config)
+            drawn = decode(self.trunk, vocabulary, grammar, shared, members, noise[rows], sampling, self.config)
+            return drawn.ids, drawn.mask
 
         return Completions(*self._in_order(self.sampling_budget.run(groups, run), range(len(noise))))
 

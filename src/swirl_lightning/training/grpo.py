@@ -11,6 +11,7 @@ from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.engine.scoring import LogProbs
 
 STD_EPSILON = 1e-4
+MOST_IMPORTANCE = 2.0
 ADVANTAGE_SCALES = ("group", "batch", "none")
 NORMALIZATIONS = ("token", "sequence", "constant")
 
@@ -114,6 +115,19 @@ def kl_k3(policy: Tensor, reference: Tensor) -> Tensor:
     return difference.exp() - difference - 1
 
 
+def importance_weights(policy: Tensor, engine: Tensor) -> Tensor:
+    """Compute min(π / μ, 2) per token: truncated importance sampling, where another engine μ drew a policy's tokens.
+
+    An inference engine rounds differently from the model that trains, so its samples are off-policy (TIS of Yao et al.
+    2025, "Your efficient RL framework secretly brings you off-policy RL training"; TRL's and verl's correction).
+
+    Args:
+        policy: (N, L) log-probabilities under the policy that sampled, by the engine that trains.
+        engine: (N, L) of the same tokens, by the engine that sampled.
+    """
+    return (policy - engine).exp().clamp(max=MOST_IMPORTANCE)
+
+
 def token_weights(mask: Tensor, normalization: str, max_length: int) -> tuple[Tensor, Tensor]:
     """Compute the weight of each token's loss, and the denominator of the sum.
 
@@ -142,6 +156,7 @@ def grpo_loss(
     advantages: Tensor,
     config: GRPOConfig,
     max_length: int,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Compute clipped surrogate + β KL over a batch of rollouts (GRPO eq. 3), summed and not yet divided.
 
@@ -152,13 +167,16 @@ def grpo_loss(
         advantages: (N,).
         config: β, ε and weights of tokens.
         max_length: longest completion the grammar allows.
+        importance: (N, L) weights of the surrogate, where another engine sampled; None for 1.
 
     Returns:
         the weighted sum of token losses, its denominator (see :func:`token_weights`), and for the log the
-        token means of clip share, entropy and KL.
+        token means of clip share, entropy, KL and importance.
     """
     loss, held = clipped_surrogate(policy.values, old, advantages, config.epsilon, config.epsilon_high)
     per_token = {"clip_share": held.float(), "entropy": policy.entropy}
+    if importance is not None:
+        loss, per_token["importance"] = loss * importance, importance
     if reference is not None:
         kl = kl_k3(policy.values, reference)
         loss, per_token["kl"] = loss + config.beta * kl, kl.detach()

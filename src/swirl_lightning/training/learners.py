@@ -13,7 +13,7 @@ from torch import Tensor
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.engine.samples import Samples
 from swirl_lightning.roles import Role
-from swirl_lightning.training.grpo import GRPOConfig, group_advantages, grpo_loss, token_weights
+from swirl_lightning.training.grpo import GRPOConfig, group_advantages, grpo_loss, importance_weights, token_weights
 from swirl_lightning.training.losses import Loss, score_update, std_over_ranks
 from swirl_lightning.training.rollouts import Update
 from swirl_lightning.world_models import WorldModels
@@ -106,7 +106,12 @@ class GRPO(Learner):
             update.old = scored.values.detach()  # on-policy: the ratio is 1, its gradient is not
         reference = None if update.reference is None else update.reference[rows]
         advantages = update.advantages[rows]
-        total, denominator, metrics = grpo_loss(scored, update.old, reference, advantages, policy.grpo, policy.longest)
+        importance = None
+        if update.sampled is not None:
+            importance = importance_weights(update.old, update.sampled[rows, : update.old.shape[1]])
+        total, denominator, metrics = grpo_loss(
+            scored, update.old, reference, advantages, policy.grpo, policy.longest, importance
+        )
         if left_out := sorted(set(range(len(update.prompts))) - set(rows)):  # they count as zeros
             mask = policy.models.token_mask(policy.role, [update.completions[n] for n in left_out])
             denominator = denominator + token_weights(mask, normalization, policy.longest)[1]

@@ -64,6 +64,7 @@ class Update:
         observed: B prompts and observed next states as completions (Phase I, for the anchor), or None.
         reference: (N, L) log-probabilities under the reference, or None where β is 0.
         old: log-probabilities of :meth:`teaching_rows` under the policy that sampled; set by the first update.
+        sampled: (N, L) log-probabilities under the engine that sampled, or None if that was the one that scores.
     """
 
     prompts: list[TokenIds]
@@ -74,12 +75,14 @@ class Update:
     observed: tuple[list[TokenIds], list[TokenIds]] | None = None
     reference: Tensor | None = None
     old: Tensor | None = None
+    sampled: Tensor | None = None
 
     @classmethod
     def from_samples(cls, samples: Samples, advantages: Tensor) -> Update:
         """Make the update of samples with (N,) advantages."""
         prompts = [prompt for prompt in samples.prompts for _ in range(samples.group_size)]
-        return cls(prompts, samples.completions.rows(), advantages, samples.prompts, len(samples.prompts))
+        drawn, pairs = samples.completions, len(samples.prompts)
+        return cls(prompts, drawn.rows(), advantages, samples.prompts, pairs, sampled=drawn.log_probs)
 
     @property
     def group_size(self) -> int:

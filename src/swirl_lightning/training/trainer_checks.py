@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.roles import Role
 from swirl_lightning.schedule import PhaseName, PhaseSchedule
+
+
+def check_schedule(scheduled: bool, iterations: int | None, roles: Sequence[Role]) -> None:
+    """Refuse a fit without phases, and reinforcement learning with one model.
+
+    Raises:
+        ValueError: it is one of them.
+    """
+    if not scheduled:
+        raise ValueError("SWIRL trains in phases: add swirl_lightning.callbacks.PhaseSwitch to the callbacks")
+    if len(set(roles)) == 1 and iterations != 0:
+        raise ValueError(
+            f"roles {[role.value for role in roles]} has one model, and RL needs both: set iterations of "
+            "PhaseSwitch to 0"
+        )
 
 
 def check_strategy(strategy: Strategy) -> None:
