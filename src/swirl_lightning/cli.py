@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain, count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,7 +53,7 @@ from swirl_lightning.console.parsing import Parser, shorten
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
 from swirl_lightning.training.trainer_checks import check_strategy
-from swirl_lightning.yaml_files import guarded
+from swirl_lightning.yaml_files import guarded, load
 
 set_loader("yaml", guarded(get_loader("yaml")), (YAMLError,))  # of every configuration
 
@@ -116,7 +119,8 @@ def default_callbacks(config: dict[str, Any], given: list[Callback]) -> list[Cal
 class SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` for fit and ``config_<command>.yaml`` for the others, over an older one.
 
-    A fit's is written when training starts: a finished run that is resumed trains nothing, whatever is set then.
+    A fit's is written when training starts: a finished run that is resumed trains nothing, whatever is set then. Where
+    a run goes on with other settings, the file of the steps before is kept as ``config_until_step_<n>.yaml``.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -127,7 +131,26 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what the training is done with."""
+        path = Path(trainer.log_dir or trainer.default_root_dir, self.config_filename)
+        step = trainer.global_step
+        kept = None
+        if trainer.is_global_zero and step and path.is_file():
+            names = (f"{path.stem}_until_step_{step}{n}{path.suffix}" for n in chain([""], map("_{}".format, count(2))))
+            kept = next(place for name in names if not (place := path.with_name(name)).exists())
+            shutil.copy(path, kept)
         super().setup(trainer, pl_module, "fit")
+        if kept is None:
+            return
+        if _settings(kept) == _settings(path):
+            kept.unlink()
+        else:
+            rank_zero_warn(f"the training goes on with other settings than before: those are kept as {kept}")
+
+
+def _settings(path: Path) -> Any:
+    """What a configuration sets, whichever checkpoint it goes on from."""
+    found = load(path.read_text(encoding="utf-8"))
+    return {**found, "ckpt_path": None} if isinstance(found, dict) else found
 
 
 class SwirlCLI(LightningCLI):

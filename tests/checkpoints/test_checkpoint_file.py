@@ -271,3 +271,11 @@ def test_a_finished_run_makes_up_for_an_export_it_was_killed_in(run, tmp_path, g
     )
     assert {"fwm", "idm"} <= {p.name for p in export.iterdir()}
     assert described.read_bytes() == before  # the weights have not seen the other seed
+    # a run that trains on is another matter: the settings of both parts are kept
+    on = ("fit", "-c", config(tmp_path, gemma_path), "--ckpt_path", "last", "--trainer.max_steps")
+    with pytest.warns(UserWarning, match=r"other settings than before: those are kept as .*config_until_step_2\.yaml"):
+        here(*on, "3", "--trainer.gradient_clip_val", "0.5")
+    assert described.with_name("config_until_step_2.yaml").read_bytes() == before
+    assert yaml.safe_load(described.read_text())["trainer"]["gradient_clip_val"] == 0.5
+    here(*on, "3")  # nothing is left to train
+    assert sorted(path.name for path in described.parent.glob("config*")) == ["config.yaml", "config_until_step_2.yaml"]
