@@ -7,9 +7,10 @@ import json
 import re
 import stat
 import threading
+from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -159,14 +160,19 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.answer({"commitUrl": "http://hub/me/world/commit/1", "commitOid": "c" * 40, "success": True})
+            self.answer(
+                {"commitUrl": "https://huggingface.co/me/world/commit/1", "commitOid": "c" * 40, "success": True}
+            )
         else:
-            self.answer({"url": "http://hub/me/world", "name": "me/world"})
+            self.answer({"url": "https://huggingface.co/me/world", "name": "me/world"})
 
     def do_GET(self):
         if "/resolve/" in self.path:
             content = self.files[self.path.partition("/resolve/")[2].partition("/")[2]]
-            self.answer(content, ETag=f'"{hash(content):x}"')
+            self.answer(content, ETag=f'"{sha1(content).hexdigest()}"')
+        elif "/tree/" in self.path:
+            found = self.files.items()
+            self.answer([{"type": "file", "path": p, "size": len(c), "oid": sha1(c).hexdigest()} for p, c in found])
         else:
             self.answer({"id": "me/world", "sha": "c" * 40, "siblings": [{"rfilename": name} for name in self.files]})
 
@@ -206,6 +212,8 @@ def test_a_folder_goes_to_the_hub_and_comes_back(minigrid, hub, capsys, refused,
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     line = refused("push", folder, "me/world")
     assert "401" in line
+    assert line.endswith("HF_TOKEN write there?")
+    assert "\n" not in line
     assert "hf_wrong" not in line
 
 

@@ -33,6 +33,7 @@ def upload(folder: Path, name: str, private: bool = False) -> str:
         OSError: the hub refuses it, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     from swirl_lightning.exports.card import HERE
 
@@ -43,5 +44,11 @@ def upload(folder: Path, name: str, private: bool = False) -> str:
             content = path.read_text(encoding="utf-8").replace(HERE, name).encode()
         operations.append(CommitOperationAdd(path.relative_to(folder).as_posix(), content))
     api = HfApi(library_name="swirl-lightning")
-    api.create_repo(name, private=private, exist_ok=True)
-    return str(api.create_commit(name, operations, commit_message="Upload world models").commit_url)
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        return str(api.create_commit(name, operations, commit_message="Upload world models").commit_url)
+    except HfHubHTTPError as error:
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"the hub does not take {name}: {reason}; may the token of hf auth login or HF_TOKEN write there?"
+        ) from None
