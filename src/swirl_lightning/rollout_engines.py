@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ class Generate(RolloutEngine):
             ValueError: the family's ``forward`` is not what it is trained by: ids that stand for images, or logits of
                 allowed ids that it masks.
         """
-        model: PreTrainedModel = adapters.model.get_base_model()
+        model: Any = adapters.model.get_base_model()
         if max(map(max, prompts)) >= model.get_input_embeddings().weight.shape[0]:
             raise ValueError("rollout_engine Generate feeds ids alone: it cannot show images to a VLM")
         size = len(noise) // len(prompts)
