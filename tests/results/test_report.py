@@ -102,7 +102,7 @@ def test_a_row_of_ones_own_name_is_known_by_its_schedule(tmp_path):
     results = json.loads((run / "results.json").read_text())
     results["about"]["test"]["mine"]["label"] = "IDM→FWM"
     (run / "results.json").write_text(json.dumps(results))
-    (report,) = build([results_file(run)])
+    report, *_ = build([results_file(run)])
     assert list(report.rows) == ["SFT, Chameleon (paper)", "SFT (paper)", "IDM→FWM (paper)", "mine"]
 
 
