@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from support.runs import Data, Model, events, texts, trainer
+from support.runs import Data, Model, events, texts
 from support.swirl import build
 from support.trainers import quiet_trainer
 from support.world import Digits
@@ -30,7 +30,8 @@ def test_a_plain_folder_gets_what_tensorboard_gets(tmp_path):
         TensorBoardLogger(tmp_path, name="", version="run", default_hp_metric=False),
         CSVLogger(tmp_path, name="", version="csv"),
     ]
-    trainer(tmp_path, [TransitionImages(), ActionTable()], logger=loggers).fit(Model(), Data())
+    options = {"max_epochs": 3, "num_sanity_val_steps": 0, "reload_dataloaders_every_n_epochs": 1}
+    quiet_trainer(tmp_path, TransitionImages(), ActionTable(), logger=loggers, **options).fit(Model(), Data())
     found, folder = events(tmp_path), tmp_path / "csv" / "media"
     for phase in ("fwm", "idm"):
         (image,), (text,) = (folder / phase / "transitions").iterdir(), (folder / phase / "actions").iterdir()
