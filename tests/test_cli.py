@@ -164,7 +164,7 @@ def test_bad_input_is_one_clear_message_before_training(
 def test_a_checkpoint_of_another_base_is_refused(finished, refused, tmp_path):
     other = gemma_folder(tmp_path / "other", seed=3)
     last = finished / "runs" / "r" / "checkpoints" / "last.ckpt"
-    assert "trained on base" in refused("test", "-c", config(tmp_path, other), "--ckpt_path", last)
+    assert "has other weights" in refused("test", "-c", config(tmp_path, other), "--ckpt_path", last)
 
 
 def default_kinds(*args):

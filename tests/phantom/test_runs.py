@@ -123,7 +123,8 @@ def test_a_decode_step_never_waits_for_the_device(name, folders, monkeypatch):
             whole, waits = module.models.grammars[role], []
             for length in (3, 3, 6):  # at first, tables are made that stay
                 forced = tuple((place, token) for place, token in whole.forced if place < length)
-                module.models.grammars[role] = replace(whole, max_length=length, forced=forced)
+                shorter = replace(whole, max_length=length, forced=forced)
+                setattr(module.backbone, {"fwm": "state_grammar", "idm": "action_grammar"}[role], shorter)
                 gpu.waits.clear()
                 module.models.sample(role, role, [prompt], uniforms(["a"], 3, length), module.sampling)
                 waits.append(dict(gpu.waits))

@@ -37,7 +37,7 @@ def test_the_parser_takes_every_row(path, name, tmp_path, monkeypatch):
     assert type(cli.model.learner).__name__ == learner.rpartition(".")[2]
     assert cli.trainer.default_root_dir == str(tmp_path)
     assert {cli.model.seed, cli.datamodule.seed} == {3}
-    worlds = {"minigrid": 1003, "minigrid_tables": 2003, "minigrid_video": 4003}
+    worlds = {"minigrid": 1003, "minigrid_tables": 2003, "minigrid_video": 5003}
     assert cli.datamodule.world_seed == worlds[path.stem]
 
 

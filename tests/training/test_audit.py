@@ -47,6 +47,7 @@ def words(text):
 # few enough tokens that rollouts end early, run to their longest, and repeat each other
 ALLOWED = {"fwm": sorted([EOS, *words("0123456789")]), "idm": sorted([EOS, *words("incdeswap")])}
 OTHER = {"fwm": "idm", "idm": "fwm"}
+GRAMMARS = {"fwm": "state_grammar", "idm": "action_grammar"}
 
 
 def prompt(role, x, condition):
@@ -287,7 +288,7 @@ def test_a_run_is_what_the_formulas_say(
     )
     randomize(module)
     for name, allowed in ALLOWED.items():
-        module.models.grammars[name] = Grammar(tuple(allowed), LONGEST[name], EOS)
+        setattr(module.backbone, GRAMMARS[name], Grammar(tuple(allowed), LONGEST[name], EOS))
     recorder = Recorder()
     recorder.watch(module)
     run = trainer(tmp_path, PhaseSwitch(0, [role], iterations=1), [recorder], accumulate_grad_batches=2)

@@ -20,7 +20,7 @@ def test_noise_ends_no_state(gemma_path, tmp_path):
     module = build(gemma_path, idm_state_noise=0.99, quantization=None)
     module.configure_model()
     digits = module.backbone.encode_text("0123456789")
-    module.models.grammars["fwm"] = Grammar(tuple(sorted([EOS, *digits])), 4, EOS)
+    module.backbone.state_grammar = Grammar(tuple(sorted([EOS, *digits])), 4, EOS)
     score, prompts = module.models.score, []
 
     def watch(role, adapter, asked, completions, **kwargs):

@@ -36,7 +36,7 @@ def test_help_fits_a_screen_has_an_example_and_imports_no_torch(command):
     assert len(lines) <= 30
     assert max(map(len, lines)) <= 80
     example = done.stdout.split("example:\n")[1]
-    assert example.startswith(f"  swirl {command} runs/mine ")
+    assert example.startswith(f"  swirl {command} runs/mine")
 
 
 def test_frames_stand_beside_the_true_ones(minigrid, tmp_path, capsys):
