@@ -236,7 +236,7 @@ def test_a_backward_pass_without_memory_names_the_cure(gemma_path, tmp_path, mon
     module = build(gemma_path)
     monkeypatch.setattr(torch.Tensor, "backward", full)
     # 2 groups of 4, padded to the longest: half of what did run
-    with pytest.raises(torch.OutOfMemoryError, match=r"memory\. .* max_tokens_per_forward to [1-9]\d+ or less"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"memory\. .*model.max_tokens_per_forward to [1-9]\d+ or less"):
         trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1)).fit(module, Digits(size=2, batch_size=2))
 
 

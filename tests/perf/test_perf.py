@@ -10,7 +10,7 @@ from perf.common import CASES, SPECIALS, build_base, small
 from perf.floor import Floor, Rates
 from perf.worker import work
 
-from perf import scaling, step
+from perf import gpu_day, gpu_stages, scaling, step
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -74,3 +74,44 @@ def test_axes_and_ratios():
     )
     assert ratios["time of G 16 / G 8, both phases"] == pytest.approx(1.5)
     assert ratios["memory of vocabulary 264,192 / 32,000"] == pytest.approx(1.08)
+
+
+def test_the_gpu_day_goes_on_where_it_stopped(tmp_path, capsys):
+    day = ["--out", str(tmp_path), "--device", "cpu", "--scale", "small", "--only", "environment"]
+    log = tmp_path / "results.jsonl"
+    assert gpu_day.main([*day, "--minutes", "0"]) == gpu_day.MORE_IS_LEFT
+    gpu_day.write(log, stage="environment", status="failed (1)", seconds=1.0)
+    gpu_day.write(log, stage="environment", status="cut", seconds=1.0)
+    with open(log, "a") as file:
+        file.write('{"stage": "environ\n')  # a kill
+    assert gpu_day.main(day) == 0
+    rows = gpu_day.read(log)
+    assert [row["status"] for row in rows if "status" in row] == ["failed (1)", "cut", "done"]
+    assert "| environment | done |" in (tmp_path / "report.md").read_text()
+    assert "bfloat16 product, TFLOP/s" in capsys.readouterr().out
+    assert gpu_day.main(day) == 0
+    assert gpu_day.read(log) == rows
+    for tries in (1, 2):
+        assert gpu_day._is_left(log, "smoke", tries)
+        gpu_day.write(log, stage="smoke", status="out of time", seconds=1.0)
+    assert not gpu_day._is_left(log, "smoke", 2)
+
+
+@pytest.mark.parametrize("name", ["parity", "graphs", "decode", "update", "shipped"])
+def test_a_stage_of_the_gpu_day_finds_its_numbers_and_fails_nowhere(name, tmp_path):
+    getattr(gpu_stages, name)(gpu_stages.Stage(name, "cpu", True, tmp_path))
+    found = {row["what"]: row["value"] for row in gpu_day.read(tmp_path / "results.jsonl")}
+    assert not [what for what, value in found.items() if str(value).startswith("FAILED")], found
+    assert {
+        "parity": {"float32: log-probability, largest gap": 0.0, "bfloat16: share of equal tokens": 1.0},
+        "graphs": {"float32: equal tokens": True, "bfloat16: equal tokens": True},
+        "decode": {},
+        "update": {},
+        "shipped": {},
+    }[name].items() <= found.items()
+    names = {
+        "decode": {"floor, 8 rows: ms a step", "NF4, 8 rows: ms a step", "generate, 8 rows: ms a step"},
+        "update": {"floor: update, s", "ours: update, s", "plain: whole rows: update, s"},
+        "shipped": {"fwm: s a pair", "idm: s a pair"},
+    }
+    assert names.get(name, set()) <= found.keys()

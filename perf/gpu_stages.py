@@ -1,0 +1,385 @@
+"""Stages of :mod:`perf.gpu_day`, each a process: ``python -m perf.gpu_stages STAGE DEVICE SCALE FOLDER``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from perf.big import LIQUID, REHEARSED, liquid
+from perf.common import Pairs
+from perf.floor import Floor, Rates, measure
+from perf.gpu_day import write
+from swirl_lightning import SWIRL, GRPOConfig, SamplingConfig
+from swirl_lightning.callbacks import CollapseWatch, PhaseSwitch
+from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.engine.grammar import Grammar
+from swirl_lightning.engine.noise import uniforms
+from swirl_lightning.rollout_engines import Generate
+from swirl_lightning.transition import Transition
+
+GIB = 2**30
+QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: where it runs, and where its numbers go."""
+
+    name: str
+    device: str
+    small: bool
+    out: Path
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it measures, and is no rehearsal."""
+        return self.device == "cuda"
+
+    def say(self, what: str, value: Any, wanted: Any = "") -> None:
+        """Append a number, or a word, to the results."""
+        value = float(f"{value:.4g}") if isinstance(value, float) else value
+        write(self.out / "results.jsonl", stage=self.name, what=what, value=value, wanted=wanted)
+
+    @contextmanager
+    def part(self, what: str) -> Iterator[None]:
+        """Make a failure within a line of the table; the stage goes on."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.say(what, f"FAILED {type(error).__name__}: {str(error)[:200]}", "no failure")
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+
+    def seconds(self, call: Callable[[], object], repeats: int = 3) -> float:
+        """Time a call: the median of some, after one that is not counted."""
+        times = []
+        for _ in range(1 + repeats):
+            self._wait()
+            began = time.perf_counter()
+            call()
+            self._wait()
+            times.append(time.perf_counter() - began)
+        return median(times[1:])
+
+    def peak(self, call: Callable[[], object]) -> float:
+        """Measure the allocator's peak within a call, in GiB; NaN on CPUs."""
+        if not self.on_gpu:
+            return float("nan")
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() / GIB
+
+    def trainer(self, folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+        """Make a Trainer on the device, that prints and keeps nothing."""
+        accelerator = "gpu" if self.on_gpu else "cpu"
+        return Trainer(
+            accelerator=accelerator, devices=1, default_root_dir=folder, callbacks=list(callbacks), **(QUIET | options)
+        )
+
+    def rates(self, dtype: str) -> Rates:
+        """Measure products and copies; in a rehearsal in float32, since bfloat16 takes CPUs minutes."""
+        return measure(self.device, dtype if self.on_gpu else "float32", torch.get_num_threads())
+
+    def _wait(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+
+def environment(stage: Stage) -> None:
+    """Versions, the card, and what it computes and copies in a second."""
+    for name in ("torch", "transformers", "peft", "bitsandbytes", "lightning", "trl", "triton"):
+        with stage.part(name):
+            try:
+                stage.say(name, version(name))
+            except PackageNotFoundError:
+                stage.say(name, "not installed")
+    if stage.on_gpu:
+        stage.say("card", torch.cuda.get_device_name())
+        stage.say("memory, GiB", torch.cuda.get_device_properties(0).total_memory / GIB)
+    for dtype in ("bfloat16", "float32"):
+        rates = stage.rates(dtype)
+        stage.say(f"{dtype} product, TFLOP/s", rates.flops / 1e12)
+        stage.say("copy, TB/s read and written", rates.bytes / 1e12)
+
+
+def smoke(stage: Stage) -> None:
+    """Every family through warm-up, Phase I, Phase II, test and prediction, in NF4 with graphs, and plain."""
+    from support.tiny_families import FAMILIES
+
+    with tempfile.TemporaryDirectory() as room:
+        for name in list(FAMILIES)[: 2 if stage.small else None]:
+            folder = FAMILIES[name].write(Path(room, name))
+            for dtype, options in (("bfloat16", {"cuda_graphs": True}), ("float32", {"quantization": None})):
+                with stage.part(f"{name} {dtype}"):
+                    stage.say(f"{name} {dtype}", f"{_smoke(stage, name, folder, dtype=dtype, **options):.1f} s", "runs")
+
+
+class _Few(TransitionDataModule):
+    """Four transitions of a family."""
+
+    def __init__(self, family: str) -> None:
+        super().__init__(batch_size=2, pairs_per_step=4)
+        self.family = family
+
+    def load_split(self, split: str) -> list[Transition]:
+        from support.tiny_families import FAMILIES
+
+        states = FAMILIES[self.family].states(8)
+        return [Transition(states[n], states[4 + n], f"go {n % 3}", id=f"{split}{n}") for n in range(4)]
+
+
+def _smoke(stage: Stage, name: str, folder: Path, **options: Any) -> float:
+    from support.tiny_families import backbone_of
+
+    began = time.time()
+    module = SWIRL(
+        backbone_of(name, folder, gradient_checkpointing=True, **options),
+        grpo=GRPOConfig(group_size=4),
+        sampling=SamplingConfig(1.0, 0.9),
+        max_tokens_per_forward=200,
+        max_cached_tokens=600,
+    )
+    run = stage.trainer(folder, PhaseSwitch(1, iterations=1), CollapseWatch(), num_sanity_val_steps=0)
+    data = _Few(name)
+    run.fit(module, data)
+    run.test(module, data, verbose=False)
+    run.predict(module, data, return_predictions=False)
+    return time.time() - began
+
+
+PROMPTS = [[2, *range(10, 40), 50], [2, *range(10, 34)]]
+
+
+def _tiny(device: str, folder: Path, **options: Any) -> SWIRL:
+    """SWIRL on a tiny Gemma with adapters that differ from one another."""
+    from support.tiny import text_backbone
+
+    backbone = text_backbone(folder, max_state_tokens=40, max_action_tokens=5, dequantize_once=False, **options)
+    module = SWIRL(backbone, grpo=GRPOConfig(group_size=4))
+    module.configure_model()
+    generator = torch.Generator().manual_seed(1)
+    for name in module.adapters.names:
+        for parameter in module.adapters.parameters(name):
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return module.to(device)
+
+
+def _drawn(module: SWIRL) -> Tensor:
+    noise, sampling = uniforms(["a", "b"], 4, 40), SamplingConfig(1.0, 0.95)
+    return module.models.sample("fwm", module.adapters.names[0], PROMPTS, noise, sampling).ids.cpu()
+
+
+def parity(stage: Stage) -> None:
+    """The device against the CPU: log-probabilities, gradients and sampled tokens."""
+    from support.tiny import gemma_folder
+
+    rows = [PROMPTS[n // 4] for n in range(8)]
+    fixed = [[5 + (n * 7 + k * 3) % 200 for k in range(20 + n)] for n in range(8)]
+
+    def run(device: str, dtype: str) -> tuple[Tensor, Tensor, Tensor]:
+        module = _tiny(device, folder, dtype=dtype)
+        name = module.adapters.names[0]
+        scored = module.models.score("fwm", name, rows, fixed, group_size=4, training=True)
+        gradients = torch.autograd.grad(scored.values.sum(), module.adapters.parameters(name))
+        return _drawn(module), scored.values.detach().cpu(), torch.cat([g.flatten().cpu() for g in gradients])
+
+    with tempfile.TemporaryDirectory() as room:
+        folder = gemma_folder(Path(room))
+        for dtype, near, slope in (("float32", 1e-4, 1e-3), ("bfloat16", 0.15, 0.1)):
+            with stage.part(dtype):
+                ids, values, gradient = run("cpu", dtype)
+                there_ids, there, there_gradient = run(stage.device, dtype)
+                width = min(ids.shape[1], there_ids.shape[1])
+                same = (ids[:, :width] == there_ids[:, :width]).float().mean()
+                stage.say(f"{dtype}: log-probability, largest gap", float((values - there).abs().max()), f"< {near}")
+                relative = (gradient - there_gradient).norm() / gradient.norm()
+                stage.say(f"{dtype}: gradient, relative gap", float(relative), f"< {slope}")
+                stage.say(f"{dtype}: share of equal tokens", float(same), 1.0 if dtype == "float32" else "")
+
+
+def graphs(stage: Stage) -> None:
+    """Replayed decode steps against those that are launched one by one: the same tokens."""
+    from support.tiny import gemma_folder
+
+    with tempfile.TemporaryDirectory() as room:
+        folder = gemma_folder(Path(room))
+        for dtype in ("float32", "bfloat16"):
+            with stage.part(dtype), warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                found = []
+                for replayed in (False, True):
+                    module = _tiny(stage.device, folder, dtype=dtype, cuda_graphs=replayed)
+                    module.models.grammars["fwm"] = Grammar((1, *range(10, 20)), 40, 1)  # short: rows leave
+                    found.append(_drawn(module))
+                stage.say(f"{dtype}: equal tokens", found[0].shape == found[1].shape and torch.equal(*found), True)
+                refused = [str(w.message)[:120] for w in said if "not replayed" in str(w.message)]
+                stage.say(f"{dtype}: captures refused", refused[0] if refused else 0, 0)
+
+
+def decode(stage: Stage) -> None:
+    """Liquid-7B: a decode step of the FWM by rows, against transformers' ``generate`` and the floor."""
+    case = REHEARSED if stage.small else LIQUID
+    steps = (4, 12) if stage.small else (16, 64)
+    floor = Floor(case, stage.rates(case.dtype))
+    counts = (8,) if stage.small else (8, 16, 64, 112)
+    kinds: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
+        ("NF4", {}, counts),
+        ("NF4, graphs", {"cuda_graphs": True}, counts),
+        ("bf16, graphs", {"cuda_graphs": True, "dequantize_once": True}, counts[-1:]),
+        ("generate", {}, counts[:2]),
+    )
+    for rows in counts:
+        at = replace(floor, case=replace(case, pairs=rows // 8)).seconds()["fwm"]["sample"] / case.completion
+        stage.say(f"floor, {rows} rows: ms a step", 1e3 * at)
+    for kind, options, sizes in kinds:
+        with stage.part(kind):
+            engine = Generate(256) if kind == "generate" else None
+            module = liquid(stage.device, stage.small, options, rollout_engine=engine)
+            for rows in sizes:
+                with stage.part(f"{kind}, {rows} rows"):
+                    few, many = (_sample_seconds(stage, module, rows, length) for length in steps)
+                    stage.say(f"{kind}, {rows} rows: ms a step", 1e3 * (many - few) / (steps[1] - steps[0]))
+            del module
+
+
+def _sample_seconds(stage: Stage, module: SWIRL, rows: int, length: int) -> float:
+    """Time the sampling of ``length`` tokens for some rows, eight a prompt."""
+    case = REHEARSED if stage.small else LIQUID
+    allowed = module.models.grammars["fwm"].allowed
+    module.models.grammars["fwm"] = Grammar(allowed, length)
+    prompts = [[allowed[(n + k) % len(allowed)] for k in range(case.prompt)] for n in range(rows // 8)]
+    noise = uniforms([str(n) for n in range(rows // 8)], 8, length)
+    return stage.seconds(
+        lambda: module.models.sample("fwm", module.adapters.names[0], prompts, noise, module.sampling), 2
+    )
+
+
+def update(stage: Stage) -> None:
+    """Liquid-7B: scoring and update of a group of Phase I, with the prompt shared and without, against the floor."""
+    case = REHEARSED if stage.small else LIQUID
+    floor = Floor(case, stage.rates(case.dtype)).seconds()["fwm"]
+    stage.say("floor: score, s", floor["reference"])
+    stage.say("floor: update, s", floor["policy update"])
+    module = liquid(stage.device, stage.small, {"gradient_checkpointing": True})
+    models, name = module.models, module.adapters.names[0]
+    allowed = models.grammars["fwm"].allowed
+    prompts = [[allowed[n % len(allowed)] for n in range(case.prompt)]] * 8
+    completions = [[allowed[(n * 31 + k * 7) % len(allowed)] for k in range(case.completion)] for n in range(8)]
+
+    def score() -> None:
+        models.score("fwm", name, prompts, completions, group_size=8)
+
+    def learn() -> None:
+        models.score("fwm", name, prompts, completions, group_size=8, training=True).values.sum().backward()
+        module.zero_grad()
+
+    for kind, shared in (("ours", True), ("plain: whole rows", False)):
+        models.engine.config = replace(models.engine.config, shared_attention=shared)
+        with stage.part(kind):
+            stage.say(f"{kind}: score, s", stage.seconds(score, 2))
+            stage.say(f"{kind}: update, s", stage.seconds(learn, 2))
+            stage.say(
+                f"{kind}: peak of the update, GiB", stage.peak(learn), "< 20 without the optimiser" if shared else ""
+            )
+
+
+class _Watch(Callback):
+    """Seconds of each optimiser step, and its peak."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.began, self.steps = stage, 0.0, 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch.window:
+            self.began = time.time()
+            if self.stage.on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == self.steps:
+            return
+        self.steps = trainer.global_step
+        phase, pairs = pl_module.phase.name, trainer.accumulate_grad_batches
+        self.stage.say(f"{phase}: s a pair", (time.time() - self.began) / pairs)
+        if self.stage.on_gpu:
+            self.stage.say(f"{phase}: peak, GiB", torch.cuda.max_memory_allocated() / GIB, "< 23.5")
+            self.stage.say(f"{phase}: reserved, GiB", torch.cuda.max_memory_reserved() / GIB)
+
+
+def shipped(stage: Stage) -> None:
+    """A step of both phases as configs/liquid_iterative.yaml has them, with the memory of a card of 24 GB."""
+    if stage.on_gpu:
+        there = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, 23.5 * GIB / there))
+    case = REHEARSED if stage.small else LIQUID
+    budgets = {"max_tokens_per_forward": 10240, "max_cached_tokens": 20480}
+    with stage.part("both phases"), tempfile.TemporaryDirectory() as room:
+        module = liquid(stage.device, stage.small, {"gradient_checkpointing": True}, **budgets)
+        data = Pairs(replace(case, pairs=2))
+        data.batch_size, data.pairs_per_step = 1, 2
+        run = stage.trainer(
+            Path(room), PhaseSwitch(0, iterations=1), _Watch(stage), limit_val_batches=0, gradient_clip_val=1.0
+        )
+        run.fit(module, data)
+
+
+def _step(stage: Stage, case: str, methods: list[str]) -> None:
+    """Run :mod:`perf.step`, each method on its own: one that fails does not take the others along."""
+    for method in methods:
+        with stage.part(f"{case} {method}"):
+            target = stage.out / f"{case}-{method}.json"
+            scale = ["--scale", "small"] if stage.small else []
+            options = ["--case", case, "--device", stage.device, "--dtype", "bfloat16", "--repeats", "1"]
+            command = [sys.executable, "-m", "perf.step", *options, "--methods", method, "--json", str(target), *scale]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(done.stderr[-300:])
+            for row in json.loads(target.read_text())["rows"]:
+                seconds = ", ".join(f"{part} {value:.2f}" for part, value in row["seconds"].items())
+                stage.say(f"{method}, {row['phase']}: s", seconds)
+                stage.say(f"{method}, {row['phase']}: tokens/s", row["tokens_per_second"])
+                stage.say(f"{method}, {row['phase']}: peak above the model, GiB", row["peak_bytes"] / GIB)
+
+
+def image(stage: Stage) -> None:
+    """perf.step, case image: ours and plain."""
+    _step(stage, "image", ["ours", "plain"])
+
+
+def text(stage: Stage) -> None:
+    """perf.step, case text: ours, plain and TRL."""
+    _step(stage, "text", ["ours", "plain", "trl"])
+
+
+def nccl(stage: Stage) -> None:
+    """One rank in a process group: graphs beside its watchdog, and collectives on tensors of the device."""
+    from support.tiny_families import FAMILIES
+
+    backend = "nccl" if stage.on_gpu else "gloo"
+    torch.distributed.init_process_group(backend, init_method="tcp://127.0.0.1:29533", rank=0, world_size=1)
+    with tempfile.TemporaryDirectory() as room, stage.part("fit"):
+        folder = FAMILIES["text"].write(Path(room))
+        stage.say("fit", f"{_smoke(stage, 'text', folder, dtype='bfloat16', cuda_graphs=True):.1f} s", "runs")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    name, device, scale, out = sys.argv[1:]
+    globals()[name](Stage(name, device, scale == "small", Path(out)))
