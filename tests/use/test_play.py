@@ -217,7 +217,7 @@ def test_a_page_in_a_browser(minigrid, tmp_path):
         view.keyboard.press("Control+A")
         view.keyboard.type("no words of this grammar at all, and by far too many of them")
         view.keyboard.press("Enter")
-        view.wait_for_function("document.getElementById('error').textContent.includes('outside the grammar')")
+        view.wait_for_selector("#error:has-text('outside the grammar')")
         assert [error for error in errors if "400" not in error] == []  # the refused action alone
         browser.close()
     assert Image.open(tmp_path / "play.png").width == 1280
