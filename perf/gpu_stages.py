@@ -226,7 +226,7 @@ def graphs(stage: Stage) -> None:
                 found = []
                 for replayed in (False, True):
                     module = _tiny(stage.device, folder, dtype=dtype, cuda_graphs=replayed)
-                    module.models.grammars["fwm"] = Grammar((1, *range(10, 20)), 40, 1)  # short: rows leave
+                    module.backbone.state_grammar = Grammar((1, *range(10, 20)), 40, 1)  # short: rows leave
                     found.append(_drawn(module))
                 stage.say(f"{dtype}: equal tokens", found[0].shape == found[1].shape and torch.equal(*found), True)
                 refused = [str(w.message)[:120] for w in said if "not replayed" in str(w.message)]
@@ -263,7 +263,7 @@ def _sample_seconds(stage: Stage, module: SWIRL, rows: int, length: int) -> floa
     """Time the sampling of ``length`` tokens for some rows, eight a prompt."""
     case = REHEARSED if stage.small else LIQUID
     allowed = module.models.grammars["fwm"].allowed
-    module.models.grammars["fwm"] = Grammar(allowed, length)
+    module.backbone.state_grammar = Grammar(allowed, length)
     prompts = [[allowed[(n + k) % len(allowed)] for k in range(case.prompt)] for n in range(rows // 8)]
     noise = uniforms([str(n) for n in range(rows // 8)], 8, length)
     return stage.seconds(
