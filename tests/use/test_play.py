@@ -194,15 +194,16 @@ def test_a_page_in_a_browser(minigrid, tmp_path):
         view.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
         view.goto(page.url)
         view.wait_for_selector("#present img")
+        view.fill("#count", "1")
         view.focus("#action")
         for turn in range(5):
             view.keyboard.press("Control+A")
             view.keyboard.type("turn left")
             view.keyboard.press("Enter")
             view.wait_for_selector(".choice")
-            assert view.locator(".choice").count() == 4 + 4 + 1  # of both checkpoints, and the truth
+            assert view.locator(".choice").count() == 1 + 1 + 1  # of both checkpoints, and the truth
             if turn < 4:
-                view.keyboard.press("9")
+                view.keyboard.press("3")
                 view.wait_for_selector(f"#present figcaption:text('{', '.join(['turn left'] * (turn + 1))}')")
                 view.keyboard.press("a")
         view.screenshot(path=tmp_path / "play.png", full_page=True)
