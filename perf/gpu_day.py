@@ -23,6 +23,7 @@ MORE_IS_LEFT = 75  # EX_TEMPFAIL: call again
 _REHEARSAL = 4  # times as long as on a GPU: CPUs at work take a minute to import it all
 _SHORTEST = 20  # seconds; a stage that has less left is not begun
 
+ROOT = Path(__file__).parents[1]
 STAGES: dict[str, int] = {
     "environment": 60,
     "smoke": 240,
@@ -78,8 +79,13 @@ def _run(stage: str, chosen: argparse.Namespace, limit: float) -> str:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=limit,
-                cwd=Path(__file__).parents[1],
-                env=os.environ | {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE": "1"},
+                cwd=ROOT,
+                env=os.environ
+                | {
+                    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+                    "HF_HUB_OFFLINE": "1",
+                    "PYTHONPATH": str(ROOT / "tests"),  # tiny models of all families
+                },
             ).returncode
         except subprocess.TimeoutExpired:
             return "out of time"

@@ -113,7 +113,7 @@ def environment(stage: Stage) -> None:
     if stage.on_gpu:
         stage.say("card", torch.cuda.get_device_name())
         stage.say("memory, GiB", torch.cuda.get_device_properties(0).total_memory / GIB)
-    for dtype in ("bfloat16", "float32"):
+    for dtype in ("float32", "bfloat16")[: 2 if stage.on_gpu else 1]:
         rates = stage.rates(dtype)
         stage.say(f"{dtype} product, TFLOP/s", rates.flops / 1e12)
         stage.say("copy, TB/s read and written", rates.bytes / 1e12)
