@@ -11,7 +11,7 @@ CHECKPOINTS := runs/quickstart/checkpoints
 
 quickstart: install  ## set up, train the embedded default, test SFT and SWIRL, print the table
 	$(BIN)/swirl fit -c $(QUICKSTART) --ckpt_path last
-	$(BIN)/swirl test -c $(QUICKSTART) --ckpt_path $(CHECKPOINTS)/epoch=39.ckpt --verbose false
+	$(BIN)/swirl test -c $(QUICKSTART) --ckpt_path $(CHECKPOINTS)/epoch=23.ckpt --verbose false
 	$(BIN)/swirl test -c $(QUICKSTART) --ckpt_path $(CHECKPOINTS)/last.ckpt --verbose false
 	@echo "table: runs/quickstart/results.json; images: $(BIN)/tensorboard --logdir runs"
 

@@ -1,6 +1,6 @@
 """Success of planning in MiniGrid: goals reached in the true simulator by plans made in the FWM.
 
-    python -m recipes.planning runs/quickstart --models SFT=checkpoints/epoch=39.ckpt SWIRL=checkpoints/last.ckpt
+    python -m recipes.planning runs/quickstart --models SFT=checkpoints/epoch=23.ckpt SWIRL=checkpoints/last.ckpt
 
 Give the run of every seed; each plans for goals in frames of its own test split. The true simulator as the model is
 the upper bound, and a random policy the lower one. Intervals are of a bootstrap over runs and goals (95 %).

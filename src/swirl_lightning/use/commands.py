@@ -163,7 +163,7 @@ def play(args: Sequence[str] | None = None) -> None:
         "RUN [RUN ...]",
         "A web page on this machine to act in a run's world: predicted next states with\n"
         "the IDM's scores, undo, the true state where there is a simulator.",
-        "swirl play runs/mine\n  swirl play runs/mine/checkpoints/epoch=39.ckpt runs/mine",
+        "swirl play runs/mine\n  swirl play runs/mine/checkpoints/epoch=23.ckpt runs/mine",
     )
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", help=f"{_RUN}; several stand side by side")
