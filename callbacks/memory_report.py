@@ -66,10 +66,9 @@ class MemoryReport(Callback):
     def _lengths(self, module: Any, data: TransitionDataModule, labelled: bool) -> dict[str, Lengths]:
         rows = data.split("warmup") if labelled else data.pairs(0)
         chosen = [rows[n] for n in range(min(self.samples, len(rows)))]
-        states = module.states.encode([t.before for t in chosen] + [t.observed for t in chosen], module.device)
         longest = [0] * (module.models.grammars["idm"].max_length - 1)  # of an action that is still to be sampled
         fwm, idm = 0, 0
-        for x, y in zip(states[: len(chosen)], states[len(chosen) :], strict=True):
+        for x, y in zip(*module.encode_pairs(chosen), strict=True):
             fwm, idm = max(fwm, len(module.prompts.fwm(x, longest))), max(idm, len(module.prompts.idm(x, y)))
         grammars = module.models.grammars
         return {

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swirl_lightning.engine.quantization import merge, mergeable, unmerge
+from swirl_lightning.engine.quantization import dequantized, merge, mergeable, unmerge
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.roles import ROLES, AdapterName, Role
 
@@ -244,7 +244,7 @@ class Adapters:
             state = getattr(getattr(inner, "weight", None), "quant_state", None)
             if path.endswith(".base_layer") or (inner is layer and state is None):
                 continue
-            weight = inner.weight.data.float() if state is None else _dequantized(inner)
+            weight = inner.weight.data.float() if state is None else dequantized(inner).float()
             yield path, weight if inner is layer else weight + layer.get_delta_weight(name).float()
 
     def _policy_of(self, name: AdapterName) -> AdapterName:
@@ -254,12 +254,6 @@ class Adapters:
 def _own_key(key: str) -> str:
     """Turn a key of a PEFT file into that of :meth:`Adapters.state_dict`, without the adapter's name."""
     return key.removeprefix("base_model.model.").removesuffix(".weight")
-
-
-def _dequantized(layer: Any) -> Tensor:
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
 
 
 def _parameters(layers: dict[str, Any], name: str) -> Iterator[tuple[str, nn.Parameter]]:

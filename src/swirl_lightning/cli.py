@@ -161,6 +161,9 @@ class SwirlCLI(LightningCLI):
     them, or take the place of one of the same class.
     """
 
+    _checkpoint: dict[str, Any] | None = None
+    """The checkpoint that the command goes on from, tensors without data."""
+
     def add_arguments_to_parser(self, parser: Any) -> None:
         """Add the PhaseSwitch of every run."""
         parser.add_lightning_class_args(PhaseSwitch, "phase_switch")
@@ -222,7 +225,7 @@ class SwirlCLI(LightningCLI):
         fitting = subcommand == "fit"
         given, last = options.get("ckpt_path"), _last_checkpoint(self.trainer)
         if given == "last" and last is not None:
-            check_file(last, resume=fitting)
+            self._checkpoint = check_file(last, resume=fitting)
             options["ckpt_path"] = last
         elif given == "last" and not fitting:
             folder = self.trainer.log_dir or self.trainer.default_root_dir
@@ -237,9 +240,8 @@ class SwirlCLI(LightningCLI):
                 "no --ckpt_path is given: the predictions are those of the base alone, which has been trained on "
                 "nothing of this task"
             )
-        path = options.get("ckpt_path")
-        if path and path not in _NAMED:  # before the base loads, which may take minutes
-            check_fits(torch.load(path, map_location="meta", weights_only=True), self.model)
+        if self._checkpoint is not None:  # before the base loads, which may take minutes
+            check_fits(self._checkpoint, self.model)
 
     def before_predict(self) -> None:
         """Write predictions to files by :class:`Predictions`, unless the config has a writer of its own."""
@@ -256,7 +258,7 @@ class SwirlCLI(LightningCLI):
         subcommand = self.config.get("subcommand")
         path = self.config.get(subcommand, {}).get("ckpt_path")
         if path and path not in _NAMED:
-            check_file(path, resume=subcommand == "fit")
+            self._checkpoint = check_file(path, resume=subcommand == "fit")
 
 
 def _last_checkpoint(trainer: Trainer) -> str | None:

@@ -192,7 +192,7 @@ class SWIRL(WorldModelModule):
         """
         fwm, idm = self.models.fwm, self.models.idm.frozen
         transitions = list(chain.from_iterable(batches))
-        x, y = self._tokens(transitions)
+        x, y = self.encode_pairs(transitions)
         z = idm.sample(x, y, self._keys("idm", transitions), self.sampling)
         sampling, group = self.policy_sampling[Role.FWM], self.group_size(Role.FWM)
         y_hat = fwm.sample(x, z, self._keys("fwm", transitions), sampling, group)
@@ -207,7 +207,7 @@ class SWIRL(WorldModelModule):
         """
         fwm, idm = self.models.fwm.frozen, self.models.idm
         transitions = list(chain.from_iterable(batches))
-        x, y = self._tokens(transitions)
+        x, y = self.encode_pairs(transitions)
         sampling, group = self.policy_sampling[Role.IDM], self.group_size(Role.IDM)
         z_hat = idm.sample(x, y, self._keys("idm", transitions), sampling, group)
         for part in places(batches):
@@ -259,7 +259,7 @@ class SWIRL(WorldModelModule):
 
     def _add_labelled(self, loss: Loss, role: Role, transitions: list[Transition]) -> None:
         """Add labelled triples to the pairs of a phase: supervised training of its policy."""
-        x, y = self._tokens(transitions)
+        x, y = self.encode_pairs(transitions)
         actions = [self.backbone.encode_action(_label(t)) for t in transitions]
         scored = sft_log_probs(self.models, x, actions, y, (role,), self._noisy(transitions, y))[role]
         loss.add_supervised(scored, self.labelled_weight, self.models.grammars[role].free_length)
@@ -273,7 +273,7 @@ class SWIRL(WorldModelModule):
         Warm-up trains both models on labelled triples; Bootstrap trains the FWM on the IDM's own labels, and on the
         labelled triples that the data mix in.
         """
-        x, y = self._tokens(batch.transitions)
+        x, y = self.encode_pairs(batch.transitions)
         named = self._named_by_idm(batch.transitions, x, y) if labelled_by_idm else {}
         actions = [
             named[n] if n in named else self.backbone.encode_action(_label(t)) for n, t in enumerate(batch.transitions)
@@ -308,11 +308,6 @@ class SWIRL(WorldModelModule):
             self._rollouts.clear()
 
     # ---- parts -----------------------------------------------------------------------------------
-    def _tokens(self, transitions: list[Transition]) -> tuple[list[TokenIds], list[TokenIds]]:
-        """Encode every x and every y as content ids."""
-        ids = self.states.encode([t.before for t in transitions] + [t.observed for t in transitions], self.device)
-        return ids[: len(transitions)], ids[len(transitions) :]
-
     def _keys(self, use: str, transitions: list[Transition]) -> list[str]:
         """Return names of random numbers, fixed by seed, epoch and pair, whatever the batch and the rank."""
         return [f"{self.seed}|{self.trainer.current_epoch}|{use}|{t.id}" for t in transitions]

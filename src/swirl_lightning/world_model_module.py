@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,13 +21,14 @@ from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.module import TransitionDataModule
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
+from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import EvaluationConfig, Evaluator
 from swirl_lightning.exports.folder import load_export, write_export
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.roles import ROLES, Role
 from swirl_lightning.rollout_engines import RolloutEngine
-from swirl_lightning.transition import State
+from swirl_lightning.transition import State, Transition
 from swirl_lightning.world_models import WorldModels
 
 
@@ -126,6 +127,11 @@ class WorldModelModule(LightningModule):
     def teardown(self, stage: str) -> None:
         """Write the tokens of new states to the token cache."""
         self.states.flush()
+
+    def encode_pairs(self, transitions: Sequence[Transition]) -> tuple[list[TokenIds], list[TokenIds]]:
+        """Encode the state before, x, and the state after, y, of every transition as content ids."""
+        ids = self.states.encode([t.before for t in transitions] + [t.observed for t in transitions], self.device)
+        return ids[: len(transitions)], ids[len(transitions) :]
 
     # ---- use -------------------------------------------------------------------------------------
     def predict_state(self, before: State, action: str, n: int = 1, greedy: bool = False, seed: int = 0) -> list[State]:

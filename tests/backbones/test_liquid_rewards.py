@@ -83,7 +83,7 @@ def rolled_out(module, phase):
 
 
 def test_phase_one_rewards_log_q_of_the_action_given_the_imagined_state(module):
-    before, _ = module._tokens(pairs())
+    before, _ = module.encode_pairs(pairs())
     contents, rewards, prompts = rolled_out(module, module.phase_one)
     assert len(contents) == 2 * GROUP
     tail = [*words("\nAfter: "), BOI]
@@ -98,7 +98,7 @@ def test_phase_one_rewards_log_q_of_the_action_given_the_imagined_state(module):
 
 
 def test_phase_two_rewards_log_p_of_the_observed_state_given_the_action(module):
-    before, after = module._tokens(pairs())
+    before, after = module.encode_pairs(pairs())
     contents, rewards, prompts = rolled_out(module, module.phase_two)
     for n, action in enumerate(contents):
         pair = n // GROUP
@@ -109,7 +109,7 @@ def test_phase_two_rewards_log_p_of_the_observed_state_given_the_action(module):
 
 def test_the_prompts_of_the_sft_data_are_the_same(module):
     """Prompts of the warm-up are those of the rewards above."""
-    (x, *_), (y, *_) = module._tokens(pairs())
+    (x, *_), (y, *_) = module.encode_pairs(pairs())
     z = module.backbone.encode_action("go")
     assert module.prompts.fwm(x, z) == prompt(x, words("go"), "fwm")
     assert module.prompts.idm(x, y) == prompt(x, y, "idm")

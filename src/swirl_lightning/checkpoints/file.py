@@ -38,8 +38,8 @@ class WholeCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
-def check_file(path: str | Path, resume: bool = False) -> None:
-    """Raise if a checkpoint is missing or unreadable, before any model is loaded.
+def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
+    """Raise if a checkpoint is missing or unreadable, before any model is loaded; return it, tensors without data.
 
     Args:
         path: the file.
@@ -73,6 +73,7 @@ def check_file(path: str | Path, resume: bool = False) -> None:
             check_parts(checkpoint, _OF_A_TRAINING)
     except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}; {beside}") from None
+    return checkpoint
 
 
 def _damaged(path: Path) -> str | None:

@@ -72,10 +72,8 @@ class _Dense:
     def get(self, layer: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return the weight (out, in) on a device, dequantised at the first call alone."""
         if self.weight is None or self.weight.device != device:
-            from bitsandbytes.functional import dequantize_4bit
-
             with torch.inference_mode(False), torch.no_grad():  # it will serve training forwards, too
-                self.weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
+                self.weight = dequantized(layer).to(dtype)
         return self.weight
 
 
@@ -88,6 +86,13 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     weight = dense.get(layer, x.device, dtype) if dense.merged is None else dense.merged
     bias = None if layer.bias is None else layer.bias.to(dtype)
     return linear(x.to(dtype), weight, bias).to(x.dtype)
+
+
+def dequantized(layer: Any) -> Tensor:
+    """Dequantise the weight of a 4-bit layer, (out, in), in the dtype that it was quantised from."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
 def mergeable(layer: Any) -> bool:

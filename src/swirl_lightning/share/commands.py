@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import silence_libraries
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (all options: {self.prog} --help)\n")
-
-
-def _parser(name: str, usage: str, about: str, example: str) -> _Parser:
-    return _Parser(
-        prog=f"swirl {name}",
-        usage=f"swirl {name} {usage} [options]",
-        description=about,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
 
 
 def export(args: Sequence[str] | None = None) -> None:
     """Entry point of ``swirl export``."""
-    parser = _parser(
+    parser = subcommand_parser(
         "export",
         "RUN --to FOLDER",
         "A run's two models as a folder with a model card: adapters in PEFT format, or\n"
@@ -52,7 +35,7 @@ def export(args: Sequence[str] | None = None) -> None:
 
 def push(args: Sequence[str] | None = None) -> None:
     """Entry point of ``swirl push``."""
-    parser = _parser(
+    parser = subcommand_parser(
         "push",
         "FOLDER NAME",
         "Uploads an exported folder to the Hugging Face hub, as a model repository. The token\n"

@@ -124,8 +124,7 @@ def iterations_of(folder: Path) -> list[Path]:
     """
     found: dict[str, tuple[int, Path]] = {}
     for path in sorted(folder.rglob("*.ckpt")):
-        check_file(path)
-        saved = torch.load(path, map_location="meta", weights_only=True)
+        saved = check_file(path)
         label = own_state(saved)["label"]
         if not label.endswith("unfinished") and not label.startswith("after "):
             found[label] = max((saved["global_step"], path), found.get(label, (-1, path)))
@@ -139,9 +138,9 @@ def name_actions(model: WorldModelModule, pairs: Sequence[Transition], batch_siz
     words: list[str] = []
     for start in range(0, len(pairs), batch_size):
         rows = [pairs[n] for n in range(start, min(start + batch_size, len(pairs)))]
-        ids = model.states.encode([row.before for row in rows] + [row.observed for row in rows], model.device)
+        x, y = model.encode_pairs(rows)
         keys = [f"collapse|{seed}|{row.id}" for row in rows]
-        drawn = model.models.idm.sample(ids[: len(rows)], ids[len(rows) :], keys, model.sampling)
+        drawn = model.models.idm.sample(x, y, keys, model.sampling)
         words += [model.backbone.decode_action(content) for content in drawn.contents]
     return words
 

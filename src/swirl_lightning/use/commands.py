@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import silence_libraries
-from swirl_lightning.use.runs import Run
+from swirl_lightning.use.runs import Run, fastest_device
 
 _SPLITS = ("warmup", "state_only", "validation", "test")
 _RUN = "a run's folder, or a checkpoint"
 _CONFIG = "config.yaml of a checkpoint that has none beside it"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (all options: {self.prog} --help)\n")
-
-
-def _parser(name: str, usage: str, about: str, example: str) -> _Parser:
-    return _Parser(
-        prog=f"swirl {name}",
-        usage=f"swirl {name} {usage} [options]",
-        description=about,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
 def label(args: Sequence[str] | None = None) -> None:
     """Entry point of ``swirl label``."""
-    parser = _parser(
+    parser = subcommand_parser(
         "label",
         "RUN PAIRS --to FOLDER",
         "Actions for unlabelled pairs, by a run's IDM, as JSON lines to train on.",
@@ -72,7 +55,7 @@ def simulate(args: Sequence[str] | None = None) -> None:
         ValueError: no action is given.
         OSError: the file of actions cannot be read.
     """
-    parser = _parser(
+    parser = subcommand_parser(
         "simulate",
         "RUN --state STATE --action WORDS --to FOLDER",
         "Predicted states from a state and a list of actions, each step from the last\n"
@@ -101,19 +84,16 @@ def simulate(args: Sequence[str] | None = None) -> None:
         where = "" if file is None else f" in {file}"
         raise ValueError(f'no action is given{where}: add --action "WORDS", or --actions FILE with one a line')
     silence_libraries()
-    import torch
-
     from swirl_lightning.use.simulation import SimulateConfig, simulate_files
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     state, folder = options.pop("state"), options.pop("to")
-    found = simulate_files(run, state, actions, folder, SimulateConfig(**options), device)
+    found = simulate_files(run, state, actions, folder, SimulateConfig(**options), fastest_device())
     print("\n".join([*found.lines(), f"written: {folder}"]))
 
 
 def collapse(args: Sequence[str] | None = None) -> None:
     """Entry point of ``swirl collapse``."""
-    parser = _parser(
+    parser = subcommand_parser(
         "collapse",
         "RUN [SPLIT]",
         "Diversity, length and perplexity of a run's latent actions, one a pair, beside\n"
@@ -140,14 +120,11 @@ def collapse(args: Sequence[str] | None = None) -> None:
     given, folder = Path(options.pop("run")), options.pop("to")
     run = Run.find(given, options.pop("config"))
     silence_libraries()
-    import torch
-
     from swirl_lightning.use.collapse import CollapseConfig, collapse_files, iterations_of
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoints = iterations_of(given) if given.is_dir() else [run.checkpoint]
     folder = folder or (given if given.is_dir() else given.parent)
-    table = collapse_files(run, checkpoints, folder, CollapseConfig(**options), device)
+    table = collapse_files(run, checkpoints, folder, CollapseConfig(**options), fastest_device())
     for name, row in table.items():
         told = [f"{row.actions} actions", f"unique {row.unique:.3f}", f"length {row.length:.1f} tokens"]
         if row.perplexity is not None:
@@ -158,7 +135,7 @@ def collapse(args: Sequence[str] | None = None) -> None:
 
 def play(args: Sequence[str] | None = None) -> None:
     """Entry point of ``swirl play``, which serves until it is interrupted."""
-    parser = _parser(
+    parser = subcommand_parser(
         "play",
         "RUN [RUN ...]",
         "A web page on this machine to act in a run's world: predicted next states with\n"

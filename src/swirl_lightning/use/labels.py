@@ -77,8 +77,7 @@ def label(
 
 def _label(model: WorldModelModule, pairs: Sequence[Transition], alternatives: int, seed: int) -> list[Label]:
     count, models, backbone = len(pairs), model.models, model.backbone
-    ids = model.states.encode([p.before for p in pairs] + [p.observed for p in pairs], model.device)
-    x, y = ids[:count], ids[count:]
+    x, y = model.encode_pairs(pairs)
     names = [f"label|{seed}|{pair.id}" for pair in pairs]
     groups = [[z] for z in models.idm.sample(x, y, names, GREEDY).contents]  # B groups of C candidates
     if alternatives:

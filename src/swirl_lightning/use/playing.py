@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-
 from swirl_lightning.console.run import MENDABLE
 from swirl_lightning.data.module import TransitionDataModule
 from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.transition import State
 from swirl_lightning.use.game import Game
 from swirl_lightning.use.page import Page
-from swirl_lightning.use.runs import Run
+from swirl_lightning.use.runs import Run, fastest_device
 from swirl_lightning.world_model_module import WorldModelModule
 
 _OFFERED = 100
@@ -37,7 +35,7 @@ def open_page(runs: Sequence[Run], host: str = "127.0.0.1", port: int = 7860) ->
     models: dict[str, WorldModelModule] = dict(zip(names, modules, strict=True))
     game = Game(models, None if data is None else _world(data))
     page = Page(game, states.__getitem__, list(states), actions, host, port)  # a port in use is told before bases load
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = fastest_device()
     try:
         for run, module in zip(runs, modules, strict=True):
             run.load(module, device)

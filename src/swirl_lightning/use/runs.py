@@ -84,6 +84,13 @@ class Run:
         return from_config(TransitionDataModule, self.config, {}, key="data")  # type: ignore[type-abstract]
 
 
+def fastest_device() -> str:
+    """Return ``cuda`` where there is a GPU, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def find_checkpoint(run: Path) -> Path:
     """Find the checkpoint of a run: the file itself, or the newest ``last.ckpt``, else the newest one, below a folder.
 

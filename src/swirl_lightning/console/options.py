@@ -1,0 +1,30 @@
+"""Parser of the options of a subcommand that is none of LightningCLI's."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (all options: {self.prog} --help)\n")
+
+
+def subcommand_parser(name: str, usage: str, about: str, example: str) -> argparse.ArgumentParser:
+    """Make the parser of ``swirl <name>``, whose errors are one line and whose help ends with an example.
+
+    Args:
+        name: of the subcommand.
+        usage: its arguments, without the options.
+        about: what it does, in lines of at most 80 characters.
+        example: a whole command.
+    """
+    return _Parser(
+        prog=f"swirl {name}",
+        usage=f"swirl {name} {usage} [options]",
+        description=about,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
