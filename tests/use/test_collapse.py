@@ -13,7 +13,9 @@ from support.tiny import gemma_folder
 from support.world import Digits
 from swirl_lightning import SWIRL
 from swirl_lightning.metrics.perplexity import perplexity
-from swirl_lightning.use.collapse import iterations_of, name_actions
+from swirl_lightning.results.curves import draw
+from swirl_lightning.use.collapse import LABELS, CollapseConfig, collapse_files, diversity, iterations_of, name_actions
+from swirl_lightning.use.collapse import _panels as panels
 from swirl_lightning.use.runs import Run
 
 
@@ -71,3 +73,23 @@ def test_what_it_refuses(digits, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="with which the warm-up or an iteration ends"):
         iterations_of(tmp_path)
     assert [path.name for path in iterations_of(digits)] == [Run.find(digits).checkpoint.name]
+
+
+def test_a_language_model_that_cannot_be_loaded_is_told_before_an_action_is_named(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("swirl_lightning.use.collapse.name_actions", lambda *_: pytest.fail("actions were named"))
+    config = CollapseConfig(language_model=str(tmp_path / "missing"))
+    with pytest.raises((OSError, ValueError), match="missing"):
+        collapse_files(Run.find(digits), iterations_of(digits), tmp_path / "out", config)
+
+
+def test_an_idm_that_says_nothing_has_no_perplexity_and_a_row_all_the_same(digits, tmp_path):
+    model, language = Run.find(digits).build(), str(gemma_folder(tmp_path / "language"))
+    human = diversity(["inc", "dec"], model, language)
+    table = {LABELS: human, "SFT": diversity(["inc"], model, language, human=human)}
+    table["SWIRL iteration 1"] = blank = diversity(["", "", " "], model, language, human=human)
+    assert (blank.actions, blank.unique, blank.perplexity, blank.perplexity_ratio) == (3, 2 / 3, None, None)
+    assert table["SFT"].perplexity_ratio == table["SFT"].perplexity / human.perplexity
+    assert diversity(["inc"], model, language, human=blank).perplexity_ratio is None
+    found = panels(table)
+    assert [panel.title for panel in found][2:] == ["perplexity / human labels'"]
+    draw(found, tmp_path / "collapse.png")

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 
-def perplexity(model: str, texts: Sequence[str], device: str | torch.device = "cpu", batch_size: int = 64) -> float:
+def perplexity(
+    model: str, texts: Sequence[str], device: str | torch.device = "cpu", batch_size: int = 64
+) -> float | None:
     """Compute exp of the mean negative log-probability per token, over the tokens of all texts.
 
     Each text is read on its own after the model's start token, so that its first token counts as well (GPT-2's start
@@ -22,9 +24,11 @@ def perplexity(model: str, texts: Sequence[str], device: str | torch.device = "c
         device: of the model.
         batch_size: texts in one forward pass.
 
+    Returns:
+        None if no text has a token that counts.
+
     Raises:
         OSError: the model cannot be loaded.
-        ValueError: no text has a token that counts.
     """
     tokenizer, network = _load(model, str(device))
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -33,7 +37,7 @@ def perplexity(model: str, texts: Sequence[str], device: str | torch.device = "c
     rows = [([] if start is None else [start]) + ids for ids in rows]
     rows = sorted((ids[:longest] for ids in rows if len(ids) > 1), key=len)
     if not rows:
-        raise ValueError("no text has a token of which a perplexity could be told")
+        return None
     total, count = 0.0, 0
     for begin in range(0, len(rows), batch_size):
         part = rows[begin : begin + batch_size]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class Diversity:
         actions: N.
         unique: number of different ones / N.
         length: mean length, in tokens of the run's tokenizer, without EOS.
-        perplexity: under the language model; None without one.
+        perplexity: under the language model; None without one, and where every action is blank.
         perplexity_ratio: that, relative to the human labels'.
     """
 
@@ -91,6 +91,7 @@ def collapse_files(
 
     Raises:
         ValueError: the run has no IDM, a split has no labels, or a checkpoint is none of ours.
+        OSError: the language model cannot be loaded.
     """
     model, data, folder = run.build(), run.data(), Path(folder)
     if Role.IDM not in model.roles:
@@ -100,12 +101,14 @@ def collapse_files(
     if not labels:
         raise ValueError(f"the split {config.labels!r} has no human labels: name another one with --labels")
     pairs = data.split(cast(Split, config.pairs))
-    found = {LABELS: labels}
     for path in checkpoints:
         check_file(path)
+    # first, so that a language model that cannot be used is found before an action is named
+    table = {LABELS: diversity(labels, model, config.language_model, device)}
+    for path in checkpoints:
         loaded = Run(path, run.config).load(model, device)
-        found[loaded.label] = name_actions(loaded, pairs, config.batch_size, config.seed)
-    table = diversity(found, model, config.language_model, device)
+        words = name_actions(loaded, pairs, config.batch_size, config.seed)
+        table[loaded.label] = diversity(words, model, config.language_model, device, table[LABELS])
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / TABLE) as file:
         settings = {**asdict(config), "checkpoints": [str(path) for path in checkpoints]}
@@ -146,19 +149,18 @@ def name_actions(model: WorldModelModule, pairs: Sequence[Transition], batch_siz
 
 
 def diversity(
-    actions: dict[str, list[str]], model: Any, language_model: str | None, device: str | torch.device = "cpu"
-) -> dict[str, Diversity]:
-    """Compute the figures of each row of actions; the first row is that of the human labels."""
-    table: dict[str, Diversity] = {}
-    base: float | None = None
-    for name, words in actions.items():
-        lengths = [len(model.backbone.encode_action(text)) for text in words]
-        spread = perplexity(language_model, words, device) if language_model else None
-        base = spread if base is None else base
-        ratio = None if spread is None or base is None else spread / base
-        mean = float(np.mean(lengths))
-        table[name] = Diversity(len(words), len(set(words)) / len(words), mean, spread, ratio)
-    return table
+    words: Sequence[str],
+    model: WorldModelModule,
+    language_model: str | None,
+    device: str | torch.device = "cpu",
+    human: Diversity | None = None,
+) -> Diversity:
+    """Compute the figures of N actions; ``human`` has those of the human labels, or is None for these themselves."""
+    lengths = [len(model.backbone.encode_action(text)) for text in words]
+    spread = perplexity(language_model, words, device) if language_model else None
+    base = spread if human is None else human.perplexity
+    ratio = None if spread is None or base is None else spread / base
+    return Diversity(len(words), len(set(words)) / len(words), float(np.mean(lengths)), spread, ratio)
 
 
 def _panels(table: dict[str, Diversity]) -> list[curves.Panel]:
@@ -172,8 +174,9 @@ def _panels(table: dict[str, Diversity]) -> list[curves.Panel]:
         ("perplexity / human labels'", "perplexity_ratio"),
     ):
         values = [getattr(row, key) for _, row in rows]
-        if None not in values:
+        if any(value is not None for value in values):
             level = np.full(len(rows), getattr(table[LABELS], key), dtype=float)
-            lines = {"IDM": [curves.Curve(places, np.array(values))], LABELS: [curves.Curve(places, level)]}
+            found = np.array(values, dtype=float)  # a gap where there is none
+            lines = {"IDM": [curves.Curve(places, found)], LABELS: [curves.Curve(places, level)]}
             panels.append(curves.Panel(title, lines, "", [name for name, _ in rows]))
     return panels
