@@ -12,64 +12,42 @@ from support.processes import run_module, swirl
 from swirl_lightning.callbacks import row_scores
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, gemma_path):
-    """``pairs_per_step: 8`` on one process and on two, with batches of a step's size and of half of it."""
-    out = tmp_path_factory.mktemp("ddp")
-    for devices, cases in ((1, ["8-group", "8-batch"]), (2, ["4-group", "2-group", "4-batch"])):
-        done = run_module("support.ddp_run", gemma_path, out / str(devices), devices, *cases)
-        assert done.returncode == 0, done.stderr[-3000:]
-    return {
-        "one": out / "1" / "8-group",
-        "two": out / "2" / "4-group",
-        "two accumulated": out / "2" / "2-group",
-        "one, scaled by the batch": out / "1" / "8-batch",
-        "two, scaled by the batch": out / "2" / "4-batch",
-    }
-
-
 def load(folder):
     return {path.stem: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))}
 
 
-def test_pairs_per_step_makes_equally_many_steps_on_any_number_of_devices(runs):
-    assert {name: (folder / "steps.txt").read_text() for name, folder in runs.items()} == dict.fromkeys(runs, "15")
-
-
-def test_phases_switch_together_and_adapters_are_bit_equal_on_both_ranks(runs):
-    two = load(runs["two"])
-    stems = {name.rsplit("-", 1)[0] for name in two}
-    assert sorted(stems) == ["0-warmup", "1-fwm", "2-idm", "3-fwm", "4-idm"]
-    for stem in stems:
-        first, second = two[f"{stem}-0"], two[f"{stem}-1"]
-        assert all(torch.equal(first[k], second[k]) for k in first), stem
-
-
-@pytest.mark.parametrize("name", ["two", "two accumulated", "two, scaled by the batch"])
-def test_two_processes_train_the_same_weights_as_one(runs, name):
-    alone = "one, scaled by the batch" if name.endswith("batch") else "one"
-    one, two = load(runs[alone]), load(runs[name])
-    assert len(one) == 5
-    for epoch, state in one.items():
-        for key, value in state.items():
-            torch.testing.assert_close(two[epoch][key], value, atol=1e-9, rtol=0, msg=lambda m, e=epoch: f"{e}: {m}")
-
-
-def test_two_processes_measure_the_same_as_one(runs):
-    one = json.loads((runs["one"] / "metrics-0.json").read_text())
-    two = [json.loads((runs["two"] / f"metrics-{rank}.json").read_text()) for rank in (0, 1)]
-    assert len(one) > 5
-    assert two[0] == two[1]
-    for key, value in one.items():
-        assert two[0][key] == pytest.approx(value, abs=1e-5), key
+def test_two_processes_train_the_same_weights_as_one(tmp_path, gemma_path):
+    """``pairs_per_step: 8`` on one process and on two, with batches of a step's size and of half of it."""
+    cases = {1: ["8-group", "8-batch"], 2: ["4-group", "2-group", "4-batch"]}
+    for devices, names in cases.items():
+        done = run_module("support.ddp_run", gemma_path, tmp_path / str(devices), devices, *names, ranks=devices)
+        assert done.returncode == 0, done.stderr[-3000:]
+    folders = {case: tmp_path / str(devices) / case for devices, names in cases.items() for case in names}
+    assert {case: (folder / "steps.txt").read_text() for case, folder in folders.items()} == dict.fromkeys(folders, "9")
+    trained = {case: load(folder) for case, folder in folders.items()}
+    for two, one in (("4-group", "8-group"), ("2-group", "8-group"), ("4-batch", "8-batch")):
+        assert list(trained[one]) == ["0-warmup-0", "1-fwm-0", "2-idm-0"]
+        for name, state in trained[one].items():
+            first, second = trained[two][name], trained[two][name.removesuffix("0") + "1"]
+            for key, value in state.items():
+                assert torch.equal(first[key], second[key]), (two, name)  # on both ranks
+                torch.testing.assert_close(
+                    first[key], value, atol=1e-9, rtol=0, msg=lambda m, at=(two, name): f"{at}: {m}"
+                )
+    measured = [
+        json.loads((folders[case] / f"metrics-{rank}.json").read_text())
+        for case, rank in (("8-group", 0), ("4-group", 0), ("4-group", 1))
+    ]
+    assert len(measured[0]) > 5
+    assert measured[1] == measured[2] == pytest.approx(measured[0], abs=1e-5)
 
 
 def test_ranks_that_outnumber_the_rows_evaluate_as_one_process(tmp_path, gemma_path):
     """1 row on 3 ranks, one row fewer in the last batch, and a last batch that a rank has no row of."""
     cases = {"1x2": 1, "5x2": 5, "8x2": 8}
-    for devices in ("1", "3"):
+    for devices in (1, 3):
         # a rank that waits for another waits for ever: the time limit ends it
-        done = run_module("support.ddp_rows", gemma_path, tmp_path / devices, devices, *cases)
+        done = run_module("support.ddp_rows", gemma_path, tmp_path / str(devices), devices, *cases, ranks=devices)
         assert done.returncode == 0, done.stderr[-3000:]
     for case, rows in cases.items():
         one, three = tmp_path / "1" / case, tmp_path / "3" / case

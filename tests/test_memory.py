@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.attention import skip_if_torch_cannot_attend
 from support.tiny import gemma_folder, text_backbone
 from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, AdapterConfig, GRPOConfig, Transition
@@ -107,6 +109,7 @@ def test_the_estimate_is_within_a_quarter_of_what_training_takes(folder, tmp_pat
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_masks_count_as_often_as_attention_copies_them(narrow, dtype, attention, checkpointed):
     """What grows with the square of a row: measured at three lengths, of rows that are padded and share nothing."""
+    skip_if_torch_cannot_attend(getattr(torch, dtype))
     options = {"dtype": dtype, "attn_implementation": attention, "gradient_checkpointing": checkpointed}
     module = SWIRL(text_backbone(narrow, quantization=None, **options), lora=AdapterConfig(r=2))
     module.configure_model()
@@ -166,13 +169,14 @@ def test_large_tensors_of_the_command_lie_in_huge_pages():
     code = """
 import swirl_lightning.__main__ as command
 try:
-    command.main(["--help"])
+    command.main(["fit", "--help"])
 except SystemExit:
     pass
 import torch
 x = torch.ones(16 << 20)
 print(open("/proc/self/smaps_rollup").read())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("AnonHugePages"))
     assert int(line.split()[1]) >= 60 << 10  # of 64 MiB, in KiB

@@ -252,7 +252,7 @@ def test_rollouts_in_use_survive(gemma_path, tmp_path):
 
 def test_rollouts_in_use_survive_on_every_rank(gemma_path, tmp_path):
     for name in ("alone", "resumed"):
-        done = run_module("support.ddp_resume", gemma_path, tmp_path, name)
+        done = run_module("support.ddp_resume", gemma_path, tmp_path, name, ranks=2)
         assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         alone, resumed = (

@@ -123,7 +123,7 @@ def test_two_processes_give_the_scores_of_one(name, tmp_path, small):
     one, two = tmp_path / "one", tmp_path / "two"
     main(["test", "-c", str(write_config(name, one, small(name)))])
     spread = ("--trainer.strategy=ddp", "--trainer.devices=2")
-    done = swirl("test", "-c", write_config(name, two, small(name)), *spread)
+    done = swirl("test", "-c", write_config(name, two, small(name)), *spread, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert read(two / "run" / "results.json")["about"]["test"]["base, best of 2"]["settings"]["devices"] == 2
     # batches of another shape round otherwise: a CLIP score has been seen to move by 1e-5 from one CPU's kernels to

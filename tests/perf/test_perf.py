@@ -6,11 +6,13 @@ import json
 from dataclasses import asdict
 
 import pytest
+import torch
 from perf.common import CASES, SPECIALS, build_base, small
 from perf.floor import Floor, Rates
 from perf.worker import work
 
 from perf import gpu_day, gpu_stages, scaling, step
+from support.attention import skip_if_torch_cannot_attend
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -100,6 +102,7 @@ def test_the_gpu_day_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", ["parity", "graphs", "decode", "update", "shipped"])
 def test_a_stage_of_the_gpu_day_finds_its_numbers_and_fails_nowhere(name, tmp_path):
+    skip_if_torch_cannot_attend(torch.bfloat16)
     getattr(gpu_stages, name)(gpu_stages.Stage(name, "cpu", True, tmp_path))
     found = {row["what"]: row["value"] for row in gpu_day.read(tmp_path / "results.jsonl")}
     assert not [what for what, value in found.items() if str(value).startswith("FAILED")], found

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from support.attention import skip_if_torch_cannot_attend
 from support.phantom.device import CUDA, PhantomCuda
 from support.tiny_families import FAMILIES, backbone_of
 from support.trainers import quiet_trainer
@@ -71,15 +72,6 @@ CASES = [  # a family each way in turn, and one of texts and one of images both 
     for number, name in enumerate(FAMILIES)
 ]
 CASES += [("text", PLAIN | {"dtype": "bfloat16"}), ("liquid", QUANTIZED | {"dtype": "bfloat16"})]
-
-
-def skip_if_torch_cannot_attend(dtype):
-    """Torch's fused kernel for CPUs fails in bfloat16 where ATEN_CPU_CAPABILITY hides the CPU's AVX-512."""
-    query = torch.zeros(1, 1, 64, 16, dtype=dtype)
-    try:
-        torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=query.new_zeros(1, 1, 64, 64))
-    except RuntimeError as error:
-        pytest.skip(f"torch's own attention fails here: {error}")
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def main(model: str, out: Path, devices: int, cases: list[str]) -> None:
         data = Digits(size=24, batch_size=int(batch_size), pairs_per_step=8)
         trainer = quiet_trainer(
             folder,
-            PhaseSwitch(1, iterations=2),
+            PhaseSwitch(1, iterations=1),
             Write(folder),
             precision="64-true",  # so that rounding, which depends on the CPU and the batch, flips no sampled token
             devices=devices,

@@ -1,33 +1,88 @@
-"""Modules run as commands, in processes of their own."""
+"""Modules run as commands, each in a process of its own."""
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import random
+import runpy
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 TESTS = Path(__file__).parents[1]
 FIRST_EPHEMERAL = 32768  # Linux's; other systems begin higher
+SECONDS = 400
+
+# forked from a process that has imported what the commands do, which takes seconds; other systems cannot fork safely
+CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+CONTEXT.set_forkserver_preload(["support.swirl", "support.suites", "swirl_lightning.cli", "bitsandbytes"])
 
 
-def run_module(name: str, *args: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m name args``, which may import ``support``; it is stopped after 400 seconds."""
-    return subprocess.run(
-        [sys.executable, "-m", name, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=_environment(),
-        timeout=400,
-    )
+def run_module(name: str, *args: Any, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m name args``, which may import ``support``; it is stopped after 400 seconds.
+
+    Args:
+        name: the module.
+        args: its arguments.
+        ranks: processes of one run that the launcher starts, as torchrun does; 1 leaves this to Lightning.
+
+    Returns:
+        What rank 0 wrote, and the first exit status that is not 0, of a signal its negative number.
+
+    Raises:
+        subprocess.TimeoutExpired: a process had not ended.
+    """
+    arguments, environment, until = [*map(str, args)], _environment(), time.monotonic() + SECONDS
+    with tempfile.TemporaryDirectory() as folder:
+        running = []
+        for rank in range(ranks):
+            place = {"WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if ranks > 1 else {}
+            own = (name, arguments, environment | place, os.getcwd(), Path(folder, str(rank)))
+            running.append(CONTEXT.Process(target=_run, args=own))
+        if sys.platform == "linux":
+            with patch.dict(os.environ, environment):
+                forkserver.ensure_running()
+        try:
+            for process in running:
+                process.start()
+            for process in running:
+                process.join(until - time.monotonic())
+                if process.exitcode is None:
+                    raise subprocess.TimeoutExpired([name, *arguments], SECONDS)
+        finally:
+            for process in running:
+                process.kill()
+        out, err = (Path(folder, f"0.{stream}").read_text() for stream in ("out", "err"))
+        status = next((process.exitcode for process in running if process.exitcode), 0)
+    return subprocess.CompletedProcess([name, *arguments], status, out, err)
 
 
-def swirl(*args: Any) -> subprocess.CompletedProcess[str]:
+def swirl(*args: Any, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """``swirl args``."""
-    return run_module("swirl_lightning", *args)
+    return run_module("swirl_lightning", *args, ranks=ranks)
+
+
+def _run(name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: str, streams: Path) -> None:
+    """What a new process does: it becomes ``python -m name arguments``."""
+    for number, stream in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{streams}.{stream}", os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = [name, *arguments]
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
 
 
 def _environment() -> dict[str, str]:

@@ -104,7 +104,7 @@ def test_an_interrupted_call_goes_on_and_thresholds_cost_nothing(digits, pairs, 
 
 def test_two_processes_label_as_one(digits, pairs, tmp_path):
     options = ("--devices", 2, "--batch_size", 4)
-    done = swirl("label", digits, pairs, "--to", tmp_path / "two", *CPU, *options)
+    done = swirl("label", digits, pairs, "--to", tmp_path / "two", *CPU, *options, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("labels kept") == 1
     here("label", digits, pairs, "--to", tmp_path / "one", *CPU, "--batch_size", "4")
