@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from swirl_lightning.data.reading import BrokenRecord, lines, parse_object
 from swirl_lightning.files import remove_ranks, whole_file
 from swirl_lightning.transition import State, Transition
 
@@ -74,10 +76,20 @@ def _alone() -> bool:
 
 
 def read(folder: Path) -> dict[str, dict[str, float]]:
-    """``{id: {metric: score}}`` of a run's folder, over modes and ranks."""
+    """``{id: {metric: score}}`` of a run's folder, over modes and ranks.
+
+    Raises:
+        ValueError: a line is damaged.
+    """
     rows: dict[str, dict[str, float]] = {}
     for path in sorted((folder / FOLDER).glob("rank*.jsonl")):
-        for text in path.read_text().splitlines():
-            line = json.loads(text)
-            rows.setdefault(line.pop("id"), {}).update({k: v for k, v in line.items() if k != "mode"})
+        for place, text in lines(path):
+            try:
+                line = parse_object(text)
+                scores = {key: float(value) for key, value in line.items() if key not in ("id", "mode")}
+                if not all(map(math.isfinite, scores.values())):
+                    raise ValueError("a score is not finite")
+                rows.setdefault(str(line["id"]), {}).update(scores)
+            except (BrokenRecord, ValueError, TypeError, KeyError, OverflowError) as error:
+                raise ValueError(f"{place} is damaged ({error}): run the test again") from None
     return rows

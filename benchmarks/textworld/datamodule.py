@@ -12,6 +12,7 @@ from swirl_lightning.benchmarks.textworld.dataset import SPLITS, ensure, game_se
 from swirl_lightning.benchmarks.textworld.games import KINDS, World
 from swirl_lightning.benchmarks.textworld.metrics import EffectAccuracy, ExactStateMatch, Hallucination, Preservation
 from swirl_lightning.data.module import Split, TransitionDataModule
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.text import RougeL
 from swirl_lightning.transition import Transition
 
@@ -88,11 +89,8 @@ class TextWorld(TransitionDataModule):
         """Check sizes and probabilities."""
         World(self.rooms, self.objects, self.quest_length, self.steps, self.on_path, self.moves)
         game_seeds("test", self.world_seed)
-        for split in SPLITS:
-            if (size := getattr(self, f"{split}_size")) < 0:
-                raise ValueError(f"{split}_size of TextWorld must not be negative, got {size}")
-        if self.max_gap < 1:
-            raise ValueError(f"max_gap of TextWorld must be at least 1, got {self.max_gap}")
+        sizes = {f"{split}_size": "[0, inf)" for split in SPLITS}
+        check_ranges("data", vars(self), max_gap="[1, inf)", **sizes)
 
     def load_split(self, split: Split) -> Sequence[Transition]:
         """Read the split; if it is missing, make it first."""

@@ -17,7 +17,8 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from swirl_lightning.benchmarks.textworld.facts import write
 from swirl_lightning.benchmarks.textworld.games import World, play, require_textworld
-from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, records, text_field
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, read_settings, records, text_field
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import whole_file
 from swirl_lightning.transition import Transition
 
@@ -40,8 +41,7 @@ def game_seeds(split: str, world_seed: int) -> range:
     Raises:
         ValueError: ``world_seed`` is too large or negative.
     """
-    if not 0 <= world_seed < _WORLDS:
-        raise ValueError(f"world_seed of TextWorld must be between 0 and {_WORLDS - 1}, got {world_seed}")
+    check_ranges("data", {"world_seed": world_seed}, world_seed=f"[0, {_WORLDS - 1}]")
     start = (world_seed * len(SPLITS) + SPLITS.index(split)) * _GAMES
     return range(start, start + _GAMES)
 
@@ -156,9 +156,9 @@ def load(path: Path) -> list[Transition]:
     """Load the transitions of a file that `ensure` made.
 
     Raises:
-        ValueError: it was changed since then.
+        ValueError: it was changed since then, or what was written beside it is damaged.
     """
-    wanted = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).get("sha256")
+    wanted = read_settings(path.with_suffix(".json")).get("sha256")
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from swirl_lightning.benchmarks.textworld.facts import Facts, visible
+from swirl_lightning.engine.ranges import check_ranges
 
 KINDS = ("go", "open", "close", "unlock", "lock", "take", "drop", "put", "insert", "eat")
 """Kinds of action that change what is seen; ``look``, ``inventory`` and ``examine`` are never played."""
@@ -39,12 +40,8 @@ class World:
     moves: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("rooms", "objects", "quest_length", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} of TextWorld must be at least 1, got {getattr(self, name)}")
-        for name in ("on_path", "moves"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} of TextWorld must be between 0 and 1, got {getattr(self, name)}")
+        least = dict.fromkeys(("rooms", "objects", "quest_length", "steps"), "[1, inf)")
+        check_ranges("data", vars(self), on_path="[0, 1]", moves="[0, 1]", **least)
 
 
 class Step(NamedTuple):

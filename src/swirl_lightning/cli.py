@@ -9,6 +9,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, count
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ from swirl_lightning.callbacks import (
 )
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.checkpoints.fit import check_fits
+from swirl_lightning.checkpoints.state import UNLIKE
 from swirl_lightning.console.parsing import Parser, shorten
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
@@ -206,6 +208,14 @@ class SwirlCLI(LightningCLI):
                 super()._run_subcommand(subcommand)
         except (MisconfigurationException, torch.OutOfMemoryError) as error:
             raise ValueError(str(error)) from error
+        except UNLIKE as error:
+            if not _restoring(error):
+                raise
+            path, reason = self.config_init[subcommand].get("ckpt_path"), shorten(str(error))
+            raise ValueError(
+                f"checkpoint {path} cannot be restored ({type(error).__name__}: {reason}): it is damaged, or another "
+                "program or version wrote it"
+            ) from error
         except SIGTERMException:
             sys.exit(128 + signal.SIGTERM)  # as shells say it; Lightning would end with 0
 
@@ -259,6 +269,12 @@ class SwirlCLI(LightningCLI):
         path = self.config.get(subcommand, {}).get("ckpt_path")
         if path and path not in _NAMED:
             self._checkpoint = check_file(path, resume=subcommand == "fit")
+
+
+def _restoring(error: BaseException) -> bool:
+    """Tell whether an error came while Lightning restored a checkpoint."""
+    codes = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
+    return any(Path(code.co_filename).stem == "checkpoint_connector" and "restore" in code.co_name for code in codes)
 
 
 def _last_checkpoint(trainer: Trainer) -> str | None:

@@ -271,7 +271,7 @@ class Evaluator:
         if memory is not None:
             prompts = model.prompts(before, condition)
             names = [memory.key(model.role, mode, t.id, count, prompt) for t, prompt in zip(rows, prompts, strict=True)]
-            found = [memory.get(name) for name in names]
+            found = [memory.get(name, count) for name in names]
         if fresh := [n for n, samples in enumerate(found) if samples is None]:
             x, given = [before[n] for n in fresh], [condition[n] for n in fresh]
             keys = [f"eval|{self._config.seed}|{model.role}|{rows[n].id}" for n in fresh]

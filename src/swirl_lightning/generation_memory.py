@@ -35,18 +35,20 @@ class GenerationMemory:
                 for line in file:
                     try:
                         entry = json.loads(line)
-                        self._known[entry["key"]] = entry["ids"]
-                    except (ValueError, KeyError, TypeError):
-                        continue  # cut short
+                        if _are_ids(entry["ids"]):
+                            self._known[entry["key"]] = entry["ids"]
+                    except (ValueError, KeyError, TypeError, RecursionError):
+                        continue  # cut short or damaged
 
     def key(self, role: str, mode: str, record: str, count: int, prompt: TokenIds) -> str:
         """Return the key of one generation: ``count`` samples for one prompt."""
         prompt_digest = _digest(",".join(map(str, prompt)))
         return _digest("|".join((self.fingerprint, role, mode, record, str(count), prompt_digest)))
 
-    def get(self, key: str) -> list[TokenIds] | None:
-        """Return the samples of a key, or None."""
+    def get(self, key: str, count: int) -> list[TokenIds] | None:
+        """Return the ``count`` samples of a key, or None."""
         found = self._known.get(key)
+        found = found if found is not None and len(found) == count else None
         self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
         return found
 
@@ -61,6 +63,12 @@ class GenerationMemory:
             file.write("" if whole else "\n")
             for key, ids in zip(keys, samples, strict=True):
                 file.write(json.dumps({"key": key, "ids": ids}) + "\n")
+
+
+def _are_ids(samples: Any) -> bool:
+    return isinstance(samples, list) and all(
+        isinstance(ids, list) and all(type(number) is int and 0 <= number < 2**31 for number in ids) for ids in samples
+    )
 
 
 def _digest(text: str) -> str:

@@ -363,11 +363,12 @@ class SWIRL(WorldModelModule):
     def on_train_start(self) -> None:
         """Restore rollouts once the device is known, and random states last: no draw comes before training."""
         if (state := self._resumed) is not None:
-            own = state["updates"][self.trainer.global_rank] if any(state["updates"]) else {}
-            self._updates = {index: Update.of(saved, self.device) for index, saved in own.items()}
-            if any(window := state.get("window", [])):
-                self._denominator.restore(self, window[self.trainer.global_rank])
-            ckpt.restore_rng(state["rng"])
+            with ckpt.as_written("the rollouts, summed gradients or random states"):
+                own = state["updates"][self.trainer.global_rank] if any(state["updates"]) else {}
+                self._updates = {index: Update.of(saved, self.device) for index, saved in own.items()}
+                if any(window := state.get("window", [])):
+                    self._denominator.restore(self, window[self.trainer.global_rank])
+                ckpt.restore_rng(state["rng"])
             ckpt.check_optimizer(state, self.trainer.optimizers[0])
             self._resumed = None
 

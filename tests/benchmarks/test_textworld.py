@@ -12,7 +12,7 @@ from support.suites.textworld import needs_engine
 from support.trainers import quiet_trainer
 from swirl_lightning.__main__ import main
 from swirl_lightning.benchmarks.textworld import TextWorld
-from swirl_lightning.benchmarks.textworld.dataset import SPLITS
+from swirl_lightning.benchmarks.textworld.dataset import SPLITS, load
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.results.table import read as read_results
 
@@ -45,12 +45,12 @@ def test_data_module(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rooms": 0}, "rooms of TextWorld must be at least 1, got 0"),
-        ({"on_path": 1.5}, r"on_path of TextWorld must be between 0 and 1, got 1\.5"),
-        ({"moves": -0.1}, "moves of TextWorld must be between 0 and 1"),
-        ({"test_size": -1}, "test_size of TextWorld must not be negative, got -1"),
-        ({"max_gap": 0}, "max_gap of TextWorld must be at least 1, got 0"),
-        ({"world_seed": 8589}, "world_seed of TextWorld must be between 0 and 8588, got 8589"),
+        ({"rooms": 0}, r"rooms must lie in \[1, inf\), got 0"),
+        ({"on_path": 1.5}, r"on_path must lie in \[0, 1\], got 1\.5"),
+        ({"moves": -0.1}, r"moves must lie in \[0, 1\]"),
+        ({"test_size": -1}, r"test_size must lie in \[0, inf\), got -1"),
+        ({"max_gap": 0}, r"max_gap must lie in \[1, inf\), got 0"),
+        ({"world_seed": 8589}, r"world_seed must lie in \[0, 8588\], got 8589"),
     ],
 )
 def test_bad_options_are_named_before_anything_is_made(options, message, tmp_path):
@@ -90,3 +90,12 @@ def test_fit_and_test_by_the_command(gemma_path, tmp_path, monkeypatch):
         assert any(key.startswith(f"fwm/{mode}/effect_accuracy/") for key in values)
         assert f"idm/{mode}/exact_match" in values
     assert found["about"]["test"]["SWIRL iteration 1"]["suite"] == "TextWorld"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"null", b'{"sha256": ["x"]}'])
+def test_a_damaged_file_beside_a_split_is_told(tmp_path, content):
+    path = tmp_path / "test-0.jsonl"
+    path.write_text("")
+    path.with_suffix(".json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"test-0\.json is damaged: .*|was changed after it was made"):
+        load(path)

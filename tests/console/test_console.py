@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from support.cli import here
+from swirl_lightning.console.run import run_command
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "minigrid_quickstart.yaml"
@@ -153,3 +154,15 @@ def _matches(line, told):
             return False
         at = found + len(part)
     return line.startswith("error: ")
+
+
+def test_an_error_steers_no_terminal(monkeypatch):
+    """It may quote a file: no control character of that one reaches the terminal."""
+    monkeypatch.delenv("SWIRL_TRACEBACK", raising=False)
+
+    def main():
+        raise ValueError("base \x1b[31m of\r\n  a checkpoint")
+
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    assert end.value.code == "error: base  [31m of \n  a checkpoint"

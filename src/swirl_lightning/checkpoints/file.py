@@ -67,6 +67,7 @@ def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
     try:
         check_parts(own_state(checkpoint), _OF_OURS, "swirl.")
         check_parts(checkpoint, _OF_ANY)
+        check_parts(checkpoint["state_dict"], dict.fromkeys(checkpoint["state_dict"], torch.Tensor), "state_dict.")
         if resume and not _OF_A_TRAINING.keys() & checkpoint.keys():
             raise ValueError("it holds weights alone (save_weights_only): test it, or resume from a whole one")
         if resume:

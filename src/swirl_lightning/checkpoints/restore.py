@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.checkpoints.file import check_file
 from swirl_lightning.checkpoints.fit import check_fits
-from swirl_lightning.checkpoints.state import own_state
+from swirl_lightning.checkpoints.state import as_written, own_state
 from swirl_lightning.yaml_files import load
 
 if TYPE_CHECKING:
@@ -44,12 +44,13 @@ def load_into(module: Module, checkpoint: dict[str, Any]) -> Module:
     """Load the base of a module and a checkpoint's adapters, onto the device of the latter, in eval mode.
 
     Raises:
-        ValueError: the adapters belong to another base or other settings.
+        ValueError: the adapters belong to another base or other settings, or tensors are missing or of other shapes.
     """
     check_fits(checkpoint, module)
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
+    with as_written("the adapters"):
+        module.load_state_dict(checkpoint["state_dict"])
     return module.to(next(iter(checkpoint["state_dict"].values())).device).eval()
 
 

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("this checkpoint was not written by SWIRL: it has no 'swirl' entry")
     state: dict[str, Any] = checkpoint["swirl"]
     check_parts(state, {"base": dict, "label": str}, "swirl.")
+    check_parts(state, {name: dict for name in ("lora", "parts", "lengths") if name in state}, "swirl.")
     check_parts(state["base"], dict.fromkeys(("name", "architecture", "weights"), str), "swirl.base.")
     return state
 
@@ -77,8 +79,33 @@ def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def check_parts(found: Any, parts: Mapping[str, type], where: str = "") -> None:
     """Raise ValueError if an entry of a checkpoint is missing or of another type than it is written with."""
     for name, kind in parts.items():
-        if not isinstance(found, dict) or not isinstance(found.get(name), kind):
+        if not isinstance(found, dict) or not isinstance(name, str) or not isinstance(found.get(name), kind):
             raise ValueError(f"{where}{name} is missing or no {kind.__name__}: another program or version wrote it")
+
+
+UNLIKE = (AttributeError, IndexError, KeyError, TypeError, RuntimeError)
+"""Errors of code that reads an entry which is not as it was written."""
+
+
+@contextmanager
+def as_written(what: str) -> Iterator[None]:
+    """Say of `UNLIKE` that a part of a checkpoint cannot be used.
+
+    Args:
+        what: the part.
+
+    Raises:
+        ValueError: one of them came in the block.
+    """
+    try:
+        yield
+    except UNLIKE as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"{what} in the checkpoint cannot be restored ({type(error).__name__}: {str(error).strip()}): it is "
+            "damaged, or another program or version wrote it"
+        ) from error
 
 
 def check_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:

@@ -31,7 +31,8 @@ def run_command(main: Callable[[], None]) -> None:
     except MENDABLE as error:
         if os.environ.get("SWIRL_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}")
+        message = "\n".join(map(printable, str(error).split("\n")))  # it may quote a file
+        sys.exit(f"error: {message}")
     except RuntimeError as error:
         if os.environ.get("SWIRL_TRACEBACK") or not any(words in str(error) for words in _RANK_GONE):
             raise

@@ -112,6 +112,19 @@ def stays_inside(name: str) -> bool:
     return bool(name) and "\0" not in name and not PurePath(name).anchor and ".." not in PurePath(name).parts
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings that a folder was made with.
+
+    Raises:
+        ValueError: the file is no JSON object.
+    """
+    try:
+        found = parse_object(path.read_text(encoding="utf-8"))
+    except (BrokenRecord, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}; take another folder, or remove this one") from None
+    return found
+
+
 def lines(path: Path) -> Iterator[tuple[str, str]]:
     """(file:number, line) of every line with something on it; bytes that are no UTF-8 become surrogates."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:

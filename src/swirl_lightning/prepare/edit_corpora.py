@@ -20,8 +20,10 @@ from urllib.parse import urlparse
 
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.image_records import ImageRecord, usable
-from swirl_lightning.data.reading import SkippedRecords, rank_of
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, lines, parse_object, rank_of
 from swirl_lightning.data.reading import records as read_records
+from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files import whole_file
 
 AURORA_TASKS = ("magicbrush", "ag", "something", "kubric")
 
@@ -67,23 +69,18 @@ def pico_banana(path: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]:
             f"no file {path}; get the Pico-Banana-400K manifests from https://github.com/apple/pico-banana-400k"
         )
     folder = path.parent
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for n, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"pico-banana/{path.stem}/{n}"
-            try:
-                entry = json.loads(line)
-                if "files" in entry:
-                    yield from _turns(entry, folder, place)
-                else:
-                    source = entry.get("local_input_image") or entry["open_image_input_url"]
-                    meta = {"corpus": "pico-banana", "edit_type": entry.get("edit_type", "")}
-                    yield _record(
-                        _local(source, folder), _local(entry["output_image"], folder), entry["text"], place, meta
-                    )
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                skipped.add(place, f"not in the official layout ({error!r})")
+    for where, line in lines(path):
+        place = f"pico-banana/{path.stem}/{where.rpartition(':')[2]}"
+        try:
+            entry = parse_object(line)
+            if "files" in entry:
+                yield from _turns(entry, folder, place)
+            else:
+                source = entry.get("local_input_image") or entry["open_image_input_url"]
+                meta = {"corpus": "pico-banana", "edit_type": entry.get("edit_type", "")}
+                yield _record(_local(source, folder), _local(entry["output_image"], folder), entry["text"], place, meta)
+        except (BrokenRecord, KeyError, TypeError, AttributeError, ValueError) as error:
+            skipped.add(place, f"not in the official layout ({error!r})")
 
 
 def write(
@@ -109,6 +106,7 @@ def write(
         FileNotFoundError: a corpus is not there.
         ValueError: nothing is usable, ``strict`` and anything is wrong, or ``validation`` leaves nothing.
     """
+    check_ranges("edit_corpora", {"validation": validation}, validation="[0, inf)")
     out, skipped = Path(out), SkippedRecords("edits")
     records: list[ImageRecord] = []
     for folder in aurora:
@@ -129,9 +127,7 @@ def write(
 
 
 def _write_lines(out: Path, records: list[ImageRecord]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    with whole_file(out) as file:
         for record in records:
             line = {
                 "before_image": _relative(record.before, out.parent),
@@ -140,8 +136,7 @@ def _write_lines(out: Path, records: list[ImageRecord]) -> None:
                 "id": record.id,
                 **record.meta,
             }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    partial.replace(out)
+            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
 
 
 def _turns(entry: dict[str, Any], folder: Path, place: str) -> Iterator[ImageRecord]:

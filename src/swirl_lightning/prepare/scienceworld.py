@@ -10,7 +10,6 @@ its settings are in files beside it.
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 from collections import Counter
@@ -24,6 +23,9 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from swirl_lightning.benchmarks.scienceworld import FILE, sha256
 from swirl_lightning.console.run import run_command
+from swirl_lightning.data.reading import BrokenRecord, lines, parse_object, text_field
+from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files import whole_file
 
 Episode = tuple[str, str, int]
 """Split, task, variation."""
@@ -54,8 +56,10 @@ def generate(
 
     Raises:
         ImportError: the simulator is not installed.
-        ValueError: an unknown task.
+        ValueError: an unknown task, a number out of its range, or an episode of an earlier run that is damaged.
     """
+    counts = dict.fromkeys(("train", "dev", "test"), "[0, inf)")
+    check_ranges("scienceworld", locals(), max_steps="[1, inf)", **counts)
     folder = Path(out) / f"episodes-of-{max_steps}"
     folder.mkdir(parents=True, exist_ok=True)
     simulator = _simulator()
@@ -110,14 +114,14 @@ def freeze(out: Path, episodes: list[Path], settings: dict[str, Any]) -> Path:
     """Join episodes to one file, and write its hash, settings and counts."""
     path = out / FILE
     counts: Counter[str] = Counter()
-    partial = path.with_suffix(".partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         for episode in episodes:
-            for line in episode.read_text(encoding="utf-8").splitlines():
-                fields = json.loads(line)
-                counts[fields["split"]] += 1
-                file.write(line + "\n")
-    os.replace(partial, path)
+            for place, line in lines(episode):
+                try:
+                    counts[text_field(parse_object(line), "split")] += 1
+                except BrokenRecord as error:
+                    raise ValueError(f"{place} is damaged ({error}): remove the file to play it again") from None
+                file.write(line.rstrip("\n").encode() + b"\n")
     digest = sha256(path)
     path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
     made = {"scienceworld": version("scienceworld"), "python": sys.version.split()[0], **settings}
@@ -132,10 +136,8 @@ def _path(folder: Path, episode: Episode) -> Path:
 
 
 def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    partial = path.with_suffix(".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.replace(partial, path)  # an episode is there as a whole or not at all
+    with whole_file(path) as file:
+        file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
 
 
 def _simulator() -> Any:

@@ -25,8 +25,10 @@ from PIL import Image
 from rich.progress import Progress
 
 from swirl_lightning.console.run import run_command
+from swirl_lightning.data.reading import read_settings
 from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files import whole_file
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 _LOG = "videos.jsonl"
@@ -76,6 +78,7 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
         FileNotFoundError: the folder has no videos.
         ValueError: ``out`` was made with other settings.
     """
+    check_ranges("video_pairs", {"workers": workers}, workers="[1, inf)")
     require_av()
     videos, out, config = Path(videos), Path(out), config or PairConfig()
     names = sorted(p.relative_to(videos).as_posix() for p in videos.rglob("*") if p.suffix.lower() in ENDINGS)
@@ -196,35 +199,44 @@ def _finished(
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a log; a last line that is cut short is left out, and its video done again."""
+    """Read the lines of a log; one that is cut short or damaged is left out, and its video done again."""
     entries: list[dict[str, Any]] = []
     if not path.is_file():
         return entries
-    text = path.read_text(encoding="utf-8")
-    for line in text.splitlines():
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in text.split("\n"):
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if _is_entry(entry):
+            entries.append(entry)
     if text and not text.endswith("\n"):
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+        with whole_file(path) as file:
+            file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
     return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in ("video", "reason")):
+        return False
+    pairs = entry.get("pairs")
+    return isinstance(pairs, list) and all(isinstance(pair, dict) and "id" in pair for pair in pairs)
 
 
 def _check_settings(path: Path, config: PairConfig) -> None:
     now = asdict(config)
-    if path.is_file() and (then := json.loads(path.read_text())) != now:
+    if path.is_file() and (then := read_settings(path)) != now:
         changed = ", ".join(f"{k} was {then.get(k)} and is {v}" for k, v in now.items() if then.get(k) != v)
         raise ValueError(f"{path.parent} was made with other settings ({changed}); take another folder")
-    path.write_text(json.dumps(now))
+    with whole_file(path) as file:
+        file.write(json.dumps(now).encode())
 
 
 def _write_pairs(path: Path, entries: list[dict[str, Any]]) -> None:
-    partial = path.with_suffix(".partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         for entry in entries:
-            file.writelines(json.dumps(pair) + "\n" for pair in entry["pairs"])
-    partial.replace(path)
+            file.writelines((json.dumps(pair) + "\n").encode() for pair in entry["pairs"])
 
 
 def main(args: Sequence[str] | None = None) -> None:

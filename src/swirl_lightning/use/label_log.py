@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from swirl_lightning.data.reading import SkippedRecords
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, parse_object, read_settings
 from swirl_lightning.files import whole_file
 
 LABELLED, SETTINGS = "labelled.jsonl", "settings.json"
@@ -68,7 +69,7 @@ class LabelLog:
         self.folder, self.settings = folder, settings
         path = folder / SETTINGS
         if path.is_file():
-            then = json.loads(path.read_text(encoding="utf-8"))
+            then = read_settings(path)
             changed = [name for name in {**settings, **then} if settings.get(name) != then.get(name)]
             if changed:
                 raise ValueError(f"{folder} was made with another {', another '.join(changed)}: take another folder")
@@ -81,16 +82,17 @@ class LabelLog:
             file.write(json.dumps(self.settings, indent=2).encode())
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """Return the lines of all ranks by the key of their pair; one that was cut short is left out."""
+        """Return the lines of all ranks by the key of their pair; one that was cut short or damaged is left out."""
         found = {}
         for path in sorted(self.folder.glob("all-rank*.jsonl")):
             with open(path, encoding="utf-8", errors="replace") as file:
                 for text in file:
                     try:
-                        line = json.loads(text)
-                    except ValueError:
+                        line = parse_object(text)
+                    except BrokenRecord:
                         continue
-                    found[line["key"]] = line
+                    if _is_line(line):
+                        found[line["key"]] = line
         return found
 
     def add(self, lines: Iterable[dict[str, Any]], rank: int) -> None:
@@ -117,7 +119,7 @@ class LabelLog:
                 continue
             record = line["record"]
             summary.labelled.append(record)
-            if all(value is None or record[name] >= value for name, value in least.items()):
+            if all(value is None or record.get(name, -math.inf) >= value for name, value in least.items()):
                 summary.kept.append(record)
         summary.skipped.report(len(summary.labelled))
         return summary
@@ -127,6 +129,21 @@ class LabelLog:
         with whole_file(summary.path) as file:
             for record in summary.kept:
                 file.write((json.dumps(record, ensure_ascii=False, default=str) + "\n").encode())
+
+
+def _is_line(line: dict[str, Any]) -> bool:
+    """Tell whether it has what `LabelLog.summary` reads."""
+    if not isinstance(line.get("key"), str):
+        return False
+    if "skipped" in line:
+        return isinstance(line["skipped"], str) and isinstance(line.get("id"), str)
+    record = line.get("record")
+    if not isinstance(record, dict) or not isinstance(record.get("action"), str):
+        return False
+    numbers = [record.get("log_prob"), record.get("agreement", 0.0)]  # a run without FWM has no agreement
+    return isinstance(record.get("given_action", ""), str) and all(
+        isinstance(value, float) and math.isfinite(value) for value in numbers
+    )
 
 
 def _last_byte(file: Any) -> bytes:
