@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from swirl_lightning.data.module import TransitionDataModule
+from swirl_lightning.engine.ranges import check_ranges
 
 
 class Suite(TransitionDataModule):
@@ -42,8 +43,7 @@ class Suite(TransitionDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1 or null, got {limit}")
+        check_ranges("data", {"limit": limit}, limit="[1, inf) or null")
         self.data_dir = Path(data_dir)
         self.strict, self.bert, self.limit = strict, bert, limit
         self.counts: dict[str, dict[str, int]] = {}

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from swirl_lightning.callbacks.media import Media, media
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.training.rollouts import Rollouts
 
 
@@ -30,8 +31,8 @@ class RolloutWriter(Callback, ABC):
     """
 
     def __init__(self, every_n_steps: int = 50, max_rows: int = 4) -> None:
-        if every_n_steps < 1 or max_rows < 1:
-            raise ValueError(f"every_n_steps and max_rows must be at least 1, got {every_n_steps} and {max_rows}")
+        given = {"every_n_steps": every_n_steps, "max_rows": max_rows}
+        check_ranges(type(self).__name__, given, every_n_steps="[1, inf)", max_rows="[1, inf)")
         self.every_n_steps, self.max_rows = every_n_steps, max_rows
         self._last: tuple[int, int] | None = None  # epoch and step of the last write
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.callbacks._shared import phase_name, rollouts_of
 from swirl_lightning.checkpoints.state import over_ranks
+from swirl_lightning.engine.ranges import check_ranges
 
 
 class CollapseWatch(Callback):
@@ -40,8 +41,7 @@ class CollapseWatch(Callback):
     """
 
     def __init__(self, threshold: float = 0.8) -> None:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        check_ranges("CollapseWatch", {"threshold": threshold}, threshold="[0, 1]")
         self.threshold = threshold
         self._first: dict[str, float] = {}
         self._seen: list[tuple[int, int]] = []  # (hash, length) of each action of this phase and rank

@@ -11,6 +11,7 @@ from PIL import Image
 from swirl_lightning.callbacks._shared import table, table_cell
 from swirl_lightning.callbacks.media import media
 from swirl_lightning.callbacks.transition_images import image_grid
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import State, Transition
 
 
@@ -33,8 +34,7 @@ class HeldOutStates(Callback):
     """
 
     def __init__(self, count: int = 4, most: int = 12) -> None:
-        if count < 1 or most < 1:
-            raise ValueError(f"count and most must be at least 1, got {count} and {most}")
+        check_ranges("HeldOutStates", {"count": count, "most": most}, count="[1, inf)", most="[1, inf)")
         self.count, self.most = count, most
         self._rows: list[tuple[str, list[State]]] = []  # name of the weights, and their predictions
         self._now: dict[str, list[tuple[Transition, State]]] = {}  # by mode

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.memory import GIB, Lengths, MemoryEstimate, report
 from swirl_lightning.schedule import PhaseSchedule
 
@@ -35,8 +36,7 @@ class MemoryReport(Callback):
     """
 
     def __init__(self, samples: int = 16) -> None:
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
+        check_ranges("MemoryReport", {"samples": samples}, samples="[1, inf)")
         self.samples = samples
         self.estimate: MemoryEstimate | None = None
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from swirl_lightning.callbacks.transition_images import CELL, image_grid
 from swirl_lightning.data.token_cache import state_key
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import MODES
 from swirl_lightning.files import remove_ranks
 from swirl_lightning.generation_memory import GenerationMemory
@@ -56,8 +57,7 @@ class Predictions(Callback):
     """
 
     def __init__(self, folder: str = "predictions", contact_sheet_rows: int = 16, resume: bool = True) -> None:
-        if contact_sheet_rows < 0:
-            raise ValueError(f"contact_sheet_rows must not be negative, got {contact_sheet_rows}")
+        check_ranges("Predictions", {"contact_sheet_rows": contact_sheet_rows}, contact_sheet_rows="[0, inf)")
         self.folder, self.contact_sheet_rows, self.resume = folder, contact_sheet_rows, resume
         self.memory: GenerationMemory | None = None
         self._sheet: dict[str, list[_SheetRow]] = {}  # by task

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from swirl_lightning.engine.ranges import check_ranges
+
 try:
     import resource
 except ImportError:  # Windows
@@ -37,8 +39,7 @@ class Throughput(Callback):
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        check_ranges("Throughput", {"every_n_steps": every_n_steps}, every_n_steps="[1, inf) or null")
         self.every_n_steps = every_n_steps
         self._time, self._pause = 0.0, 0.0
         self._tokens = self._step = 0

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from swirl_lightning.callbacks._shared import RolloutWriter, table, table_cell
 from swirl_lightning.callbacks.media import Media
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.training.rollouts import Rollouts
 from swirl_lightning.transition import State
 
@@ -44,8 +45,7 @@ class TransitionImages(RolloutWriter):
 
     def __init__(self, every_n_steps: int = 50, max_rows: int = 4, scale: int | None = None) -> None:
         super().__init__(every_n_steps, max_rows)
-        if scale is not None and scale < 1:
-            raise ValueError(f"scale must be at least 1, got {scale}")
+        check_ranges("TransitionImages", {"scale": scale}, scale="[1, inf) or null")
         self.scale = scale
 
     def write(self, to: Media, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:

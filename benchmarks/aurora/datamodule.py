@@ -17,6 +17,7 @@ from swirl_lightning.benchmarks.image_suite import ImageSuite
 from swirl_lightning.data.image_records import ImageRecord, ImageTransitions
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import SkippedRecords, records, stays_inside
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import Transition
 
 TASKS = ("magicbrush", "ag", "something", "kubric", "whatsup", "clevr", "emu", "epic")
@@ -73,8 +74,7 @@ class Aurora(ImageSuite):
         super().__init__(data_dir=data_dir, **kwargs)
         if protocol not in ("edit", "disc_edit"):
             raise ValueError(f"protocol must be 'edit' or 'disc_edit', got {protocol!r}")
-        if validation_size < 1 or disc_samples < 1:
-            raise ValueError("validation_size and disc_samples must be at least 1")
+        check_ranges("data", locals(), validation_size="[1, inf)", disc_samples="[1, inf)")
         self.tasks = None if tasks is None else list(tasks)
         self.train_tasks = None if train_tasks is None else list(train_tasks)
         self.validation_size, self.protocol, self.disc_samples = validation_size, protocol, disc_samples

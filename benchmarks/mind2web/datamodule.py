@@ -14,6 +14,7 @@ from swirl_lightning.benchmarks.mind2web.html_pruning import Size, prune
 from swirl_lightning.benchmarks.mind2web.metrics import ElementAccuracy, OperationF1, StepSuccess
 from swirl_lightning.benchmarks.text_suite import Part, TextSuite
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, first, records, text_field
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.exact_match import ExactMatch
 from swirl_lightning.transition import Transition
 
@@ -60,8 +61,7 @@ class Mind2Web(TextSuite):
         unknown = sorted(set(test_splits) - set(TEST_SPLITS))
         if unknown or not test_splits:
             raise ValueError(f"unknown Mind2Web test splits {unknown}; choose one or more of {list(TEST_SPLITS)}")
-        if page_budget < 1:
-            raise ValueError(f"page_budget must be at least 1, got {page_budget}")
+        check_ranges("data", {"page_budget": page_budget}, page_budget="[1, inf)")
         self.test_splits = [split for split in TEST_SPLITS if split in test_splits]
         self.domains, self.websites = domains, websites
         self.page_budget, self.tokenizer = page_budget, tokenizer

@@ -30,6 +30,7 @@ from swirl_lightning.benchmarks.minigrid.tiles import (
     require_minigrid,
     split_of,
 )
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import Transition
 
 SHARES = {
@@ -175,14 +176,14 @@ def check(
     """Raise the errors of `generate` for these arguments, without simulating."""
     if split not in SPLITS:
         raise ValueError(f"unknown MiniGrid split {split!r}; choose from {list(SPLITS)}")
-    if n < 0:
-        raise ValueError(f"the size of MiniGrid split {split!r} must not be negative, got {n}")
+    check_ranges("data", {f"{split}_size": n}, **{f"{split}_size": "[0, inf)"})
     unknown = [name for name in families if name not in FAMILIES]
     if unknown or not families:
         raise ValueError(f"unknown MiniGrid families {unknown}; choose one or more of {list(FAMILIES)}")
-    if not 1 <= min_gap <= max_gap:
+    check_ranges("data", {"min_gap": min_gap, "max_gap": max_gap}, min_gap="[1, inf)", max_gap="[1, inf)")
+    if min_gap > max_gap:
         raise ValueError(
-            f"two MiniGrid frames are at least one step apart, and at most max_gap: got min_gap {min_gap} and "
+            f"two MiniGrid frames are at least min_gap steps apart, and at most max_gap: got min_gap {min_gap} and "
             f"max_gap {max_gap}"
         )
     possible = frozenset().union(*(FAMILIES[name].kinds for name in families))

@@ -19,6 +19,7 @@ from swirl_lightning.data.images import open_rgb
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords
 from swirl_lightning.data.video import Video, VideoError, require_av
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import whole_file
 from swirl_lightning.transition import Choices, Transition
 
@@ -82,8 +83,7 @@ class WorldPrediction(ImageSuite):
         **kwargs: Any,
     ) -> None:
         super().__init__(data_dir=data_dir, **kwargs)
-        if not 1 <= max_turns <= MAX_TURNS:
-            raise ValueError(f"max_turns must be 1 to {MAX_TURNS}, got {max_turns}")
+        check_ranges("data", {"max_turns": max_turns}, max_turns=f"[1, {MAX_TURNS}]")
         if str(ground_truth) not in ("auto", "0", "1"):
             raise ValueError(f"ground_truth must be 'auto', '0' or '1', got {ground_truth!r}")
         unknown = sorted(set(tasks or ()) - set(TASKS))

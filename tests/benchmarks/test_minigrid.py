@@ -325,8 +325,8 @@ def test_the_gap_is_of_state_only_pairs_alone():
     [
         ({"families": ["maze"]}, r"unknown MiniGrid families \['maze'\]; choose"),
         ({"families": []}, "choose one or more of"),
-        ({"test_size": -1}, "'test' must not be negative, got -1"),
-        ({"max_gap": 0}, "at least one step apart, .* got min_gap 1 and max_gap 0"),
+        ({"test_size": -1}, r"test_size must lie in \[0, inf\), got -1"),
+        ({"max_gap": 0}, r"max_gap must lie in \[1, inf\), got 0"),
         ({"min_gap": 3, "max_gap": 2}, "got min_gap 3 and max_gap 2"),
         ({"never_labelled": ("red door",)}, r"unknown MiniGrid things \['red door'\]"),
         ({"action_shares": {"jump": 1}}, "shares of MiniGrid actions are numbers >= 0 by kind"),

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.loading import encode_plain, misfit, special_ids
 from swirl_lightning.engine.grammar import Grammar, TokenIds
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import State
 
 
@@ -38,8 +39,7 @@ class ImageTokens(Backbone):
         self, model_name_or_path: str, max_action_tokens: int = 64, encode_batch: int = 8, **kwargs: Any
     ) -> None:
         super().__init__(model_name_or_path, **kwargs)
-        if max_action_tokens < 2 or encode_batch < 1:
-            raise ValueError("max_action_tokens must be at least 2 and encode_batch at least 1")
+        check_ranges("model.backbone", locals(), max_action_tokens="[2, inf)", encode_batch="[1, inf)")
         self.max_action_tokens = max_action_tokens
         self.encode_batch = encode_batch
 

@@ -16,6 +16,7 @@ from swirl_lightning.backbones.images import to_images, to_pixels
 from swirl_lightning.backbones.loading import encode_plain, load_base, load_config, load_tokenizer, misfit
 from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGAN, VQGANConfig, vqgan_fingerprint
 from swirl_lightning.engine.grammar import Grammar, TokenIds
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import State
 
 IMAGE_MARKS = ("<boi>", "<eoi>")
@@ -48,8 +49,7 @@ class Liquid(Backbone):
         **kwargs: Any,
     ) -> None:
         super().__init__(model_name_or_path, **kwargs)
-        if max_action_tokens < 2 or encode_batch < 1:
-            raise ValueError("max_action_tokens must be at least 2 and encode_batch at least 1")
+        check_ranges("model.backbone", locals(), max_action_tokens="[2, inf)", encode_batch="[1, inf)")
         self.max_action_tokens = max_action_tokens
         self.encode_batch = encode_batch
         self.vqgan_path = Path(vqgan_path) if vqgan_path else Path(self.path) / "vqgan"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from swirl_lightning.engine.ranges import check_ranges
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -30,8 +32,6 @@ class EngineConfig:
     max_cached_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_cached_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 or null, got {value}")
+        check_ranges("engine", vars(self), **dict.fromkeys(("max_tokens", "max_cached_tokens"), "[1, inf) or null"))
         if self.cuda_graphs and not self.shared_attention:
             raise ValueError("cuda_graphs needs shared_attention: without it the cache grows by being copied")

@@ -9,6 +9,8 @@ from typing import Any
 def check_ranges(where: str, values: Mapping[str, Any], /, **ranges: str) -> None:
     """Raise ValueError for the first number outside its range; NaN lies in none, and infinity outside ``inf)``.
 
+    So does what no 64-bit integer holds: libraries fail on it, and some only after the base is loaded.
+
     Args:
         where: of the options in the configuration, as ``model.grpo``.
         values: of the options by name, others among them.
@@ -26,6 +28,6 @@ def check_ranges(where: str, values: Mapping[str, Any], /, **ranges: str) -> Non
             inside = bool(null)
         else:
             above = value >= low if interval[0] == "[" else value > low
-            inside = above and (value <= high if interval[-1] == "]" else value < high)
+            inside = above and (value <= high if interval[-1] == "]" else value < high) and abs(value) < 2**63
         if not inside:
             raise ValueError(f"{where}.{name} must lie in {allowed}, got {value}")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.row_mean import RowMean
 
 LAYERS = {
@@ -49,6 +50,7 @@ class BERTScore(RowMean):
         **kwargs: Any,
     ) -> None:
         super().__init__(name, **kwargs)
+        check_ranges("BERTScore", locals(), layer="(-inf, inf) or null", batch_size="[1, inf)")
         self.model_name, self.layer, self.batch_size = model, layer, batch_size
 
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.category_means import CategoryMeans
 from swirl_lightning.transition import State, Transition
 
@@ -31,6 +32,7 @@ class CLIPEncoder:
     def __init__(self, name_or_path: str, device: str | None = None, batch_size: int = 32) -> None:
         self.name_or_path = name_or_path
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check_ranges("CLIPEncoder", {"batch_size": batch_size}, batch_size="[1, inf)")
         self.batch_size = batch_size
 
     @torch.no_grad()

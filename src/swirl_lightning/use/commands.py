@@ -7,6 +7,7 @@ from pathlib import Path
 
 from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import silence_libraries
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.use.runs import Run, fastest_device
 
 _SPLITS = ("warmup", "state_only", "validation", "test")
@@ -148,6 +149,7 @@ def play(args: Sequence[str] | None = None) -> None:
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="who may come: this machine alone (127.0.0.1)")
     add("--config", metavar="FILE", help=_CONFIG)
     options = parser.parse_args(args)
+    check_ranges("play", vars(options), port="[0, 65535]")
     runs = [Run.find(run, options.config) for run in options.runs]
     silence_libraries()
     from swirl_lightning.use.playing import open_page
