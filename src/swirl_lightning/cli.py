@@ -54,7 +54,7 @@ from swirl_lightning.checkpoints.state import UNLIKE
 from swirl_lightning.console.parsing import Parser, shorten
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
-from swirl_lightning.training.trainer_checks import check_strategy
+from swirl_lightning.training.trainer_checks import check_trainer
 from swirl_lightning.yaml_files import guarded, load
 
 set_loader("yaml", guarded(get_loader("yaml")), (YAMLError,))  # of every configuration
@@ -194,7 +194,7 @@ class SwirlCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
-            check_strategy(self.trainer.strategy)  # here too: others pickle the model before it can refuse them
+            check_trainer(self.trainer)  # here too: others pickle the model before it can refuse them
         except (ValueError, MisconfigurationException) as error:
             raise ValueError(shorten(str(error))) from error
         except (TypeError, KeyError, AttributeError, RuntimeError) as error:

@@ -32,7 +32,7 @@ from swirl_lightning.training.learners import GRPO, Learner, Policy
 from swirl_lightning.training.losses import Loss, SharedDenominator, sft_log_probs
 from swirl_lightning.training.rewards import MeanLogProb, Reward
 from swirl_lightning.training.rollouts import Rollouts, Update
-from swirl_lightning.training.trainer_checks import check_labels_once, check_precision, check_schedule, check_strategy
+from swirl_lightning.training.trainer_checks import check_labels_once, check_precision, check_schedule, check_trainer
 from swirl_lightning.transition import Transition
 from swirl_lightning.world_model_module import WorldModelModule
 
@@ -330,7 +330,7 @@ class SWIRL(WorldModelModule):
         if stage == "fit" and self.bootstrap_labels == "once":
             check_labels_once(self.schedule, self.shared_weights)
         super().setup(stage)
-        check_strategy(self.trainer.strategy)
+        check_trainer(self.trainer)
         check_precision(str(self.trainer.precision), self.backbone)
         if self.trainer.strategy.root_device.type == "cpu":
             give_freed_blocks_back()

@@ -109,6 +109,14 @@ def refused(capsys):
         (["--trainer.precision", "half"], "trainer.precision: Expected .*'bf16-mixed'"),
         (["--trainer.strategy", "ddp_spawn", "--trainer.devices", "2"], "trainer.strategy would send .* use ddp"),
         (["extra"], "extra is no option"),
+        (["--trainer.accumulate_grad_batches", "0"], r"trainer.accumulate_grad_batches must lie in [1, inf), got 0"),
+        (["--trainer.accumulate_grad_batches", str(10**25)], "trainer.accumulate_grad_batches must lie in"),
+        (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val must lie in [0, inf) or null, got -1"),
+        (["--trainer.val_check_interval", "0"], "trainer.val_check_interval must lie in (0, inf), got 0"),
+        (["--trainer.check_val_every_n_epoch", "0"], "trainer.check_val_every_n_epoch must lie in [1, inf) or null"),
+        (["--trainer.log_every_n_steps", "-1"], "trainer.log_every_n_steps must lie in"),
+        (["--trainer.num_sanity_val_steps", "-2"], "trainer.num_sanity_val_steps must lie in"),
+        (["--trainer.min_steps", "-3"], "trainer.min_steps must lie in"),
     ],
 )
 def test_an_option_of_the_command_line(refused, args, told):

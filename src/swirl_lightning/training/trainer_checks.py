@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.roles import Role
 from swirl_lightning.schedule import PhaseName, PhaseSchedule
 
@@ -25,6 +27,30 @@ def check_schedule(scheduled: bool, iterations: int | None, roles: Sequence[Role
             f"roles {[role.value for role in roles]} has one model, and RL needs both: set iterations of "
             "PhaseSwitch to 0"
         )
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Refuse numbers that Lightning takes, and fails on when the base is loaded; and strategies, as `check_strategy`.
+
+    Raises:
+        ValueError: one lies outside its range, or SWIRL cannot be trained with the strategy.
+    """
+    interval = trainer.val_check_interval
+    sanity = min(trainer.num_sanity_val_steps, 2**31)  # infinite where all batches are asked for
+    limits = {"min_epochs": trainer.min_epochs, "min_steps": trainer.min_steps, "num_sanity_val_steps": sanity}
+    check_ranges(
+        "trainer",
+        vars(trainer) | limits,
+        accumulate_grad_batches="[1, inf)",
+        gradient_clip_val="[0, inf) or null",  # below 0, gradients would be turned round
+        check_val_every_n_epoch="[1, inf) or null",
+        log_every_n_steps="[0, inf)",
+        min_epochs="[0, inf) or null",
+        min_steps="[0, inf) or null",
+        num_sanity_val_steps="[0, inf)",
+        **({"val_check_interval": "(0, inf)"} if isinstance(interval, int | float) else {}),
+    )
+    check_strategy(trainer.strategy)
 
 
 def check_strategy(strategy: Strategy) -> None:
