@@ -47,6 +47,11 @@ def test_a_bomb_is_refused(many):
         load(many)
 
 
+def test_so_is_what_is_nested_too_deeply():
+    with pytest.raises(yaml.YAMLError, match="nested too deeply"):
+        load("[" * 5000 + "]" * 5000)
+
+
 def test_of_a_base(tmp_path, many):
     """``vqgan.yaml`` comes from the hub."""
     path = tmp_path / "vqgan.yaml"
@@ -77,3 +82,24 @@ def test_of_a_command(tmp_path, gemma_path, capsys):
     with pytest.raises(SystemExit):
         here("fit", "-c", path)
     assert "stand for more than 100000 values" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"a: " + b"[" * 5000 + b"]" * 5000, "nested too deeply"),
+        (bytes(range(128, 256)), "the configuration is no UTF-8 text"),
+        (b"- 1\n- 2\n", "Unexpected config"),
+        (b'a: "\0"', "control characters are not allowed"),
+        (b"trainer:\n\tmax_steps: 3\n", "cannot start any token"),
+        (b"a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ],
+)
+def test_what_is_no_configuration_is_one_line(tmp_path, capsys, content, told):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        here("fit", "-c", path)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line

@@ -25,12 +25,15 @@ def load(text: str) -> Any:
 
 
 def guarded(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The parser, after a check that raises `TooManyAliases`."""
+    """The parser, after a check that raises `TooManyAliases`; what is nested too deeply is a YAMLError, too."""
 
     def checked(text: str) -> Any:
-        if isinstance(text, str) and "*" in text:
-            _check(text)
-        return parse(text)
+        try:
+            if isinstance(text, str) and "*" in text:
+                _check(text)
+            return parse(text)
+        except RecursionError:
+            raise yaml.YAMLError("it is nested too deeply") from None
 
     return checked
 

@@ -155,6 +155,12 @@ def test_a_table_that_cannot_be_read_is_refused_before_a_model_loads(gemma_path,
     assert swirl.model is None
 
 
+def test_a_folder_in_its_place_is_told(tmp_path):
+    (tmp_path / "results.json").mkdir()
+    with pytest.raises(OSError, match=r"results\.json"):
+        read(tmp_path / "results.json")
+
+
 def test_no_row_of_processes_at_the_same_time_is_lost(gemma_path, tmp_path):
     """Tests of several checkpoints share a run's folder, and each reads the table, adds its row and writes."""
     names, count = ("a", "b"), 45

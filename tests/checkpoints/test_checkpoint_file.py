@@ -174,6 +174,12 @@ def test_another_optimiser_is_refused(copied, capsys):
     )
 
 
+def test_nothing_is_taken_from_a_registry(tmp_path, gemma_path, refused):
+    """Lightning would ask its own for a name that is no path."""
+    line = refused("fit", "-c", config(tmp_path, gemma_path), "--ckpt_path", "registry")
+    assert "checkpoint registry does not exist" in line
+
+
 @pytest.mark.parametrize("command", ["test", "predict", "validate"])
 def test_last_where_there_is_none_is_refused_but_in_fit(tmp_path, gemma_path, refused, command):
     line = refused(command, "-c", config(tmp_path, gemma_path), "--ckpt_path", "last")

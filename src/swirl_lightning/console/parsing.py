@@ -48,7 +48,12 @@ class Parser(LightningArgumentParser):
         """As in jsonargparse."""
         if isinstance(args, list) and len(args) == 1 and args[0].endswith("=None"):
             args = [args[0].removesuffix("None") + "null"]
-        return super().parse_args(args, *rest, **options)
+        try:
+            return super().parse_args(args, *rest, **options)
+        except UnicodeDecodeError as error:
+            self.error(f"the configuration is no UTF-8 text: {error}")
+        except RecursionError:
+            self.error("the configuration is nested too deeply")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with one line instead of usage and configuration; within a class, leave it to the outer parser."""

@@ -48,10 +48,11 @@ def read(path: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
     Beside the splits there is ``about``: what a row rests on, ``{split: {row: {counts, rows, missing, ...}}}``.
 
     Raises:
+        OSError: it is a folder, or may not be read.
         ValueError: the file is no such table.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         found: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
