@@ -2,8 +2,10 @@
 
     python -m recipes.planning runs/quickstart --models SFT=checkpoints/epoch=23.ckpt SWIRL=checkpoints/last.ckpt
 
-Give the run of every seed; each plans for goals in frames of its own test split. The true simulator as the model is
-the upper bound, and a random policy the lower one. Intervals are of a bootstrap over runs and goals (95 %).
+Give the run of every seed; each plans for goals in frames of its own test split. ``--seeds`` takes several sets of
+goals from each run, without a frame in common, and draws the searches anew for each. The true simulator as the model is
+the upper bound, and a random policy the lower one. Intervals are of a bootstrap over runs and goals (95 %); of one run,
+over its goals alone. Below are the paired differences of each model to the first one.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -20,6 +23,7 @@ import numpy as np
 from recipes.study import interval
 from swirl_lightning.benchmarks.minigrid.goals import KINDS, MiniGridGoal, goals_in
 from swirl_lightning.console.run import run_command, silence_libraries
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import State, Transition
 from swirl_lightning.use.planning import Dynamics, Episode, FWMDynamics, PlanConfig, Search, TrueDynamics, pursue
 from swirl_lightning.use.runs import Run
@@ -28,27 +32,36 @@ RANDOM, TRUE = "random policy", "true simulator"
 _NEAREST = 3
 """Fewest actions to a goal: nearer ones are reached by chance."""
 
-Results = dict[str, list[list[tuple[str, Episode]]]]
-"""For each row of the table and each run, the kind of each goal with its episode."""
+Task = tuple[State, MiniGridGoal]
+
+Outcomes = list[tuple[str, int, Episode]]
+"""The kind of each goal, its seed and its episode."""
+
+Results = dict[str, list[Outcomes]]
+"""Of each row of the table and each run."""
 
 
-def draw_goals(rows: Sequence[Transition], count: int, seed: int) -> list[tuple[State, MiniGridGoal]]:
-    """Draw ``count`` goals of each kind, at most one in a frame.
+def draw_goals(rows: Sequence[Transition], count: int, seeds: Sequence[int]) -> list[list[Task]]:
+    """Draw ``count`` goals of each kind for each seed, at most one in a frame.
 
     Raises:
         ValueError: there are not as many.
     """
-    random = np.random.default_rng(seed)
-    found: dict[str, list[tuple[State, MiniGridGoal]]] = {kind: [] for kind in KINDS}
+    random = np.random.default_rng(seeds[0])
+    total = count * len(seeds)
+    found: dict[str, list[Task]] = {kind: [] for kind in KINDS}
     for index in random.permutation(len(rows)):
         frame = rows[int(index)].before
-        goals = [g for g in goals_in(frame) if g.distance(frame) >= _NEAREST and len(found[g.kind]) < count]
+        goals = [g for g in goals_in(frame) if g.distance(frame) >= _NEAREST and len(found[g.kind]) < total]
         if goals:
             goal = goals[int(random.integers(len(goals)))]
             found[goal.kind].append((frame, goal))
-    if short := {kind: len(goals) for kind, goals in found.items() if len(goals) < count}:
-        raise ValueError(f"the {len(rows)} frames of the test split have too few goals: {short}; set --goals lower")
-    return [task for goals in found.values() for task in goals]
+    if short := {kind: len(goals) for kind, goals in found.items() if len(goals) < total}:
+        raise ValueError(
+            f"the {len(rows)} frames of the test split have too few goals: {short}, not {total} of each kind; "
+            "set --goals or --seeds lower"
+        )
+    return [[task for goals in found.values() for task in goals[n :: len(seeds)]] for n in range(len(seeds))]
 
 
 def measure(
@@ -56,12 +69,12 @@ def measure(
     models: dict[str, str],
     searches: Sequence[Search],
     count: int,
-    seed: int,
+    seeds: Sequence[int],
     width: int,
     depth: int,
     max_steps: int,
-) -> dict[str, list[tuple[str, Episode]]]:
-    """Plan for the goals of one run, with every model and search: ``{row: [(kind, episode)]}``.
+) -> dict[str, Outcomes]:
+    """Plan for the goals of one run, ``count`` of each kind and seed, with every model and search.
 
     Raises:
         FileNotFoundError: a checkpoint is missing.
@@ -73,39 +86,65 @@ def measure(
     if world is None:
         raise ValueError(f"{run} is a run of {type(data).__name__}, which has no simulator: give runs in MiniGrid")
     data.check()
-    tasks = draw_goals(data.split("test"), count, seed)
-    states, goals = [state for state, _ in tasks], [goal for _, goal in tasks]
-    found: dict[str, list[tuple[str, Episode]]] = {}
+    tasks = draw_goals(data.split("test"), count, seeds)
+    found: dict[str, Outcomes] = {}
 
-    def go(name: str, dynamics: Dynamics, config: PlanConfig) -> None:
+    def go(name: str, dynamics: Dynamics, method: Search, width: int, depth: int) -> None:
         began, asked = time.perf_counter(), dynamics.asked
-        episodes = pursue(dynamics, world, states, goals, config, max_steps)
+        found[name] = []
+        for seed, own in zip(seeds, tasks, strict=True):
+            states, goals = zip(*own, strict=True)
+            episodes = pursue(dynamics, world, states, goals, PlanConfig(method, width, depth, seed), max_steps)
+            found[name] += [(goal.kind, seed, episode) for goal, episode in zip(goals, episodes, strict=True)]
         spent = time.perf_counter() - began
-        print(f"{run}, {name}: {spent:.0f} s, {dynamics.asked - asked} predictions", flush=True)
-        found[name] = [(goal.kind, episode) for goal, episode in zip(goals, episodes, strict=True)]
+        print(f"{run}, {name}: {spent:.0f} s, {dynamics.asked - asked} new predictions", flush=True)
 
-    go(RANDOM, TrueDynamics(world), PlanConfig("shooting", 1, 1, seed))
+    go(RANDOM, TrueDynamics(world), "shooting", 1, 1)
     for name in (*chosen, TRUE):
+        dynamics: Dynamics = TrueDynamics(world)
+        if name != TRUE:
+            dynamics = FWMDynamics(chosen[name].load(chosen[name].build()))
         for method in searches:
-            dynamics: Dynamics = TrueDynamics(world)
-            if name != TRUE:
-                dynamics = FWMDynamics(chosen[name].load(chosen[name].build()))
-            go(f"{name}, {method}", dynamics, PlanConfig(method, width, depth, seed))
+            go(f"{name}, {method}", dynamics, method, width, depth)
     return found
 
 
-def table(results: Results) -> list[str]:
-    """Success in per cent with its interval, as Markdown."""
-    lines = ["| model and search | all goals | " + " | ".join(KINDS) + " | steps |", "|---" * (len(KINDS) + 3) + "|"]
+def table(results: Results, differences: Sequence[tuple[str, str]] = ()) -> list[str]:
+    """Success in per cent with its interval, as Markdown.
+
+    Args:
+        results: what became of the goals.
+        differences: rows whose paired difference is a row of its own, one minus the other.
+    """
+    columns = ["model and search", "all goals", "by seed", *KINDS, "steps"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    scores = {
+        name: [[(kind, seed, float(episode.reached)) for kind, seed, episode in tasks] for tasks in runs]
+        for name, runs in results.items()
+    }
     for name, runs in results.items():
-        cells = []
-        for kinds in (KINDS, *((kind,) for kind in KINDS)):
-            scores = [np.array([float(e.reached) for kind, e in tasks if kind in kinds]) for tasks in runs]
-            mean, low, high = (100 * value for value in interval(scores))
-            cells.append(f"{mean:.0f} [{low:.0f}, {high:.0f}]")
-        steps = [len(e.actions) for tasks in runs for _, e in tasks if e.reached]
-        lines.append(f"| {name} | {' | '.join(cells)} | {np.mean(steps) if steps else float('nan'):.1f} |")
+        steps = [len(episode.actions) for _, _, episode in chain(*runs) if episode.reached]
+        lines.append(f"| {name} | {_cells(scores[name])} | {np.mean(steps) if steps else float('nan'):.1f} |")
+    for one, other in differences:
+        paired = [
+            [(kind, seed, a - b) for (kind, seed, a), (_, _, b) in zip(*runs, strict=True)]
+            for runs in zip(scores[one], scores[other], strict=True)
+        ]
+        lines.append(f"| {one} − {other} | {_cells(paired)} | |")
     return lines
+
+
+def _cells(runs: list[list[tuple[str, int, float]]]) -> str:
+    """Means with intervals over all goals and each kind, and the means of each seed."""
+    cells = []
+    for kinds in (KINDS, *((kind,) for kind in KINDS)):
+        found = interval([np.array([score for kind, _, score in tasks if kind in kinds]) for tasks in runs])
+        mean, low, high = (100 * value for value in found)
+        cells.append(f"{mean:.0f} [{low:.0f}, {high:.0f}]")
+    by_seed: dict[int, list[float]] = {}
+    for _, seed, score in chain(*runs):
+        by_seed.setdefault(seed, []).append(score)
+    return " | ".join([cells[0], ", ".join(f"{100 * np.mean(s):.0f}" for s in by_seed.values()), *cells[1:]])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -121,7 +160,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     known = get_args(Search)
     parser.add_argument("--searches", nargs="+", choices=known, default=list(known))
-    parser.add_argument("--goals", type=int, default=20, help="of each kind and run")
+    parser.add_argument("--goals", type=int, default=20, help="of each kind, run and seed")
+    parser.add_argument("--seeds", type=int, default=1, help="sets of goals of each run")
     parser.add_argument("--width", type=int, default=16, help="beams, or sequences of a plan")
     parser.add_argument("--depth", type=int, default=10, help="most actions of a plan")
     parser.add_argument("--max_steps", type=int, default=20, help="after which a goal is given up")
@@ -129,18 +169,24 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if wrong := [text for text in args.models if not all(text.partition("="))]:
         parser.error(f"--models takes NAME=PATH, got {wrong[0]!r}")
+    check_ranges("planning", vars(args), goals="[1, inf)", seeds="[1, inf)")
     models = dict(text.split("=", 1) for text in args.models)
     results: Results = {}
-    for seed, run in enumerate(args.runs):
-        for name, tasks in measure(
-            run, models, args.searches, args.goals, seed, args.width, args.depth, args.max_steps
-        ).items():
+    for n, run in enumerate(args.runs):
+        seeds = range(n * args.seeds, (n + 1) * args.seeds)
+        found = measure(run, models, args.searches, args.goals, seeds, args.width, args.depth, args.max_steps)
+        for name, tasks in found.items():
             results.setdefault(name, []).append(tasks)
-    print("\n".join(table(results)), flush=True)
+    first, *others = models
+    differences = [(f"{name}, {method}", f"{first}, {method}") for name in others for method in args.searches]
+    print("\n".join(table(results, differences)), flush=True)
     if args.json:
         written = {
             name: [
-                [{"kind": k, "reached": e.reached, "plans": e.plans, "actions": e.actions} for k, e in tasks]
+                [
+                    {"kind": kind, "seed": seed, "reached": e.reached, "plans": e.plans, "actions": e.actions}
+                    for kind, seed, e in tasks
+                ]
                 for tasks in runs
             ]
             for name, runs in results.items()

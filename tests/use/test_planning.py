@@ -178,7 +178,7 @@ def test_plans_are_made_anew_where_the_world_is_not_as_predicted():
 
 
 def test_the_true_world_is_the_upper_bound_and_chance_the_lower_one():
-    tasks = draw_goals(MiniGrid(test_size=200).load_split("test"), 4, seed=0)
+    (tasks,) = draw_goals(MiniGrid(test_size=200).load_split("test"), 4, seeds=[0])
     states, goals = [state for state, _ in tasks], [goal for _, goal in tasks]
     assert [goal.kind for goal in goals] == [kind for kind in KINDS for _ in range(4)]
     true = TrueDynamics(WORLD)
@@ -192,7 +192,7 @@ def test_the_true_world_is_the_upper_bound_and_chance_the_lower_one():
         assert episode.reached == (goal.distance(episode.states[-1]) == 0)
     assert all(e.plans == 1 for e in best if e.reached)
     with pytest.raises(ValueError, match=r"too few goals: .*'reach'"):
-        draw_goals([], 1, seed=0)
+        draw_goals([], 1, seeds=[0])
 
 
 def test_the_fwm_is_asked_in_batches_and_gives_its_likeliest_states(gemma_path):
@@ -225,8 +225,23 @@ def test_a_run_without_fwm_cannot_plan(gemma_path):
         FWMDynamics(SWIRL(text_backbone(gemma_path), roles=("idm",)))
 
 
-def test_the_table_counts_goals_by_kind():
+def test_the_table_counts_goals_by_kind_and_seed():
     episodes = [Episode(["a"] * n, [], reached) for n, reached in ((2, True), (4, True), (9, False))]
-    lines = table({"beam": [list(zip(KINDS, episodes, strict=True))] * 2})
-    assert lines[-1].startswith("| beam | 67 [")
-    assert "| 100 [100, 100] | 100 [100, 100] | 0 [0, 0] | 3.0 |" in lines[-1]
+    tasks = [(kind, seed, e) for seed in (0, 1) for kind, e in zip(KINDS, episodes, strict=True)]
+    better = [(kind, seed, Episode(["a"], [], True if seed else e.reached)) for kind, seed, e in tasks]
+    head, _, *lines = table({"beam": [tasks], "other": [better]}, [("other", "beam")])
+    assert head == "| model and search | all goals | by seed | reach | fetch | open | steps |"
+    assert lines[0].startswith("| beam | 67 [")
+    assert "] | 67, 67 | 100 [100, 100] | 100 [100, 100] | 0 [0, 0] | 3.0 |" in lines[0]
+    assert lines[2].startswith("| other − beam | 17 [0, 50] | 0, 33 | 0 [0, 0] | 0 [0, 0] | 50 [0, 100] | |")
+
+
+def test_seeds_take_goals_of_different_frames():
+    rows = MiniGrid(test_size=200).load_split("test")
+    sets = draw_goals(rows, 3, seeds=[5, 6])
+    assert [[goal.kind for _, goal in tasks] for tasks in sets] == [[kind for kind in KINDS for _ in range(3)]] * 2
+    assert len({frame.tobytes() for tasks in sets for frame, _ in tasks}) == 18
+    with pytest.raises(
+        ValueError, match=r"200 frames .* too few goals: .* not 600 of each kind; set --goals or --seeds"
+    ):
+        draw_goals(rows, 100, seeds=range(6))
