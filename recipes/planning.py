@@ -149,23 +149,33 @@ def _cells(runs: list[list[tuple[str, int, float]]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="folder of each seed")
-    parser.add_argument(
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.planning",
+        usage="python -m recipes.planning RUN [RUN ...] [options]",
+        description="Success of planning in MiniGrid: goals reached in the true simulator by plans\n"
+        "made in the FWM, between a random policy and plans made in the true simulator.",
+        epilog="example:\n  python -m recipes.planning runs/quickstart --seeds 3 --goals 12 \\\n"
+        "      --models SFT=checkpoints/epoch=23.ckpt SWIRL=checkpoints/last.ckpt",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder; of each training seed one")
+    add(
         "--models",
         nargs="+",
         default=["SWIRL=checkpoints/last.ckpt"],
         metavar="NAME=PATH",
-        help="checkpoints in the folder of each run",
+        help="checkpoints in the folder of each run (SWIRL=checkpoints/last.ckpt)",
     )
     known = get_args(Search)
-    parser.add_argument("--searches", nargs="+", choices=known, default=list(known))
-    parser.add_argument("--goals", type=int, default=20, help="of each kind, run and seed")
-    parser.add_argument("--seeds", type=int, default=1, help="sets of goals of each run")
-    parser.add_argument("--width", type=int, default=16, help="beams, or sequences of a plan")
-    parser.add_argument("--depth", type=int, default=10, help="most actions of a plan")
-    parser.add_argument("--max_steps", type=int, default=20, help="after which a goal is given up")
-    parser.add_argument("--json", type=Path, help="write each goal's episode here")
+    add("--searches", nargs="+", choices=known, default=list(known), metavar="S", help=f"among {' and '.join(known)}")
+    add("--goals", type=int, default=20, metavar="N", help="of each kind, run and seed (20)")
+    add("--seeds", type=int, default=1, metavar="N", help="sets of goals of each run (1)")
+    add("--width", type=int, default=16, metavar="N", help="beams, or sequences of a plan (16)")
+    add("--depth", type=int, default=10, metavar="N", help="most actions of a plan (10)")
+    add("--max_steps", type=int, default=20, metavar="N", help="after which a goal is given up (20)")
+    add("--json", type=Path, metavar="FILE", help="write each goal's episode here")
     args = parser.parse_args(arguments)
     if wrong := [text for text in args.models if not all(text.partition("="))]:
         parser.error(f"--models takes NAME=PATH, got {wrong[0]!r}")

@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 from swirl_lightning.console.run import nearest, run_command, silence_libraries
+from swirl_lightning.console.training_help import training_help
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """PyTorch's own switch, which it reads once, when the first tensor is made: large tensors in pages of 2 MiB."""
@@ -59,6 +60,8 @@ def _run(args: list[str] | None) -> None:
         from swirl_lightning.use import commands
 
         getattr(commands, first)(given[1:])
+    elif first in COMMANDS and {"-h", "--help"} & set(given[1:]):
+        print(training_help(first))
     else:
         os.environ.setdefault(HUGE_PAGES, "1")  # blocks that are mapped anew each time cost a fault a page
         silence_libraries()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,26 @@ import torch
 import yaml
 
 from support.cli import here
+from swirl_lightning.__main__ import COMMANDS
 from swirl_lightning.console.run import run_command
+
+HELPED = """
+import sys
+from contextlib import suppress
+
+from swirl_lightning.__main__ import COMMANDS, main
+
+for command in COMMANDS:
+    with suppress(SystemExit):
+        main([command, "--help"])
+    print("imported:", "torch" in sys.modules, end="\\0")
+
+from recipes.planning import main as planning
+
+with suppress(SystemExit):
+    planning(["--help"])
+print("imported:", "torch" in sys.modules, end="")
+"""
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "minigrid_quickstart.yaml"
@@ -41,7 +61,7 @@ def alone(*args):
         (["--help"], 0, ""),
         (["fiit"], 2, "error: 'fiit' is no command; did you mean 'fit'?"),
         ([], 2, "error: no command is given"),
-        (["report"], 2, "usage: swirl report"),
+        (["report"], 2, "error: the following arguments are required: RUN (all options: swirl report --help)"),
     ],
 )
 def test_what_trains_nothing_does_not_even_import_torch(args, code, told):
@@ -56,7 +76,7 @@ def test_a_mistyped_option_is_one_line_before_the_quantiser_and_peft_are_importe
     assert (code, imported) == (2, ["torch"])
     assert stderr == (
         "error: model.grpo.epsilonn is no option of swirl_lightning.SWIRL; did you mean 'model.grpo.epsilon'? "
-        "(all options: swirl fit --help)\n"
+        "(all options: swirl fit --help_all)\n"
     )
 
 
@@ -75,10 +95,47 @@ def test_a_module_of_its_own_ends_in_one_line_too(tmp_path, module):
 def test_help_names_every_command(capsys):
     here("--help")
     told = capsys.readouterr().out
-    assert all(
-        f"\n  {name} " in told
-        for name in ("fit", "validate", "test", "predict", "report", "label", "simulate", "fetch")
+    assert all(f"\n  {name} " in told for name in COMMANDS)
+
+
+def test_the_help_of_every_command_fits_a_screen_has_an_example_and_imports_no_torch():
+    """All in one process; ``fetch``, the last one, reads GGUF files with torch."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELPED],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
     )
+    assert done.returncode == 0, done.stderr
+    told = dict(zip([*COMMANDS, "planning"], done.stdout.split("\0"), strict=False))
+    assert len(told) == len(COMMANDS) + 1
+    for name, text in told.items():
+        words, imported = text.rsplit("imported:", 1)
+        command = f"swirl {name}" if name in COMMANDS else "python -m recipes.planning"
+        assert words.startswith(f"usage: {command} "), name
+        assert "[-h]" not in words, name
+        assert f"example:\n  {command} " in words, name
+        lines = words.splitlines()
+        assert len(lines) <= 40, (name, len(lines))
+        assert max(map(len, lines)) <= 80, (name, max(lines, key=len))
+        assert name in ("fetch", "planning") or imported.strip() == "False", name
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_the_short_help_names_options_that_there_are(command, capsys):
+    here(command, "-h")
+    named = re.findall(r"^  (--[\w.]+) (\w+)  ", capsys.readouterr().out.split("more:")[0], flags=re.M)
+    assert len(named) >= 8
+    values = {"N": "3", "A": "cpu", "FOLDER": "runs/x", "FILE": "x.ckpt", "last": "last", "MODES": "[greedy]"}
+    with pytest.raises(SystemExit) as end:
+        here(command, "-c", QUICKSTART, *(f"{name}={values[kind]}" for name, kind in named), "--print_config")
+    assert end.value.code == 0
+    assert "seed_everything: 3" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        here(command, "--help_all")
+    assert end.value.code == 0
+    every = capsys.readouterr().out
+    assert all(f"  {name} " in every for name in ("--ckpt_path", "--trainer.max_epochs"))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from swirl_lightning.console.run import nearest
+from swirl_lightning.console.training_help import ALL
 
 _UNKNOWN = re.compile(
     r"(?:unrecognized arguments: (?:--)?(?P<argument>[^\s=]+)|Option '(?P<option>[^']+)' is not accepted"
@@ -43,6 +44,7 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})  # --trainer.max_epoch is a mistyped option
+        self.add_argument(ALL, action="help", help="Show this help message and exit.")
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """As in jsonargparse."""
@@ -61,7 +63,7 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
-        sys.stderr.write(f"error: {shorten(message, parser)} (all options: {program} --help)\n")
+        sys.stderr.write(f"error: {shorten(message, parser)} (all options: {program} {ALL})\n")
         self.exit(2)
 
 

