@@ -10,7 +10,6 @@ over its goals alone. Below are the paired differences of each model to the firs
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import numpy as np
 
 from recipes.study import interval
 from swirl_lightning.benchmarks.minigrid.goals import KINDS, MiniGridGoal, goals_in
+from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command, silence_libraries
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import State, Transition
@@ -80,6 +80,7 @@ def measure(
         FileNotFoundError: a checkpoint is missing.
         ValueError: the run has no simulator, or too few goals.
     """
+    Run.find(run)  # whose message is of the whole run
     chosen = {name: Run.find(run / path) for name, path in models.items()}
     data = next(iter(chosen.values())).data()
     world = data.simulator()
@@ -149,15 +150,14 @@ def _cells(runs: list[list[tuple[str, int, float]]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.planning",
-        usage="python -m recipes.planning RUN [RUN ...] [options]",
-        description="Success of planning in MiniGrid: goals reached in the true simulator by plans\n"
+    parser = subcommand_parser(
+        "planning",
+        "RUN [RUN ...]",
+        "Success of planning in MiniGrid: goals reached in the true simulator by plans\n"
         "made in the FWM, between a random policy and plans made in the true simulator.",
-        epilog="example:\n  python -m recipes.planning runs/quickstart --seeds 3 --goals 12 \\\n"
+        "python -m recipes.planning runs/quickstart --seeds 3 --goals 12 \\\n"
         "      --models SFT=checkpoints/epoch=23.ckpt SWIRL=checkpoints/last.ckpt",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        program="python -m recipes.{}",
     )
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder; of each training seed one")

@@ -31,7 +31,7 @@ SMALL = {
     "warmup_size": 16,
     "state_only_size": 16,
     "validation_size": 4,
-    "test_size": 40,  # among which planning finds a goal of each kind
+    "test_size": 48,  # among which planning finds a goal of each kind
 }
 ADDED = {
     "fit": [
@@ -83,9 +83,9 @@ def test_each_command_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
     assert told.keys() == COMMANDS.keys() | {"recipes.planning"}
     run = Path("runs/mine")
     results = json.loads((run / "results.json").read_text())
-    assert results["validation"]["SWIRL iteration 1"].keys() & results["test"]["SWIRL iteration 1"].keys()
-    assert len((run / "predictions" / "predictions.jsonl").read_text().splitlines()) == 40
-    assert "of 40 labels kept" in told["label"]
+    assert results["validation"].keys() == results["test"].keys() == {"IDM→FWM"}
+    assert len((run / "predictions" / "predictions.jsonl").read_text().splitlines()) == 48
+    assert "of 48 labels kept" in told["label"]
     assert "MiniGrid" in told["simulate"]
     assert "open http://127.0.0.1:" in told["play"]
     assert "would be uploaded to my-name/mine: 6 files" in told["push"]

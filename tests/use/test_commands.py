@@ -99,12 +99,6 @@ def refused(capsys, monkeypatch):
 
 
 def test_a_run_that_is_none(refused, minigrid, tmp_path):
-    for command in (("label", tmp_path / "run", "x.jsonl"), ("simulate", tmp_path / "run", "--state", "test:0")):
-        assert refused(*command, "--to", tmp_path / "out").startswith(f"error: no such run: {tmp_path / 'run'}; give")
-        (tmp_path / "run").mkdir()
-        line = refused(*command, "--to", tmp_path / "out")
-        assert line.startswith(f"error: no checkpoint in {tmp_path / 'run'}: train first (swirl fit")
-        (tmp_path / "run").rmdir()
     shutil.copy(minigrid / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
     line = refused("label", tmp_path / "alone.ckpt", "test", "--to", tmp_path / "out")
     assert "a checkpoint holds adapters alone: give the config.yaml that it was trained with by --config" in line
@@ -115,14 +109,9 @@ def test_a_run_that_is_none(refused, minigrid, tmp_path):
 
 
 def test_pairs_that_are_none(refused, minigrid, tmp_path):
-    (tmp_path / "empty").mkdir()
     (tmp_path / "broken.jsonl").write_text("{\n")
-    for source, told in (
-        (tmp_path / "none.jsonl", f"no such file or folder: {tmp_path / 'none.jsonl'}; give JSON lines, parquet, a "),
-        (tmp_path / "empty", "neither videos nor frames in "),
-        ("state-only", "no such file or folder: state-only; did you mean 'state_only'?"),
-    ):
-        assert refused("label", minigrid, source, "--to", tmp_path / "out").startswith(f"error: {told}")
+    line = refused("label", minigrid, "state-only", "--to", tmp_path / "out")
+    assert line.startswith("error: no such file or folder: state-only; did you mean 'state_only'?")
     with pytest.raises(SystemExit, match=r"none of the 1 records in .*broken\.jsonl can be used as state_only"):
         here("label", minigrid, tmp_path / "broken.jsonl", "--to", tmp_path / "out", "--accelerator", "cpu")
 
@@ -130,14 +119,7 @@ def test_pairs_that_are_none(refused, minigrid, tmp_path):
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        ([], "no action is given: add --action"),
-        (["--actions", "empty.txt"], "no action is given in empty.txt: add --action"),
-        (["--actions", "none.txt"], "No such file or directory: 'none.txt'"),
-        (["--action", " "], "an action must have words, got ' '"),
-        (["--action", "go " * 20], "is outside the grammar of Liquid, which reads it as"),
-        (["--action", "turn lef"], "'turn lef' is no action of MiniGrid"),
         (["--action", "turn left", "--state", "test:8"], "--state test:8: the split has 8 records"),
-        (["--action", "turn left", "--state", "none.png"], "no such state: none.png; give an image or text file"),
         (["--action", "turn left", "--state", "in words"], "Liquid reads images, got a state of type str"),
         (["--action", "turn left", "--state", " "], "the state is empty"),
         (["--action", "turn left", "--best_of", "0"], "simulate.best_of must lie in [1, inf), got 0"),
@@ -147,7 +129,6 @@ def test_pairs_that_are_none(refused, minigrid, tmp_path):
 )
 def test_actions_and_states_that_are_none(refused, minigrid, tmp_path, monkeypatch, args, told):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty.txt").write_text("\n \n")
     assert told in refused("simulate", minigrid, "--state", "test:0", *args, "--to", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -6,7 +6,6 @@ import http.client
 import io
 import json
 import shutil
-import socket
 import threading
 from base64 import b64decode, b64encode
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from contextlib import contextmanager
 import pytest
 from PIL import Image
 
-from support.cli import here
 from support.swirl import build, randomize
 from support.tiny import text_backbone
 from swirl_lightning import SWIRL
@@ -235,29 +233,3 @@ def test_a_run_is_opened_with_its_starts_actions_and_truth(minigrid):
         assert image.size == (48, 48)
         status, seen = send(page, "/begin", {"image": seen["state"]["image"].partition(",")[2]})
         assert status == 200
-
-
-def test_what_the_command_refuses_is_one_line_before_a_base_loads(minigrid, tmp_path, capsys, monkeypatch):
-    def load(*args):
-        raise AssertionError("the base is loaded")
-
-    monkeypatch.setattr("swirl_lightning.backbones.liquid.load_base", load)
-    (tmp_path / "empty").mkdir()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        for args, told in (
-            ([tmp_path / "none"], "no such run: "),
-            ([tmp_path / "empty"], "no checkpoint in "),
-            ([], "the following arguments are required: RUN"),
-            ([minigrid, "--port", port], f"cannot listen on 127.0.0.1:{port} (Address already in use): give another"),
-            ([minigrid, "--port", 70000], "cannot listen on 127.0.0.1:70000 ("),
-            ([minigrid, "--port", "x"], "argument --port: invalid int value: 'x'"),
-        ):
-            with pytest.raises(SystemExit) as end:
-                here("play", *args)
-            text = capsys.readouterr().err if isinstance(end.value.code, int) else end.value.code
-            (line,) = text.splitlines()
-            assert told in line
-            assert line.startswith("error: ")

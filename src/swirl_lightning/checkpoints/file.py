@@ -51,7 +51,9 @@ def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
     """
     path = Path(path)
     others = sorted(p.name for p in path.parent.glob("*.ckpt") if p != path) if path.parent.is_dir() else []
-    beside = f"in its folder there are: {others}"
+    beside = (
+        f"in its folder there are: {others}" if others else "its folder has no other: train first (swirl fit -c ...)"
+    )
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist; {beside}")
     try:

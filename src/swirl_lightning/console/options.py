@@ -11,7 +11,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (all options: {self.prog} --help)\n")
 
 
-def subcommand_parser(name: str, usage: str, about: str, example: str) -> argparse.ArgumentParser:
+def subcommand_parser(
+    name: str, usage: str, about: str, example: str, program: str = "swirl {}"
+) -> argparse.ArgumentParser:
     """Make the parser of ``swirl <name>``, whose errors are one line and whose help ends with an example.
 
     Args:
@@ -19,10 +21,11 @@ def subcommand_parser(name: str, usage: str, about: str, example: str) -> argpar
         usage: its arguments, without the options.
         about: what it does, in lines of at most 80 characters.
         example: a whole command.
+        program: what is typed before the arguments, ``{}`` for the name; of a recipe, another than ``swirl``.
     """
     return _Parser(
-        prog=f"swirl {name}",
-        usage=f"swirl {name} {usage} [options]",
+        prog=program.format(name),
+        usage=f"{program.format(name)} {usage} [options]",
         description=about,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

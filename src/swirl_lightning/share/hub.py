@@ -23,6 +23,15 @@ def files_of(folder: Path) -> list[Path]:
     return files
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError for what cannot be the name of a repository."""
+    from huggingface_hub.utils import validate_repo_id
+
+    if name.count("/") != 1:
+        raise ValueError(f"{name!r} is no name of a repository: give owner/name")
+    validate_repo_id(name)
+
+
 def upload(folder: Path, name: str, private: bool = False) -> str:
     """Upload an exported folder as one commit, and return its address.
 

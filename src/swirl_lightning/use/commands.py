@@ -80,6 +80,8 @@ def simulate(args: Sequence[str] | None = None) -> None:
     run = Run.find(options.pop("run"), options.pop("config"))
     actions, file = options.pop("action"), options.pop("actions")
     if file is not None:
+        if not file.is_file():
+            raise FileNotFoundError(f"no such file of actions: {file}; give a text file with one a line")
         actions += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not actions:
         where = "" if file is None else f" in {file}"

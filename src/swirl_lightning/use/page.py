@@ -64,8 +64,8 @@ class Page(ThreadingHTTPServer):
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
             raise OSError(
-                f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or error}): give another --port, "
-                "or --port 0 for any that is free"
+                f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or str(error).rstrip('.')}): give "
+                "another --port (0 takes one that is free), or a --host of this machine"
             ) from error
         self.hosts = {host, *(_LOOPBACK if host in _LOOPBACK else ())}
 

@@ -107,7 +107,7 @@ def check(model: WorldModelModule, actions: Sequence[str], branches: int, best_o
 def check_action(backbone: Backbone, action: str) -> None:
     """Raise ValueError for an action that the backbone's grammar of actions cannot write, or would cut."""
     if not action.strip():
-        raise ValueError(f"an action must have words, got {action!r}")
+        raise ValueError(f"an action must have words, got {action!r}: leave it out, or say what is done")
     ids, grammar = backbone.encode_action(action), backbone.action_grammar
     read = backbone.decode_action(ids) if set(ids) <= set(grammar.allowed) else ""
     if _letters(read) != _letters(action):
