@@ -84,7 +84,7 @@ def test_each_command_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
     run = Path("runs/mine")
     results = json.loads((run / "results.json").read_text())
     assert results["validation"].keys() == results["test"].keys() == {"IDM→FWM"}
-    assert len((run / "predictions" / "predictions.jsonl").read_text().splitlines()) == 48
+    assert len((run / "predictions" / "predict-rank0.jsonl").read_text().splitlines()) == 48
     assert "of 48 labels kept" in told["label"]
     assert "MiniGrid" in told["simulate"]
     assert "open http://127.0.0.1:" in told["play"]
