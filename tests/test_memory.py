@@ -169,7 +169,7 @@ def test_large_tensors_of_the_command_lie_in_huge_pages():
     code = """
 import swirl_lightning.__main__ as command
 try:
-    command.main(["fit", "--help"])
+    command.main(["fit", "--help_all"])
 except SystemExit:
     pass
 import torch

@@ -319,9 +319,9 @@ class _Estimator:
         pass of that layer reads again. Where layers are checkpointed, one layer's exists at a time.
         """
         prompt, size, completion = shape
-        if self.shares and self.device.type == "cpu":
+        if self.shares:
             return 0
-        entries = groups * (prompt + size * completion) ** 2 if self.shares else groups * size * sum(shape[::2]) ** 2
+        entries = groups * size * (prompt + completion) ** 2
         backbone, decoder = self.module.backbone, self.module.adapters.model.config.get_text_config(decoder=True)
         kept = decoder.num_hidden_layers if training and not backbone.gradient_checkpointing else 1
         width = backbone.dtype.itemsize

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import GemmaConfig, GemmaForCausalLM, MistralConfig, MistralForCausalLM
 
-from swirl_lightning.engine import attention
+from swirl_lightning.engine import attention, kernels, packed_attention
 from swirl_lightning.engine.attention import attend_rollouts, install
-from swirl_lightning.engine.cpu import PackedAttention
+from swirl_lightning.engine.packed_attention import PackedAttention
 from swirl_lightning.engine.packing import Packing
 
 
@@ -55,10 +55,12 @@ def sequences():
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-def test_packed_sequences_attend_as_if_alone(heads):
+@pytest.mark.parametrize("attend", [kernels.CPU, kernels.PRODUCTS], ids=["flash", "products"])
+def test_packed_sequences_attend_as_if_alone(heads, attend, monkeypatch):
     """Values and gradients, in float64."""
+    monkeypatch.setattr(packed_attention, "kernel", lambda *_: attend)
     many, few = heads
-    packing = Packing(GROUPS, torch.device("cpu"), one_row=True)
+    packing = Packing(GROUPS, torch.device("cpu"))
     length = packing.ids.shape[1]
     torch.manual_seed(0)
     leaves = [torch.randn(1, n, length, 8, dtype=torch.float64, requires_grad=True) for n in (many, few, few)]
@@ -76,25 +78,21 @@ def test_packed_sequences_attend_as_if_alone(heads):
         torch.testing.assert_close(mine, true, atol=1e-12, rtol=1e-9)
 
 
-@pytest.mark.parametrize("one_row", [True, False])
-def test_packed_sequences_keep_their_tokens_positions_and_sums(one_row):
-    packing = Packing(GROUPS, torch.device("cpu"), one_row)
-    places = iter(packing.places())
+def test_packed_sequences_keep_their_tokens_positions_and_sums():
+    packing = Packing(GROUPS, torch.device("cpu"))
+    columns = iter(packing.columns())
     numbers = torch.arange(packing.ids.numel()).view(packing.ids.shape) ** 2
     sums = packing.running_sum(numbers)
     for n, (prefix, members) in enumerate(GROUPS):
         begin = packing.spans[n].start
-        before = [(0 if one_row else n, begin + k) for k in range(len(prefix))]
+        before = [(0, begin + k) for k in range(len(prefix))]
         for member in members:
-            row, column = next(places)
-            found = before + [(row, column + k) for k in range(len(member))]
+            column = next(columns)
+            found = before + [(0, column + k) for k in range(len(member))]
             assert [int(packing.ids[at]) for at in found] == prefix + member
             assert [int(packing.positions[at]) for at in found] == list(range(len(found)))
             assert int(sums[found[-1]]) == sum(int(numbers[at]) for at in found)
-            if not one_row:
-                seen = packing.mask[n, 0, column + len(member) - 1].nonzero()[:, 0].tolist()
-                assert seen == [at for _, at in found]
-    assert packing.ids.shape == ((1, 17) if one_row else (3, 8))
+    assert packing.ids.shape == (1, 17)
 
 
 def test_a_model_whose_layers_do_not_see_everything_keeps_its_own_attention():
@@ -115,7 +113,7 @@ def test_a_model_whose_layers_do_not_see_everything_keeps_its_own_attention():
 
 
 def test_packed_attention_stays_with_its_query_whatever_the_default_device():
-    packing = Packing(GROUPS, torch.device("cpu"), one_row=True)
+    packing = Packing(GROUPS, torch.device("cpu"))
     torch.manual_seed(0)
     leaves = [torch.randn(1, 2, packing.ids.shape[1], 8, requires_grad=True) for _ in range(3)]
     with torch.device("meta"):

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from support.tiny import text_backbone
-from swirl_lightning.engine import scoring
+from swirl_lightning.engine import kernels, packed_attention
 from swirl_lightning.engine.attention import install
 from swirl_lightning.engine.budget import Group, TokenBudget
 from swirl_lightning.engine.config import EngineConfig
@@ -14,7 +14,6 @@ from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import uniforms
-from swirl_lightning.engine.packing import Packing
 
 TEMPERATURE = 0.8
 
@@ -68,9 +67,9 @@ def brute_force(model, grammar, prompts, completions):
         EngineConfig(max_tokens=1),
     ],
 )
-@pytest.mark.parametrize("one_row", [True, False])  # as on CPUs, as on other devices
-def test_values_and_gradients_equal_brute_force(world, config, one_row, monkeypatch):
-    monkeypatch.setattr(scoring, "Packing", lambda groups, device, **_: Packing(groups, device, one_row))
+@pytest.mark.parametrize("attend", [kernels.CPU, kernels.PRODUCTS], ids=["flash", "products"])
+def test_values_and_gradients_equal_brute_force(world, config, attend, monkeypatch):
+    monkeypatch.setattr(packed_attention, "kernel", lambda *_: attend)
     model, engine, grammar = world
     engine = Engine(engine.trunk, engine.head, config)
     prompts, completions = groups()

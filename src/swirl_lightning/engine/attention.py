@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from swirl_lightning.engine import cpu
+from swirl_lightning.engine.packed_attention import PackedAttention
 from swirl_lightning.engine.packing import Packing
 
 NAME = "swirl_sdpa"
@@ -66,11 +67,10 @@ def _attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if packing is not None:
         packing.used = True
-        if packing.one_row:
-            assert isinstance(key, Tensor)
-            # under autocast rotated queries and keys are float32 beside values that are not; sdpa casts, kernels refuse
-            same = query.to(value.dtype), key.to(value.dtype), value
-            return cpu.PackedAttention.apply(*same, packing.spans, scaling).transpose(1, 2), None
+        assert isinstance(key, Tensor)
+        # under autocast rotated queries and keys are float32 beside values that are not; sdpa casts, kernels refuse
+        same = query.to(value.dtype), key.to(value.dtype), value
+        return PackedAttention.apply(*same, packing.spans, scaling).transpose(1, 2), None
     if isinstance(key, Tensor):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     return key.attend(query, scaling), None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from swirl_lightning.engine.budget import Group
 from swirl_lightning.engine.grammar import TokenIds
-from swirl_lightning.engine.packing import Packing
+from swirl_lightning.engine.packing import MASK_UNREAD, Packing
 from swirl_lightning.engine.padding import pad_right, positions
 from swirl_lightning.engine.vocabulary import VocabularySlice
 
@@ -110,7 +110,7 @@ def _packed(trunk: nn.Module, groups: list[list[Row]], device: torch.device) -> 
     """Run the trunk on packed groups: the common prefix of a group's prompts is run once.
 
     Returns:
-        Hidden states (R, T, H), and for each completion the row and column of the state that predicts its first
+        Hidden states (1, T, H), and for each completion the row and column of the state that predicts its first
         token.
 
     Raises:
@@ -122,10 +122,10 @@ def _packed(trunk: nn.Module, groups: list[list[Row]], device: torch.device) -> 
         # the last token predicts nothing
         parts.append((rows[0][0][:shared], [prompt[shared:] + completion[:-1] for prompt, completion in rows]))
         before += [len(prompt) - shared - 1 for prompt, _ in rows]
-    packing = Packing(parts, device, one_row=device.type == "cpu")
+    packing = Packing(parts, device)
     hidden = trunk(
         input_ids=packing.ids,
-        attention_mask=packing.mask,
+        attention_mask=MASK_UNREAD,
         position_ids=packing.positions,
         packing=packing,
         use_cache=False,
@@ -135,7 +135,7 @@ def _packed(trunk: nn.Module, groups: list[list[Row]], device: torch.device) -> 
             f"{type(trunk).__name__} does not hand what it is called with to its attention; "
             "with attn_implementation: eager every completion is run with a prompt of its own"
         )
-    return hidden, [(row, column + n) for (row, column), n in zip(packing.places(), before, strict=True)]
+    return hidden, [(0, column + n) for column, n in zip(packing.columns(), before, strict=True)]
 
 
 def _expanded(trunk: nn.Module, groups: list[list[Row]], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
