@@ -38,6 +38,10 @@ def test_a_kernel_that_is_wrong_or_missing_is_not_used(monkeypatch):
     monkeypatch.setitem(kernels.FLASH, "cpu", kernels.Kernel(kernels.CPU.forward, backward))
     with pytest.warns(UserWarning, match=r"on cpu with torch.float32 and heads of 8 \(it is off by"):
         assert kernels.kernel(CPU, torch.float32, 8) is kernels.PRODUCTS
+    nothing = kernels.Kernel(kernels.CPU.forward, lambda *_: 3 * (torch.tensor(torch.nan),))
+    monkeypatch.setitem(kernels.FLASH, "cpu", nothing)
+    with pytest.warns(UserWarning, match=r"heads of 12 \(it is off by nan"):
+        assert kernels.kernel(CPU, torch.float32, 12) is kernels.PRODUCTS
     monkeypatch.setitem(kernels.FLASH, "cpu", kernels.CUDA)  # there is no such kernel for this device
     with pytest.warns(UserWarning, match="heads of 16"):
         assert kernels.kernel(CPU, torch.float32, 16) is kernels.PRODUCTS
