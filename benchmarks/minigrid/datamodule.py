@@ -11,6 +11,7 @@ from swirl_lightning.benchmarks.minigrid.metrics import EffectAccuracy, ExactFra
 from swirl_lightning.benchmarks.minigrid.simulator import FAMILIES, check, generate
 from swirl_lightning.benchmarks.minigrid.world import MiniGridSimulator
 from swirl_lightning.data.module import Split, TransitionDataModule
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import Transition
 
 
@@ -77,6 +78,7 @@ class MiniGrid(TransitionDataModule):
 
     def check(self) -> None:
         """Check that the simulator is installed, and check every option of every split."""
+        check_ranges("data", vars(self), world_seed="[0, inf)")
         for split, size in self.sizes.items():
             check(split, size, **self.options[split])
 

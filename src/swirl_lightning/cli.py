@@ -166,6 +166,13 @@ class SwirlCLI(LightningCLI):
     _checkpoint: dict[str, Any] | None = None
     """The checkpoint that the command goes on from, tensors without data."""
 
+    def _set_seed(self) -> None:
+        """As in Lightning, whose error does not name the option."""
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ValueError(f"seed_everything: {error}") from None
+
     def add_arguments_to_parser(self, parser: Any) -> None:
         """Add the PhaseSwitch of every run."""
         parser.add_lightning_class_args(PhaseSwitch, "phase_switch")

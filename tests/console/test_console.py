@@ -174,6 +174,7 @@ def refused(capsys):
         (["--trainer.log_every_n_steps", "-1"], "trainer.log_every_n_steps must lie in"),
         (["--trainer.num_sanity_val_steps", "-2"], "trainer.num_sanity_val_steps must lie in"),
         (["--trainer.min_steps", "-3"], "trainer.min_steps must lie in"),
+        (["--seed_everything", "-1"], "seed_everything: -1 is not in bounds"),
     ],
 )
 def test_an_option_of_the_command_line(refused, args, told):

@@ -52,7 +52,7 @@ PLAIN = (
     Throughput,
     TransitionImages,
 )
-ANY_NUMBER = {"seed", "world_seed", "split_seed"}
+ANY_NUMBER = {"seed", "split_seed"}
 NAN, INF = float("nan"), float("inf")
 
 
