@@ -99,5 +99,5 @@ def test_the_page_in_the_package_is_the_page_in_the_docs():
 
 @pytest.mark.parametrize("options", [{"count": 0}, {"most": 0}])
 def test_bad_numbers(options):
-    with pytest.raises(ValueError, match=r"must lie in \[1, inf\)"):
+    with pytest.raises(ValueError, match="must lie in"):
         HeldOutStates(**options)

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from engine.test_ranges import ANY_NUMBER, BASE, INF, MADE_WITH, NAN, PLAIN, make, numbers
 from swirl_lightning import SWIRL
-from swirl_lightning.backbones import Chameleon
+from swirl_lightning.backbones import Chameleon, Liquid, TextLLM
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.benchmarks.bytemorph import ByteMorph
 from swirl_lightning.benchmarks.gedit import GEdit
@@ -99,3 +99,10 @@ def test_what_is_no_number_is_refused_by_name(kind):
 def test_so_is_a_number_of_a_command(command, given, name):
     with pytest.raises(ValueError, match=rf"^{name} must lie in"):
         command(given)
+
+
+@pytest.mark.parametrize("name", ["", "/none", "./no/such/folder", "a\0b", "a b", "x" * 200, "a/b/c", "-x", "x/"])
+@pytest.mark.parametrize("kind", [Chameleon, Liquid, TextLLM])
+def test_a_base_that_cannot_be_is_refused_by_name(kind, name):
+    with pytest.raises(FileNotFoundError, match=r"^model_name_or_path .*: there is no such folder, and on the hub"):
+        kind(name)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -176,12 +179,19 @@ class Backbone(ABC):
 
 
 def resolve_model_path(name: str) -> str:
-    """Turn ``builtin/<name>`` into its folder in the package; anything else is returned as it is.
+    """Turn ``builtin/<name>`` into its folder in the package; a folder, or a name on the hub, is returned as it is.
 
     Raises:
-        FileNotFoundError: the package ships no such base.
+        FileNotFoundError: the package ships no such base, or it is no folder and cannot be on the hub.
     """
     if not name.startswith(BUILTIN_PREFIX):
+        if not os.path.exists(name):
+            try:
+                validate_repo_id(name)
+            except HFValidationError:
+                raise FileNotFoundError(
+                    f"model_name_or_path {name!r}: there is no such folder, and on the hub names are owner/name"
+                ) from None
         return name
     folder = Path(__file__).parents[1] / "assets" / name.removeprefix(BUILTIN_PREFIX)
     if not folder.is_dir():
