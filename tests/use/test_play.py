@@ -204,6 +204,9 @@ def test_a_page_in_a_browser(minigrid, tmp_path):
                 view.keyboard.press("3")
                 view.wait_for_selector(f"#present figcaption:text('{', '.join(['turn left'] * (turn + 1))}')")
                 view.keyboard.press("a")
+        tops = [title.bounding_box()["y"] for title in view.locator("#predicted h2").all()]
+        assert len(tops) == 3
+        assert len(set(tops)) == 1  # side by side
         view.screenshot(path=tmp_path / "play.png", full_page=True)
         assert page.game.actions == ("turn left",) * 4
         view.keyboard.press("u")
