@@ -7,13 +7,15 @@ import shutil
 import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import is_dataclass
+from inspect import signature
 from itertools import chain, count
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
 import torch
-from jsonargparse import get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -199,6 +201,7 @@ class SwirlCLI(LightningCLI):
         Raises:
             ValueError: it cannot be built; one line.
         """
+        _check_groups(self._get(self.config, "model"))
         try:
             super().instantiate_classes()
             check_trainer(self.trainer)  # here too: others pickle the model before it can refuse them
@@ -276,6 +279,14 @@ class SwirlCLI(LightningCLI):
         path = self.config.get(subcommand, {}).get("ckpt_path")
         if path and path not in _NAMED:
             self._checkpoint = check_file(path, resume=subcommand == "fit")
+
+
+def _check_groups(model: Namespace) -> None:
+    """Raise ValueError for a null, or a value, where options belong: jsonargparse names neither."""
+    options = model.get("init_args", Namespace())
+    for name, parameter in signature(SWIRL).parameters.items():
+        if is_dataclass(parameter.default) and not isinstance(given := options.get(name, Namespace()), Namespace):
+            raise ValueError(f"model.{name} must be a mapping of its options, got {given}: leave it out for defaults")
 
 
 def _restoring(error: BaseException) -> bool:

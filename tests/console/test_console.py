@@ -192,7 +192,9 @@ def test_an_option_of_the_command_line(refused, args, told):
         ("model/init_args/optim/fwm/lr", "fast", "model.optim.fwm.lr: Expected float. Got value: fast"),
         ("data/init_args/batchsize", 3, "did you mean 'data.batch_size'?"),
         ("trainer/callbacks", [{"class_path": "swirl_lightning.callbacks.Result"}], "did you mean 'Results'?"),
-        ("model/init_args/lora", 3, "must be a mapping, not int"),
+        ("model/init_args/lora", 3, "model.lora must be a mapping of its options, got 3: leave it out for defaults"),
+        ("model/init_args/grpo", None, "model.grpo must be a mapping of its options, got None"),
+        ("model/init_args/optim", None, "model.optim must be a mapping of its options, got None"),
     ],
 )
 def test_a_key_of_the_configuration(refused, tmp_path, key, value, told):
