@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from rich.console import Console
 
+from support.processes import run_module
 from support.tiny import text_backbone
 from support.trainers import quiet_trainer
 from support.world import Digits
@@ -164,21 +163,13 @@ def test_a_folder_in_its_place_is_told(tmp_path):
 def test_no_row_of_processes_at_the_same_time_is_lost(gemma_path, tmp_path):
     """Tests of several checkpoints share a run's folder, and each reads the table, adds its row and writes."""
     names, count = ("a", "b"), 45
-    command = [sys.executable, "-m", "support.result_rows", str(tmp_path), str(gemma_path)]
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen([*command, name, str(count)], env=environment, stdout=subprocess.DEVNULL) for name in names
-    ]
-    try:
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(run_module, "support.result_rows", tmp_path, gemma_path, name, count) for name in names]
         while not all((tmp_path / f"ready-{name}").exists() for name in names):
-            assert all(process.poll() is None for process in running)
+            assert not any(process.done() for process in running)
             time.sleep(0.05)
         (tmp_path / "go").touch()
-        assert [process.wait(300) for process in running] == [0] * len(names)
-    finally:
-        for process in running:
-            process.kill()
+        assert [process.result().returncode for process in running] == [0] * len(names)
     found = read(tmp_path / "results.json")
     every = {f"{name}-{number}" for name in names for number in range(count)}
     assert set(found["test"]) == set(found["about"]["test"]) == every

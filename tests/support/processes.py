@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
@@ -24,6 +25,7 @@ SECONDS = 400
 
 # forked from a process that has imported what the commands do, which takes seconds; other systems cannot fork safely
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+STARTING = threading.Lock()
 CONTEXT.set_forkserver_preload(["support.swirl", "support.suites", "swirl_lightning.cli", "bitsandbytes"])
 
 
@@ -49,7 +51,7 @@ def run_module(name: str, *args: Any, ranks: int = 1) -> subprocess.CompletedPro
             own = (name, arguments, environment | place, os.getcwd(), Path(folder, str(rank)))
             running.append(CONTEXT.Process(target=_run, args=own))
         if sys.platform == "linux":
-            with patch.dict(os.environ, environment):
+            with STARTING, patch.dict(os.environ, environment):
                 forkserver.ensure_running()
         try:
             for process in running:
