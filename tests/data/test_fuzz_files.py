@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from contextlib import suppress
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ from swirl_lightning import SWIRL
 from swirl_lightning.callbacks.row_scores import read as read_scores
 from swirl_lightning.checkpoints.file import check_file
 from swirl_lightning.checkpoints.restore import load_into
+from swirl_lightning.engine.drawing import SamplingConfig
+from swirl_lightning.exports.settings import build as build_shared
+from swirl_lightning.exports.settings import read as read_settings
 from swirl_lightning.generation_memory import GenerationMemory
 from swirl_lightning.judge.client import _read
 from swirl_lightning.judge.endpoint import Unanswered, _message, _reply, _retry_after
@@ -26,6 +30,7 @@ from swirl_lightning.judge.templates import builtin
 from swirl_lightning.prepare.edit_corpora import write as write_edits
 from swirl_lightning.prepare.scienceworld import freeze
 from swirl_lightning.prepare.video_pairs import PairConfig, _check_settings, _entries
+from swirl_lightning.prompts import PromptTemplates
 from swirl_lightning.results.curves import scalars
 from swirl_lightning.results.table import read as read_results
 from swirl_lightning.results.table import table
@@ -47,7 +52,7 @@ def outcome(call, *args, **options):
         return call(*args, **options), None
     except ValueError as error:
         message = str(error)
-    assert 10 < len(message) < 5000
+    assert 10 < len(message) < 20_000
     return None, message
 
 
@@ -127,6 +132,28 @@ def test_what_a_training_goes_on_with(checkpoint, tmp_path, place, value):
     (line,) = str(end.value.code).splitlines()
     assert line.startswith("error: ")
     assert "cannot be restored (" in line
+
+
+SHARED = {
+    "base": {"name": "owner/name", "revision": None, "architecture": "a", "weights": "b"},
+    "label": "SFT",
+    "backbone": {"family": "TextLLM", "options": {"dtype": "float32", "max_state_tokens": 4, "gguf_file": None}},
+    "lora": {"r": 4, "alpha": 8, "target_modules": None},
+    "shared_weights": False,
+    "roles": ["fwm", "idm"],
+    "sampling": asdict(SamplingConfig()),
+    "templates": asdict(PromptTemplates()),
+}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_settings_of_a_shared_folder(tmp_path, seed):
+    damage = Damage(seed)
+    for _ in range(8):
+        (tmp_path / "swirl.json").write_bytes(damage.content(json.dumps(damage.value(SHARED)).encode(), share=0.05))
+        settings, told = outcome(read_settings, tmp_path)
+        module, told = (None, told) if settings is None else outcome(build_shared, SWIRL, settings, None)
+        assert told is not None or type(module.backbone).__name__ == settings["backbone"]["family"]
 
 
 # ---- a judge's answers -----------------------------------------------------------------------------

@@ -6,14 +6,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints.restore import load_into
 from swirl_lightning.exports.card import adapter_card
-from swirl_lightning.exports.settings import FILE, arguments, build_backbone, read, settings_of
+from swirl_lightning.exports.settings import FILE, build, read, settings_of
 
 if TYPE_CHECKING:
     from swirl_lightning.world_model_module import WorldModelModule
@@ -53,7 +53,7 @@ def load_export(
 
         folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=_NEEDED))
     settings = read(folder)
-    module: Any = cls(backbone or build_backbone(settings, base), **arguments(settings))
+    module = build(cls, settings, base, backbone)
     module.configure_model()
     own = {name: settings.get(name, {}) for name in ("base", "label", "lora", "parts", "lengths")}
     state = module.adapters.exported_state(folder, device)

@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from swirl_lightning import backbones
 from swirl_lightning.adapters import AdapterConfig
@@ -17,6 +17,8 @@ from swirl_lightning.prompts import PromptTemplates
 
 if TYPE_CHECKING:
     from swirl_lightning.world_model_module import WorldModelModule
+
+    Module = TypeVar("Module", bound=WorldModelModule)
 
 FILE = "swirl.json"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -122,16 +124,27 @@ def build_backbone(settings: dict[str, Any], base: str | None) -> Backbone:
     return built
 
 
-def arguments(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the constructor's arguments of a module beside its backbone; ValueError for what cannot be one."""
+def build(cls: type[Module], settings: dict[str, Any], base: str | None, backbone: Backbone | None = None) -> Module:
+    """Build the module that settings describe; its base is not loaded yet.
+
+    Args:
+        cls: SWIRL.
+        settings: of :func:`read`.
+        base: as for :func:`build_backbone`.
+        backbone: takes the place of the one in the settings.
+
+    Raises:
+        ValueError: as in :func:`build_backbone`, or a setting is missing or none that there can be.
+    """
     lora = settings["lora"]
     try:
-        return {
+        options: dict[str, Any] = {
             "lora": AdapterConfig(lora["r"], lora["alpha"], target_modules=lora.get("target_modules")),
             "shared_weights": bool(settings.get("shared_weights", False)),
             "roles": tuple(settings.get("roles", ("fwm", "idm"))),
             "sampling": SamplingConfig(**settings["sampling"]),
             "templates": PromptTemplates(**settings["templates"]),
         }
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{FILE} is damaged: {type(error).__name__}: {error}") from None
+        return cls(backbone or build_backbone(settings, base), **options)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{FILE} is damaged: {type(error).__name__}: {error}") from error
