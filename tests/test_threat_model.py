@@ -29,6 +29,11 @@ def test_every_line_of_the_threat_model_has_a_test():
     table = [line for line in text.splitlines() if line.startswith("|")][2:]
     assert len(table) > 20
     assert [line for line in table if "::test_" not in line] == []
+    for line in table:
+        file = ""
+        for path, name in re.findall(r"`([\w/]*(?:\.py)?)::(test_\w+)`", line.rpartition(" | ")[2]):
+            file = path or file  # the next one of the same file is named without it
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
 
 
 def test_exported_adapters_are_tensors_and_settings(gemma_path, tmp_path):
