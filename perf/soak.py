@@ -155,8 +155,11 @@ def differences(folder: Path, alone: Path) -> list[str]:
     found = [f"{p.name} is left" for p in folder.rglob(".*") if p.name.endswith((".partial", ".old"))]
     for name in ("last.ckpt", "epoch=0.ckpt", "epoch=1.ckpt", "epoch=2.ckpt"):
         one, other = (torch.load(at / "checkpoints" / name, weights_only=True) for at in (folder, alone))
-        keys = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
+        keys = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
         found += [f"{key} of {name}" for key in keys if not _equal(one[key], other[key])]
+        # "epoch" is the next one where SIGTERM came after the last validation: what was trained is the same
+        trained = [each["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] for each in (one, other)]
+        found += [f"epochs of {name}"] if trained[0] != trained[1] else []
     exported = {path.relative_to(alone) for path in (alone / "adapters").rglob("*") if path.is_file()}
     for name in sorted(exported):
         if not (folder / name).is_file() or (folder / name).read_bytes() != (alone / name).read_bytes():
