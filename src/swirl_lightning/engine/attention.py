@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from swirl_lightning.engine import cpu
+from swirl_lightning.engine.kernels import weigh
 from swirl_lightning.engine.packed_attention import PackedAttention
 from swirl_lightning.engine.packing import Packing
 
@@ -125,6 +126,5 @@ def _attend_by_products(
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`_attend` by two matrix products, on any device."""
     scores = (query @ key.transpose(-1, -2)).float() * scaling
-    scores = scores if hidden is None else scores + hidden
-    lse = scores.logsumexp(-1, keepdim=True)
-    return (scores - lse).exp().to(value.dtype) @ value, lse
+    out, lse = weigh(scores if hidden is None else scores + hidden, value)
+    return out, lse[..., None]
