@@ -52,7 +52,7 @@ from swirl_lightning.callbacks import (
 )
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.checkpoints.fit import check_fits
-from swirl_lightning.checkpoints.state import UNLIKE
+from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore
 from swirl_lightning.console.parsing import Parser, shorten
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
@@ -221,11 +221,8 @@ class SwirlCLI(LightningCLI):
         except UNLIKE as error:
             if not _restoring(error):
                 raise
-            path, reason = self.config_init[subcommand].get("ckpt_path"), shorten(str(error))
-            raise ValueError(
-                f"checkpoint {path} cannot be restored ({type(error).__name__}: {reason}): it is damaged, or another "
-                "program or version wrote it"
-            ) from error
+            path = self.config_init[subcommand].get("ckpt_path")
+            raise cannot_restore(f"checkpoint {path}", error, shorten(str(error))) from error
         except SIGTERMException:
             sys.exit(128 + signal.SIGTERM)  # as shells say it; Lightning would end with 0
 

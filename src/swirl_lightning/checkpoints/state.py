@@ -102,10 +102,15 @@ def as_written(what: str) -> Iterator[None]:
     except UNLIKE as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise ValueError(
-            f"{what} in the checkpoint cannot be restored ({type(error).__name__}: {str(error).strip()}): it is "
-            "damaged, or another program or version wrote it"
-        ) from error
+        raise cannot_restore(f"{what} in the checkpoint", error, str(error).strip()) from error
+
+
+def cannot_restore(what: str, error: Exception, reason: str) -> ValueError:
+    """Make the one line that is told of an error of `UNLIKE`."""
+    return ValueError(
+        f"{what} cannot be restored ({type(error).__name__}: {reason}): it is damaged, or another program or version "
+        "wrote it"
+    )
 
 
 def check_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
