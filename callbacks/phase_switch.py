@@ -52,6 +52,7 @@ class PhaseSwitch(Callback):
         self.schedule = PhaseSchedule(warmup_epochs, tuple(phases), iterations)
         self.refresh_references = refresh_references
         self._begun: int | None = None  # the epoch whose phase began last
+        self._after_last_batch = False  # whether the run goes on from an epoch's last batch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the schedule to the module, and make the trainer reload its data with each phase."""
@@ -109,6 +110,16 @@ class PhaseSwitch(Callback):
         trainer.optimizers[0].state.clear()  # momenta of the last phase belong to another objective
         curve.begin(phase.name, steps)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take no further batch in an epoch that was over: Lightning's loop does where no validation is due.
+
+        Without ``limit_train_batches`` there is none; with it the loader has some left.
+        """
+        loop = trainer.fit_loop
+        over = loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches
+        if self._after_last_batch and over and loop._data_fetcher is not None:
+            loop._data_fetcher.done = True
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         """Name the weights that stand after the last batch, before any checkpoint is written."""
         if trainer.is_last_batch:
@@ -140,6 +151,6 @@ class PhaseSwitch(Callback):
                 f"phase_switch.warmup_epochs (there {before.warmup_epochs}) and phases (there {list(before.phases)}) "
                 "so that they agree"
             )
-        stop_after_last_batch(checkpoint)
+        self._after_last_batch = stop_after_last_batch(checkpoint)
         validate_anew(checkpoint)
         stay_in_unfinished_epoch(checkpoint)

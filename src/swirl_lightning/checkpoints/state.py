@@ -127,8 +127,11 @@ def check_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
         )
 
 
-def stop_after_last_batch(checkpoint: dict[str, Any]) -> None:
+def stop_after_last_batch(checkpoint: dict[str, Any]) -> bool:
     """Make a run resumed from an epoch's last batch end that epoch: validation, its hooks, then the next epoch.
+
+    Returns:
+        Whether the checkpoint is of an epoch's last batch.
 
     Lightning 2.6 goes from such a checkpoint (``every_n_train_steps``, ``train_time_interval``) straight to the next
     epoch's batches: neither ``on_train_epoch_end`` nor the next ``on_train_epoch_start`` is called, validation is
@@ -138,10 +141,11 @@ def stop_after_last_batch(checkpoint: dict[str, Any]) -> None:
     loops = checkpoint["loops"]["fit_loop"]
     batches = loops["epoch_loop.batch_progress"]
     if not (batches["is_last_batch"] and _written_in_hook(batches)):
-        return
+        return False
     for counts in (batches["total"], batches["current"]):
         counts["completed"] += 1
     _begin_validation(loops)
+    return True
 
 
 def validate_anew(checkpoint: dict[str, Any]) -> None:
