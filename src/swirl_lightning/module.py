@@ -31,7 +31,7 @@ from swirl_lightning.training.grpo import GRPOConfig
 from swirl_lightning.training.learners import GRPO, Learner, Policy
 from swirl_lightning.training.losses import Loss, SharedDenominator, sft_log_probs
 from swirl_lightning.training.rewards import MeanLogProb, Reward
-from swirl_lightning.training.rollouts import Rollouts, Update
+from swirl_lightning.training.rollouts import Rollouts, Update, asked
 from swirl_lightning.training.trainer_checks import check_labels_once, check_precision, check_schedule, check_trainer
 from swirl_lightning.transition import Transition
 from swirl_lightning.world_model_module import WorldModelModule
@@ -187,13 +187,14 @@ class SWIRL(WorldModelModule):
     def phase_one(self, batches: Sequence[list[Transition]]) -> Iterator[tuple[Samples, Samples, LogProbs]]:
         """Phase I, variational information maximisation: the FWM is the policy, the frozen IDM gives the reward.
 
-        z ~ Q(z | x, y), one a pair; ŷ_k ~ P(y | x, z); r_k = log Q(z | x, ŷ_k). The batches are sampled together;
-        then gives z, ŷ and log Q of each.
+        z ~ Q(z | x, y), one a pair, or the pair's counterfactual action; ŷ_k ~ P(y | x, z); r_k = log Q(z | x, ŷ_k).
+        The batches are sampled together; then gives z, ŷ and log Q of each.
         """
         fwm, idm = self.models.fwm, self.models.idm.frozen
         transitions = list(chain.from_iterable(batches))
         x, y = self.encode_pairs(transitions)
         z = idm.sample(x, y, self._keys("idm", transitions), self.sampling)
+        z = asked(transitions, z, self.backbone)
         sampling, group = self.policy_sampling[Role.FWM], self.group_size(Role.FWM)
         y_hat = fwm.sample(x, z, self._keys("fwm", transitions), sampling, group)
         for part in places(batches):
@@ -228,9 +229,11 @@ class SWIRL(WorldModelModule):
         step = self.learner.advantages(policy, [drawn for _, _, drawn, _ in found], [earned for *_, earned in found])
         for (batch, actions, sampled, rewards), advantages in zip(found, step, strict=True):
             update = self.learner.update(policy, sampled, advantages)
-            if role == Role.FWM and self.anchor_weight > 0:
-                y = self.states.encode([t.observed for t in batch.transitions], self.device)
-                update.observed = sampled.prompts, [self.models.fwm.grammar.complete(content) for content in y]
+            rows = [n for n, t in enumerate(batch.transitions) if not t.counterfactual]
+            if role == Role.FWM and self.anchor_weight > 0 and rows:
+                y = self.states.encode([batch.transitions[n].observed for n in rows], self.device)
+                complete = self.models.fwm.grammar.complete
+                update.observed = [sampled.prompts[n] for n in rows], [complete(content) for content in y]
             self._updates[batch.index] = update
             self._rollouts[batch.index] = Rollouts(
                 role,

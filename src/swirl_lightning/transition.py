@@ -50,6 +50,7 @@ class Transition:
         turns: the later steps of a rollout that starts with this one. In evaluation the FWM starts each from the
             state that it predicted for the step before, in place of the turn's ``before``.
         choices: a multiple-choice question about x for both models, or None.
+        counterfactual: an action that was not taken. Phase I rolls it out in place of the IDM's; None for the IDM's.
     """
 
     before: State
@@ -59,6 +60,7 @@ class Transition:
     meta: dict[str, Any] = field(default_factory=dict)
     turns: tuple[Transition, ...] = ()
     choices: Choices | None = None
+    counterfactual: str | None = None
 
     def without_action(self) -> Transition:
         """Return the pair alone, as Phase I and Phase II may use it: no action, no later turns, no choices."""

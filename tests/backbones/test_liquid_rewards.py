@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,10 +76,10 @@ ACTION_IDS = [i for i in range(TEXT) if i not in (0, BOS, BOI, EOI)]
 STATE_IDS = list(range(TEXT, TEXT + CODES))
 
 
-def rolled_out(module, phase):
+def rolled_out(module, phase, transitions=None):
     """Contents, rewards and prompts of one batch of rollouts."""
     with torch.no_grad():
-        ((_, sampled, judged),) = phase([pairs()])
+        ((_, sampled, judged),) = phase([transitions or pairs()])
     prompts = [asked for asked in sampled.prompts for _ in range(sampled.group_size)]
     return sampled.contents, module.reward(judged, GROUP), prompts
 
@@ -95,6 +97,20 @@ def test_phase_one_rewards_log_q_of_the_action_given_the_imagined_state(module):
         completion = z if len(z) == LONGEST else [*z, EOS]  # as sampled: at its longest it has no EOS
         reward = straightforward(module, "idm", prompt(x, future, "idm"), completion, ACTION_IDS)
         assert float(rewards[n]) == pytest.approx(reward, abs=1e-5)
+
+
+def test_a_counterfactual_action_is_rolled_out_and_rewarded_in_place_of_the_idms(module):
+    first, second = pairs()
+    asked = [replace(first, counterfactual="go up"), second]
+    (x, *_), _ = module.encode_pairs(pairs())
+    contents, rewards, prompts = rolled_out(module, module.phase_one, asked)
+    for n in range(GROUP):
+        assert prompts[n] == prompt(x, words("go up"), "fwm")
+        reward = straightforward(module, "idm", prompt(x, contents[n], "idm"), [*words("go up"), EOS], ACTION_IDS)
+        assert float(rewards[n]) == pytest.approx(reward, abs=1e-5)
+    own, earned, written = rolled_out(module, module.phase_one)
+    assert (contents[GROUP:], prompts[GROUP:]) == (own[GROUP:], written[GROUP:])  # the other pair is as ever
+    assert torch.allclose(rewards[GROUP:], earned[GROUP:], atol=1e-5)
 
 
 def test_phase_two_rewards_log_p_of_the_observed_state_given_the_action(module):

@@ -320,6 +320,14 @@ def test_the_gap_is_of_state_only_pairs_alone():
         assert fingerprint(data.split(name)) == fingerprint(generate(name, data.sizes[name]))
 
 
+def test_state_only_pairs_can_show_other_actions():
+    shares = {"turn left": 1, "move forward": 1}
+    sizes = {"warmup_size": 16, "state_only_size": 24, "validation_size": 8, "test_size": 8}
+    data = MiniGrid(**sizes, action_shares={"drop": 1}, state_only_action_shares=shares)
+    kinds = {name: {row.meta["kind"] for row in data.split(name)} for name in ("warmup", "state_only", "test")}
+    assert kinds == {"warmup": {"drop"}, "state_only": {"turn left", "move forward"}, "test": {"drop"}}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -331,6 +339,7 @@ def test_the_gap_is_of_state_only_pairs_alone():
         ({"never_labelled": ("red door",)}, r"unknown MiniGrid things \['red door'\]"),
         ({"action_shares": {"jump": 1}}, "shares of MiniGrid actions are numbers >= 0 by kind"),
         ({"action_shares": {"drop": -1}}, "shares of MiniGrid actions are numbers >= 0 by kind"),
+        ({"state_only_action_shares": {"jump": 1}}, "shares of MiniGrid actions are numbers >= 0 by kind"),
         ({"families": ["empty"], "action_shares": {"open": 1}}, "no kind of action of .* happens in"),
         ({"labelled_families": ["maze"]}, r"unknown MiniGrid families \['maze'\]; choose"),
     ],

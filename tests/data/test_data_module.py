@@ -116,6 +116,40 @@ def test_all_pairs_without_a_number():
     assert len({row.id for row in data(pairs_per_iteration=99).pairs(1)}) == 12
 
 
+def test_a_share_of_the_pairs_of_phase_one_has_an_action_of_the_labels():
+    datamodule = data(pairs_per_iteration=None, counterfactual_share=0.5)
+    first, second = datamodule.practised(0), datamodule.practised(1)
+    assert [row.id for row in first] == [row.id for row in datamodule.pairs(0)]
+    asked = [row.counterfactual for row in first]
+    assert asked == [row.counterfactual for row in datamodule.practised(0)]
+    assert asked != [row.counterfactual for row in second], "other ones in each iteration"
+    assert None in asked
+    assert set(asked) - {None} <= {f"z{n}" for n in range(SIZES["warmup"])}
+    assert all(row.action is None for row in first)
+    assert all(row.counterfactual is None for rows in (datamodule.pairs(0), data().practised(0)) for row in rows)
+    assert all(row.counterfactual for row in data(counterfactual_share=1.0).practised(0))
+    with pytest.raises(ValueError, match=r"counterfactual_share must lie in \[0, 1\], got 1.5"):
+        data(counterfactual_share=1.5)
+
+
+def test_phase_one_alone_is_given_counterfactual_actions(tmp_path):
+    class Watch(Recorder):
+        schedule = ("warmup", "bootstrap", "fwm", "idm")
+        asked = ()
+
+        def num_policy_iterations(self, phase):
+            return 1
+
+        def training_step(self, batch, batch_idx):
+            asked = any(row.counterfactual for row in batch.transitions)
+            self.asked = (*self.asked, (self.phase.name, asked))
+            return self.layer(torch.ones(1, 1)).sum()
+
+    module = Watch()
+    trainer(tmp_path, max_epochs=4).fit(module, data(counterfactual_share=1.0))
+    assert set(module.asked) == {("warmup", False), ("bootstrap", False), ("fwm", True), ("idm", False)}
+
+
 RUNS = {
     "plain": {},
     "replay": {"policy_iterations": 2, "accumulate_grad_batches": 2},
@@ -283,6 +317,10 @@ def test_the_splits_that_a_command_needs(tmp_path, stage, switch, options, neede
     callbacks = [] if switch is None else [PhaseSwitch(**switch)]
     datamodule.trainer = trainer(tmp_path, callbacks=callbacks, **options)
     assert datamodule.splits_needed(stage) == needed
+    datamodule.counterfactual_share = 0.5  # their actions are those of the labels
+    trains_fwm = "state_only" in needed
+    assert (set(datamodule.splits_needed(stage)) - set(needed) == {"warmup"}) is (trains_fwm and "warmup" not in needed)
+    datamodule.counterfactual_share = 0.0
     datamodule.trainer = None
     if switch is None:
         assert datamodule.splits_needed(stage) == needed

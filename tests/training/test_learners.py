@@ -140,6 +140,17 @@ def test_a_batch_without_labels_has_none():
     assert TransitionBatch([]).labelled == []
 
 
+def test_the_anchor_leaves_out_pairs_with_a_counterfactual_action(gemma_path, tmp_path):
+    ends = []
+    for share in (0.0, 1.0):
+        module = build(gemma_path, reward=Constant(), anchor_weight=1.0, grpo=GRPOConfig(group_size=2, beta=0))
+        start = snapshot(module)
+        data = Digits(size=16, batch_size=4, counterfactual_share=share)
+        trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1)).fit(module, data)
+        ends.append(any(not torch.equal(start[key], end) for key, end in snapshot(module).items() if key.startswith("fwm.")))
+    assert ends == [True, False], "no action led to their y"
+
+
 @pytest.mark.parametrize("labelled", [0, 2])
 def test_the_anchor_with_the_reward_off_is_bootstrap(gemma_path, tmp_path, labelled):
     """Both are supervision by the observed y under an action that the IDM names: the same steps, so one control."""

@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
+from swirl_lightning.data.rows import Joined, Practised, StateOnly
 from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.engine.noise import global_seed
 from swirl_lightning.engine.ranges import check_ranges
@@ -46,6 +47,9 @@ class TransitionDataModule(LightningDataModule, ABC):
         labelled_share: share of labelled triples among the transitions of the phase ``bootstrap``, in [0, 1): they are
             mixed with an iteration's pairs, each iteration's in an order of their own; when all have been taken, they
             begin anew. This is the paper's SFT-Merge.
+        counterfactual_share: share of an iteration's pairs, in [0, 1], for which Phase I rolls out an action of the
+            labelled triples, drawn at random, in place of the one that the IDM reads from the pair. So the FWM
+            practises actions that no pair shows; the reward needs no observed y.
 
     Example::
 
@@ -66,6 +70,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         pairs_per_step: int | None = None,
         labelled_per_batch: int = 0,
         labelled_share: float = 0.0,
+        counterfactual_share: float = 0.0,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -76,6 +81,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         self.pairs_per_iteration = pairs_per_iteration
         self.pairs_per_step = pairs_per_step
         self.labelled_per_batch, self.labelled_share = labelled_per_batch, labelled_share
+        self.counterfactual_share = counterfactual_share
         sizes = dict.fromkeys(("batch_size", "warmup_batch_size", "eval_batch_size"), "[1, inf)")
         parts = dict.fromkeys(("pairs_per_iteration", "pairs_per_step"), "[1, inf) or null")
         check_ranges(
@@ -85,6 +91,7 @@ class TransitionDataModule(LightningDataModule, ABC):
             seed="[0, inf)",
             labelled_per_batch="[0, inf)",
             labelled_share="[0, 1)",
+            counterfactual_share="[0, 1]",
             **sizes,
             **parts,
         )
@@ -163,7 +170,9 @@ class TransitionDataModule(LightningDataModule, ABC):
         if stage == "validate":
             return validated
         trained: dict[Split, None] = {"warmup" if phase == WARMUP else "state_only": None for phase in self.phases()}
-        if self.labelled_per_batch or (self.labelled_share and PhaseName.BOOTSTRAP in self.phases()):
+        merged = self.labelled_share and PhaseName.BOOTSTRAP in self.phases()
+        practised = self.counterfactual_share and PhaseName.ONE in self.phases()
+        if self.labelled_per_batch or merged or practised:
             trained["warmup"] = None
         return [*trained, *validated]
 
@@ -239,7 +248,7 @@ class TransitionDataModule(LightningDataModule, ABC):
             count = min(self.pairs_per_iteration, len(rows))  # no pair twice within an iteration
             shuffled = np.random.default_rng(self.seed).permutation(len(rows))
             chosen = shuffled[(iteration * count + np.arange(count)) % len(rows)]
-        return _StateOnly(rows, chosen.tolist())
+        return StateOnly(rows, chosen.tolist())
 
     def merged(self, iteration: int) -> Sequence[Transition]:
         """Return the state-only pairs of an iteration (0-based) with their ``labelled_share`` of labelled triples."""
@@ -250,7 +259,18 @@ class TransitionDataModule(LightningDataModule, ABC):
         random = np.random.default_rng([self.seed, iteration, 2])
         laps = [random.permutation(len(labelled)) for _ in range(0, count, len(labelled))]
         chosen = np.concatenate([np.arange(0), *laps])[:count]
-        return _Joined(pairs, labelled, chosen.tolist())
+        return Joined(pairs, labelled, chosen.tolist())
+
+    def practised(self, iteration: int) -> Sequence[Transition]:
+        """Return the state-only pairs of an iteration (0-based), a share of them with a counterfactual action."""
+        pairs = self.pairs(iteration)
+        if self.counterfactual_share == 0:
+            return pairs
+        labelled = self.split("warmup")
+        random = np.random.default_rng([self.seed, iteration, 3])
+        asked = random.random(len(pairs)) < self.counterfactual_share
+        chosen = np.where(asked, random.integers(len(labelled), size=len(pairs)), -1)
+        return Practised(pairs, labelled, chosen.tolist())
 
     # ---- phases ----------------------------------------------------------------------------------
     def accumulation(self, phase: str) -> int:
@@ -293,8 +313,9 @@ class TransitionDataModule(LightningDataModule, ABC):
         if phase == WARMUP:
             return self._train_loader(self.split("warmup"), self.warmup_batch_size)
         module: Any = getattr(self.trainer, "lightning_module", None)
+        rows = {PhaseName.BOOTSTRAP: self.merged, PhaseName.ONE: self.practised}.get(PhaseName(phase), self.pairs)
         return self._train_loader(
-            self.merged(iteration) if phase == PhaseName.BOOTSTRAP else self.pairs(iteration),
+            rows(iteration),
             self.batch_size,
             replays=module.num_policy_iterations(phase) if module else 1,
             window=self.accumulation(phase),
@@ -339,31 +360,3 @@ class TransitionDataModule(LightningDataModule, ABC):
     def _place(self) -> tuple[int, int]:
         """Return the rank of this process, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-
-class _StateOnly(Sequence[Transition]):
-    """Sequence of chosen rows of a split, without their actions."""
-
-    def __init__(self, rows: Sequence[Transition], chosen: list[int]) -> None:
-        self._rows = rows
-        self._chosen = chosen
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
-        return self._rows[self._chosen[index]].without_action()
-
-
-class _Joined(Sequence[Transition]):
-    """Sequence of pairs, and of chosen rows of a labelled split behind them."""
-
-    def __init__(self, pairs: Sequence[Transition], labelled: Sequence[Transition], chosen: list[int]) -> None:
-        self._pairs, self._labelled, self._chosen = pairs, labelled, chosen
-
-    def __len__(self) -> int:
-        return len(self._pairs) + len(self._chosen)
-
-    def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
-        beyond = index - len(self._pairs)
-        return self._pairs[index] if beyond < 0 else self._labelled[self._chosen[beyond]]

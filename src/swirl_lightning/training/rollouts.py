@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.engine.completions import Completions
 from swirl_lightning.engine.grammar import TokenIds
+from swirl_lightning.engine.padding import pad_right
 from swirl_lightning.engine.samples import Samples
 from swirl_lightning.roles import Role
 from swirl_lightning.training.grpo import zero_variance_share
 from swirl_lightning.transition import Transition
+
+
+def asked(transitions: Sequence[Transition], read: Samples, backbone: Backbone) -> Samples:
+    """Put the counterfactual actions of pairs in place of those that the IDM read from them, one a pair."""
+    counterfactual = {
+        n: backbone.encode_action(t.counterfactual) for n, t in enumerate(transitions) if t.counterfactual
+    }
+    if not counterfactual:
+        return read
+    contents = [counterfactual.get(n, content) for n, content in enumerate(read.contents)]
+    rows = read.completions.rows()
+    for n, content in counterfactual.items():
+        rows[n] = backbone.action_grammar.complete(content)
+    ids, mask = pad_right(rows, read.completions.ids.device)
+    return Samples(read.prompts, Completions(ids, mask.bool()), contents)
 
 
 @dataclass(frozen=True)
@@ -23,7 +41,7 @@ class Rollouts:
     Attributes:
         role: the policy: the FWM in Phase I (completions are next states), the IDM in Phase II (they are actions).
         transitions: the B pairs that were shown.
-        actions: the actions in words: B sampled z in Phase I (one a group), N sampled ẑ in Phase II.
+        actions: the actions in words: B in Phase I (one a group), sampled or counterfactual, N sampled ẑ in Phase II.
         contents: N content ids of what the policy sampled (no marks, no EOS).
         completions: the same as the policy emitted them, (N, L).
         rewards: (N,) float32, mean log-probability per token under the frozen other model, in nats.
@@ -61,7 +79,8 @@ class Update:
         advantages: (N,) float32.
         group_prompts: the prompts, once each.
         pairs: B, the pairs that were shown.
-        observed: B prompts and observed next states as completions (Phase I, for the anchor), or None.
+        observed: prompts and observed next states as completions (Phase I, for the anchor) of the pairs whose action is
+            not counterfactual, or None.
         reference: (N, L) log-probabilities under the reference, or None where β is 0.
         old: log-probabilities of :meth:`teaching_rows` under the policy that sampled; set by the first update.
         sampled: (N, L) log-probabilities under the engine that sampled, or None if that was the one that scores.

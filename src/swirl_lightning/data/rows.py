@@ -1,0 +1,50 @@
+"""Sequences of transitions that a phase is given, made of those of splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from swirl_lightning.transition import Transition
+
+
+class StateOnly(Sequence[Transition]):
+    """Sequence of chosen rows of a split, without their actions."""
+
+    def __init__(self, rows: Sequence[Transition], chosen: list[int]) -> None:
+        self._rows = rows
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
+        return self._rows[self._chosen[index]].without_action()
+
+
+class Practised(Sequence[Transition]):
+    """Sequence of pairs, each with the action of a chosen row of a labelled split, or with none where that is -1."""
+
+    def __init__(self, pairs: Sequence[Transition], labelled: Sequence[Transition], chosen: list[int]) -> None:
+        self._pairs, self._labelled, self._chosen = pairs, labelled, chosen
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
+        pair, chosen = self._pairs[index], self._chosen[index]
+        return pair if chosen < 0 else replace(pair, counterfactual=self._labelled[chosen].action)
+
+
+class Joined(Sequence[Transition]):
+    """Sequence of pairs, and of chosen rows of a labelled split behind them."""
+
+    def __init__(self, pairs: Sequence[Transition], labelled: Sequence[Transition], chosen: list[int]) -> None:
+        self._pairs, self._labelled, self._chosen = pairs, labelled, chosen
+
+    def __len__(self) -> int:
+        return len(self._pairs) + len(self._chosen)
+
+    def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
+        beyond = index - len(self._pairs)
+        return self._pairs[index] if beyond < 0 else self._labelled[self._chosen[beyond]]
