@@ -144,6 +144,7 @@ def test_the_anchor_leaves_out_pairs_with_a_counterfactual_action(gemma_path, tm
     ends = []
     for share in (0.0, 1.0):
         module = build(gemma_path, reward=Constant(), anchor_weight=1.0, grpo=GRPOConfig(group_size=2, beta=0))
+        randomize(module)
         start = snapshot(module)
         data = Digits(size=16, batch_size=4, counterfactual_share=share)
         trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1)).fit(module, data)
