@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 
+from swirl_lightning.console.option_names import mistyped
 from swirl_lightning.console.run import nearest, run_command, silence_libraries
 from swirl_lightning.console.training_help import training_help
 
@@ -62,6 +63,9 @@ def _run(args: list[str] | None) -> None:
         getattr(commands, first)(given[1:])
     elif first in COMMANDS and {"-h", "--help"} & set(given[1:]):
         print(training_help(first))
+    elif first in COMMANDS and (told := mistyped(given)):
+        print(f"error: {told}", file=sys.stderr)
+        sys.exit(2)
     else:
         os.environ.setdefault(HUGE_PAGES, "1")  # blocks that are mapped anew each time cost a fault a page
         silence_libraries()

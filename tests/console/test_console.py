@@ -13,7 +13,9 @@ import torch
 import yaml
 
 from support.cli import here
+from support.option_table import collect
 from swirl_lightning.__main__ import COMMANDS
+from swirl_lightning.console import option_names
 from swirl_lightning.console.run import run_command
 
 HELPED = """
@@ -71,13 +73,62 @@ def test_what_trains_nothing_does_not_even_import_torch(args, code, told):
     assert bool(stderr) == bool(told)
 
 
-def test_a_mistyped_option_is_one_line_before_the_quantiser_and_peft_are_imported():
+def test_a_mistyped_option_is_one_line_before_torch_is_imported():
     code, stderr, imported = alone("fit", "-c", QUICKSTART, "--model.grpo.epsilonn", "3")
-    assert (code, imported) == (2, ["torch"])
+    assert (code, imported) == (2, [])
     assert stderr == (
-        "error: model.grpo.epsilonn is no option of swirl_lightning.SWIRL; did you mean 'model.grpo.epsilon'? "
+        "error: model.grpo.epsilonn is no option; did you mean 'model.grpo.epsilon'? "
         "(all options: swirl fit --help_all)\n"
     )
+
+
+def test_a_mistyped_option_beside_a_foreign_class_is_found_before_the_quantiser_and_peft_are_imported():
+    code, stderr, imported = alone(
+        "fit", "-c", QUICKSTART, "--model.optimizer", "torch.optim.SGD", "--model.grpo.eps", "3"
+    )
+    assert (code, imported) == (2, ["torch"])
+    assert stderr.startswith("error: model.grpo.eps is no option of swirl_lightning.SWIRL; did you mean 'model.grpo")
+
+
+def test_the_table_of_options_is_that_of_the_parser():
+    assert option_names.TABLE.read_text().split() == collect(), "make options writes it anew"
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_option_of_a_configuration_is_taken_for_a_mistyped_one(config):
+    def flat(value, above=""):
+        if isinstance(value, dict):
+            return [line for key, below in value.items() for line in flat(below, f"{above}{key}.")]
+        return [f"--{above[:-1]}={value}"]
+
+    assert option_names.mistyped(["fit", *flat(yaml.safe_load(config.read_text()))]) is None
+    for wrong in ("--trainer.max_epoch=3", "--model.init_args.lora.rr=3", "--data.init_args.batchsize=3"):
+        assert "is no option" in option_names.mistyped(["fit", "-c", str(config), wrong])
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--print_config=skip_default"],
+        ["--model.help"],
+        ["--data.help", "MiniGrid"],
+        ["--trainer.callbacks+=RichProgressBar", "--trainer.callbacks.leave=true"],
+        ["--trainer.logger.save_dir", "runs"],
+        ["--model.optimizer=torch.optim.SGD", "--model.optimizer.momentum=0.9"],
+        ["--model.fwm_sampling.temperature", "1.2"],
+        ["--data.action_shares.drop", "1"],
+        ["--data.judge.init_args.model", "x"],
+        ["--phase_switch.phases+", "idm"],
+        ["--model.reward", "mine.Reward", "--model.reward.weight", "2"],
+        ["--data", "mine.Data", "--data.folder", "x"],
+        ["--model.backbone.class_path=mine.Backbone", "--model.backbone.window", "3"],
+        ["--data.dict_kwargs.batchsize", "3"],
+        ["-c", "missing.yaml", "--data.anything", "3"],
+    ],
+    ids=lambda args: args[0],
+)
+def test_what_the_table_cannot_know_is_left_to_the_parser(args):
+    assert option_names.mistyped(["fit", *args]) is None
 
 
 @pytest.mark.parametrize("module", ["results.report", "prepare.edit_corpora", "backbones.vqgan"])
@@ -158,8 +209,8 @@ def refused(capsys):
     [
         (["--trainer.max_epohcs", "3"], "trainer.max_epohcs is no option; did you mean 'trainer.max_epochs'?"),
         (["--phase_swtich.iterations", "3"], "did you mean 'phase_switch.iterations'?"),
-        (["--data.batchsize", "3"], "data.batchsize is no option of .*MiniGrid; did you mean 'data.batch_size'?"),
-        (["--model.backbone.dtyp", "x"], "model.backbone.dtyp is no option of .*Liquid; did you mean '.*.dtype'?"),
+        (["--data.batchsize", "3"], "data.batchsize is no option; did you mean 'data.batch_size'?"),
+        (["--model.backbone.dtyp", "x"], "model.backbone.dtyp is no option; did you mean '.*.dtype'?"),
         (["--model.grpo.epsilon", "abc"], "model.grpo.epsilon: Expected float. Got value: abc"),
         (["--model.reward", "Foo"], "model.reward: 'Foo' is no class path"),
         (["--model.backbone.quantization", "int8"], "quantization must be 'nf4' or null, got 'int8'"),

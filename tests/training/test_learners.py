@@ -148,7 +148,9 @@ def test_the_anchor_leaves_out_pairs_with_a_counterfactual_action(gemma_path, tm
         start = snapshot(module)
         data = Digits(size=16, batch_size=4, counterfactual_share=share)
         trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1)).fit(module, data)
-        ends.append(any(not torch.equal(start[key], end) for key, end in snapshot(module).items() if key.startswith("fwm.")))
+        ends.append(
+            any(not torch.equal(start[key], end) for key, end in snapshot(module).items() if key.startswith("fwm."))
+        )
     assert ends == [True, False], "no action led to their y"
 
 

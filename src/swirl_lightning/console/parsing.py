@@ -103,8 +103,13 @@ def shorten(message: str, parser: ArgumentParser | None = None) -> str:
 def _options(class_path: str) -> Iterable[str]:
     """Options of a class, those of its dataclasses included, with dots."""
     module, _, name = class_path.rpartition(".")
+    return options_of(getattr(import_module(module), name))
+
+
+def options_of(owner: type) -> list[str]:
+    """Return the options of a class, those of its dataclasses included, with dots."""
     parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
+    parser.add_class_arguments(owner, fail_untyped=False)
     return [str(option) for option in parser.get_defaults().keys()]  # noqa: SIM118 - a Namespace iterates otherwise
 
 
