@@ -14,6 +14,7 @@ import yaml
 
 from support.cli import here
 from support.option_table import collect
+from support.processes import run_module
 from swirl_lightning.__main__ import COMMANDS
 from swirl_lightning.console import option_names
 from swirl_lightning.console.run import run_command
@@ -134,10 +135,7 @@ def test_what_the_table_cannot_know_is_left_to_the_parser(args):
 @pytest.mark.parametrize("module", ["results.report", "prepare.edit_corpora", "backbones.vqgan"])
 def test_a_module_of_its_own_ends_in_one_line_too(tmp_path, module):
     missing = {"prepare.edit_corpora": [tmp_path / "out.jsonl", "--aurora", tmp_path / "none"]}
-    args = [str(arg) for arg in missing.get(module, [tmp_path / "none"])]
-    done = subprocess.run(
-        [sys.executable, "-m", f"swirl_lightning.{module}", *args], capture_output=True, text=True, timeout=100
-    )
+    done = run_module(f"swirl_lightning.{module}", *missing.get(module, [tmp_path / "none"]))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")

@@ -11,8 +11,9 @@ from perf.common import CASES, SPECIALS, build_base, small
 from perf.floor import Floor, Rates
 from perf.worker import work
 
-from perf import gpu_day, gpu_stages, scaling, step
+from perf import gpu_day, gpu_stages, runs, scaling, step
 from support.attention import skip_if_torch_cannot_attend
+from support.processes import run_module
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -28,7 +29,8 @@ def test_plain_and_ours_give_the_same_log_probabilities(name, tmp_path):
         assert parts["step"] == pytest.approx(sum(parts[part] for part in booked))
 
 
-def test_the_step_table(tmp_path, capsys):
+def test_the_step_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runs.subprocess, "run", lambda command, **_: run_module(*command[2:]))
     out = tmp_path / "step.json"
     step.main(f"--case text --scale small --methods ours plain --repeats 1 --threads 1 --profile --json {out}".split())
     printed = capsys.readouterr().out
@@ -80,6 +82,7 @@ def test_axes_and_ratios():
 
 def test_the_gpu_day_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(gpu_day.STAGES, "graphs", 130)  # on a machine that is busy otherwise
+    monkeypatch.setattr(gpu_day.subprocess, "run", lambda command, **_: run_module(*command[2:]))
     day = ["--out", str(tmp_path), "--device", "cpu", "--scale", "small", "--only", "graphs"]
     log = tmp_path / "results.jsonl"
     assert gpu_day.main([*day, "--minutes", "0"]) == gpu_day.MORE_IS_LEFT
