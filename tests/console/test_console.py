@@ -103,6 +103,7 @@ def test_no_option_of_a_configuration_is_taken_for_a_mistyped_one(config):
         return [f"--{above[:-1]}={value}"]
 
     assert option_names.mistyped(["fit", *flat(yaml.safe_load(config.read_text()))]) is None
+    assert option_names.mistyped(["fit", "-c", str(config)]) is None
     for wrong in ("--trainer.max_epoch=3", "--model.init_args.lora.rr=3", "--data.init_args.batchsize=3"):
         assert "is no option" in option_names.mistyped(["fit", "-c", str(config), wrong])
 
@@ -124,7 +125,7 @@ def test_no_option_of_a_configuration_is_taken_for_a_mistyped_one(config):
         ["--data", "mine.Data", "--data.folder", "x"],
         ["--model.backbone.class_path=mine.Backbone", "--model.backbone.window", "3"],
         ["--data.dict_kwargs.batchsize", "3"],
-        ["-c", "missing.yaml", "--data.anything", "3"],
+        ["-c", "missing.yaml", "--data", "mine.Data", "--data.anything", "3"],
     ],
     ids=lambda args: args[0],
 )
@@ -236,8 +237,8 @@ def test_an_option_of_the_command_line(refused, args, told):
     [
         ("modle", 3, "modle is no option; did you mean 'model'?"),
         ("trainer/maxepochs", 3, "did you mean 'trainer.max_epochs'?"),
-        ("model/init_args/grpo/epsilonn", 3, "model.grpo.epsilonn is no option .* 'model.grpo.epsilon'?"),
-        ("model/init_args/backbone/init_args/dtyp", "x", "model.backbone.dtyp is no option of .*Liquid"),
+        ("model/init_args/grpo/epsilonn", 3, "model.grpo.epsilonn is no option; .* 'model.grpo.epsilon'?"),
+        ("model/init_args/backbone/init_args/dtyp", "x", "model.backbone.dtyp is no option; did you mean"),
         ("model/init_args/backbone/class_path", "swirl_lightning.backbones.Liquidd", "did you mean 'Liquid'?"),
         ("model/init_args/optim/fwm/lr", "fast", "model.optim.fwm.lr: Expected float. Got value: fast"),
         ("data/init_args/batchsize", 3, "did you mean 'data.batch_size'?"),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from yaml import YAMLError
 
 from swirl_lightning.console.run import nearest
 from swirl_lightning.console.training_help import ALL
+from swirl_lightning.yaml_files import load
 
 TABLE = Path(__file__).parents[1] / "assets" / "option_names.txt"
 """The names, one a line; a test compares them with the parser's, and ``make options`` writes them anew."""
@@ -19,19 +23,18 @@ _CLASS = re.compile(r"class_path['\"]?\s*:\s*['\"]?([\w.]+)")
 def mistyped(args: Sequence[str]) -> str | None:
     """Return what is wrong with the first option that no shipped class has, or None.
 
-    It says nothing where it cannot know: of options of the model and of the data if a class of others is named, and of
-    what lies below an option with a value of its own, such as ``trainer.logger``. The parser judges these.
+    Options are those of the command line, and the keys of its configurations. It says nothing where it cannot know: of
+    options of the model and of the data if a class of others is named, and of what lies below an option with a value of
+    its own, such as ``trainer.logger``. The parser judges these.
 
     Args:
         args: command line, the subcommand first.
     """
     known = set(TABLE.read_text().split())
     parents = {name.rpartition(".")[0] for name in known}
-    foreign = _foreign(args)
-    for token in args[1:]:
-        if not token.startswith("--"):
-            continue
-        name = token[2:].partition("=")[0].replace("init_args.", "").removesuffix(".help").removesuffix("+")
+    written, classes = _options(args)
+    foreign = any("." in path and not path.startswith(_OURS) for path in classes)
+    for name in written:
         above = [name[: dot.start()] for dot in re.finditer(r"\.", name)]
         values = any(place in known - parents for place in above)
         own = foreign and name.startswith(("model.", "data."))
@@ -42,17 +45,25 @@ def mistyped(args: Sequence[str]) -> str | None:
     return None
 
 
-def _foreign(args: Sequence[str]) -> bool:
-    """Tell whether the command line or one of its configurations may name a class that is not shipped."""
-    named: list[str] = []
-    for token, following in zip(args, [*args[1:], ""], strict=True):
-        option, _, value = token.partition("=")
+def _options(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Find the names of the options, with dots and without ``init_args``, and the class paths."""
+    names, classes = [], []
+    for token, following in zip(args[1:], [*args[2:], ""], strict=True):
+        option, equals, value = token.partition("=")
+        given = value if equals else following
         if option in ("-c", "--config"):
-            try:
-                named += _CLASS.findall(Path(value or following).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                return True  # the parser says what is wrong with it
+            with suppress(OSError, ValueError, YAMLError):  # the parser says what is wrong with it
+                text = Path(given).read_text(encoding="utf-8")
+                names += _keys(load(text))
+                classes += _CLASS.findall(text)
         elif option.startswith("--"):
-            given = value or following
-            named += [given] if given.replace(".", "").isidentifier() else _CLASS.findall(given)
-    return not all(path.startswith(_OURS) for path in named if "." in path)
+            names.append(option[2:].removesuffix(".help"))
+            classes += [given] if given.replace(".", "").isidentifier() else _CLASS.findall(given)
+    return [name.removesuffix(".init_args").replace("init_args.", "").replace("+", "") for name in names], classes
+
+
+def _keys(given: object, above: str = "") -> list[str]:
+    """Find the keys of a configuration, those of mappings within mappings with dots."""
+    if not isinstance(given, dict):
+        return [above[:-1]] if above else []
+    return [name for key, value in given.items() for name in _keys(value, f"{above}{key}.")]
