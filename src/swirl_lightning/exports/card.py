@@ -70,7 +70,7 @@ def merged_card(
     """Write the card of whole weights; arguments as for :func:`adapter_card`."""
     code = [_MERGED.format(here=HERE, adapter=adapter) for adapter in adapters]
     meta = {"library_name": "transformers", "tags": ["swirl", "world-model"]}
-    served = "Each folder is a plain model of transformers, which vLLM serves, too. Prompts are those under Settings."
+    served = "Each folder is a model of plain transformers, in the format that vLLM reads. Prompts: see Settings."
     return _card(meta, "whole weights", settings, backbone, data, results, ["## Use", "", served, "", *code])
 
 
