@@ -125,7 +125,10 @@ def test_no_option_of_a_configuration_is_taken_for_a_mistyped_one(config):
         ["--data", "mine.Data", "--data.folder", "x"],
         ["--model.backbone.class_path=mine.Backbone", "--model.backbone.window", "3"],
         ["--data.dict_kwargs.batchsize", "3"],
-        ["-c", "missing.yaml", "--data", "mine.Data", "--data.anything", "3"],
+        ["-c", "missing.yaml", "--data.anything", "3"],
+        ["-cmissing.yaml", "--data.anything", "3"],
+        ["--config", "{data: {class_path: mine.Data}}", "--data.anything", "3"],
+        ["--data=parts/mine.yaml", "--data.anything", "3"],
     ],
     ids=lambda args: args[0],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from yaml import YAMLError
@@ -17,6 +16,8 @@ TABLE = Path(__file__).parents[1] / "assets" / "option_names.txt"
 """The names, one a line; a test compares them with the parser's, and ``make options`` writes them anew."""
 
 _OURS = "swirl_lightning."
+_UNKNOWN = "unknown.Class"
+_FILES = (".yaml", ".yml", ".json")
 _CLASS = re.compile(r"class_path['\"]?\s*:\s*['\"]?([\w.]+)")
 
 
@@ -51,14 +52,18 @@ def _options(args: Sequence[str]) -> tuple[list[str], list[str]]:
     for token, following in zip(args[1:], [*args[2:], ""], strict=True):
         option, equals, value = token.partition("=")
         given = value if equals else following
-        if option in ("-c", "--config"):
-            with suppress(OSError, ValueError, YAMLError):  # the parser says what is wrong with it
-                text = Path(given).read_text(encoding="utf-8")
+        if option == "--config" or token.startswith("-c"):
+            path = given if option in ("-c", "--config") else token[2:]
+            try:
+                text = Path(path).read_text(encoding="utf-8")
                 names += _keys(load(text))
                 classes += _CLASS.findall(text)
+            except (OSError, ValueError, YAMLError):  # it is YAML itself, or the parser says what is wrong with it
+                classes.append(_UNKNOWN)
         elif option.startswith("--"):
             names.append(option[2:].removesuffix(".help"))
-            classes += [given] if given.replace(".", "").isidentifier() else _CLASS.findall(given)
+            is_class = given.replace(".", "").isidentifier()
+            classes += [given] if is_class else _CLASS.findall(given) or [_UNKNOWN] * given.endswith(_FILES)
     return [name.removesuffix(".init_args").replace("init_args.", "").replace("+", "") for name in names], classes
 
 
