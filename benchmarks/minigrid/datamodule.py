@@ -30,6 +30,7 @@ class MiniGrid(TransitionDataModule):
         labelled_families: the same for the labelled transitions alone; null for ``families``.
         never_labelled: things such as ``red key`` that no labelled transition names.
         action_shares: proportions of the kinds of action (``drop: 0.4``), in all splits; null takes `SHARES`.
+        labelled_action_shares: the same for the labelled transitions alone; null for ``action_shares``.
         state_only_action_shares: the same for the state-only pairs alone; null for ``action_shares``. Of pairs more
             than a step apart it counts the first step.
         min_gap: fewest steps between the two frames of a state-only pair.
@@ -54,6 +55,7 @@ class MiniGrid(TransitionDataModule):
         labelled_families: list[str] | None = None,
         never_labelled: tuple[str, ...] = (),
         action_shares: dict[str, float] | None = None,
+        labelled_action_shares: dict[str, float] | None = None,
         state_only_action_shares: dict[str, float] | None = None,
         min_gap: int = 1,
         max_gap: int = 1,
@@ -70,8 +72,10 @@ class MiniGrid(TransitionDataModule):
         everywhere: dict[str, Any] = {"families": tuple(FAMILIES if families is None else families)}
         if action_shares is not None:
             everywhere["shares"] = action_shares
-        shown = {} if state_only_action_shares is None else {"shares": state_only_action_shares}
-        labelled = {} if labelled_families is None else {"families": tuple(labelled_families)}
+        shown: dict[str, Any] = {} if state_only_action_shares is None else {"shares": state_only_action_shares}
+        labelled: dict[str, Any] = {} if labelled_families is None else {"families": tuple(labelled_families)}
+        if labelled_action_shares is not None:
+            labelled["shares"] = labelled_action_shares
         self.options: dict[str, dict[str, Any]] = {
             "warmup": {**everywhere, **labelled, "never_named": tuple(never_labelled)},
             "state_only": {**everywhere, **shown, "min_gap": min_gap, "max_gap": max_gap},

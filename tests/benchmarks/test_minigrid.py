@@ -320,12 +320,18 @@ def test_the_gap_is_of_state_only_pairs_alone():
         assert fingerprint(data.split(name)) == fingerprint(generate(name, data.sizes[name]))
 
 
-def test_state_only_pairs_can_show_other_actions():
-    shares = {"turn left": 1, "move forward": 1}
+def test_labels_and_state_only_pairs_can_show_other_actions():
     sizes = {"warmup_size": 16, "state_only_size": 24, "validation_size": 8, "test_size": 8}
-    data = MiniGrid(**sizes, action_shares={"drop": 1}, state_only_action_shares=shares)
-    kinds = {name: {row.meta["kind"] for row in data.split(name)} for name in ("warmup", "state_only", "test")}
-    assert kinds == {"warmup": {"drop"}, "state_only": {"turn left", "move forward"}, "test": {"drop"}}
+    labelled, pairs = {"pick up": 1}, {"turn left": 1, "move forward": 1}
+    shares = {"labelled_action_shares": labelled, "state_only_action_shares": pairs}
+    data = MiniGrid(**sizes, action_shares={"drop": 1}, **shares)
+    kinds = {name: {row.meta["kind"] for row in data.split(name)} for name in data.sizes}
+    assert kinds == {
+        "warmup": {"pick up"},
+        "state_only": {"turn left", "move forward"},
+        "validation": {"drop"},
+        "test": {"drop"},
+    }
 
 
 @pytest.mark.parametrize(
