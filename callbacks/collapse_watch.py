@@ -13,13 +13,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from swirl_lightning.callbacks._shared import phase_name, rollouts_of
 from swirl_lightning.checkpoints.state import over_ranks
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.roles import Role
+
+_NOT_SAMPLED = (0, -1)
+"""In place of a counterfactual action, so that every rank has a row for each of its pairs."""
 
 
 class CollapseWatch(Callback):
     """Logs the diversity and the length of the sampled actions, for each phase of each iteration.
 
     The paper's collapse checks on latent actions, one a pair (z in Phase I, the first ẑ of each group in Phase II),
-    over all ranks:
+    over all ranks, without counterfactual ones:
 
     - ``<phase>/unique_actions``: number of different actions / number of actions (above 0.94 there).
     - ``<phase>/action_length``: their mean length in tokens (16.8 there, 7.2 for human labels).
@@ -58,7 +62,9 @@ class CollapseWatch(Callback):
         if rollouts is not None:
             encode = pl_module.backbone.encode_action  # type: ignore[union-attr]
             actions = rollouts.actions[:: len(rollouts.actions) // len(rollouts.transitions)]
-            self._seen += [(_hash(a), len(encode(a))) for a in actions]  # type: ignore[operator]
+            for action, pair in zip(actions, rollouts.transitions, strict=True):
+                given = rollouts.role == Role.FWM and pair.counterfactual is not None
+                self._seen.append(_NOT_SAMPLED if given else (_hash(action), len(encode(action))))  # type: ignore[operator]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the phase's figures, and warn."""
@@ -66,7 +72,10 @@ class CollapseWatch(Callback):
             return
         # training gives every rank the same number of rows, so the shapes agree
         seen = pl_module.all_gather(torch.tensor(self._seen, device=pl_module.device))  # (ranks,) N 2
-        hashes, lengths = seen.reshape(-1, 2).unbind(1)  # type: ignore[union-attr]
+        seen = seen.reshape(-1, 2)  # type: ignore[union-attr]
+        hashes, lengths = seen[seen[:, 1] >= 0].unbind(1)
+        if not len(hashes):
+            return
         counts = hashes.unique(return_counts=True)[1]
         share = len(counts) / len(hashes)
         frequencies = counts.float() / len(hashes)

@@ -53,6 +53,26 @@ def test_figures_of_the_actions(tmp_path):
     assert not any("warmup" in tag for tag in found.Tags()["scalars"])
 
 
+def test_counterfactual_actions_do_not_count(tmp_path):
+    """The IDM has not sampled them; its own in Phase II count on the same pairs."""
+    data = Data(rows=64, counterfactual_share=0.5)
+    practised = sum(row.counterfactual is not None for row in data.practised(0))
+    seen = []
+
+    class Watch(CollapseWatch):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append(list(self._seen))
+            super().on_train_epoch_end(trainer, pl_module)
+
+    found = fit(tmp_path / "half", [Watch()], data=data)
+    assert [sum(length < 0 for _, length in rows) for rows in seen] == [0, practised, 0]
+    assert [len(rows) for rows in seen] == [0, 64, 64]
+    assert scalars(found, "fwm/unique_actions")[0][1] == pytest.approx(2 / (64 - practised))
+    assert scalars(found, "idm/unique_actions")[0][1] == pytest.approx(2 / 64)
+    found = fit(tmp_path / "all", [CollapseWatch()], data=Data(counterfactual_share=1.0))
+    assert not [tag for tag in found.Tags()["scalars"] if tag in ("fwm/unique_actions", "fwm/action_length")]
+
+
 class Collapse(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         if pl_module.phase.iteration == 1:
