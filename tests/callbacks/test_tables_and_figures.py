@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning import Callback
 
+from support.processes import run_module
 from support.runs import Data, Model, events, fit, texts, trainer
 from swirl_lightning.callbacks import (
     ActionTable,
@@ -161,30 +162,14 @@ def test_hyperparameters_where_no_configuration_was_saved(tmp_path):
 
 
 # ---- two processes -----------------------------------------------------------------------------------
-class Report(Callback):
-    """Leaves what each rank saw."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_train_end(self, trainer, pl_module):
-        torch.save(pl_module.evaluated, self.folder / f"{trainer.global_rank}.pt")
-
-
 def test_two_processes(tmp_path):
     """All callbacks at once: no rank waits for another, figures cover both.
 
     Five rows to validate here and four there would make unequal numbers of batches if nobody minded.
     """
     rows = 9
-    callbacks = [ActionTable(), AdapterExport(), CollapseWatch(), HyperparameterText(), Throughput()]
-    fit(
-        tmp_path,
-        [*callbacks, Report(tmp_path)],
-        data=Data(batch_size=2, rows=rows),
-        strategy="ddp_spawn",
-        devices=2,
-    )
+    done = run_module("support.callbacks_ddp", tmp_path, rows, ranks=2)
+    assert done.returncode == 0, done.stderr
     found = events(tmp_path)
     assert scalars(found, "idm/unique_actions")[0][1] == pytest.approx(2 / 8)
     assert (tmp_path / "run" / "adapters" / "last" / "fwm").exists()
