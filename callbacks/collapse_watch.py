@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from swirl_lightning.callbacks._shared import phase_name, rollouts_of
 from swirl_lightning.checkpoints.state import over_ranks
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.roles import Role
 
 _NOT_SAMPLED = (0, -1)
 """In place of a counterfactual action, so that every rank has a row for each of its pairs."""
@@ -63,8 +62,8 @@ class CollapseWatch(Callback):
             encode = pl_module.backbone.encode_action  # type: ignore[union-attr]
             actions = rollouts.actions[:: len(rollouts.actions) // len(rollouts.transitions)]
             for action, pair in zip(actions, rollouts.transitions, strict=True):
-                given = rollouts.role == Role.FWM and pair.counterfactual is not None
-                self._seen.append(_NOT_SAMPLED if given else (_hash(action), len(encode(action))))  # type: ignore[operator]
+                sampled = not pair.counterfactual
+                self._seen.append((_hash(action), len(encode(action))) if sampled else _NOT_SAMPLED)  # type: ignore[operator]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the phase's figures, and warn."""

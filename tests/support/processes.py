@@ -81,6 +81,8 @@ def _run(name: str, arguments: Sequence[str], environment: Mapping[str, str], fo
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = [name, *arguments]
+    if not hasattr(sys.modules.get(name), "__path__"):
+        sys.modules.pop(name, None)  # runpy warns of a module that has been imported before
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     finally:

@@ -32,12 +32,11 @@ def mistyped(args: Sequence[str]) -> str | None:
         args: command line, the subcommand first.
     """
     known = set(TABLE.read_text().split())
-    parents = {name.rpartition(".")[0] for name in known}
+    leaves = known - {name.rpartition(".")[0] for name in known}
     written, classes = _options(args)
     foreign = any("." in path and not path.startswith(_OURS) for path in classes)
     for name in written:
-        above = [name[: dot.start()] for dot in re.finditer(r"\.", name)]
-        values = any(place in known - parents for place in above)
+        values = any(name[: dot.start()] in leaves for dot in re.finditer(r"\.", name))
         own = foreign and name.startswith(("model.", "data."))
         if own or values or {"class_path", "dict_kwargs"} & set(name.split(".")):
             continue
