@@ -109,6 +109,40 @@ def test_no_option_of_a_configuration_is_taken_for_a_mistyped_one(config):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "data: {class_path: &c mine.Data, init_args: {folder: y}}",
+        "data: mine.Data",
+        "data: parts/mine.yaml",
+        "data: {class_path: !!str mine.Data}",
+        "data:\n  class_path: >-\n    mine.Data\n",
+        "data:\n  class_path:  # own\n    mine.Data\n",
+        '{"data": {"class_path": "mine\\u002eData"}}',
+        "model: {init_args: {backbone: mine.Backbone}}",
+        "model: {init_args: {backbone: {class_path: mine.Backbone}}}",
+        "trainer: {max_epochs: !!bool maybe}  # mine",
+        "trainer: {max_epochs: !!int ''}  # mine",
+        "1: 2",
+        "'': 2",
+        '"a\\e[31mX\\nerror: b": 3',
+        "[not, a, mapping]",
+        "",
+    ],
+)
+def test_what_a_configuration_leaves_open_is_left_to_the_parser(tmp_path, text):
+    (tmp_path / "own.yaml").write_text(text)
+    own = ("--data.folder=y", "--model.backbone.window=3") if "mine" in text else ()
+    assert option_names.mistyped(["fit", "-c", str(QUICKSTART), "-c", str(tmp_path / "own.yaml"), *own]) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_left_for_the_parser_to_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # to read it would wait for ever
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        assert option_names.mistyped(["fit", "-c", str(path), "--data.folder=y"]) is None
+
+
+@pytest.mark.parametrize(
     "args",
     [
         ["--print_config=skip_default"],
@@ -129,6 +163,11 @@ def test_no_option_of_a_configuration_is_taken_for_a_mistyped_one(config):
         ["-cmissing.yaml", "--data.anything", "3"],
         ["--config", "{data: {class_path: mine.Data}}", "--data.anything", "3"],
         ["--data=parts/mine.yaml", "--data.anything", "3"],
+        ["--model", '{"class_path": "mine.Model"}', "--data.anything", "3"],
+        ["--model.templates.fwm", "--- {before} {action}"],
+        ["--", "--=3", "--+", "3"],
+        ["--tr\x1b[31m\nerror: y"],
+        ["--" + "x" * 1000],
     ],
     ids=lambda args: args[0],
 )
