@@ -113,9 +113,13 @@ class PhaseSwitch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take no further batch in an epoch that was over: Lightning's loop does where no validation is due.
 
-        Without ``limit_train_batches`` there is none; with it the loader has some left.
+        Without ``limit_train_batches`` there is none; with it the loader has some left. With ``max_steps`` Lightning also
+        enters an epoch again whose end wrote the checkpoint; what is set here is its own state without ``max_steps``.
         """
         loop = trainer.fit_loop
+        if loop.restarted_on_epoch_end:
+            loop.epoch_progress.increment_completed()
+            loop.epoch_loop.restarting = loop._restarting = False
         over = loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches
         if self._after_last_batch and over and loop._data_fetcher is not None:
             loop._data_fetcher.done = True

@@ -121,14 +121,20 @@ REPLAYS = {"grpo": GRPOConfig(group_size=4, num_iterations=2)}
 
 
 @pytest.mark.parametrize(
-    ("validate", "accumulate", "limit", "settings"),
-    [(2, 1, None, {}), (0, 1, None, {"shared_weights": True}), (2, 2, None, REPLAYS), (0, 1, 2, {})],
-    ids=["plain-validation", "shared", "replays-validation", "limited"],
+    ("validate", "accumulate", "limits", "settings"),
+    [
+        (2, 1, {}, {}),
+        (0, 1, {}, {"shared_weights": True}),
+        (2, 2, {}, REPLAYS),
+        (0, 1, {"limit_train_batches": 2}, {}),
+        (0, 1, {"limit_train_batches": 2, "max_steps": 7}, {}),
+    ],
+    ids=["plain-validation", "shared", "replays-validation", "limited", "limited-steps"],
 )
 def test_a_run_goes_on_from_every_checkpoint_as_if_never_stopped(
-    gemma_path, tmp_path, validate, accumulate, limit, settings
+    gemma_path, tmp_path, validate, accumulate, limits, settings
 ):
-    """``limit`` leaves the loader batches at the end of a phase, and none at the end of the warm-up."""
+    """``limits`` leave the loader batches at the end of a phase, and none at the end of the warm-up."""
 
     def run(folder, resume=None):
         module, seen = build(gemma_path, **settings), Seen()
@@ -138,10 +144,9 @@ def test_a_run_goes_on_from_every_checkpoint_as_if_never_stopped(
             ModelCheckpoint(folder, "v{step}", save_on_train_epoch_end=False, monitor="step", **best),
             ModelCheckpoint(folder, "e{step}", save_on_train_epoch_end=True, monitor="epoch", **best),
         ]
-        limits = {"limit_val_batches": validate, "num_sanity_val_steps": 0, "accumulate_grad_batches": accumulate}
-        limits["limit_train_batches"] = limit
+        options = {"limit_val_batches": validate, "num_sanity_val_steps": 0, "accumulate_grad_batches": accumulate}
         callbacks = [CollapseWatch(), seen, SaveInValidation(folder), *saves]
-        fit = trainer(folder, PhaseSwitch(1, iterations=1), callbacks, **limits)
+        fit = trainer(folder, PhaseSwitch(1, iterations=1), callbacks, **options, **limits)
         fit.fit(module, Uneven(size=24, batch_size=8, eval_batch_size=4), ckpt_path=resume)
         return snapshot(module), seen.events, fit.global_step
 
