@@ -29,7 +29,8 @@ class CollapseWatch(Callback):
     - ``<phase>/effective_actions``: exp of the entropy of the actions' frequencies, for worlds with few
       actions, where the share is always small.
 
-    They survive a resume within a phase; on another number of ranks, they then cover only the rest of it.
+    They survive a resume within a phase. After one on another number of ranks they cover only the rest of the phase,
+    and one within a window of accumulated gradients leaves out the rest of that window.
 
     Args:
         threshold: warn when a share falls below this part of its value in the first iteration.

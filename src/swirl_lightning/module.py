@@ -57,7 +57,8 @@ class SWIRL(WorldModelModule):
         reward: computes the reward of a rollout from the frozen model's log-probabilities.
         learner: computes the loss from rollouts and their rewards; None for
             :class:`swirl_lightning.training.learners.GRPO`.
-        anchor_weight: λ; adds λ · -log P(y | x, z) of the observed y under the sampled z to Phase I.
+        anchor_weight: λ; adds λ · -log P(y | x, z) of the observed y under the sampled z to Phase I. Pairs
+            whose action is counterfactual count as 0.
         labelled_weight: weight of the labelled triples of ``data.labelled_per_batch``, relative to the pairs' own loss.
         bootstrap_labels: actions of the phase ``bootstrap``. ``online`` samples them anew in each epoch; ``once`` takes
             the IDM's likeliest, token by token, the same in every epoch: so the authors annotate their pairs.
@@ -256,14 +257,15 @@ class SWIRL(WorldModelModule):
         loss = self.learner.loss(policy, update)
         if update.observed is not None:
             observed = self.models.score(role, self.models.of(role).adapter, *update.observed, training=True)
-            loss.add_supervised(observed, self.anchor_weight, policy.longest)
+            weight = self.anchor_weight * len(update.observed[0]) / update.pairs  # as if it were 0 for the others
+            loss.add_supervised(observed, weight, policy.longest)
             loss.metrics["anchor_nll"] = -observed.mean_per_token().mean()
         return loss
 
     def _add_labelled(self, loss: Loss, role: Role, transitions: list[Transition]) -> None:
         """Add labelled triples to the pairs of a phase: supervised training of its policy."""
         x, y = self.encode_pairs(transitions)
-        actions = [self.backbone.encode_action(_label(t)) for t in transitions]
+        actions = [self.backbone.encode_action(t.label) for t in transitions]
         scored = sft_log_probs(self.models, x, actions, y, (role,), self._noisy(transitions, y))[role]
         loss.add_supervised(scored, self.labelled_weight, self.models.grammars[role].free_length)
         nll = -scored.mean_per_token().mean()
@@ -279,7 +281,7 @@ class SWIRL(WorldModelModule):
         x, y = self.encode_pairs(batch.transitions)
         named = self._named_by_idm(batch.transitions, x, y) if labelled_by_idm else {}
         actions = [
-            named[n] if n in named else self.backbone.encode_action(_label(t)) for n, t in enumerate(batch.transitions)
+            named[n] if n in named else self.backbone.encode_action(t.label) for n, t in enumerate(batch.transitions)
         ]
         roles = (Role.FWM,) if labelled_by_idm else self.roles
         scored = sft_log_probs(self.models, x, actions, y, roles, self._noisy(batch.transitions, y))
@@ -374,11 +376,3 @@ class SWIRL(WorldModelModule):
                 ckpt.restore_rng(state["rng"])
             ckpt.check_optimizer(state, self.trainer.optimizers[0])
             self._resumed = None
-
-
-def _label(transition: Transition) -> str:
-    if not transition.action:
-        raise ValueError(
-            f"transition {transition.id!r} of the warm-up split has no action: warm-up needs labelled triples"
-        )
-    return transition.action

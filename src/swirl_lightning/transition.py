@@ -76,3 +76,14 @@ class Transition:
         if self.after is None:
             raise ValueError(f"transition {self.id!r} has no state after, and training and its metrics need one")
         return self.after
+
+    @property
+    def label(self) -> str:
+        """Action z, which must be known.
+
+        Raises:
+            ValueError: it is not known.
+        """
+        if not self.action:
+            raise ValueError(f"transition {self.id!r} of the labelled split (warmup) has no action: give it one")
+        return self.action

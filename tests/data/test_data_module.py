@@ -1,6 +1,7 @@
 """The DataModule and its loaders inside a real Trainer."""
 
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import TransitionBatch, TransitionDataModule
+from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.transition import Transition
 
 SIZES = {"warmup": 7, "state_only": 12, "validation": 5, "test": 3}
@@ -130,6 +132,32 @@ def test_a_share_of_the_pairs_of_phase_one_has_an_action_of_the_labels():
     assert all(row.counterfactual for row in data(counterfactual_share=1.0).practised(0))
     with pytest.raises(ValueError, match=r"counterfactual_share must lie in \[0, 1\], got 1.5"):
         data(counterfactual_share=1.5)
+
+
+def test_counterfactual_actions_can_be_chosen():
+    wanted = data(counterfactual_share=1.0, counterfactual_actions="z[12]$")
+    assert {row.counterfactual for row in wanted.practised(0)} == {"z1", "z2"}
+    with pytest.raises(ValueError, match=r"begins with data.counterfactual_actions, 'drop'"):
+        data(counterfactual_share=1.0, counterfactual_actions="drop").practised(0)
+    with pytest.raises(ValueError, match=r"counterfactual_actions is no regular expression, .*unterminated .*'\(z'"):
+        data(counterfactual_actions="(z")
+
+
+def test_labels_without_an_action_cannot_be_practised():
+    class Bare(Data):
+        def load_split(self, split):
+            return [replace(row, action="") for row in super().load_split(split)]
+
+    with pytest.raises(ValueError, match=r"'warmup-[0-9]+' of the labelled split .* has no action"):
+        list(Bare(seed=1, counterfactual_share=1.0).practised(0))
+
+
+def test_another_share_of_counterfactual_actions_in_mid_phase_is_refused():
+    before, after = (TransitionLoader(data(counterfactual_share=share).practised(0), batch_size=2) for share in (1, 0))
+    next(iter(before))
+    after.load_state_dict(before.state_dict())
+    with pytest.raises(ValueError, match="counterfactual pairs was 8 and is 0"):
+        next(iter(after))
 
 
 def test_phase_one_alone_is_given_counterfactual_actions(tmp_path):

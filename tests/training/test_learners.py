@@ -154,6 +154,24 @@ def test_the_anchor_leaves_out_pairs_with_a_counterfactual_action(gemma_path, tm
     assert ends == [True, False], "no action led to their y"
 
 
+def test_micro_batches_of_pairs_with_and_without_a_counterfactual_action_add_up(gemma_path, tmp_path):
+    ends = []
+    for size in (8, 4, 2, 1):
+        settings = {"optimizer": SGD, "optim": CONSTANT, "quantization": None, "anchor_weight": 1.0}
+        module = build(gemma_path, **settings)
+        randomize(module)
+        start = snapshot(module)
+        options = {"accumulate_grad_batches": 8 // size, "limit_train_batches": 8 // size}
+        data = Digits(size=16, batch_size=size, counterfactual_share=0.5)
+        trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1), **options).fit(module, data)
+        ends.append(snapshot(module))
+    moved = [key for key in start if key.startswith("fwm.") and not torch.equal(start[key], ends[0][key])]
+    assert moved
+    for end in ends[1:]:
+        for key in moved:
+            torch.testing.assert_close(end[key], ends[0][key], atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("labelled", [0, 2])
 def test_the_anchor_with_the_reward_off_is_bootstrap(gemma_path, tmp_path, labelled):
     """Both are supervision by the observed y under an action that the IDM names: the same steps, so one control."""

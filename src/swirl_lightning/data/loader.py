@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from swirl_lightning.data.batch import TransitionBatch
+from swirl_lightning.data.rows import Practised
 from swirl_lightning.transition import Transition
 
 
@@ -170,6 +171,7 @@ class TransitionLoader:
             "replays": self.replays,
             "window": self.window,
             "labelled_per_batch": self.labelled_per_batch,
+            "counterfactual pairs": self.rows.asked if isinstance(self.rows, Practised) else 0,
             "seed": self.seed,
         }
 

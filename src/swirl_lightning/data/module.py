@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         counterfactual_share: share of an iteration's pairs, in [0, 1], for which Phase I rolls out an action of the
             labelled triples, drawn at random, in place of the one that the IDM reads from the pair. So the FWM
             practises actions that no pair shows; the reward needs no observed y.
+        counterfactual_actions: regular expression; only the labels' actions that begin with it are rolled out.
 
     Example::
 
@@ -71,6 +73,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         labelled_per_batch: int = 0,
         labelled_share: float = 0.0,
         counterfactual_share: float = 0.0,
+        counterfactual_actions: str = "",
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -81,7 +84,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         self.pairs_per_iteration = pairs_per_iteration
         self.pairs_per_step = pairs_per_step
         self.labelled_per_batch, self.labelled_share = labelled_per_batch, labelled_share
-        self.counterfactual_share = counterfactual_share
+        self.counterfactual_share, self.counterfactual_actions = counterfactual_share, counterfactual_actions
         sizes = dict.fromkeys(("batch_size", "warmup_batch_size", "eval_batch_size"), "[1, inf)")
         parts = dict.fromkeys(("pairs_per_iteration", "pairs_per_step"), "[1, inf) or null")
         check_ranges(
@@ -95,6 +98,11 @@ class TransitionDataModule(LightningDataModule, ABC):
             **sizes,
             **parts,
         )
+        try:
+            re.compile(counterfactual_actions)
+        except re.error as error:
+            told = f"data.counterfactual_actions is no regular expression, {error}: {counterfactual_actions!r}"
+            raise ValueError(told) from None
         self._splits: dict[str, Sequence[Transition]] = {}
         self._accumulated = 1  # the value that we have set in the Trainer
 
@@ -262,11 +270,19 @@ class TransitionDataModule(LightningDataModule, ABC):
         return Joined(pairs, labelled, chosen.tolist())
 
     def practised(self, iteration: int) -> Sequence[Transition]:
-        """Return the state-only pairs of an iteration (0-based), a share of them with a counterfactual action."""
+        """Return the state-only pairs of an iteration (0-based), a share of them with a counterfactual action.
+
+        Raises:
+            ValueError: no label's action begins with ``counterfactual_actions``.
+        """
         pairs = self.pairs(iteration)
         if self.counterfactual_share == 0:
             return pairs
-        labelled = self.split("warmup")
+        labelled, wanted = self.split("warmup"), self.counterfactual_actions
+        if wanted:  # without it rows are read when they are accessed
+            labelled = [row for row in labelled if re.match(wanted, row.label)]
+            if not labelled:
+                raise ValueError(f"no action of the labelled split begins with data.counterfactual_actions, {wanted!r}")
         random = np.random.default_rng([self.seed, iteration, 3])
         asked = random.random(len(pairs)) < self.counterfactual_share
         chosen = np.where(asked, random.integers(len(labelled), size=len(pairs)), -1)

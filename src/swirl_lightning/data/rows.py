@@ -23,17 +23,22 @@ class StateOnly(Sequence[Transition]):
 
 
 class Practised(Sequence[Transition]):
-    """Sequence of pairs, each with the action of a chosen row of a labelled split, or with none where that is -1."""
+    """Sequence of pairs, each with the action of a chosen row of a labelled split, or with none where that is -1.
+
+    Attributes:
+        asked: number of pairs with such an action.
+    """
 
     def __init__(self, pairs: Sequence[Transition], labelled: Sequence[Transition], chosen: list[int]) -> None:
         self._pairs, self._labelled, self._chosen = pairs, labelled, chosen
+        self.asked = sum(number >= 0 for number in chosen)
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
         pair, chosen = self._pairs[index], self._chosen[index]
-        return pair if chosen < 0 else replace(pair, counterfactual=self._labelled[chosen].action)
+        return pair if chosen < 0 else replace(pair, counterfactual=self._labelled[chosen].label)
 
 
 class Joined(Sequence[Transition]):
