@@ -113,8 +113,8 @@ class PhaseSwitch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take no further batch in an epoch that was over: Lightning's loop does where no validation is due.
 
-        Without ``limit_train_batches`` there is none; with it the loader has some left. With ``max_steps`` it also enters
-        an epoch again whose end wrote the checkpoint; what is set here is its own state without ``max_steps``.
+        Without ``limit_train_batches`` there is none; with it the loader has some left. With ``max_steps`` it also
+        enters an epoch again whose end wrote the checkpoint; what is set here is its own state without ``max_steps``.
         """
         loop = trainer.fit_loop
         if loop.restarted_on_epoch_end:
