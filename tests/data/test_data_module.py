@@ -135,12 +135,12 @@ def test_a_share_of_the_pairs_of_phase_one_has_an_action_of_the_labels():
 
 
 def test_counterfactual_actions_can_be_chosen():
-    wanted = data(counterfactual_share=1.0, counterfactual_actions="z[12]$")
-    assert {row.counterfactual for row in wanted.practised(0)} == {"z1", "z2"}
-    with pytest.raises(ValueError, match=r"begins with data.counterfactual_actions, 'drop'"):
-        data(counterfactual_share=1.0, counterfactual_actions="drop").practised(0)
-    with pytest.raises(ValueError, match=r"counterfactual_actions is no regular expression, .*unterminated .*'\(z'"):
-        data(counterfactual_actions="(z")
+    chosen = data(counterfactual_share=1.0, counterfactual_actions=["jump", "dig"])
+    assert {row.counterfactual for row in chosen.practised(0)} == {"jump", "dig"}
+    assert "warmup" not in chosen.loads, "no label is read for them"
+    for wrong in ([], ["jump", " "]):
+        with pytest.raises(ValueError, match="counterfactual_actions needs at least one action and none that is blank"):
+            data(counterfactual_actions=wrong)
 
 
 def test_labels_without_an_action_cannot_be_practised():

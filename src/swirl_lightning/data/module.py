@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from torchmetrics import MetricCollection
 
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
-from swirl_lightning.data.rows import Joined, Practised, StateOnly
+from swirl_lightning.data.rows import Joined, Labels, Practised, StateOnly
 from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.engine.noise import global_seed
 from swirl_lightning.engine.ranges import check_ranges
@@ -48,10 +47,10 @@ class TransitionDataModule(LightningDataModule, ABC):
         labelled_share: share of labelled triples among the transitions of the phase ``bootstrap``, in [0, 1): they are
             mixed with an iteration's pairs, each iteration's in an order of their own; when all have been taken, they
             begin anew. This is the paper's SFT-Merge.
-        counterfactual_share: share of an iteration's pairs, in [0, 1], for which Phase I rolls out an action of the
-            labelled triples, drawn at random, in place of the one that the IDM reads from the pair. So the FWM
-            practises actions that no pair shows; the reward needs no observed y.
-        counterfactual_actions: regular expression; only the labels' actions that begin with it are rolled out.
+        counterfactual_share: share of an iteration's pairs, in [0, 1], for which Phase I rolls out one of
+            ``counterfactual_actions``, drawn at random, in place of the one that the IDM reads from the pair. So the
+            FWM practises actions that no pair shows; the reward needs no observed y.
+        counterfactual_actions: actions in words; None for those of the labelled triples.
 
     Example::
 
@@ -73,7 +72,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         labelled_per_batch: int = 0,
         labelled_share: float = 0.0,
         counterfactual_share: float = 0.0,
-        counterfactual_actions: str = "",
+        counterfactual_actions: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -98,11 +97,9 @@ class TransitionDataModule(LightningDataModule, ABC):
             **sizes,
             **parts,
         )
-        try:
-            re.compile(counterfactual_actions)
-        except re.error as error:
-            told = f"data.counterfactual_actions is no regular expression, {error}: {counterfactual_actions!r}"
-            raise ValueError(told) from None
+        if counterfactual_actions is not None and not all(map(str.strip, counterfactual_actions or [""])):
+            told = "needs at least one action and none that is blank, or null for those of the labelled triples"
+            raise ValueError(f"data.counterfactual_actions {told}, got {counterfactual_actions}")
         self._splits: dict[str, Sequence[Transition]] = {}
         self._accumulated = 1  # the value that we have set in the Trainer
 
@@ -179,7 +176,7 @@ class TransitionDataModule(LightningDataModule, ABC):
             return validated
         trained: dict[Split, None] = {"warmup" if phase == WARMUP else "state_only": None for phase in self.phases()}
         merged = self.labelled_share and PhaseName.BOOTSTRAP in self.phases()
-        practised = self.counterfactual_share and PhaseName.ONE in self.phases()
+        practised = self.counterfactual_share and self.counterfactual_actions is None and PhaseName.ONE in self.phases()
         if self.labelled_per_batch or merged or practised:
             trained["warmup"] = None
         return [*trained, *validated]
@@ -270,23 +267,16 @@ class TransitionDataModule(LightningDataModule, ABC):
         return Joined(pairs, labelled, chosen.tolist())
 
     def practised(self, iteration: int) -> Sequence[Transition]:
-        """Return the state-only pairs of an iteration (0-based), a share of them with a counterfactual action.
-
-        Raises:
-            ValueError: no label's action begins with ``counterfactual_actions``.
-        """
+        """Return the state-only pairs of an iteration (0-based), a share of them with a counterfactual action."""
         pairs = self.pairs(iteration)
         if self.counterfactual_share == 0:
             return pairs
-        labelled, wanted = self.split("warmup"), self.counterfactual_actions
-        if wanted:  # without it rows are read when they are accessed
-            labelled = [row for row in labelled if re.match(wanted, row.label)]
-            if not labelled:
-                raise ValueError(f"no action of the labelled split begins with data.counterfactual_actions, {wanted!r}")
+        own = self.counterfactual_actions
+        actions: Sequence[str] = Labels(self.split("warmup")) if own is None else own
         random = np.random.default_rng([self.seed, iteration, 3])
         asked = random.random(len(pairs)) < self.counterfactual_share
-        chosen = np.where(asked, random.integers(len(labelled), size=len(pairs)), -1)
-        return Practised(pairs, labelled, chosen.tolist())
+        chosen = np.where(asked, random.integers(len(actions), size=len(pairs)), -1)
+        return Practised(pairs, actions, chosen.tolist())
 
     # ---- phases ----------------------------------------------------------------------------------
     def accumulation(self, phase: str) -> int:

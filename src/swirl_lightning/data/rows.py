@@ -22,15 +22,28 @@ class StateOnly(Sequence[Transition]):
         return self._rows[self._chosen[index]].without_action()
 
 
+class Labels(Sequence[str]):
+    """Sequence of the actions of a labelled split, read when they are accessed."""
+
+    def __init__(self, rows: Sequence[Transition]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        return self._rows[index].label
+
+
 class Practised(Sequence[Transition]):
-    """Sequence of pairs, each with the action of a chosen row of a labelled split, or with none where that is -1.
+    """Sequence of pairs, each with a chosen action as counterfactual, or with none where that is -1.
 
     Attributes:
         asked: number of pairs with such an action.
     """
 
-    def __init__(self, pairs: Sequence[Transition], labelled: Sequence[Transition], chosen: list[int]) -> None:
-        self._pairs, self._labelled, self._chosen = pairs, labelled, chosen
+    def __init__(self, pairs: Sequence[Transition], actions: Sequence[str], chosen: list[int]) -> None:
+        self._pairs, self._actions, self._chosen = pairs, actions, chosen
         self.asked = sum(number >= 0 for number in chosen)
 
     def __len__(self) -> int:
@@ -38,7 +51,7 @@ class Practised(Sequence[Transition]):
 
     def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
         pair, chosen = self._pairs[index], self._chosen[index]
-        return pair if chosen < 0 else replace(pair, counterfactual=self._labelled[chosen].label)
+        return pair if chosen < 0 else replace(pair, counterfactual=self._actions[chosen])
 
 
 class Joined(Sequence[Transition]):
