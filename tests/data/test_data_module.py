@@ -154,6 +154,8 @@ def test_labels_without_an_action_cannot_be_practised():
 
 def test_another_share_of_counterfactual_actions_in_mid_phase_is_refused():
     before, after = (TransitionLoader(data(counterfactual_share=share).practised(0), batch_size=2) for share in (1, 0))
+    after.load_state_dict(before.state_dict())  # that of an epoch of which no batch has been given
+    assert len(list(after)) == 4
     next(iter(before))
     after.load_state_dict(before.state_dict())
     with pytest.raises(ValueError, match="counterfactual pairs was 8 and is 0"):

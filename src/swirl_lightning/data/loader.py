@@ -152,7 +152,7 @@ class TransitionLoader:
 
     def _take_resume(self, epoch: int) -> int:
         state, self._resume = self._resume, None
-        if state is None or state["epoch"] != epoch:
+        if state is None or state["epoch"] != epoch or not state["given"]:
             return 0
         shape = self._shape()
         changed = {key: (state.get(key, 0), value) for key, value in shape.items() if state.get(key, 0) != value}
