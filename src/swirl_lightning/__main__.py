@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import textwrap
 
 from swirl_lightning.console.option_names import mistyped
 from swirl_lightning.console.run import nearest, run_command, silence_libraries
-from swirl_lightning.console.training_help import training_help
+from swirl_lightning.console.training_help import ALL, training_help
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """PyTorch's own switch, which it reads once, when the first tensor is made: large tensors in pages of 2 MiB."""
@@ -27,7 +26,10 @@ COMMANDS = {
     "play": "act in the world model on a web page, several checkpoints side by side",
     "fetch": "bring a small pretrained base: swirl fetch smollm2 --to FOLDER",
 }
-USAGE = f"usage: swirl [-h] [-c CONFIG] {{{','.join(COMMANDS)}}} ..."
+USAGE = f"usage: swirl [-h] {{{','.join(COMMANDS)}}} ..."
+
+_PARSED = ("-c", "--config", "--print_config", ALL)
+"""What LightningCLI's parser takes before a command; keys of such a configuration stand below the command's name."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -48,8 +50,9 @@ def _run(args: list[str] | None) -> None:
         from swirl_lightning.prepare.smollm2 import main as fetch
 
         fetch(given[1:])
-    elif first not in COMMANDS and not first.startswith("-"):
-        wrong = f"{first!r} is no command{nearest(first, COMMANDS)}" if first else "no command is given"
+    elif first not in COMMANDS and not first.startswith(_PARSED):
+        kind = "option" if first.startswith("-") else "command"
+        wrong = f"{first!r} is no {kind}{nearest(first, [*COMMANDS, '--help'])}" if first else "no command is given"
         print(f"error: {wrong} ({USAGE.removeprefix('usage: ')})", file=sys.stderr)
         sys.exit(2)
     elif first in ("export", "push"):
@@ -78,7 +81,7 @@ def _help() -> str:
     lines = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
     return (
         f"{USAGE}\n\nWorld models from state-only data: SWIRL on PyTorch Lightning.\n\ncommands:\n{lines}\n\n"
-        + textwrap.fill("Options of a command: swirl COMMAND --help. Its configuration: -c CONFIG.", 80)
+        "Options of a command:  swirl COMMAND --help\nIts configuration:     swirl COMMAND -c FILE"
     )
 
 

@@ -325,3 +325,7 @@ def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:
         run=run,
         args=args,
     )
+
+
+if __name__ == "__main__":
+    sys.exit("error: swirl_lightning.cli is no command: use swirl, or python -m swirl_lightning")

@@ -64,7 +64,8 @@ def alone(*args):
     [
         (["--help"], 0, ""),
         (["fiit"], 2, "error: 'fiit' is no command; did you mean 'fit'?"),
-        ([], 2, "error: no command is given"),
+        (["--hepl"], 2, "error: '--hepl' is no option; did you mean '--help'?"),
+        ([], 2, "error: no command is given (swirl [-h] {fit,"),
         (["report"], 2, "error: the following arguments are required: RUN (all options: swirl report --help)"),
     ],
 )
@@ -176,7 +177,7 @@ def test_what_the_table_cannot_know_is_left_to_the_parser(args):
     assert option_names.mistyped(["fit", *args]) is None
 
 
-@pytest.mark.parametrize("module", ["results.report", "prepare.edit_corpora", "backbones.vqgan"])
+@pytest.mark.parametrize("module", ["results.report", "prepare.edit_corpora", "backbones.vqgan", "cli"])
 def test_a_module_of_its_own_ends_in_one_line_too(tmp_path, module):
     missing = {"prepare.edit_corpora": [tmp_path / "out.jsonl", "--aurora", tmp_path / "none"]}
     done = run_module(f"swirl_lightning.{module}", *missing.get(module, [tmp_path / "none"]))
