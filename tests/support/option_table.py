@@ -2,63 +2,119 @@
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
+from dataclasses import is_dataclass
 from importlib import import_module
-from typing import Any
+from types import ModuleType
+from typing import Any, get_args
 
+import torch
 from jsonargparse import capture_parser
+from lightning.pytorch import Callback, callbacks, loggers
+from lightning.pytorch.cli import LightningArgumentParser
 
 import swirl_lightning.backbones
 import swirl_lightning.benchmarks
+import swirl_lightning.callbacks
 from swirl_lightning import SWIRL
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.cli import swirl_cli
-from swirl_lightning.console.option_names import TABLE
-from swirl_lightning.console.parsing import options_of
+from swirl_lightning.console.option_names import TABLE, minor_version
 from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.judge import Judge
 from swirl_lightning.rollout_engines import RolloutEngine
 from swirl_lightning.training.learners import Learner
 from swirl_lightning.training.rewards import Reward
 
+OPEN = (loggers.CometLogger, loggers.WandbLogger)
+"""Classes with options of a package that may be missing, or be there in any version."""
+
+FOREIGN = {
+    "trainer": "lightning",
+    "trainer.callbacks": "torch",  # to which some of Lightning's hand their options on
+    "trainer.logger": "torch",
+    "model.optimizer": "torch",
+}
+"""Name -> package whose version decides which options there are below it."""
+
+
+def places() -> dict[str, list[type]]:
+    """Return options whose value is a class, with the classes that come with the package and its libraries."""
+    return {
+        "model": [SWIRL],
+        "model.backbone": _shipped(Backbone),
+        "model.learner": _shipped(Learner),
+        "model.optimizer": _exported(torch.optim.Optimizer, torch.optim),
+        "model.reward": _shipped(Reward),
+        "model.rollout_engine": _shipped(RolloutEngine),
+        "data": _shipped(TransitionDataModule),
+        "data.judge": _shipped(Judge),
+        "trainer.callbacks": _exported(Callback, callbacks, swirl_lightning.callbacks),
+        "trainer.logger": _exported(loggers.Logger, loggers),
+    }
+
 
 def collect() -> list[str]:
-    """Return the names of all options: of the commands, of ours and Lightning's Trainer, and of the shipped classes."""
+    """Return the lines of the table: options of the commands, of Lightning's Trainer and of the classes of `places`."""
     parser = capture_parser(lambda: swirl_cli(["fit"]))
     subcommands: Any = parser._subcommands_action
-    names = {
-        text[2:].removesuffix("+").removesuffix(".help")
+    names: dict[str, set[str]] = {
+        text[2:].removesuffix("+").removesuffix(".help"): set()
         for command in subcommands._name_parser_map.values()
         for action in command._actions
         for text in action.option_strings
         if text.startswith("--")
     }
-    within: dict[str, list[type]] = {
-        "model": [SWIRL],
-        "model.backbone": _shipped(Backbone),
-        "model.learner": _shipped(Learner),
-        "model.reward": _shipped(Reward),
-        "model.rollout_engine": _shipped(RolloutEngine),
-        "data": _shipped(TransitionDataModule),
-    }
-    for place, classes in within.items():
+    lines = [f"{name} = {package} {minor_version(package)}" for name, package in FOREIGN.items()]
+    for place, classes in places().items():
+        owners: dict[str, set[str]] = {}
         for each in classes:
-            for option in options_of(each):
-                parts = option.split(".")
-                names |= {".".join([place, *parts[:n]]) for n in range(1, len(parts) + 1)}
-    return sorted(name for name in names if not name.startswith("model.optimizer."))  # of the class that is chosen
+            for option in options_of(each, skip=place == "model.optimizer"):
+                owners.setdefault(f"{place}.{option}", set()).add(each.__name__)
+        every = {each.__name__ for each in classes}
+        assert len(every) == len(classes), f"{place}: two classes of one name"
+        names |= {name: set() if owned == every else owned for name, owned in owners.items()}
+        lines.append(" ".join([f"{place}:", *sorted(every - {each.__name__ for each in OPEN})]))
+    return sorted(lines + [" ".join([name, *sorted(owned)]) for name, owned in names.items()])
+
+
+def options_of(owner: type, skip: bool = False) -> set[str]:
+    """Return the options of a class, those of its dataclasses included, with dots, and what stands above them.
+
+    Args:
+        owner: the class.
+        skip: leave out the first argument, which is no option.
+    """
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(owner, fail_untyped=False, skip={1} if skip else set())
+    found = {action.dest: action for action in parser._actions if action.dest in parser.get_defaults()}
+    names = set(found)
+    for name, action in found.items():
+        for kind in get_args(getattr(action, "_typehint", None)):  # of a dataclass or None
+            if is_dataclass(kind):
+                names |= {f"{name}.{option}" for option in options_of(kind)}
+    return {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}
 
 
 def _shipped(base: Any) -> list[type]:
-    """Return the classes of the package below a class."""
+    """Return the classes of the package below a class, or that one."""
     for package in (swirl_lightning.backbones, swirl_lightning.benchmarks):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             import_module(module.name)
     found, left = [], [base]
     while left:
         left += (each := left.pop()).__subclasses__()
-        if each.__module__.startswith("swirl_lightning.") and not each.__name__.startswith("_"):
+        ours = each.__module__.startswith("swirl_lightning.") and not each.__name__.startswith("_")
+        if ours and not inspect.isabstract(each):
             found.append(each)
     return found
+
+
+def _exported(base: type, *modules: ModuleType) -> list[type]:
+    """Return the classes below a class that modules show."""
+    shown = [value for module in modules for value in vars(module).values() if inspect.isclass(value)]
+    return [each for each in dict.fromkeys(shown) if issubclass(each, base) and each is not base]
 
 
 if __name__ == "__main__":

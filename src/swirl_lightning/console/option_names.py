@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from yaml import YAMLError
@@ -13,78 +14,141 @@ from swirl_lightning.console.training_help import ALL
 from swirl_lightning.yaml_files import load
 
 TABLE = Path(__file__).parents[1] / "assets" / "option_names.txt"
-"""The names, one a line; a test compares them with the parser's, and ``make options`` writes them anew."""
+"""Options, as `Names` reads them; a test compares them with the parser's, and ``make options`` writes them anew.
 
-_OURS = "swirl_lightning."
-_UNKNOWN = "unknown.Class"
-_CHOICES = (
-    "model",
-    "data",
-    "model.backbone",
-    "model.reward",
-    "model.learner",
-    "model.rollout_engine",
-    "model.optimizer",
-)
-"""Options whose value may be a class path, or a file that names one."""
+- ``data.bert Aurora ScienceWorld``: an option, and the classes that have it if others at its place do not.
+- ``data: Aurora MiniGrid``: a place, which is an option whose value is a class, and its classes.
+- ``trainer = lightning 2.6``: the version that the options below a name are of.
+"""
+
+_PACKAGES = ("", "swirl_lightning", "lightning", "torch")
+_UNREAD = "?"  # a class that is not known
 _NAME = re.compile(r"[a-z_]\w*(\.\w+)*", re.IGNORECASE)
 _LONGEST = 100
 
 
 def mistyped(args: Sequence[str]) -> str | None:
-    """Return what is wrong with the first option that no shipped class has, or None.
+    """Return what is wrong with the first option that there is not, or None.
 
     Options are those of the command line, and the keys of its configurations. It says nothing where it cannot know: of
-    options of the model and of the data if a class of others is named, and of what lies below an option with a value of
-    its own, such as ``trainer.logger``. The parser judges these, and what looks like no name.
+    what stands below an option whose value is a class of others, a file or a dictionary, and of options of a library
+    that is installed in another version. The parser judges these, and what looks like no name.
 
     Args:
         args: command line, the subcommand first.
     """
-    known = set(TABLE.read_text().split())
-    leaves = known - {name.rpartition(".")[0] for name in known}
-    written, classes = _options(args)
-    foreign = any("." in path and not path.startswith(_OURS) for path in classes)
-    for name in written:
-        values = any(name[: dot.start()] in leaves for dot in re.finditer(r"\.", name))
-        own = foreign and name.startswith(("model.", "data."))
-        strange = len(name) > _LONGEST or not _NAME.fullmatch(name)  # perhaps a value that begins with two hyphens
-        if own or values or strange or {"class_path", "dict_kwargs"} & set(name.split(".")):
+    names = Names()
+    for given in _given(args):
+        if not isinstance(given, dict):  # it may choose any class
+            names.chosen |= dict.fromkeys(names.classes, _UNREAD)
             continue
-        if name not in known:
-            return f"{name} is no option{nearest(name, known)} (all options: swirl {args[0]} {ALL})"
+        for written, value in (leaf for key in given for leaf in _leaves(given[key], str(key))):
+            parts = written.replace("+", "").split(".")
+            name = ".".join(part for part in parts if part not in ("class_path", "init_args"))
+            if isinstance(value, str):
+                names.choose(name, value)
+            # the parser knows dict_kwargs, and whether a strange name is a value that begins with two hyphens
+            if "dict_kwargs" in parts or len(name) > _LONGEST or not _NAME.fullmatch(name):
+                continue
+            if (fault := names.fault(name)) and not names.of_another_version(name):
+                known = nearest(name, [other for other in names.owners if not names.fault(other)])
+                return f"{fault}{known} (all options: swirl {args[0]} {ALL})"
     return None
 
 
-def _options(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Find the names of the options, with dots and without ``init_args``, and what may be a class path or a file."""
-    names, classes = [], []
+class Names:
+    """Known names of options, and the classes that have been chosen.
+
+    Attributes:
+        owners: option -> classes that have it; none if all of its place do.
+        classes: place -> its classes.
+        versions: name -> package and version that the options below it are of.
+        chosen: option -> value, where that is a text: class path, short name of a class, or file.
+    """
+
+    def __init__(self) -> None:
+        lines = [line.split() for line in TABLE.read_text().splitlines()]
+        self.versions = {line[0]: line[2:] for line in lines if line[1:2] == ["="]}
+        self.classes = {line[0][:-1]: line[1:] for line in lines if line[0].endswith(":")}
+        self.owners = {name: owners for name, *owners in lines if name[-1] != ":" and owners[:1] != ["="]}
+        self.chosen: dict[str, str] = {}
+        self._parents = {name.rpartition(".")[0] for name in self.owners}
+
+    def fault(self, name: str) -> str | None:
+        """Return what is wrong with a name; None if nothing is, or if the parser has to judge."""
+        parts, owner = name.split("."), ""
+        for above in (".".join(parts[: n + 1]) for n in range(len(parts))):
+            having = self.owners.get(above)
+            if having is None or (owner and having and owner not in having):
+                return f"{name} is no option of {owner}" if owner else f"{name} is no option"
+            if above not in self._parents:
+                return None
+            if above in self.classes:
+                owner = ""
+            if above in self.chosen and not (owner := self._known_class(above)):
+                return None
+        return None
+
+    def choose(self, name: str, value: str) -> None:
+        """Take the value of an option; if it is no known class, it may be a file that chooses classes below it."""
+        self.chosen[name] = value
+        if not self._known_class(name):
+            self.chosen |= {place: _UNREAD for place in self.classes if place.startswith(f"{name}.")}
+
+    def _known_class(self, name: str) -> str:
+        package, _, owner = self.chosen[name].rpartition(".")
+        known = owner in self.classes.get(name, ()) and package.partition(".")[0] in _PACKAGES
+        return owner if known else ""
+
+    def of_another_version(self, name: str) -> bool:
+        """Tell whether an option is one of a library that is installed in another version."""
+        return any(
+            name.startswith(f"{above}.") and minor_version(package) != version
+            for above, (package, version) in self.versions.items()
+        )
+
+
+@lru_cache
+def minor_version(package: str) -> str:
+    """Return the installed version of a package up to the minor one, such as 2.6 of 2.6.1; empty if there is none."""
+    from importlib import metadata  # only now: it takes as long as all the rest
+
+    try:
+        return ".".join(metadata.version(package).split(".")[:2])
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _given(args: Sequence[str]) -> Iterator[object]:
+    """Yield configurations and options in their order, as mappings; a text for a configuration that cannot be read."""
     for token, following in zip(args[1:], [*args[2:], ""], strict=True):
         option, equals, value = token.partition("=")
-        given = value if equals else following
+        value = value if equals else following
         if option == "--config" or token.startswith("-c"):
-            path = Path(given if option in ("-c", "--config") else token[2:])
+            value = value if option in ("-c", "--config") else token[2:]
             try:
                 # a pipe can be read once, by the parser
-                found = _leaves(load(path.read_text(encoding="utf-8"))) if path.is_file() else {"model": _UNKNOWN}
-            except (OSError, ValueError, YAMLError):  # the parser says what is wrong with it
-                found = {"model": _UNKNOWN}
+                yield _parsed(Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value)
+            except (OSError, ValueError):
+                yield value
         elif option.startswith("--"):
-            found = {option[2:]: given}
-        else:
-            continue
-        for written, leaf in found.items():
-            name = written.replace("init_args.", "").removesuffix(".help").replace("+", "")
-            names.append(name.removesuffix(".init_args"))
-            if isinstance(leaf, str) and (name.endswith("class_path") or name in _CHOICES):
-                classes.append(leaf)
-            elif isinstance(leaf, str) and "class_path" in leaf:  # a class as JSON
-                classes.append(_UNKNOWN)
-    return names, classes
+            yield {option[2:].removesuffix(".help"): _parsed(value)}
 
 
-def _leaves(given: object, above: str = "") -> dict[str, object]:
-    """Return the values of a configuration by their keys, those of mappings within mappings with dots."""
-    if not isinstance(given, dict):
-        return {above[:-1]: given} if above else {}
-    return {name: leaf for key, value in given.items() for name, leaf in _leaves(value, f"{above}{key}.").items()}
+def _parsed(text: str) -> object:
+    try:
+        return load(text)
+    except YAMLError:
+        return text
+
+
+def _leaves(value: object, name: str) -> Iterator[tuple[str, object]]:
+    """Yield a value, and those within mappings and lists, with their names; the class of a mapping comes first."""
+    yield name, value
+    if isinstance(value, list):
+        for item in value:
+            yield name, _UNREAD  # without a class, it goes on from the item of a list before
+            yield from _leaves(item, name)
+    elif isinstance(value, dict):
+        for key in sorted(value, key=lambda key: key != "class_path"):
+            yield from _leaves(value[key], f"{name}.{key}")
