@@ -77,6 +77,7 @@ REFUSED = [
     (["--data.bert=x"], "data.bert is no option of MiniGrid"),
     (["--data.judge.model=x"], "data.judge.model is no option of MiniGrid"),
     (["-c", "{data: {init_args: {bert: x}}}"], "data.bert is no option of MiniGrid"),
+    (["-c", f"{{data: {{init_args: {{bert: {'x' * 300}}}}}}}"], "data.bert is no option of MiniGrid"),  # no file's name
     (["--data=swirl_lightning.data.JSONLTransitions", "--data.world_seed=3"], "is no option of JSONLTransitions"),
     (["--model.backbone.images_kept=3"], "model.backbone.images_kept is no option of Liquid"),
     (["--model.backbone=VLM", "--model.backbone.vqgan_path=3"], "model.backbone.vqgan_path is no option of VLM"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -128,7 +129,7 @@ def _given(args: Sequence[str]) -> Iterator[object]:
             value = value if option in ("-c", "--config") else token[2:]
             try:
                 # a pipe can be read once, by the parser
-                yield _parsed(Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value)
+                yield _parsed(Path(value).read_text(encoding="utf-8") if os.path.isfile(value) else value)
             except (OSError, ValueError):
                 yield value
         elif option.startswith("--"):
