@@ -47,10 +47,10 @@ class TransitionDataModule(LightningDataModule, ABC):
         labelled_share: share of labelled triples among the transitions of the phase ``bootstrap``, in [0, 1): they are
             mixed with an iteration's pairs, each iteration's in an order of their own; when all have been taken, they
             begin anew. This is the paper's SFT-Merge.
-        counterfactual_share: share of an iteration's pairs, in [0, 1], for which Phase I rolls out one of
-            ``counterfactual_actions``, drawn at random, in place of the one that the IDM reads from the pair. So the
-            FWM practises actions that no pair shows; the reward needs no observed y.
-        counterfactual_actions: actions in words; None for those of the labelled triples.
+        counterfactual_share: share of an iteration's pairs, in [0, 1], for which Phase I rolls out an action of the
+            labelled triples, drawn at random, in place of the one that the IDM reads from the pair. So the FWM
+            practises actions that no pair shows; the reward needs no observed y.
+        counterfactual_actions: how these actions begin, such as ``drop``; None takes all that labels have.
 
     Example::
 
@@ -97,9 +97,6 @@ class TransitionDataModule(LightningDataModule, ABC):
             **sizes,
             **parts,
         )
-        if counterfactual_actions is not None and not all(map(str.strip, counterfactual_actions or [""])):
-            told = "needs at least one action and none that is blank, or null for those of the labelled triples"
-            raise ValueError(f"data.counterfactual_actions {told}, got {counterfactual_actions}")
         self._splits: dict[str, Sequence[Transition]] = {}
         self._accumulated = 1  # the value that we have set in the Trainer
 
@@ -176,7 +173,7 @@ class TransitionDataModule(LightningDataModule, ABC):
             return validated
         trained: dict[Split, None] = {"warmup" if phase == WARMUP else "state_only": None for phase in self.phases()}
         merged = self.labelled_share and PhaseName.BOOTSTRAP in self.phases()
-        practised = self.counterfactual_share and self.counterfactual_actions is None and PhaseName.ONE in self.phases()
+        practised = self.counterfactual_share and PhaseName.ONE in self.phases()
         if self.labelled_per_batch or merged or practised:
             trained["warmup"] = None
         return [*trained, *validated]
@@ -267,12 +264,19 @@ class TransitionDataModule(LightningDataModule, ABC):
         return Joined(pairs, labelled, chosen.tolist())
 
     def practised(self, iteration: int) -> Sequence[Transition]:
-        """Return the state-only pairs of an iteration (0-based), a share of them with a counterfactual action."""
+        """Return the state-only pairs of an iteration (0-based), a share of them with a counterfactual action.
+
+        Raises:
+            ValueError: no label's action begins as ``counterfactual_actions`` say.
+        """
         pairs = self.pairs(iteration)
         if self.counterfactual_share == 0:
             return pairs
-        own = self.counterfactual_actions
-        actions: Sequence[str] = Labels(self.split("warmup")) if own is None else own
+        actions: Sequence[str] = Labels(self.split("warmup"))
+        if (wanted := self.counterfactual_actions) is not None:
+            actions = [action for action in actions if action.startswith(tuple(wanted))]
+            if not actions:
+                raise ValueError(f"no labelled action begins with one of data.counterfactual_actions, {wanted}")
         random = np.random.default_rng([self.seed, iteration, 3])
         asked = random.random(len(pairs)) < self.counterfactual_share
         chosen = np.where(asked, random.integers(len(actions), size=len(pairs)), -1)
