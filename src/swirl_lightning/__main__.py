@@ -28,9 +28,6 @@ COMMANDS = {
 }
 USAGE = f"usage: swirl [-h] {{{','.join(COMMANDS)}}} ..."
 
-_PARSED = ("-c", "--config", "--print_config", ALL)
-"""What LightningCLI's parser takes before a command; keys of such a configuration stand below the command's name."""
-
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of the console script."""
@@ -40,7 +37,7 @@ def main(args: list[str] | None = None) -> None:
 def _run(args: list[str] | None) -> None:
     given = sys.argv[1:] if args is None else args
     first = given[0] if given else ""
-    if first in ("-h", "--help"):
+    if first in ("-h", "--help", ALL):
         print(_help())
     elif first == "report":
         from swirl_lightning.results.report import main as report
@@ -50,9 +47,9 @@ def _run(args: list[str] | None) -> None:
         from swirl_lightning.prepare.smollm2 import main as fetch
 
         fetch(given[1:])
-    elif first not in COMMANDS and not first.startswith(_PARSED):
-        kind = "option" if first.startswith("-") else "command"
-        wrong = f"{first!r} is no {kind}{nearest(first, [*COMMANDS, '--help'])}" if first else "no command is given"
+    elif first not in COMMANDS:
+        told = "is no command, which comes before its options" if first.startswith("-") else "is no command"
+        wrong = f"{first!r} {told}{nearest(first, [*COMMANDS, '--help'])}" if first else "no command is given"
         print(f"error: {wrong} ({USAGE.removeprefix('usage: ')})", file=sys.stderr)
         sys.exit(2)
     elif first in ("export", "push"):
@@ -64,9 +61,9 @@ def _run(args: list[str] | None) -> None:
         from swirl_lightning.use import commands
 
         getattr(commands, first)(given[1:])
-    elif first in COMMANDS and {"-h", "--help"} & set(given[1:]):
+    elif {"-h", "--help"} & set(given[1:]):
         print(training_help(first))
-    elif first in COMMANDS and (told := mistyped(given)):
+    elif told := mistyped(given):
         print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
     else:

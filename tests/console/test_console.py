@@ -63,7 +63,8 @@ def alone(*args):
     [
         (["--help"], 0, ""),
         (["fiit"], 2, "error: 'fiit' is no command; did you mean 'fit'?"),
-        (["--hepl"], 2, "error: '--hepl' is no option; did you mean '--help'?"),
+        (["--hepl"], 2, "error: '--hepl' is no command, which comes before its options; did you mean '--help'?"),
+        (["-c", QUICKSTART, "fit"], 2, "error: '-c' is no command, which comes before its options (swirl [-h] {fit,"),
         ([], 2, "error: no command is given (swirl [-h] {fit,"),
         (["report"], 2, "error: the following arguments are required: RUN (all options: swirl report --help)"),
     ],
