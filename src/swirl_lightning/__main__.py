@@ -48,8 +48,10 @@ def _run(args: list[str] | None) -> None:
 
         fetch(given[1:])
     elif first not in COMMANDS:
-        told = "is no command, which comes before its options" if first.startswith("-") else "is no command"
-        wrong = f"{first!r} {told}{nearest(first, [*COMMANDS, '--help'])}" if first else "no command is given"
+        place = ", which comes before its options" if first.startswith("-") else ""
+        wrong = (
+            f"{first!r} is no command{place}{nearest(first, [*COMMANDS, '--help'])}" if first else "no command is given"
+        )
         print(f"error: {wrong} ({USAGE.removeprefix('usage: ')})", file=sys.stderr)
         sys.exit(2)
     elif first in ("export", "push"):
