@@ -84,6 +84,6 @@ class Transition:
         Raises:
             ValueError: it is not known.
         """
-        if not self.action:
+        if not (self.action and self.action.strip()):
             raise ValueError(f"transition {self.id!r} of the labelled split (warmup) has no action: give it one")
         return self.action
