@@ -31,12 +31,18 @@ def test_the_parser_takes_every_row(path, name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     loaded = study.Study.load(path)
     cli = swirl_cli(loaded.arguments(name, 3, tmp_path), run=False)
-    usual = "BestOfN" if path.stem in ("minigrid_video", "minigrid_unseen") else "GRPO"
+    usual = "BestOfN" if path.stem in ("minigrid_video", "minigrid_unseen", "minigrid_rare") else "GRPO"
     learner = loaded.rows[name].options.get("model.init_args.learner", usual)
     assert type(cli.model.learner).__name__ == learner.rpartition(".")[2]
     assert cli.trainer.default_root_dir == str(tmp_path)
     assert {cli.model.seed, cli.datamodule.seed} == {3}
-    worlds = {"minigrid": 1003, "minigrid_tables": 2003, "minigrid_video": 5003, "minigrid_unseen": 5003}
+    worlds = {
+        "minigrid": 1003,
+        "minigrid_tables": 2003,
+        "minigrid_video": 5003,
+        "minigrid_unseen": 5003,
+        "minigrid_rare": 6003,
+    }
     assert cli.datamodule.world_seed == worlds[path.stem]
 
 
