@@ -19,7 +19,7 @@ from typing import get_args
 
 import numpy as np
 
-from recipes.study import interval
+from recipes.scores import interval
 from swirl_lightning.benchmarks.minigrid.goals import KINDS, MiniGridGoal, goals_in
 from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command, silence_libraries

@@ -22,16 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
+from recipes import scores
 from swirl_lightning.callbacks.row_scores import read
 from swirl_lightning.results import curves
 from swirl_lightning.yaml_files import load
-
-RESAMPLES = 4000
 
 
 @dataclass(frozen=True)
@@ -154,94 +150,20 @@ def run_all(study: Study, seeds: Sequence[int], names: Sequence[str], out: Path,
                 print(f"seed {job[0]}: {job[1]}", flush=True)
 
 
-# ---- statistics ----------------------------------------------------------------------------------
-Scores = Sequence[NDArray[np.float64]]
-"""For each seed, a score of each transition."""
-
-
-def interval(scores: Scores, share: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over seeds of the means over transitions, and the ends of its percentile interval.
-
-    A bootstrap in two stages: seeds are drawn with replacement, then transitions within each drawn seed. One seed
-    is resampled over its transitions alone.
-    """
-    random = np.random.default_rng(seed)
-    drawn = np.empty((RESAMPLES, len(scores)))
-    for n, values in enumerate(scores):  # a resampled mean of each seed, for every resample
-        counts = random.multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES)
-        drawn[:, n] = counts @ values / len(values)
-    chosen = random.integers(len(scores), size=(RESAMPLES, len(scores)))
-    # a seed drawn twice has two resamples of its own: shuffle each seed's resamples between the draws
-    means = np.mean([random.permutation(drawn)[np.arange(RESAMPLES), column] for column in chosen.T], axis=0)
-    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
-    return float(np.mean([values.mean() for values in scores])), float(low), float(high)
-
-
-def scores_of(out: Path, seeds: Sequence[int], name: str, metric: str) -> dict[int, dict[str, float]]:
-    """``{seed: {id: score}}`` of a row, as far as it has been tested."""
-    found = {seed: read(place(out, seed, name)) for seed in seeds}
-    return {
-        seed: {key: row[metric] for key, row in rows.items() if metric in row} for seed, rows in found.items() if rows
-    }
-
-
-def difference(one: Mapping[int, Mapping[str, float]], other: Mapping[int, Mapping[str, float]]) -> Scores:
-    """Paired differences, seed by seed, of the seeds that both rows have.
-
-    Raises:
-        ValueError: the rows of a seed were tested on other transitions.
-    """
-    pairs = []
-    for seed in [seed for seed in one if seed in other]:
-        if one[seed].keys() != other[seed].keys():
-            raise ValueError(f"seed {seed}: the two rows were tested on different transitions")
-        pairs.append(np.array([one[seed][key] - other[seed][key] for key in one[seed]]))
-    return pairs
-
-
-def tables(study: Study, seeds: Sequence[int], out: Path, metrics: Sequence[str], against: str) -> dict[str, Any]:
-    """Means of every row, and what ``against`` is above each of the others: ``{row: {metric: {...}}}``."""
-    found: dict[str, Any] = {}
-    for name in study.rows:
-        found[name] = {}
-        for metric in metrics:
-            own, best = (scores_of(out, seeds, row, metric) for row in (name, against))
-            if not own:
-                continue
-            values = interval([np.array(list(rows.values())) for rows in own.values()])
-            paired = difference(best, own) if name != against else []
-            found[name][metric] = {
-                "seeds": sorted(own),
-                "mean": values,
-                **({"difference": interval(paired), "paired_seeds": len(paired)} if paired else {}),
-            }
-    return found
-
-
-def shown(found: Mapping[str, Any], metrics: Sequence[str], against: str) -> Table:
-    """The tables for the eye, in per cent."""
-    view = Table("", "seeds", *(f"{metric}\n{against} less it" for metric in metrics))
-    for name, row in found.items():
-        if not row:
-            continue
-        cells = []
-        for metric in metrics:
-            value = row.get(metric)
-            text = "–" if value is None else _cell(value["mean"], sign="")
-            cells.append(
-                text + (f"\n{_cell(value['difference'], sign='+')}" if value and "difference" in value else "")
-            )
-        view.add_row(name, str(len(next(iter(row.values()))["seeds"])), *cells)
-    return view
+# ---- reading -------------------------------------------------------------------------------------
+def tested(study: Study, seeds: Sequence[int], out: Path) -> scores.Found:
+    """Scores of all rows, as far as they have been tested."""
+    found = {name: {seed: read(place(out, seed, name)) for seed in seeds} for name in study.rows}
+    return {name: {seed: rows for seed, rows in by_seed.items() if rows} for name, by_seed in found.items()}
 
 
 def panels(
-    study: Study, seeds: Sequence[int], out: Path, found: Mapping[str, Any], metrics: Sequence[str]
+    study: Study, seeds: Sequence[int], out: Path, table: Mapping[str, Any], metrics: Sequence[str]
 ) -> list[curves.Panel | curves.Intervals]:
     """Diagrams of the table's intervals, and of the rewards over the optimiser steps of all rows."""
     drawn: list[curves.Panel | curves.Intervals] = []
     for metric in metrics:
-        if rows := {name: row[metric]["mean"] for name, row in found.items() if metric in row}:
+        if rows := {name: row[metric]["mean"] for name, row in table.items() if metric in row}:
             drawn.append(curves.Intervals(metric, rows))
     for tag in ("fwm/reward", "idm/reward"):
         lines: dict[str, list[curves.Curve]] = {}
@@ -252,11 +174,6 @@ def panels(
         if lines:
             drawn.append(curves.Panel(f"{tag}, nats a token, mean of 20 steps", lines))
     return drawn
-
-
-def _cell(values: Sequence[float], sign: str) -> str:
-    mean, low, high = (100 * value for value in values)
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 METRICS = ("fwm/sampled/exact_match", "fwm/greedy/exact_match", "fwm/sampled/preservation", "idm/sampled/exact_match")
@@ -272,18 +189,35 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--against", default="recipe", help="the row that the others are compared with")
     parser.add_argument("--metrics", nargs="+", default=list(METRICS))
+    parser.add_argument("--pack", type=Path, help="write the scores of these seeds to this .csv.gz file")
+    parser.add_argument("--join", type=Path, nargs="+", default=[], help="packed scores of seeds trained elsewhere")
     parser.add_argument("--table", action="store_true", help="train nothing, show what is there")
     args = parser.parse_args()
     study, out = Study.load(args.study), args.out or Path("runs") / args.study.stem
+    joined: scores.Found = {name: {} for name in study.rows}
     if unknown := {*(args.rows or []), args.against} - set(study.rows):
         parser.error(f"{args.study} has no rows {sorted(unknown)}; it has {list(study.rows)}")
+    try:
+        for path in args.join:
+            scores.join(joined, path)
+    except ValueError as error:
+        parser.error(str(error))
+    if strange := set(joined) - set(study.rows):
+        parser.error(f"--join brings rows that {args.study} does not have: {sorted(strange)}")
     if not args.table:
-        run_all(study, args.seeds, args.rows or list(study.rows), out, args.jobs)
-    found = tables(study, args.seeds, out, args.metrics, args.against)
+        names = args.rows or list(study.rows)
+        if both := sorted({seed for name in names for seed in joined[name]} & set(args.seeds)):
+            parser.error(f"--join has the seeds {both} already: leave them out of --seeds")
+        run_all(study, args.seeds, names, out, args.jobs)
+    own = tested(study, args.seeds, out)
+    if args.pack:
+        scores.pack(own, args.metrics, args.pack)
+    found = {name: {**joined[name], **own[name]} for name in study.rows}
+    table = scores.tables(found, args.metrics, args.against)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "table.json").write_text(json.dumps(found, indent=2))
-    Console(width=160).print(shown(found, args.metrics, args.against))
-    if curves.available() and (drawn := panels(study, args.seeds, out, found, args.metrics)):
+    (out / "table.json").write_text(json.dumps(table, indent=2))
+    Console(width=160).print(scores.shown(table, args.metrics, args.against))
+    if curves.available() and (drawn := panels(study, args.seeds, out, table, args.metrics)):
         curves.draw(drawn, out / "curves.png")
 
 

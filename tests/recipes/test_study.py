@@ -53,34 +53,6 @@ def test_a_row_starts_from_one_before_it(tmp_path):
         study.Study.load(path)
 
 
-def test_one_seed_has_the_interval_of_its_transitions():
-    values = np.r_[np.ones(300), np.zeros(700)]
-    mean, low, high = study.interval([values])
-    error = 1.96 * (0.3 * 0.7 / 1000) ** 0.5
-    assert mean == pytest.approx(0.3)
-    assert (low, high) == (pytest.approx(0.3 - error, abs=2e-3), pytest.approx(0.3 + error, abs=2e-3))
-
-
-def test_the_interval_is_as_wide_as_seeds_and_transitions_make_it():
-    random = np.random.default_rng(0)
-    seeds = [shift + random.normal(0, 1, 400) for shift in np.linspace(-0.3, 0.3, 8)]
-    mean, low, high = study.interval(seeds)
-    means = np.array([values.mean() for values in seeds])
-    # variance of a mean of 8 drawn seeds: that between seeds, and that of each seed's own mean, over 8
-    error = 1.96 * ((means.var() + 1 / 400) / 8) ** 0.5
-    assert mean == pytest.approx(means.mean())
-    assert high - low == pytest.approx(2 * error, rel=0.08)
-
-
-def test_differences_are_paired():
-    one = {0: {"a": 1.0, "b": 0.0}, 1: {"a": 1.0}}
-    other = {0: {"b": 1.0, "a": 0.25}}
-    (found,) = study.difference(one, other)
-    assert found.tolist() == [0.75, -1.0]
-    with pytest.raises(ValueError, match="seed 0: the two rows were tested on different transitions"):
-        study.difference(one, {0: {"a": 1.0, "c": 1.0}})
-
-
 def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
     """Real runs of the command line; a second call finds everything done."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
@@ -117,9 +89,19 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
     assert not (study.place(out, 0, "best of 2") / "checkpoints").exists()
     assert read(study.place(out, 0, "best of 2")).keys() == read(study.place(out, 0, "SFT")).keys()
     assert capsys.readouterr().out.count("seed 0: Phase I") == 2
+    table = json.loads((out / "table.json").read_text())
+    packed = tmp_path / "packed.csv.gz"
+    monkeypatch.setattr("sys.argv", [*line, "--table", "--pack", str(packed)])
+    study.main()
+    monkeypatch.setattr("sys.argv", [*line, "--out", str(tmp_path / "elsewhere"), "--table", "--join", str(packed)])
+    study.main()
+    assert json.loads((tmp_path / "elsewhere" / "table.json").read_text()) == table
+    monkeypatch.setattr("sys.argv", [*line, "--join", str(packed)])
+    with pytest.raises(SystemExit):
+        study.main()
+    assert "--join has the seeds [0] already: leave them out of --seeds" in capsys.readouterr().err
     with Image.open(out / "curves.png") as image:  # of the intervals: these runs log no rewards
         assert np.array(image.convert("L")).std() > 5
-    table = json.loads((out / "table.json").read_text())
     scores = [read(study.place(out, 0, name)) for name in ("SFT", "Phase I")]
     assert scores[0].keys() == scores[1].keys()
     metric = "idm/greedy/exact_match"
