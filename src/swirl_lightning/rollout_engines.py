@@ -36,6 +36,7 @@ class RolloutEngine(ABC):
         prompts: Sequence[TokenIds],
         noise: Tensor,
         sampling: SamplingConfig,
+        drafts: Sequence[TokenIds] = (),
     ) -> Completions:
         """Draw G completions after each of B prompts. Without gradient.
 
@@ -49,6 +50,8 @@ class RolloutEngine(ABC):
                 follows from them, such as a seed a row. Equal rows of it must draw equal completions after equal
                 prompts, whatever else is in the call.
             sampling: temperature and truncation.
+            drafts: B completions that are much like those to come, or none. An engine may run them ahead of its
+                rollouts, or ignore them.
 
         Returns:
             Completions (B * G, L), on the head's device; rows of one prompt are neighbours. If the engine does not
@@ -74,10 +77,11 @@ class SharedPrompts(RolloutEngine):
         prompts: Sequence[TokenIds],
         noise: Tensor,
         sampling: SamplingConfig,
+        drafts: Sequence[TokenIds] = (),
     ) -> Completions:
         """Draw as :meth:`swirl_lightning.engine.engine.Engine.sample` does, with the adapter merged where it can be."""
         with adapters.use(name), torch.no_grad(), adapters.merged(name):
-            return self._engine.sample(grammar, prompts, noise, sampling)
+            return self._engine.sample(grammar, prompts, noise, sampling, drafts)
 
 
 class Generate(RolloutEngine):
@@ -105,6 +109,7 @@ class Generate(RolloutEngine):
         prompts: Sequence[TokenIds],
         noise: Tensor,
         sampling: SamplingConfig,
+        drafts: Sequence[TokenIds] = (),
     ) -> Completions:
         """Draw by ``generate``, some rows at a time.
 

@@ -80,7 +80,8 @@ class WorldModel:
         """
         prompts = self.prompts(before, _contents(condition))
         noise = uniforms(keys, group, self.grammar.max_length)
-        completions = self._models.sample(self.role, self.adapter, prompts, noise, config)
+        drafts = [_draft(self.grammar, x) for x in before] if self.role == Role.FWM else []
+        completions = self._models.sample(self.role, self.adapter, prompts, noise, config, drafts)
         return Samples(prompts, completions, self._models.contents(self.role, completions))
 
     def log_prob(
@@ -147,7 +148,8 @@ class WorldModels:
         self.fwm, self.idm = (WorldModel(self, role, adapters.policy(role)) for role in ROLES)
         shared = install(model)
         graphs = shared and backbone.cuda_graphs and backbone.capturable
-        config = EngineConfig(shared, graphs, max_tokens, max_cached_tokens)
+        speculative = backbone.speculative if shared else None
+        config = EngineConfig(shared, graphs, speculative, max_tokens, max_cached_tokens)
         self.engine = Engine(backbone.trunk(model), backbone.head(model), config, adapters.recompute_contexts)
         self.rollout_engine = rollout_engine or SharedPrompts(self.engine)
 
@@ -165,10 +167,16 @@ class WorldModels:
         return self.engine.vocabulary(self.grammars[role])
 
     def sample(
-        self, role: str, adapter: AdapterName, prompts: Sequence[TokenIds], noise: Tensor, config: SamplingConfig
+        self,
+        role: str,
+        adapter: AdapterName,
+        prompts: Sequence[TokenIds],
+        noise: Tensor,
+        config: SamplingConfig,
+        drafts: Sequence[TokenIds] = (),
     ) -> Completions:
         """Sample rollouts of ``role`` by ``adapter``: see :class:`swirl_lightning.rollout_engines.RolloutEngine`."""
-        return self.rollout_engine.sample(self.adapters, adapter, self.grammars[role], prompts, noise, config)
+        return self.rollout_engine.sample(self.adapters, adapter, self.grammars[role], prompts, noise, config, drafts)
 
     def score(
         self,
@@ -194,6 +202,13 @@ class WorldModels:
     def contents(self, role: str, completions: Completions) -> list[TokenIds]:
         """Return the contents of completions, without the EOS."""
         return [self.grammars[role].content(row) for row in completions.rows()]
+
+
+def _draft(grammar: Grammar, before: TokenIds) -> TokenIds:
+    """Return the state before as a draft of the next one, without an EOS; empty where it is no state of the grammar."""
+    if grammar.eos is not None:
+        return before
+    return grammar.complete(before) if len(before) == grammar.free_length else []
 
 
 def _contents(given: Samples | Sequence[TokenIds]) -> Sequence[TokenIds]:

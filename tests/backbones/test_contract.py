@@ -150,7 +150,7 @@ def test_prompts_are_the_same_ids_in_warmup_sampling_and_scoring(case, tmp_path,
     scored, sampled = set(), set()
     score = module.models.score
 
-    def label(role, adapter, prompts, noise, config):
+    def label(role, adapter, prompts, noise, config, drafts):
         sampled.update((role, tuple(p)) for p in prompts)
         group = len(noise) // len(prompts)
         rows = [labels[role, tuple(p)] for p in prompts for _ in range(group)]

@@ -41,6 +41,25 @@ def test_rollouts_attend_to_their_prompt_and_themselves(heads, padded, flash, mo
         torch.testing.assert_close(got[:, k], expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("flash", [True, False])
+def test_several_tokens_of_a_rollout_attend_to_those_before_them(flash, monkeypatch):
+    batch, many, few, width, window, prompt, own, size = 2, 6, 2, 3, 4, 5, 9, 8
+    torch.manual_seed(0)
+    query = torch.randn(batch, many, width * window, size)
+    prompts, mine = torch.randn(2, batch, few, prompt, size), torch.randn(2, batch, few, width, own, size)
+    positions = torch.randint(own - window, (batch, width, 1)) + torch.arange(window)
+    seen = torch.arange(own) <= positions[..., None]  # (B, K, W, T)
+    if not flash:
+        monkeypatch.setattr(attention, "_attend", attention._attend_by_products)
+    got = attend_rollouts(query, tuple(prompts), tuple(mine), 0.3, to_come=seen.float().log())
+    for k in range(width):
+        keys, values = (torch.cat([p, m[:, :, k]], 2) for p, m in zip(prompts, mine, strict=True))
+        every = torch.cat([torch.ones(batch, window, prompt, dtype=torch.bool), seen[:, k]], 2)
+        rows = slice(k * window, (k + 1) * window)
+        expected = by_definition(query[:, :, rows], keys, values, every, 0.3).transpose(1, 2)
+        torch.testing.assert_close(got[:, rows], expected, atol=1e-6, rtol=1e-5)
+
+
 GROUPS = [([1, 2, 3], [[4, 5], [6, 7], [8]]), ([], [[9, 10, 11]]), ([12], [[13], [14, 15], [16, 17]])]
 
 

@@ -4,7 +4,7 @@ import torch
 from support.tiny import text_backbone
 from swirl_lightning.engine.attention import install
 from swirl_lightning.engine.config import EngineConfig
-from swirl_lightning.engine.drawing import GREEDY, SamplingConfig, draw
+from swirl_lightning.engine.drawing import GREEDY, SamplingConfig, draw, draw_several
 from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import replace_tokens, uniforms
@@ -45,6 +45,15 @@ def test_frequencies_follow_the_truncated_distribution(config):
     torch.testing.assert_close(frequencies, truncated(logits, config), atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("config", [GREEDY, SamplingConfig(0.75, 0.9, 8)])
+def test_several_draws_of_a_row_are_draws_of_equal_rows(config):
+    torch.manual_seed(0)
+    logits, uniform = torch.randn(5, 12), torch.rand(5, 7)
+    found = draw_several(logits, uniform, config)
+    alone = draw(logits.repeat_interleave(7, 0), uniform.flatten(), config)
+    assert torch.equal(found, alone.view(5, 7))
+
+
 def test_extreme_uniforms_stay_inside_the_nucleus():
     logits = torch.tensor([[5.0, 4.0, -torch.inf, -3.0]]).expand(2, -1)
     config = SamplingConfig(temperature=1.0, top_p=0.9)
@@ -73,10 +82,12 @@ def test_keys_have_noise_of_their_own_however_many_there_are(one, other):
 
 @pytest.fixture(scope="module")
 def world(gemma_path):
+    """The model, an engine that decodes token by token, and the ids of actions."""
     backbone = text_backbone(gemma_path, quantization=None)
     model = backbone.load_model().eval()
     assert install(model)
-    return model, Engine(backbone.trunk(model), backbone.head(model)), backbone.action_grammar.allowed
+    config = EngineConfig(speculative=False)
+    return model, Engine(backbone.trunk(model), backbone.head(model), config), backbone.action_grammar.allowed
 
 
 def plain_rollouts(model, allowed, grammar, prompts, noise, config):
@@ -140,7 +151,7 @@ class Counting(torch.nn.Module):
 
 @pytest.mark.parametrize(
     "config",
-    [EngineConfig(), EngineConfig(shared_attention=False), EngineConfig(cuda_graphs=True)],
+    [EngineConfig(speculative=False), EngineConfig(shared_attention=False), EngineConfig(cuda_graphs=True)],
     ids=["shared", "copied", "in place"],
 )
 @pytest.mark.parametrize("prompts", [[[2, 40, 41], [2, 50, 51]], [[2, 40], [2, 50, 51, 52, 53]]])
@@ -215,6 +226,8 @@ def test_bad_settings_are_named():
     for kwargs, word in (
         ({"max_tokens": 0}, r"max_tokens must lie in \[1, inf\)"),
         ({"cuda_graphs": True, "shared_attention": False}, "cuda_graphs needs shared_attention"),
+        ({"speculative": True, "shared_attention": False}, "speculative needs shared_attention"),
+        ({"speculative": True, "cuda_graphs": True}, "no fixed shape for cuda_graphs"),
     ):
         with pytest.raises(ValueError, match=word):
             EngineConfig(**kwargs)

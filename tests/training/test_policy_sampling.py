@@ -107,9 +107,9 @@ def test_what_the_phases_draw_with(gemma_path, tmp_path, learner, given, fwm, id
     module.configure_model()
     sample, seen = module.models.sample, []
 
-    def watch(role, adapter, prompts, noise, config):
+    def watch(role, adapter, prompts, noise, config, drafts):
         seen.append((module.phase.name.value, role.value, len(noise) // len(prompts), config))
-        return sample(role, adapter, prompts, noise, config)
+        return sample(role, adapter, prompts, noise, config, drafts)
 
     module.models.sample = watch
     trainer(tmp_path, PhaseSwitch(0, iterations=1)).fit(module, Digits(size=4, batch_size=4))

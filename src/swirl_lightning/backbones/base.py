@@ -33,6 +33,12 @@ class Backbone(ABC):
         dequantize_once: keep a copy of the 4-bit weights in ``dtype`` after their first use: more memory for
             much less work at every token. None: on CPUs alone, where the copy fits into the free memory.
         cuda_graphs: replay the decode steps of rollouts as CUDA graphs.
+        speculative: draw a state from the one before it as a draft, several tokens in one pass, and run once what
+            rollouts have in common. The same tokens are drawn, sooner where states change little. None: on CPUs.
+            Not with ``cuda_graphs``.
+
+    Raises:
+        ValueError: ``quantization`` or ``dtype`` is unknown, or ``speculative`` and ``cuda_graphs`` are set.
     """
 
     lora_targets: str | Sequence[str] = "all-linear"
@@ -59,11 +65,14 @@ class Backbone(ABC):
         trust_remote_code: bool = False,
         dequantize_once: bool | None = None,
         cuda_graphs: bool = False,
+        speculative: bool | None = None,
     ) -> None:
         if quantization not in ("nf4", None):
             raise ValueError(f"quantization must be 'nf4' or null, got {quantization!r}")
         if dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
+        if speculative and cuda_graphs:
+            raise ValueError("speculative passes have no fixed shape for cuda_graphs: set one of the two")
         self.name = model_name_or_path
         self.path = resolve_model_path(model_name_or_path)
         self.revision = revision
@@ -74,6 +83,7 @@ class Backbone(ABC):
         self.trust_remote_code = trust_remote_code
         self.dequantize_once = dequantize_once
         self.cuda_graphs = cuda_graphs
+        self.speculative = speculative
         self.chosen_lengths: dict[str, int] = {}
 
     # ---- the model -------------------------------------------------------------------------------

@@ -89,30 +89,39 @@ def attend_rollouts(
     hidden: Tensor | None = None,
     to_come: Tensor | None = None,
 ) -> Tensor:
-    """Attend with one token of each of K rollouts per prompt; without gradient.
+    """Attend with W successive tokens of each of K rollouts per prompt; without gradient.
 
     Args:
-        query: (B, H, K, D).
+        query: (B, H, K * W, D); the tokens of a rollout are neighbours.
         prompt: keys and values of the prompts, (B, h, P, D) each; H / h queries share a head of them.
         own: keys and values of the rollouts, (B, h, K, T, D) each.
         scaling: of the products.
         hidden: (B, 1, 1, P) float, -inf where a prompt is padded; None: nowhere.
-        to_come: (1, 1, 1, T) float, -inf at steps that are still to come; None: nowhere.
+        to_come: (B or 1, K or 1, W, T) float, -inf where the key of a token comes after the query; None: nowhere.
 
     Returns:
-        (B, K, H, D).
+        (B, K * W, H, D).
     """
-    batch, heads, width, size = query.shape
-    shared = prompt[0].shape[1]
-    share = heads // shared
-    folded = query.reshape(batch, shared, share * width, size)
+    batch, heads, count, size = query.shape
+    shared, width = prompt[0].shape[1], own[0].shape[2]
+    share, window = heads // shared, count // width
+    folded = query.reshape(batch, shared, share * count, size)
     seen, seen_lse = _attend(folded, *prompt, hidden, scaling)
-    apart = query.view(batch, shared, share, width, size).transpose(2, 3).reshape(batch, shared * width, share, size)
-    mine, mine_lse = _attend(apart, own[0].flatten(1, 2), own[1].flatten(1, 2), to_come, scaling)
-    seen, seen_lse = (part.view(batch, shared, share, width, -1).transpose(2, 3) for part in (seen, seen_lse))
-    mine, mine_lse = (part.view(batch, shared, width, share, -1) for part in (mine, mine_lse))
-    out = torch.lerp(mine, seen, (seen_lse - mine_lse).sigmoid().to(mine.dtype))  # (B, h, K, H / h, D)
-    return out.transpose(1, 2).reshape(batch, width, heads, size)
+    apart = query.view(batch, shared, share, width, window, size).transpose(2, 3)  # (B, h, K, H / h, W, D)
+    if to_come is not None and to_come.shape[:3] != (1, 1, 1):
+        to_come = to_come[:, None, :, None].expand(batch, shared, width, share, window, -1)
+        to_come = to_come.reshape(batch, shared * width, share * window, -1)
+    mine, mine_lse = _attend(
+        apart.reshape(batch, shared * width, share * window, size),
+        own[0].flatten(1, 2),
+        own[1].flatten(1, 2),
+        to_come,
+        scaling,
+    )
+    seen, seen_lse = (part.view(batch, shared, share, width, window, -1).transpose(2, 3) for part in (seen, seen_lse))
+    mine, mine_lse = (part.view(batch, shared, width, share, window, -1) for part in (mine, mine_lse))
+    out = torch.lerp(mine, seen, (seen_lse - mine_lse).sigmoid().to(mine.dtype))
+    return out.permute(0, 2, 4, 1, 3, 5).reshape(batch, count, heads, size)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from swirl_lightning.engine.ranges import check_ranges
 
 
@@ -16,6 +18,9 @@ class EngineConfig:
             :func:`swirl_lightning.engine.attention.install`; False runs every row whole: the plain path.
         cuda_graphs: decode steps read and write the same memory each time, and on CUDA devices are replayed as CUDA
             graphs; needs ``shared_attention``, and a trunk whose decode step can be captured.
+        speculative: decode from drafts, and run once what rollouts of a prompt have in common
+            (:mod:`swirl_lightning.engine.speculative`); needs ``shared_attention``, excludes ``cuda_graphs``. None: on
+            CPUs, where these two allow it.
         max_tokens: tokens in one forward pass of scoring, with its backward pass: a prompt that a group shares counts
             once, and groups are padded to the largest. None takes a batch whole, for as long as memory lasts. A single
             row is run whatever its length.
@@ -23,11 +28,13 @@ class EngineConfig:
             at their longest. None: ``max_tokens``.
 
     Raises:
-        ValueError: a number of tokens is below 1, or ``cuda_graphs`` is set without ``shared_attention``.
+        ValueError: a number of tokens is below 1, ``cuda_graphs`` or ``speculative`` is set without
+            ``shared_attention``, or both are set.
     """
 
     shared_attention: bool = True
     cuda_graphs: bool = False
+    speculative: bool | None = None
     max_tokens: int | None = None
     max_cached_tokens: int | None = None
 
@@ -35,3 +42,10 @@ class EngineConfig:
         check_ranges("engine", vars(self), **dict.fromkeys(("max_tokens", "max_cached_tokens"), "[1, inf) or null"))
         if self.cuda_graphs and not self.shared_attention:
             raise ValueError("cuda_graphs needs shared_attention: without it the cache grows by being copied")
+        if self.speculative and (self.cuda_graphs or not self.shared_attention):
+            raise ValueError("speculative needs shared_attention, and a pass has no fixed shape for cuda_graphs")
+
+    def speculates(self, device: torch.device) -> bool:
+        """Whether sampling on a device decodes from drafts."""
+        able = self.shared_attention and not self.cuda_graphs
+        return able and (device.type == "cpu" if self.speculative is None else self.speculative)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
 
 from swirl_lightning.engine.completions import Completions
 from swirl_lightning.engine.config import EngineConfig
@@ -12,7 +11,7 @@ from swirl_lightning.engine.cuda_graph import CapturedTrunk
 from swirl_lightning.engine.drawing import SamplingConfig, draw
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.kv_cache import RolloutCache
-from swirl_lightning.engine.padding import pad_left, positions
+from swirl_lightning.engine.prompts import read_prompts
 from swirl_lightning.engine.rollout_layout import RolloutLayout, side_by_side
 from swirl_lightning.engine.vocabulary import VocabularySlice
 
@@ -46,20 +45,8 @@ def decode(
         Completions (N, L).
     """
     device, total, longest = noise.device, noise.shape[0], grammar.max_length
-    ids, mask = pad_left(prompts, device)  # (B, P)
-    padded = len({len(prompt) for prompt in prompts}) > 1  # without padding no attention mask is needed
     columns = side_by_side(members, device)
-    cache: Cache = DynamicCache()
-    output = trunk(
-        input_ids=ids,
-        attention_mask=mask if padded else None,
-        position_ids=positions(mask),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    hidden, start = output.last_hidden_state[:, -1:], mask.sum(1, keepdim=True)  # (B, 1, H), (B, 1)
-    if (deltas := getattr(output, "rope_deltas", None)) is not None:
-        start = start + deltas
+    cache, mask, padded, hidden, start = read_prompts(trunk, prompts, device)
     clock = torch.zeros(1, dtype=torch.long, device=device) if config.cuda_graphs else None
     if config.shared_attention:
         cache = RolloutCache(cache, mask if padded else None, columns.shape[1], longest, clock)

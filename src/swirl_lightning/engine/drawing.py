@@ -43,8 +43,6 @@ GREEDY = SamplingConfig(temperature=0.0, top_p=1.0)
 def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     """Sample one index per row by the inverse of the cumulative distribution.
 
-    Only values are sorted, to find the least probability that is kept; tokens of equal probability stay, too.
-
     Args:
         logits: (N, V) float32.
         uniform: (N,) in [0, 1).
@@ -53,8 +51,24 @@ def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     Returns:
         (N,) long, indices below V.
     """
+    return draw_several(logits, uniform[:, None], config)[:, 0]
+
+
+def draw_several(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
+    """Sample M indices per row, each by a number of its own.
+
+    Only values are sorted, to find the least probability that is kept; tokens of equal probability stay, too.
+
+    Args:
+        logits: (N, V) float32.
+        uniform: (N, M) in [0, 1).
+        config: temperature and truncation.
+
+    Returns:
+        (N, M) long, indices below V.
+    """
     if config.temperature == 0:
-        return logits.argmax(-1)
+        return logits.argmax(-1, keepdim=True).expand(uniform.shape)
     probs = (logits / config.temperature).softmax(-1)  # (N, V)
     if config.top_k is not None and config.top_k < probs.shape[-1]:
         probs = _keep(probs, probs.topk(config.top_k, dim=-1).values[:, -1:])
@@ -68,8 +82,8 @@ def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     cumulative = probs.cumsum(-1)
     total = cumulative[:, -1:]
     # below the total whatever rounding does, so that the place is one of a token with probability
-    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    target = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)
 
 
 def _keep(probs: Tensor, least: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from swirl_lightning.engine.decoding import decode
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.scoring import ContextFunction, LogProbs, score_groups, token_mask, unique_rows
+from swirl_lightning.engine.speculative import decode_speculatively
 from swirl_lightning.engine.vocabulary import VocabularySlice
 
 
@@ -60,7 +61,12 @@ class Engine:
 
     @torch.no_grad()
     def sample(
-        self, grammar: Grammar, prompts: Sequence[TokenIds], noise: Tensor, sampling: SamplingConfig
+        self,
+        grammar: Grammar,
+        prompts: Sequence[TokenIds],
+        noise: Tensor,
+        sampling: SamplingConfig,
+        drafts: Sequence[TokenIds] = (),
     ) -> Completions:
         """Draw G completions after each prompt, which is run once.
 
@@ -70,6 +76,7 @@ class Engine:
             noise: (B * G, >= grammar.max_length) from :func:`swirl_lightning.engine.noise.uniforms`; G follows from
                 its shape.
             sampling: temperature and truncation.
+            drafts: B completions that are much like those to come; they change how fast these are drawn, not which.
 
         Returns:
             Completions (B * G, L); rows of one prompt are neighbours. One that reaches ``max_length`` before
@@ -86,8 +93,12 @@ class Engine:
         def run(batch: list[Group], several: bool) -> tuple[Tensor, Tensor]:
             rows = [row for group in batch for row in group.rows]
             members = [number for number, group in enumerate(batch) for _ in group.rows]
-            shared = [prompts[group.rows[0] // size] for group in batch]
-            drawn = decode(self.trunk, vocabulary, grammar, shared, members, noise[rows], sampling, self.config)
+            numbers = [group.rows[0] // size for group in batch]
+            given = self.trunk, vocabulary, grammar, [prompts[n] for n in numbers], members, noise[rows], sampling
+            if self.config.speculates(noise.device):
+                drawn = decode_speculatively(*given, [drafts[n] for n in numbers] if drafts else [[]] * len(numbers))
+            else:
+                drawn = decode(*given, self.config)
             return drawn.ids, drawn.mask
 
         return Completions(*self._in_order(self.sampling_budget.run(groups, run), range(len(noise))))

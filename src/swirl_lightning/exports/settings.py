@@ -29,6 +29,7 @@ _OF_THIS_MACHINE = (
     "encode_batch",
     "images_kept",
     "cuda_graphs",
+    "speculative",
 )
 
 
