@@ -51,6 +51,12 @@ def test_code_of_the_paper_exists():
         resolve(f"swirl_lightning.{found}")
 
 
+def test_extras_are_quoted_as_zsh_needs_them():
+    code = [path for folder in ("src", "benchmarks", "callbacks") for path in (ROOT / folder).rglob("*.py")]
+    bare = [name(path) for path in [*SOURCES, *code] if "pip install swirl-lightning[" in path.read_text("utf-8")]
+    assert not bare
+
+
 @pytest.mark.parametrize("page", SOURCES, ids=name)
 def test_modules_and_configs_of_commands_exist(page):
     text = page.read_text()

@@ -89,7 +89,7 @@ class Endpoint:
         try:
             import httpx2  # noqa: F401
         except ImportError as error:
-            raise ImportError("the judge needs a package: pip install swirl-lightning[judge]") from error
+            raise ImportError("the judge needs a package: pip install 'swirl-lightning[judge]'") from error
         key = os.environ.get(self.api_key_env, "").strip()
         if not key:
             raise ValueError(
