@@ -49,6 +49,24 @@ def test_strategies_that_shard_are_refused(gemma_path, tmp_path):
     assert module.model is None
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("AdamW", {"weight_decay": float("inf")}, r"^model\.optimizer\.weight_decay must be finite, got inf"),
+        ("AdamW", {"weight_decay": float("nan")}, r"^model\.optimizer: Invalid weight_decay"),
+        ("AdamW", {"eps": float("inf")}, r"^model\.optimizer\.eps must be finite"),
+        ("SGD", {"lr": 1.0, "momentum": float("inf")}, r"^model\.optimizer\.momentum must be finite"),
+        ("Rprop", {"step_sizes": (1e-6, float("inf"))}, r"^model\.optimizer\.step_sizes must be finite"),
+        ("LBFGS", {}, r"^model\.optimizer: LBFGS doesn't support"),
+    ],
+)
+def test_an_optimiser_that_cannot_be_is_refused(gemma_path, tmp_path, name, options, told):
+    module = build(gemma_path, optimizer=lambda groups: getattr(torch.optim, name)(groups, **options))
+    with pytest.raises(ValueError, match=told):
+        trainer(tmp_path).fit(module, Digits(size=8, batch_size=8))
+    assert module.model is None
+
+
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_each_adapter_is_clipped_by_itself(gemma_path, tmp_path, algorithm):
     """In the warm-up both train: a model's step is that of a warm-up of its own."""

@@ -32,7 +32,13 @@ from swirl_lightning.training.learners import GRPO, Learner, Policy
 from swirl_lightning.training.losses import Loss, SharedDenominator, sft_log_probs
 from swirl_lightning.training.rewards import MeanLogProb, Reward
 from swirl_lightning.training.rollouts import Rollouts, Update, asked
-from swirl_lightning.training.trainer_checks import check_labels_once, check_precision, check_schedule, check_trainer
+from swirl_lightning.training.trainer_checks import (
+    check_labels_once,
+    check_optimizer,
+    check_precision,
+    check_schedule,
+    check_trainer,
+)
 from swirl_lightning.transition import Transition
 from swirl_lightning.world_model_module import WorldModelModule
 
@@ -332,6 +338,7 @@ class SWIRL(WorldModelModule):
         """Refuse settings that cannot be trained, before the base is loaded; set up the allocator on CPUs."""
         if stage == "fit":
             check_schedule(self.scheduled, self.schedule.iterations, self.roles)
+            check_optimizer(self.optimizer_factory, 1 if self.shared_weights else 2)
         if stage == "fit" and self.bootstrap_labels == "once":
             check_labels_once(self.schedule, self.shared_weights)
         super().setup(stage)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -51,6 +53,26 @@ def check_trainer(trainer: Trainer) -> None:
         **({"val_check_interval": "(0, inf)"} if isinstance(interval, int | float) else {}),
     )
     check_strategy(trainer.strategy)
+
+
+def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int) -> None:
+    """Refuse an optimiser whose options it does not take itself, or are not finite: it is built on weights of its own.
+
+    Args:
+        build: makes it from parameter groups.
+        groups: number of them.
+
+    Raises:
+        ValueError: it is one of them.
+    """
+    try:
+        optimizer = build([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]} for _ in range(groups)])
+    except ValueError as error:
+        raise ValueError(f"model.optimizer: {error}") from error
+    for name, value in optimizer.param_groups[0].items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise ValueError(f"model.optimizer.{name} must be finite, got {value}")
 
 
 def check_strategy(strategy: Strategy) -> None:
