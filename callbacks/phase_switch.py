@@ -114,12 +114,16 @@ class PhaseSwitch(Callback):
         """Take no further batch in an epoch that was over: Lightning's loop does where no validation is due.
 
         Without ``limit_train_batches`` there is none; with it the loader has some left. With ``max_steps`` it also
-        enters an epoch again whose end wrote the checkpoint; what is set here is its own state without ``max_steps``.
+        goes on within an epoch that was over, be the checkpoint written in its last hook or after the fit; what is set
+        here is its own state without ``max_steps``.
         """
         loop = trainer.fit_loop
-        if loop.restarted_on_epoch_end:
-            loop.epoch_progress.increment_completed()
+        epochs = loop.epoch_progress.current
+        if loop.restarting and loop._iteration_based_training() and epochs.processed == epochs.ready == epochs.started:
+            if loop.restarted_on_epoch_end:
+                loop.epoch_progress.increment_completed()
             loop.epoch_loop.restarting = loop._restarting = False
+            loop.reset_restart_stage()  # else the next epoch is not counted, nor are its hooks called
         over = loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches
         if self._after_last_batch and over and loop._data_fetcher is not None:
             loop._data_fetcher.done = True

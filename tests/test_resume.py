@@ -161,6 +161,35 @@ def test_a_run_goes_on_from_every_checkpoint_as_if_never_stopped(
         assert rest == events[len(events) - len(rest) :], checkpoint.name
 
 
+@pytest.mark.parametrize("after_the_fit", [False, True])
+def test_with_max_steps_it_goes_on_from_an_epochs_end_and_once_more(gemma_path, tmp_path, after_the_fit):
+    """The next epoch is counted and begun as any other, so that checkpoints within it serve as well."""
+
+    def run(folder, resume=None, max_steps=100):
+        module, seen = build(gemma_path), Seen()
+        every = {"save_top_k": -1}
+        saves = [
+            ModelCheckpoint(folder, "{step}", every_n_train_steps=1, **every),
+            ModelCheckpoint(folder, "e{step}", save_on_train_epoch_end=True, monitor="epoch", mode="max", **every),
+        ]
+        fit = trainer(folder, PhaseSwitch(1, iterations=1), [seen, *saves], max_steps=max_steps)
+        fit.fit(module, Uneven(size=24, batch_size=8), ckpt_path=resume)
+        if max_steps == 2:
+            fit.save_checkpoint(folder / "after.ckpt")
+        return snapshot(module), seen.events
+
+    weights, events = run(tmp_path / "alone")
+    if after_the_fit:
+        run(tmp_path / "short", max_steps=2)
+    end = tmp_path / "short" / "after.ckpt" if after_the_fit else tmp_path / "alone" / "estep=2.ckpt"
+    once, rest = run(tmp_path / "once", end)
+    assert rest == events[events.index(("begin", 1)) :]
+    assert equal(once, weights)
+    twice, rest = run(tmp_path / "twice", tmp_path / "once" / "step=4.ckpt")
+    assert rest == events[-len(rest) :]
+    assert equal(twice, weights)
+
+
 class SaveEachBatch(Callback):
     """As ``train_time_interval`` and SIGTERM do, within a window of accumulated gradients, too."""
 
