@@ -118,7 +118,7 @@ class PhaseSwitch(Callback):
         here is its own state without ``max_steps``.
         """
         loop = trainer.fit_loop
-        epochs = loop.epoch_progress.current
+        epochs: Any = loop.epoch_progress.current
         if loop.restarting and loop._iteration_based_training() and epochs.processed == epochs.ready == epochs.started:
             if loop.restarted_on_epoch_end:
                 loop.epoch_progress.increment_completed()

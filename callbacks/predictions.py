@@ -20,7 +20,7 @@ from swirl_lightning.callbacks.transition_images import CELL, image_grid
 from swirl_lightning.data.token_cache import state_key
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import MODES
-from swirl_lightning.files import remove_ranks
+from swirl_lightning.files import remove_ranks, whole_file
 from swirl_lightning.generation_memory import GenerationMemory
 from swirl_lightning.results.table import CONTACT_SHEET
 from swirl_lightning.transition import State, Transition
@@ -136,8 +136,8 @@ class Predictions(Callback):
             return state
         path = self._place / (name or f"states/{state_key(state).hex()}.png")
         if name is not None or not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            state.save(path)
+            with whole_file(path, alone=name is not None) as file:  # a cut one would stay
+                state.save(file, "PNG")
         return path.relative_to(self._place).as_posix()
 
     def _keep_for_sheet(self, mode: str, row: Transition, state: Image.Image, guess: str | None) -> None:

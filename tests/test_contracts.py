@@ -16,9 +16,10 @@ pytest.importorskip("importlinter", reason="import-linter is a tool of developme
     [
         ("", None),
         ("def late():\n    from swirl_lightning.backbones.vlm import VLM\n", "swirl_lightning.backbones.vlm"),
+        ("from swirl_lightning import files\n", "the engine imports nothing of the project BROKEN"),
         ("from swirl_lightning import SWIRL\n", "no part imports the public face BROKEN"),
     ],
-    ids=["as it is", "a backbone", "the public face"],
+    ids=["as it is", "a backbone", "a lower layer", "the public face"],
 )
 def test_the_engine_imports_nothing_of_the_project(planted, broken, tmp_path):
     shutil.copytree(ROOT / "src/swirl_lightning", tmp_path / "swirl_lightning", ignore=shutil.ignore_patterns("assets"))
@@ -31,3 +32,10 @@ def test_the_engine_imports_nothing_of_the_project(planted, broken, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode == 0) == (broken is None), done.stdout + done.stderr
     assert broken is None or broken in done.stdout
+
+
+def test_no_file_is_longer_than_400_lines():
+    folders = ("src", "callbacks", "benchmarks", "recipes", "perf", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 300
+    assert not [path for path in files if len(path.read_text().splitlines()) > 400]

@@ -35,12 +35,11 @@ class CellMetric(Metric, ABC):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-    moments: Tensor
+    sums: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # rows, and the sums over rows of: hits, trials, hits², hits * trials, trials²
-        self.add_state("moments", torch.zeros(6, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")  # of hits and of trials
 
     @abstractmethod
     def count(self, before: Scene, after: Scene, predicted: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -55,22 +54,11 @@ class CellMetric(Metric, ABC):
             _scenes([row.observed for row in transitions]),
             _scenes(predicted),
         )
-        sums = [len(hits), hits.sum(), trials.sum(), hits @ hits, hits @ trials, trials @ trials]
-        self.moments += torch.tensor([int(value) for value in sums], device=self.moments.device)
+        self.sums += torch.tensor([int(hits.sum()), int(trials.sum())], device=self.sums.device)
 
     def compute(self) -> Tensor:
         """Compute hits over trials, in [0, 1]."""
-        return self.moments[1].float() / self.moments[2]
-
-    def standard_error(self) -> float:
-        """Compute the standard error of `compute`, with transitions as independent units (linearised ratio)."""
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
-            rows, hits, trials, hits2, cross, trials2 = self.moments.tolist()
-        if rows < 2 or not trials:
-            return float("nan")
-        ratio = hits / trials
-        residual = hits2 - 2 * ratio * cross + ratio**2 * trials2
-        return float((max(residual, 0.0) * rows / (rows - 1)) ** 0.5 / trials)
+        return self.sums[0].float() / self.sums[1]
 
 
 class EffectAccuracy(CellMetric):

@@ -243,7 +243,7 @@ class _Estimator:
         return found
 
     # ---- parts of a step -------------------------------------------------------------------------
-    def _supervised(self, rows: int, lengths: dict[str, Lengths], roles: Sequence[str]) -> int:
+    def _supervised(self, rows: int, lengths: dict[str, Lengths], roles: Sequence[Role]) -> int:
         """Estimate SFT: graphs of all models live until the backward pass; the head's temporaries do not overlap."""
         shapes = [(lengths[role].prompt, 1, lengths[role].completion) for role in roles]
         tokens = sum(rows * self._tokens(shape) for shape in shapes)
@@ -252,7 +252,7 @@ class _Estimator:
         heads = [self._logits(role, rows * lengths[role].completion) for role in roles]
         return max(0, round(float(fitted[0] + fitted[1] * tokens))) + masks + max(heads)
 
-    def _update(self, role: str, groups: int, size: int, lengths: dict[str, Lengths]) -> int:
+    def _update(self, role: Role, groups: int, size: int, lengths: dict[str, Lengths]) -> int:
         length = lengths[role]
         budget = self.module.max_tokens_per_forward
         at_once, members = self._at_once(budget, groups, (length.prompt, size, length.completion))
@@ -272,7 +272,7 @@ class _Estimator:
         one, two = (float(self._fitted(kind)[1]) for kind in ("update", "warmup"))
         return min(max(2 * two - one, two / 2), two)
 
-    def _judge(self, role: str, groups: int, size: int, length: Lengths, judged: Lengths) -> int:
+    def _judge(self, role: Role, groups: int, size: int, length: Lengths, judged: Lengths) -> int:
         """Estimate a reward: members of a group share all of the prompt but the part that is scored."""
         own = min(judged.completion, length.prompt)
         shape = (length.prompt - own, size, own + length.completion)
@@ -281,7 +281,7 @@ class _Estimator:
         head = self._logits(role, groups * size * length.completion)
         return max(self._predict("scoring", groups, shape), head)  # nothing of a layer is kept
 
-    def _rollout(self, role: str, groups: int, size: int, length: Lengths) -> int:
+    def _rollout(self, role: Role, groups: int, size: int, length: Lengths) -> int:
         """Estimate a rollout: keys and values, the pass of the prompts, the drawing of a token, merged weights."""
         budget = self.module.max_cached_tokens or self.module.max_tokens_per_forward
         groups, size = self._at_once(budget, groups, (length.prompt, size, length.completion))
@@ -302,7 +302,7 @@ class _Estimator:
         shared = prompt if self.shares else 0
         return 1, max(1, (budget - shared) // (completion if self.shares else prompt + completion))
 
-    def _logits(self, role: str, tokens: int) -> int:
+    def _logits(self, role: Role, tokens: int) -> int:
         return min(tokens * len(self.models.vocabulary(role)), LOGITS_PER_CHUNK) * 4 * _LOGITS_COPIES
 
     # ---- probes ----------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ class _Estimator:
 
     def _run(self, prompt: int, size: int, completion: int, training: bool, graphs: int) -> None:
         """Score groups of different rows through a head of a few ids, and differentiate."""
-        adapters, allowed = self.module.adapters, list(self.models.grammars["fwm"].allowed[:4])
+        adapters, allowed = self.module.adapters, list(self.models.grammars[Role.FWM].allowed[:4])
         few = Grammar(tuple(allowed), completion)
         config = replace(self.models.engine.config, max_tokens=None)
         engine = Engine(self.models.engine.trunk, self.models.engine.head, config)
@@ -368,7 +368,7 @@ class _Estimator:
     def _cache_bytes(self) -> tuple[int, int]:
         """Measure the bytes of keys and values per token, and count the layers."""
         cache, adapters = DynamicCache(), self.module.adapters
-        ids = torch.full((1, 8), self.models.grammars["fwm"].allowed[0], device=self.device)
+        ids = torch.full((1, 8), self.models.grammars[Role.FWM].allowed[0], device=self.device)
         with adapters.use(adapters.policy(Role.FWM)):
             mask = torch.ones_like(ids)
             self.models.engine.trunk(

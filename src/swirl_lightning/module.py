@@ -31,7 +31,7 @@ from swirl_lightning.training.grpo import GRPOConfig
 from swirl_lightning.training.learners import GRPO, Learner, Policy
 from swirl_lightning.training.losses import Loss, SharedDenominator, sft_log_probs
 from swirl_lightning.training.rewards import MeanLogProb, Reward
-from swirl_lightning.training.rollouts import Rollouts, Update, asked
+from swirl_lightning.training.rollouts import Rollouts, Update, with_counterfactuals
 from swirl_lightning.training.trainer_checks import (
     check_labels_once,
     check_optimizer,
@@ -201,7 +201,7 @@ class SWIRL(WorldModelModule):
         transitions = list(chain.from_iterable(batches))
         x, y = self.encode_pairs(transitions)
         z = idm.sample(x, y, self._keys("idm", transitions), self.sampling)
-        z = asked(transitions, z, self.backbone)
+        z = with_counterfactuals(transitions, z, self.backbone)
         sampling, group = self.policy_sampling[Role.FWM], self.group_size(Role.FWM)
         y_hat = fwm.sample(x, z, self._keys("fwm", transitions), sampling, group)
         for part in places(batches):

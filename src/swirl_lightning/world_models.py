@@ -154,21 +154,21 @@ class WorldModels:
         self.rollout_engine = rollout_engine or SharedPrompts(self.engine)
 
     @property
-    def grammars(self) -> dict[str, Grammar]:
+    def grammars(self) -> dict[Role, Grammar]:
         """Grammar of each role; those of a text family change when a checkpoint brings its lengths."""
         return {Role.FWM: self._backbone.state_grammar, Role.IDM: self._backbone.action_grammar}
 
-    def of(self, role: str) -> WorldModel:
+    def of(self, role: Role) -> WorldModel:
         """Return ``fwm`` or ``idm`` by its role."""
-        return {Role.FWM: self.fwm, Role.IDM: self.idm}[Role(role)]
+        return {Role.FWM: self.fwm, Role.IDM: self.idm}[role]
 
-    def vocabulary(self, role: str) -> VocabularySlice:
+    def vocabulary(self, role: Role) -> VocabularySlice:
         """Return the head cut to the ids that ``role`` may generate, on the head's current device."""
         return self.engine.vocabulary(self.grammars[role])
 
     def sample(
         self,
-        role: str,
+        role: Role,
         adapter: AdapterName,
         prompts: Sequence[TokenIds],
         noise: Tensor,
@@ -180,7 +180,7 @@ class WorldModels:
 
     def score(
         self,
-        role: str,
+        role: Role,
         adapter: AdapterName,
         prompts: Sequence[TokenIds],
         completions: Sequence[TokenIds],
@@ -195,11 +195,11 @@ class WorldModels:
                 self.grammars[role], prompts, completions, group_size=group_size, temperature=temperature
             )
 
-    def token_mask(self, role: str, completions: Sequence[TokenIds]) -> Tensor:
+    def token_mask(self, role: Role, completions: Sequence[TokenIds]) -> Tensor:
         """Return a mask (N, L) bool of the tokens of completions that count in losses and means."""
         return self.engine.token_mask(self.grammars[role], completions)
 
-    def contents(self, role: str, completions: Completions) -> list[TokenIds]:
+    def contents(self, role: Role, completions: Completions) -> list[TokenIds]:
         """Return the contents of completions, without the EOS."""
         return [self.grammars[role].content(row) for row in completions.rows()]
 

@@ -16,7 +16,7 @@ class TooManyAliases(yaml.YAMLError):
 
 
 def load(text: str) -> Any:
-    """Parses YAML with plain values.
+    """Parse YAML with plain values.
 
     Raises:
         YAMLError: it is none; `TooManyAliases` among others.
@@ -25,7 +25,7 @@ def load(text: str) -> Any:
 
 
 def guarded(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The parser, after a check that raises `TooManyAliases`; what is nested too deeply is a YAMLError, too."""
+    """Return the parser behind a check that raises `TooManyAliases`; what is nested too deeply is a YAMLError, too."""
 
     def checked(text: str) -> Any:
         try:

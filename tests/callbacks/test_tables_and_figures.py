@@ -57,7 +57,7 @@ def test_figures_of_the_actions(tmp_path):
 def test_counterfactual_actions_do_not_count(tmp_path):
     """The IDM has not sampled them; its own in Phase II count on the same pairs."""
     data = Data(rows=64, counterfactual_share=0.5)
-    practised = sum(row.counterfactual is not None for row in data.practised(0))
+    practised = sum(row.counterfactual is not None for row in data.with_counterfactuals(0))
     seen = []
 
     class Watch(CollapseWatch):

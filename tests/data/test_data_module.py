@@ -1,7 +1,6 @@
 """The DataModule and its loaders inside a real Trainer."""
 
 from contextlib import suppress
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,6 @@ from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import TransitionBatch, TransitionDataModule
-from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.transition import Transition
 
 SIZES = {"warmup": 7, "state_only": 12, "validation": 5, "test": 3}
@@ -116,49 +114,6 @@ def test_all_pairs_without_a_number():
     datamodule = data(pairs_per_iteration=None)
     assert [row.id for row in datamodule.pairs(3)] == [f"state_only-{i}" for i in range(12)]
     assert len({row.id for row in data(pairs_per_iteration=99).pairs(1)}) == 12
-
-
-def test_a_share_of_the_pairs_of_phase_one_has_an_action_of_the_labels():
-    datamodule = data(pairs_per_iteration=None, counterfactual_share=0.5)
-    first, second = datamodule.practised(0), datamodule.practised(1)
-    assert [row.id for row in first] == [row.id for row in datamodule.pairs(0)]
-    asked = [row.counterfactual for row in first]
-    assert asked == [row.counterfactual for row in datamodule.practised(0)]
-    assert asked != [row.counterfactual for row in second], "other ones in each iteration"
-    assert None in asked
-    assert set(asked) - {None} <= {f"z{n}" for n in range(SIZES["warmup"])}
-    assert all(row.action is None for row in first)
-    assert all(row.counterfactual is None for rows in (datamodule.pairs(0), data().practised(0)) for row in rows)
-    assert all(row.counterfactual for row in data(counterfactual_share=1.0).practised(0))
-    with pytest.raises(ValueError, match=r"counterfactual_share must lie in \[0, 1\], got 1.5"):
-        data(counterfactual_share=1.5)
-
-
-def test_counterfactual_actions_can_be_chosen():
-    chosen = data(counterfactual_share=1.0, counterfactual_actions=["z1", "z2"])
-    assert {row.counterfactual for row in chosen.practised(0)} == {"z1", "z2"}
-    for wrong in (["drop"], []):
-        with pytest.raises(ValueError, match=r"begins with one of data.counterfactual_actions, \["):
-            data(counterfactual_share=1.0, counterfactual_actions=wrong).practised(0)
-
-
-def test_labels_without_an_action_cannot_be_practised():
-    class Bare(Data):
-        def load_split(self, split):
-            return [replace(row, action="") for row in super().load_split(split)]
-
-    with pytest.raises(ValueError, match=r"'warmup-[0-9]+' of the labelled split .* has no action"):
-        list(Bare(seed=1, counterfactual_share=1.0).practised(0))
-
-
-def test_another_share_of_counterfactual_actions_in_mid_phase_is_refused():
-    before, after = (TransitionLoader(data(counterfactual_share=share).practised(0), batch_size=2) for share in (1, 0))
-    after.load_state_dict(before.state_dict())  # that of an epoch of which no batch has been given
-    assert len(list(after)) == 4
-    next(iter(before))
-    after.load_state_dict(before.state_dict())
-    with pytest.raises(ValueError, match="counterfactual pairs was 8 and is 0"):
-        next(iter(after))
 
 
 def test_phase_one_alone_is_given_counterfactual_actions(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from swirl_lightning.data.batch import TransitionBatch
-from swirl_lightning.data.rows import Practised
+from swirl_lightning.data.rows import Counterfactuals
 from swirl_lightning.transition import Transition
 
 
@@ -171,7 +171,8 @@ class TransitionLoader:
             "replays": self.replays,
             "window": self.window,
             "labelled_per_batch": self.labelled_per_batch,
-            "counterfactual pairs": self.rows.asked if isinstance(self.rows, Practised) else 0,
+            "counterfactual pairs": self.rows.number if isinstance(self.rows, Counterfactuals) else 0,
+            "checksum of counterfactual actions": self.rows.checksum if isinstance(self.rows, Counterfactuals) else 0,
             "seed": self.seed,
         }
 

@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
-from swirl_lightning.data.rows import Joined, Labels, Practised, StateOnly
+from swirl_lightning.data.rows import Counterfactuals, Joined, Labels, StateOnly
 from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.engine.noise import global_seed
 from swirl_lightning.engine.ranges import check_ranges
@@ -84,6 +84,8 @@ class TransitionDataModule(LightningDataModule, ABC):
         self.pairs_per_step = pairs_per_step
         self.labelled_per_batch, self.labelled_share = labelled_per_batch, labelled_share
         self.counterfactual_share, self.counterfactual_actions = counterfactual_share, counterfactual_actions
+        if isinstance(counterfactual_actions, str):
+            raise ValueError(f"data.counterfactual_actions must be a list, got the string {counterfactual_actions!r}")
         sizes = dict.fromkeys(("batch_size", "warmup_batch_size", "eval_batch_size"), "[1, inf)")
         parts = dict.fromkeys(("pairs_per_iteration", "pairs_per_step"), "[1, inf) or null")
         check_ranges(
@@ -173,8 +175,8 @@ class TransitionDataModule(LightningDataModule, ABC):
             return validated
         trained: dict[Split, None] = {"warmup" if phase == WARMUP else "state_only": None for phase in self.phases()}
         merged = self.labelled_share and PhaseName.BOOTSTRAP in self.phases()
-        practised = self.counterfactual_share and PhaseName.ONE in self.phases()
-        if self.labelled_per_batch or merged or practised:
+        counterfactual = self.counterfactual_share and PhaseName.ONE in self.phases()
+        if self.labelled_per_batch or merged or counterfactual:
             trained["warmup"] = None
         return [*trained, *validated]
 
@@ -263,7 +265,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         chosen = np.concatenate([np.arange(0), *laps])[:count]
         return Joined(pairs, labelled, chosen.tolist())
 
-    def practised(self, iteration: int) -> Sequence[Transition]:
+    def with_counterfactuals(self, iteration: int) -> Sequence[Transition]:
         """Return the state-only pairs of an iteration (0-based), a share of them with a counterfactual action.
 
         Raises:
@@ -278,9 +280,9 @@ class TransitionDataModule(LightningDataModule, ABC):
             if not actions:
                 raise ValueError(f"no labelled action begins with one of data.counterfactual_actions, {wanted}")
         random = np.random.default_rng([self.seed, iteration, 3])
-        asked = random.random(len(pairs)) < self.counterfactual_share
-        chosen = np.where(asked, random.integers(len(actions), size=len(pairs)), -1)
-        return Practised(pairs, actions, chosen.tolist())
+        replaced = random.random(len(pairs)) < self.counterfactual_share
+        chosen = np.where(replaced, random.integers(len(actions), size=len(pairs)), -1)
+        return Counterfactuals(pairs, actions, chosen.tolist())
 
     # ---- phases ----------------------------------------------------------------------------------
     def accumulation(self, phase: str) -> int:
@@ -323,7 +325,9 @@ class TransitionDataModule(LightningDataModule, ABC):
         if phase == WARMUP:
             return self._train_loader(self.split("warmup"), self.warmup_batch_size)
         module: Any = getattr(self.trainer, "lightning_module", None)
-        rows = {PhaseName.BOOTSTRAP: self.merged, PhaseName.ONE: self.practised}.get(PhaseName(phase), self.pairs)
+        rows = {PhaseName.BOOTSTRAP: self.merged, PhaseName.ONE: self.with_counterfactuals}.get(
+            PhaseName(phase), self.pairs
+        )
         return self._train_loader(
             rows(iteration),
             self.batch_size,

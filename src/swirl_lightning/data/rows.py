@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from zlib import crc32
 
 from swirl_lightning.transition import Transition
 
@@ -35,16 +36,18 @@ class Labels(Sequence[str]):
         return self._rows[index].label
 
 
-class Practised(Sequence[Transition]):
+class Counterfactuals(Sequence[Transition]):
     """Sequence of pairs, each with a chosen action as counterfactual, or with none where that is -1.
 
     Attributes:
-        asked: number of pairs with such an action.
+        number: number of pairs with such an action.
+        checksum: of these actions and their places.
     """
 
     def __init__(self, pairs: Sequence[Transition], actions: Sequence[str], chosen: list[int]) -> None:
         self._pairs, self._actions, self._chosen = pairs, actions, chosen
-        self.asked = sum(number >= 0 for number in chosen)
+        self.number = sum(number >= 0 for number in chosen)
+        self.checksum = crc32("\0".join("" if n < 0 else actions[n] for n in chosen).encode())
 
     def __len__(self) -> int:
         return len(self._pairs)

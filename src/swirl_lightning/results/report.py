@@ -72,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = subcommand_parser(
         "report",
         "RUN [RUN ...]",
-        "Results of runs beside the paper's, and curves over iterations, as Markdown, as\nHTML and as a picture.",
+        "Results of runs beside the paper's, and curves over iterations, as Markdown, as\nHTML and as an image.",
         "swirl report runs/mine runs/other --out tables/mine",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help=f"a run's folder, or a {FILE}")

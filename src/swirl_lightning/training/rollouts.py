@@ -19,7 +19,7 @@ from swirl_lightning.training.grpo import zero_variance_share
 from swirl_lightning.transition import Transition
 
 
-def asked(transitions: Sequence[Transition], read: Samples, backbone: Backbone) -> Samples:
+def with_counterfactuals(transitions: Sequence[Transition], read: Samples, backbone: Backbone) -> Samples:
     """Put the counterfactual actions of pairs in place of those that the IDM read from them, one a pair."""
     counterfactual = {
         n: backbone.encode_action(t.counterfactual) for n, t in enumerate(transitions) if t.counterfactual
@@ -105,7 +105,7 @@ class Update:
 
     @property
     def group_size(self) -> int:
-        """G."""
+        """Number G of rollouts of a prompt."""
         return len(self.prompts) // len(self.group_prompts)
 
     def teaching_rows(self) -> list[int]:

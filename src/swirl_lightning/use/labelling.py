@@ -165,7 +165,7 @@ class _Data(TransitionDataModule):
             rank_zero_info(f"{found} of {len(self.keys)} pairs are labelled already")
 
     def load_split(self, split: Split) -> Sequence[Transition]:
-        """Not of this data."""
+        """Refuse: this data has no splits."""
         raise NotImplementedError
 
     def predict_rows(self) -> Sequence[Transition]:

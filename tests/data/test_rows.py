@@ -1,0 +1,62 @@
+"""What a phase is given: pairs with actions of the labels."""
+
+from dataclasses import replace
+
+import pytest
+
+from data.test_data_module import SIZES, Data, data
+from swirl_lightning.data.loader import TransitionLoader
+
+
+def test_a_share_of_the_pairs_of_phase_one_has_an_action_of_the_labels():
+    datamodule = data(pairs_per_iteration=None, counterfactual_share=0.5)
+    first, second = datamodule.with_counterfactuals(0), datamodule.with_counterfactuals(1)
+    assert [row.id for row in first] == [row.id for row in datamodule.pairs(0)]
+    actions = [row.counterfactual for row in first]
+    assert actions == [row.counterfactual for row in datamodule.with_counterfactuals(0)]
+    assert actions != [row.counterfactual for row in second], "other ones in each iteration"
+    assert None in actions
+    assert set(actions) - {None} <= {f"z{n}" for n in range(SIZES["warmup"])}
+    assert all(row.action is None for row in first)
+    without = (datamodule.pairs(0), data().with_counterfactuals(0))
+    assert all(row.counterfactual is None for rows in without for row in rows)
+    assert all(row.counterfactual for row in data(counterfactual_share=1.0).with_counterfactuals(0))
+    with pytest.raises(ValueError, match=r"counterfactual_share must lie in \[0, 1\], got 1.5"):
+        data(counterfactual_share=1.5)
+
+
+def test_counterfactual_actions_can_be_chosen():
+    chosen = data(counterfactual_share=1.0, counterfactual_actions=["z1", "z2"])
+    assert {row.counterfactual for row in chosen.with_counterfactuals(0)} == {"z1", "z2"}
+    for wrong in (["drop"], []):
+        with pytest.raises(ValueError, match=r"begins with one of data.counterfactual_actions, \["):
+            data(counterfactual_share=1.0, counterfactual_actions=wrong).with_counterfactuals(0)
+    with pytest.raises(ValueError, match="counterfactual_actions must be a list, got the string 'drop'"):
+        data(counterfactual_share=1.0, counterfactual_actions="drop")
+
+
+def test_labels_without_an_action_cannot_be_counterfactual():
+    class Bare(Data):
+        def load_split(self, split):
+            return [replace(row, action="") for row in super().load_split(split)]
+
+    with pytest.raises(ValueError, match=r"'warmup-[0-9]+' of the labelled split .* has no action"):
+        list(Bare(seed=1, counterfactual_share=1.0).with_counterfactuals(0))
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"counterfactual_share": 0.0}, "counterfactual pairs was 8 and is 0"),
+        ({"counterfactual_actions": ["z1"]}, "checksum of counterfactual actions was [0-9]+ and is"),
+    ],
+)
+def test_other_counterfactual_actions_in_mid_phase_are_refused(other, told):
+    options = ({"counterfactual_share": 1.0} | given for given in ({}, other))
+    before, after = (TransitionLoader(data(**given).with_counterfactuals(0), batch_size=2) for given in options)
+    after.load_state_dict(before.state_dict())  # that of an epoch of which no batch has been given
+    assert len(list(after)) == 4
+    next(iter(before))
+    after.load_state_dict(before.state_dict())
+    with pytest.raises(ValueError, match=told):
+        next(iter(after))
