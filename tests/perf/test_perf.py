@@ -11,9 +11,10 @@ from perf.common import CASES, SPECIALS, build_base, small
 from perf.floor import Floor, Rates
 from perf.worker import work
 
-from perf import gpu_day, gpu_stages, runs, scaling, step
+from perf import drafts, gpu_day, gpu_stages, runs, scaling, step
 from support.attention import skip_if_torch_cannot_attend
 from support.processes import run_module
+from support.trained import minigrid_run
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -46,6 +47,16 @@ def test_the_step_table(tmp_path, capsys, monkeypatch):
         assert row["tokens_per_second"] > 0
         assert 0 < row["floor_share"] < 1
     assert found["runs"]["ours"][0]["operations"].keys() == {"fwm", "idm"}
+
+
+def test_the_table_of_drafts(tmp_path, capsys):
+    run = minigrid_run(tmp_path / "run")
+    out = tmp_path / "drafts.json"
+    drafts.main(f"{run} --prompts 2 --groups 1 3 --repeats 1 --threads 1 --json {out}".split())
+    assert "times as fast" in capsys.readouterr().out
+    found = json.loads(out.read_text())["seconds"]
+    assert found.keys() == {"1", "3"}
+    assert all(seconds > 0 for row in found.values() for seconds in row.values())
 
 
 def test_the_floor_by_hand():
