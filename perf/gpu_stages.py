@@ -9,7 +9,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +30,7 @@ from swirl_lightning.callbacks import CollapseWatch, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import uniforms
+from swirl_lightning.roles import Role
 from swirl_lightning.rollout_engines import Generate
 from swirl_lightning.transition import Transition
 
@@ -181,9 +182,9 @@ def _tiny(device: str, folder: Path, **options: Any) -> SWIRL:
     return module.to(device)
 
 
-def _drawn(module: SWIRL) -> Tensor:
+def _drawn(module: SWIRL, drafts: Sequence[list[int]] = ()) -> Tensor:
     noise, sampling = uniforms(["a", "b"], 4, 40), SamplingConfig(1.0, 0.95)
-    return module.models.sample("fwm", module.adapters.names[0], PROMPTS, noise, sampling).ids.cpu()
+    return module.models.sample(Role.FWM, module.adapters.names[0], PROMPTS, noise, sampling, drafts).ids.cpu()
 
 
 def parity(stage: Stage) -> None:
@@ -215,7 +216,7 @@ def parity(stage: Stage) -> None:
 
 
 def graphs(stage: Stage) -> None:
-    """Replayed decode steps against those that are launched one by one: the same tokens."""
+    """Replayed decode steps, and passes over drafts, against steps that are launched one by one: the same tokens."""
     from support.tiny import gemma_folder
 
     with tempfile.TemporaryDirectory() as room:
@@ -224,11 +225,16 @@ def graphs(stage: Stage) -> None:
             with stage.part(dtype), warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
                 found = []
-                for replayed in (False, True):
-                    module = _tiny(stage.device, folder, dtype=dtype, cuda_graphs=replayed)
+                for options in ({"speculative": False}, {"cuda_graphs": True}, {"speculative": True}):
+                    module = _tiny(stage.device, folder, dtype=dtype, **options)
                     module.backbone.state_grammar = Grammar((1, *range(10, 20)), 40, 1)  # short: rows leave
-                    found.append(_drawn(module))
-                stage.say(f"{dtype}: equal tokens", found[0].shape == found[1].shape and torch.equal(*found), True)
+                    drafts = [row[row != 0].tolist() for row in found[0][::4]] if found else []
+                    found.append(_drawn(module, drafts))
+                steps, replayed, drafted = found
+                same = [steps.shape == other.shape and torch.equal(steps, other) for other in (replayed, drafted)]
+                stage.say(f"{dtype}: equal tokens", same[0], True)
+                # a pass of several tokens may round otherwise than a step
+                stage.say(f"{dtype}: equal tokens from drafts", same[1], True if dtype == "float32" else "")
                 refused = [str(w.message)[:120] for w in said if "not replayed" in str(w.message)]
                 stage.say(f"{dtype}: captures refused", refused[0] if refused else 0, 0)
 
@@ -267,7 +273,7 @@ def _sample_seconds(stage: Stage, module: SWIRL, rows: int, length: int) -> floa
     prompts = [[allowed[(n + k) % len(allowed)] for k in range(case.prompt)] for n in range(rows // 8)]
     noise = uniforms([str(n) for n in range(rows // 8)], 8, length)
     return stage.seconds(
-        lambda: module.models.sample("fwm", module.adapters.names[0], prompts, noise, module.sampling), 2
+        lambda: module.models.sample(Role.FWM, module.adapters.names[0], prompts, noise, module.sampling), 2
     )
 
 
