@@ -76,6 +76,7 @@ def test_seeds_are_joined_once(tmp_path):
         gzip.compress(b"row,seed,id,m\nSFT,0,a,1.0,2.0\n"),
         gzip.compress(b"row,seed,id,m\nSFT,0,a,1.0\n")[:-4],
     ],
+    ids=["not packed", "no id", "a seed in words", "not finite", "a value too many", "cut off"],
 )
 def test_another_file_is_refused(tmp_path, content):
     path = tmp_path / "scores.csv.gz"
