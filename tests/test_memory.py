@@ -18,8 +18,11 @@ from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, AdapterConfig, GRPOConfig, Transition
 from swirl_lightning.callbacks import MemoryReport, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.grammar import Grammar
-from swirl_lightning.memory import _Estimator, peak_of, size_of
+from swirl_lightning.engine.noise import uniforms
+from swirl_lightning.memory import Lengths, _Estimator, peak_of, size_of
+from swirl_lightning.roles import Role
 
 CPU = torch.device("cpu")
 HIDDEN, LAYERS, RANK = 128, 2, 8
@@ -180,3 +183,19 @@ print(open("/proc/self/smaps_rollup").read())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("AnonHugePages"))
     assert int(line.split()[1]) >= 60 << 10  # of 64 MiB, in KiB
+
+
+def test_rollouts_from_drafts_stay_below_the_estimate(folder):
+    module, draw = swirl(folder, quantization=None), random.Random(0)
+    module.configure_model()
+    engine, grammar = module.models.engine, module.models.grammars["fwm"]
+    count, group, length = 4, 8, grammar.max_length
+    prompts = [[draw.randrange(10, 200) for _ in range(40)] for _ in range(count)]
+    noise = uniforms([str(n) for n in range(count)], 1, length).repeat_interleave(group, 0)
+    noise[:, 1:3] = uniforms(["apart"], count * group, 2)  # so that rollouts differ, and go on as much alike
+    estimate = _Estimator(module)._rollout(Role.FWM, count, group, Lengths(40, length))
+    with module.adapters.use(module.adapters.names[0]):
+        rows = engine.sample(grammar, prompts, noise, SamplingConfig()).rows()
+        drafts = rows[::group]
+        peak = peak_of(lambda: engine.sample(grammar, prompts, noise, SamplingConfig(), drafts), CPU)
+    assert peak < estimate

@@ -17,6 +17,7 @@ from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.padding import positions
 from swirl_lightning.engine.quantization import dense_bytes, merged_bytes
+from swirl_lightning.engine.speculative import LARGEST_WINDOW, PASS_TOKENS
 from swirl_lightning.engine.vocabulary import LOGITS_PER_CHUNK
 from swirl_lightning.roles import Role
 from swirl_lightning.schedule import WARMUP
@@ -289,9 +290,18 @@ class _Estimator:
         prompts, rollouts = groups * length.prompt * per_token, groups * size * length.completion * per_token
         if not self.shares:  # every rollout has a prompt, and a layer grows by being copied
             rollouts = (size * prompts + rollouts) * (layers + 1) // layers - prompts
-        drawing = groups * size * len(self.models.vocabulary(role)) * _DRAW_BYTES
+        vocabulary, tokens = len(self.models.vocabulary(role)), groups * size
+        several = 0  # tokens of a pass that runs drafts
+        if role == Role.FWM and self.models.engine.config.speculates(self.device):
+            several = min(PASS_TOKENS, tokens * LARGEST_WINDOW, tokens * length.completion)
+        drawing = max(tokens, min(several, LOGITS_PER_CHUNK // vocabulary)) * vocabulary * _DRAW_BYTES
+        running = 0
+        if several:  # with the mask of a layer, which attention wants of every head
+            decoder = self.module.adapters.model.config.get_text_config(decoder=True)
+            mask = several * length.completion * (decoder.num_attention_heads + 1) * self.module.backbone.dtype.itemsize
+            running = self._predict("scoring", 1, (0, 1, several)) + mask
         prefill = self._predict("scoring", groups, (length.prompt, 1, 0))
-        return prompts + max(prefill, rollouts + drawing) + merged_bytes(self.module)
+        return prompts + max(prefill, rollouts + max(drawing, running)) + merged_bytes(self.module)
 
     def _at_once(self, budget: int | None, groups: int, shape: tuple[int, int, int]) -> tuple[int, int]:
         """Return the groups, and the rows of each, that run at one time within the budget."""

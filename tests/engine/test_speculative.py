@@ -124,3 +124,47 @@ def test_what_rollouts_have_in_common_runs_once(model):
     prefixes = [len({tuple(row[:length]) for row in rows}) for length in range(1, 12)]
     assert trunk.tokens == [3, *prefixes]
     assert 1 < prefixes[-1] <= group
+
+
+@pytest.mark.parametrize("eos", [None, 3])
+@torch.no_grad()
+def test_a_draft_may_hold_ids_that_the_base_does_not_know(model, eos):
+    grammar, noise = Grammar(tuple(range(3, 60)), 20, eos), uniforms(["p"], 2, 20)
+    engine, _ = engine_of(model)
+    rows = engine.sample(grammar, PROMPTS[:1], noise, SamplingConfig()).rows()
+    outside = model.get_output_embeddings().weight.shape[0]
+    for wrong in (-1, outside, outside + 1000):
+        draft = [*rows[0][:4], wrong, *rows[0][5:], wrong]
+        assert engine.sample(grammar, PROMPTS[:1], noise, SamplingConfig(), [draft]).rows() == rows
+
+
+@torch.no_grad()
+def test_the_draft_of_one_prompt_does_not_widen_the_passes_of_many(model):
+    """All branches run as many tokens as the longest draft: 16 prompts, of which one has a draft, and a right one."""
+    grammar, count = Grammar(tuple(range(3, 60)), 40), 16
+    prompts, noise = [[2, 40 + n] for n in range(count)], uniforms([str(n) for n in range(count)], 1, 40)
+    engine, trunk = engine_of(model)
+    rows = engine.sample(grammar, prompts, noise, SamplingConfig()).rows()
+    alone = sum(trunk.tokens)
+    assert alone == count * (2 + 39)
+    trunk.tokens.clear()
+    assert engine.sample(grammar, prompts, noise, SamplingConfig(), [rows[0], *[[]] * (count - 1)]).rows() == rows
+    assert sum(trunk.tokens) < 1.25 * alone
+    trunk.tokens.clear()
+    assert engine.sample(grammar, prompts, noise, SamplingConfig(), rows).rows() == rows
+    assert len(trunk.tokens) < 6
+
+
+@torch.no_grad()
+def test_passes_without_a_draft_make_the_next_one_no_longer(model):
+    grammar, sampling = Grammar(tuple(range(1, 200)), 150, eos=1), SamplingConfig(3.0, 1.0)
+    engine, trunk = engine_of(model)
+    for seed in range(50):
+        noise = uniforms([str(seed)], 1, 150)
+        (row,) = engine.sample(grammar, PROMPTS[:1], noise, sampling).rows()
+        if len(row) == 150 and len(set(pairwise(row))) == 149:
+            break
+    trunk.tokens.clear()
+    draft = [*row[120:122], *[200] * 70]  # drawn at 120, and not what follows
+    assert engine.sample(grammar, PROMPTS[:1], noise, sampling, [draft]).rows() == [row]
+    assert max(trunk.tokens) == 16  # as a first one

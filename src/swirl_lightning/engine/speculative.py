@@ -8,7 +8,11 @@ have drawn the same so far are one branch, and run once.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,10 +25,15 @@ from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.kv_cache import BranchCache
 from swirl_lightning.engine.packing import MASK_UNREAD
 from swirl_lightning.engine.prompts import read_prompts
-from swirl_lightning.engine.vocabulary import VocabularySlice
+from swirl_lightning.engine.vocabulary import LOGITS_PER_CHUNK, VocabularySlice
 
-FIRST_RATE, LARGEST_WINDOW = 0.9, 64
-"""Share of a draft's tokens that is taken to be right at first, and the most tokens of a branch in one pass."""
+FIRST_RATE, TRIAL_RATE, LARGEST_WINDOW = 0.91, 0.5, 64
+"""Share of a draft's tokens that is taken to be right at first, and at most after passes without drafts; and the most
+tokens of a branch in one pass."""
+PASS_TOKENS = 512
+"""Tokens of a pass with drafts at most: its activations and masks take memory, whatever the number of branches."""
+TOKENS_OF_A_PASS = 64
+"""What a pass costs beside its tokens, in tokens: between 10 (a base of billions of weights) and 100 (a tiny one)."""
 
 _Array = NDArray[np.int64]
 
@@ -78,6 +87,7 @@ def decode_speculatively(
     Returns:
         Completions (N, L), as :func:`swirl_lightning.engine.decoding.decode` draws them.
     """
+    known = [_Draft(ids, grammar) for ids in drafts]
     read = read_prompts(trunk, prompts, noise.device)
     cache = BranchCache(read.cache, read.mask if read.padded else None, grammar.max_length)
     tokens = np.zeros((len(members), grammar.max_length), dtype=np.int64)
@@ -92,11 +102,13 @@ def decode_speculatively(
         if not branches:
             break
         # without a draft, drafts come to be tried again after some passes
-        rate = rate + 0.01 if right is None else (rate + right) / 2
-        window = min(int(1.5 / (1 - min(rate, 0.99))), LARGEST_WINDOW)
+        rate = max(rate, min(rate + 0.01, TRIAL_RATE)) if right is None else (rate + right) / 2
         for branch in branches:
-            _look_up(branch, drafts[branch.prompt], tokens[branch.rollouts[0], : branch.length], window, grammar)
+            _look_up(branch, known[branch.prompt], tokens[branch.rollouts[0], : branch.length], grammar)
         start = _arrange(branches, cache, start)
+        window = _choose_window(branches, len(start) * cache.width, rate)
+        for branch in branches:
+            branch.draft = branch.draft[: window - 1]
         hidden = _run(trunk, branches, cache, tokens, start)
     if grammar.eos is None:
         lengths[:] = grammar.max_length
@@ -119,7 +131,9 @@ def _draw(
     first = torch.tensor([branch.length for branch in branches])
     steps = (first[:, None] + torch.arange(window)).clamp_(max=noise.shape[1] - 1)  # (R, W)
     uniform = noise[rows.to(device)[:, None], steps.to(device)[:, :, None]]  # (R, W, M)
-    index = draw_several(vocabulary.logits(hidden.flatten(0, 1)), uniform.flatten(0, 1), sampling)
+    most = max(len(noise), LOGITS_PER_CHUNK // len(vocabulary))  # logits of no more tokens exist at one time
+    parts = zip(hidden.flatten(0, 1).split(most), uniform.flatten(0, 1).split(most), strict=True)
+    index = torch.cat([draw_several(vocabulary.logits(part), numbers, sampling) for part, numbers in parts])
     ids = vocabulary.ids[index].view(count, window, widest).transpose(1, 2).cpu().numpy()
     return [ids[n, : len(branch.rollouts)] for n, branch in enumerate(branches)]
 
@@ -158,18 +172,46 @@ def _grow(
     return list(found.values()), right / (right + wrong) if right + wrong else None
 
 
-def _look_up(branch: _Branch, draft: TokenIds, drawn: _Array, window: int, grammar: Grammar) -> None:
+class _Draft:
+    """Draft of a prompt; ids that are above all that its grammar emits, or below 0, are none that a trunk must know."""
+
+    def __init__(self, ids: TokenIds, grammar: Grammar) -> None:
+        most = max(grammar.allowed[-1], *(token for _, token in grammar.forced), 0)
+        self.ids = [token if 0 <= token <= most else grammar.allowed[0] for token in ids]
+
+    @cached_property
+    def _after(self) -> dict[tuple[int, ...], list[int]]:
+        found: dict[tuple[int, ...], list[int]] = {}
+        for n, pair in enumerate(pairwise(self.ids)):
+            found.setdefault(pair, []).append(n + 2)
+        return found
+
+    def after(self, pair: Sequence[int], pointer: int) -> int:
+        """Return the first place after two tokens behind a pointer, else in front of it, else the end."""
+        found = self._after.get(tuple(pair))
+        return found[bisect_right(found, pointer) % len(found)] if found else len(self.ids)
+
+
+def _look_up(branch: _Branch, draft: _Draft, drawn: _Array, grammar: Grammar) -> None:
     """Find what a branch, which has drawn (length,) tokens, is expected to draw next, in the draft of its prompt."""
     if grammar.eos is None:
         branch.pointer = branch.length
-    elif branch.pointer < len(draft) and draft[branch.pointer] == drawn[-1]:
+    elif branch.pointer < len(draft.ids) and draft.ids[branch.pointer] == drawn[-1]:
         branch.pointer += 1
     else:
-        pair = drawn[-2:].tolist()
-        again = [n + 2 for n in range(len(draft) - 1) if draft[n : n + 2] == pair]
-        branch.pointer = next((n for n in again if n > branch.pointer), again[0] if again else len(draft))
+        branch.pointer = draft.after(drawn[-2:].tolist(), branch.pointer)
     left = grammar.max_length - branch.length - 1  # beside the one that the branch itself predicts
-    branch.draft = draft[branch.pointer : branch.pointer + min(window - 1, left)]
+    branch.draft = draft.ids[branch.pointer : branch.pointer + min(LARGEST_WINDOW - 1, left)]
+
+
+def _choose_window(branches: list[_Branch], places: int, rate: float) -> int:
+    """Choose how many tokens each branch runs: all run as many as the longest draft, so drafts of a few do not pay."""
+    lengths = np.array([len(branch.draft) for branch in branches])
+    window = min(int(1.5 / (1 - min(rate, 0.99))), LARGEST_WINDOW, int(lengths.max()) + 1)
+    window = min(window, max(1, PASS_TOKENS // places))
+    choices = [window >> n for n in range(window.bit_length())]  # its halves, down to 1
+    drawn = [len(branches) + int(np.minimum(lengths, w - 1).sum()) for w in choices]  # at best
+    return max(zip(choices, drawn, strict=True), key=lambda c: c[1] / (TOKENS_OF_A_PASS + places * c[0]))[0]
 
 
 def _arrange(branches: list[_Branch], cache: BranchCache, start: Tensor) -> Tensor:
