@@ -135,8 +135,11 @@ class Predictions(Callback):
         if not isinstance(state, Image.Image):
             return state
         path = self._place / (name or f"states/{state_key(state).hex()}.png")
-        if name is not None or not path.exists():
-            with whole_file(path, alone=name is not None) as file:  # a cut one would stay
+        if name is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            state.save(path)
+        elif not path.exists():
+            with whole_file(path, alone=False) as file:  # a cut one would stay
                 state.save(file, "PNG")
         return path.relative_to(self._place).as_posix()
 

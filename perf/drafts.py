@@ -24,6 +24,7 @@ from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.module import SWIRL
 from swirl_lightning.roles import Role
 from swirl_lightning.use import Run
+from swirl_lightning.world_models import draft_of
 
 WAYS = ("token by token", "from the state before", "from random drafts")
 
@@ -61,9 +62,8 @@ def compare(model: SWIRL, x: list[TokenIds], z: list[TokenIds], group: int, repe
     prompts, keys = fwm.prompts(x, z), [str(n) for n in range(len(x))]
     noise = uniforms(keys, group, grammar.max_length)
     wrong = [draw.choices(grammar.content_ids, k=len(state)) for state in x]
-    drafts = {WAYS[1]: x, WAYS[2]: wrong}
-    if grammar.eos is None:
-        drafts = {way: [grammar.complete(state) for state in states] for way, states in drafts.items()}
+    given = {WAYS[1]: x, WAYS[2]: wrong}
+    drafts = {way: [draft_of(grammar, state) for state in states] for way, states in given.items()}
     config = models.engine.config
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     states: dict[str, list[TokenIds]] = {}

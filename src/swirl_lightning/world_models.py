@@ -80,7 +80,7 @@ class WorldModel:
         """
         prompts = self.prompts(before, _contents(condition))
         noise = uniforms(keys, group, self.grammar.max_length)
-        drafts = [_draft(self.grammar, x) for x in before] if self.role == Role.FWM else []
+        drafts = [draft_of(self.grammar, x) for x in before] if self.role == Role.FWM else []
         completions = self._models.sample(self.role, self.adapter, prompts, noise, config, drafts)
         return Samples(prompts, completions, self._models.contents(self.role, completions))
 
@@ -204,7 +204,7 @@ class WorldModels:
         return [self.grammars[role].content(row) for row in completions.rows()]
 
 
-def _draft(grammar: Grammar, before: TokenIds) -> TokenIds:
+def draft_of(grammar: Grammar, before: TokenIds) -> TokenIds:
     """Return the state before as a draft of the next one, without an EOS; empty where it is no state of the grammar."""
     if grammar.eos is not None:
         return before

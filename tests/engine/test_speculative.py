@@ -51,6 +51,16 @@ def drafts_of(rows, grammar, seed):
     return found
 
 
+def without_repeats(engine, grammar, sampling):
+    """Noise, and the longest completion that it draws, in which no two tokens follow each other twice."""
+    for seed in range(50):
+        noise = uniforms([str(seed)], 1, grammar.max_length)
+        (row,) = engine.sample(grammar, PROMPTS[:1], noise, sampling).rows()
+        if len(row) == grammar.max_length and len(set(pairwise(row))) == len(row) - 1:
+            return noise, row
+    pytest.fail("no seed draws such a completion")
+
+
 @pytest.mark.parametrize("sampling", [SamplingConfig(), GREEDY, SamplingConfig(2.0, 1.0), SamplingConfig(1.0, 0.9, 5)])
 @pytest.mark.parametrize(
     "grammar",
@@ -101,11 +111,7 @@ def test_a_right_draft_takes_few_passes_and_a_wrong_token_one_more(model):
 def test_text_that_goes_on_after_an_insertion_is_found_again(model):
     grammar, sampling = Grammar(tuple(range(1, 200)), 40, eos=1), SamplingConfig(3.0, 1.0)
     engine, trunk = engine_of(model)
-    for seed in range(50):
-        noise = uniforms([str(seed)], 1, 40)
-        (row,) = engine.sample(grammar, PROMPTS[:1], noise, sampling).rows()
-        if len(row) == 40 and len(set(pairwise(row))) == 39:  # no pair twice
-            break
+    noise, row = without_repeats(engine, grammar, sampling)
     trunk.tokens.clear()
     draft = row[:5] + row[9:]  # four tokens are new
     assert engine.sample(grammar, PROMPTS[:1], noise, sampling, [draft]).rows() == [row]
@@ -159,11 +165,7 @@ def test_the_draft_of_one_prompt_does_not_widen_the_passes_of_many(model):
 def test_passes_without_a_draft_make_the_next_one_no_longer(model):
     grammar, sampling = Grammar(tuple(range(1, 200)), 150, eos=1), SamplingConfig(3.0, 1.0)
     engine, trunk = engine_of(model)
-    for seed in range(50):
-        noise = uniforms([str(seed)], 1, 150)
-        (row,) = engine.sample(grammar, PROMPTS[:1], noise, sampling).rows()
-        if len(row) == 150 and len(set(pairwise(row))) == 149:
-            break
+    noise, row = without_repeats(engine, grammar, sampling)
     trunk.tokens.clear()
     draft = [*row[120:122], *[200] * 70]  # drawn at 120, and not what follows
     assert engine.sample(grammar, PROMPTS[:1], noise, sampling, [draft]).rows() == [row]

@@ -63,7 +63,6 @@ def decode(
     alive = torch.zeros(total, longest, dtype=torch.bool, device=device)
     running = torch.ones_like(layout.rows, dtype=torch.bool)
     forced = dict(grammar.forced)
-    last_drawn = max(step for step in range(longest) if step not in forced)
     for step in range(longest):
         rows = layout.rows
         if step in forced:
@@ -81,7 +80,7 @@ def decode(
                 if (smaller := layout.without(running)) is not None:
                     kept = torch.isin(rows, smaller.rows)
                     layout, token, running = smaller, token[kept], running[kept]
-        if step >= last_drawn:
+        if step >= grammar.last_free:
             continue  # nothing is drawn any more: the forced tokens that are left need no hidden state
         seen = {"attention_mask": layout.mask(step), "past_key_values": cache, "use_cache": True}
         grid, place = layout.on_grid(token), layout.position(step)

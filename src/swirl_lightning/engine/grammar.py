@@ -47,6 +47,12 @@ class Grammar:
         """Ids that a content may hold: all that are allowed but the EOS."""
         return self.allowed if self.eos is None else tuple(token for token in self.allowed if token != self.eos)
 
+    @cached_property
+    def last_free(self) -> int:
+        """Position of the last token that is sampled, not forced."""
+        forced = dict(self.forced)
+        return max(step for step in range(self.max_length) if step not in forced)
+
     @property
     def free_length(self) -> int:
         """Number of sampled, not forced, tokens of the longest completion."""

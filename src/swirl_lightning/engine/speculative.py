@@ -148,7 +148,6 @@ def _grow(
         the drafts' tokens that were right, up to the first wrong one of each rollout; None: there was no draft.
     """
     forced = dict(grammar.forced)
-    last_drawn = max(step for step in range(grammar.max_length) if step not in forced)
     found: dict[tuple[int, int, int], _Branch] = {}
     right, wrong = 0, 0
     for number, (branch, own) in enumerate(zip(branches, drawn, strict=True)):
@@ -163,7 +162,7 @@ def _grow(
             taken = taken[: ends[0] + 1] if len(ends) else taken
             length = branch.length + len(taken)
             tokens[rollout, branch.length : length], lengths[rollout] = taken, length
-            if len(ends) or length > last_drawn:  # what is left is forced, if anything
+            if len(ends) or length > grammar.last_free:  # what is left is forced, if anything
                 continue
             key = number, length, int(taken[-1])
             if key not in found:
