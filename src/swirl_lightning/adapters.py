@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from swirl_lightning.engine.lora import fuse
 from swirl_lightning.engine.quantization import dequantized, merge, mergeable, unmerge
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.roles import ROLES, AdapterName, Role
@@ -94,6 +95,7 @@ class Adapters:
             path: module for path, module in self.model.named_modules() if isinstance(module, BaseTunerLayer)
         }
         self._layers = list(layers.values())
+        fuse(self._layers)
         self._params = {name: dict(_parameters(layers, name)) for name in self.names}
         for name in self.names:
             for parameter in self._params[name].values():

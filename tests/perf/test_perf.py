@@ -11,7 +11,7 @@ from perf.common import CASES, SPECIALS, build_base, small
 from perf.floor import Floor, Rates
 from perf.worker import work
 
-from perf import drafts, gpu_day, gpu_stages, runs, scaling, step
+from perf import drafts, gpu_day, gpu_stages, lora, runs, scaling, step
 from support.attention import skip_if_torch_cannot_attend
 from support.processes import run_module
 from support.trained import minigrid_run
@@ -57,6 +57,16 @@ def test_the_table_of_drafts(tmp_path, capsys):
     found = json.loads(out.read_text())["seconds"]
     assert found.keys() == {"1", "3"}
     assert all(seconds > 0 for row in found.values() for seconds in row.values())
+
+
+def test_the_table_of_lora_layers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lora, "SHAPES", ((64, 128),))
+    out = tmp_path / "lora.json"
+    lora.main(f"--rows 8 --rank 4 --repeats 1 --threads 1 --json {out}".split())
+    layers = json.loads(out.read_text())["layers"]
+    assert [layer["dtype"] for layer in layers] == ["torch.float32", "torch.bfloat16"]
+    assert all(layer["peft"] > 0 and layer["ours"] > 0 for layer in layers)
+    assert "ratio" in capsys.readouterr().out
 
 
 def test_the_floor_by_hand():

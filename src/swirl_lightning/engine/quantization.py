@@ -88,6 +88,16 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     return linear(x.to(dtype), weight, bias).to(x.dtype)
 
 
+def kept_weight(layer: Any, x: Tensor) -> Tensor | None:
+    """Return the weight (out, in) by which a linear layer on a CPU multiplies ``x``; None if it is not kept as such."""
+    if x.device.type != "cpu":
+        return None
+    dense = getattr(layer, "dense", None)
+    if not isinstance(dense, _Dense):
+        return layer.weight if type(layer) is nn.Linear and layer.weight.dtype == x.dtype else None
+    return dense.get(layer, x.device, x.dtype) if layer.compute_dtype in (None, x.dtype) else None
+
+
 def dequantized(layer: Any) -> Tensor:
     """Dequantise the weight of a 4-bit layer, (out, in), in the dtype that it was quantised from."""
     from bitsandbytes.functional import dequantize_4bit
