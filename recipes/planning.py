@@ -22,7 +22,7 @@ import numpy as np
 from recipes.scores import interval
 from swirl_lightning.benchmarks.minigrid.goals import KINDS, MiniGridGoal, goals_in
 from swirl_lightning.console.options import subcommand_parser
-from swirl_lightning.console.run import run_command, silence_libraries
+from swirl_lightning.console.run import run_command
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import State, Transition
 from swirl_lightning.use.planning import Dynamics, Episode, FWMDynamics, PlanConfig, Search, TrueDynamics, pursue
@@ -205,5 +205,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    silence_libraries()
     run_command(main)

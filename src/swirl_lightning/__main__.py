@@ -6,7 +6,7 @@ import os
 import sys
 
 from swirl_lightning.console.option_names import mistyped
-from swirl_lightning.console.run import nearest, run_command, silence_libraries
+from swirl_lightning.console.run import nearest, run_command
 from swirl_lightning.console.training_help import ALL, training_help
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
@@ -70,7 +70,6 @@ def _run(args: list[str] | None) -> None:
         sys.exit(2)
     else:
         os.environ.setdefault(HUGE_PAGES, "1")  # blocks that are mapped anew each time cost a fault a page
-        silence_libraries()
         from swirl_lightning.cli import swirl_cli  # only now: importing torch's users may make tensors
 
         swirl_cli(args)

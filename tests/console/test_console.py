@@ -252,3 +252,9 @@ def test_an_error_steers_no_terminal(monkeypatch):
     with pytest.raises(SystemExit) as end:
         run_command(main)
     assert end.value.code == "error: base  [31m of \n  a checkpoint"
+
+
+def test_no_command_shows_what_a_library_says_to_its_developers():
+    code = "from swirl_lightning.console.run import run_command; run_command(lambda: __import__('bitsandbytes'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -26,6 +26,7 @@ def run_command(main: Callable[[], None]) -> None:
 
     ``SWIRL_TRACEBACK=1`` shows where the error came from.
     """
+    _silence_libraries()
     try:
         main()
     except MENDABLE as error:
@@ -50,7 +51,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def silence_libraries() -> None:
+def _silence_libraries() -> None:
     """Drop advertisements, deprecations that libraries cause in one another, and an optional kernel's absence.
 
     The kernel is bitsandbytes' for inference on CPUs, which training cannot use (see ``engine.quantization``).

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swirl_lightning.console.options import subcommand_parser
-from swirl_lightning.console.run import silence_libraries
 
 
 def export(args: Sequence[str] | None = None) -> None:
@@ -26,7 +25,6 @@ def export(args: Sequence[str] | None = None) -> None:
     from swirl_lightning.use.runs import Run
 
     run = Run.find(options.run, options.config)
-    silence_libraries()
     from swirl_lightning.share.export import export_run
 
     export_run(run, options.to, options.merged)

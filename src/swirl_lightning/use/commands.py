@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swirl_lightning.console.options import subcommand_parser
-from swirl_lightning.console.run import silence_libraries
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.use.runs import Run, fastest_device
 
@@ -39,7 +38,6 @@ def label(args: Sequence[str] | None = None) -> None:
     add("--config", metavar="FILE", help=_CONFIG)
     options = vars(parser.parse_args(args))
     run = Run.find(options.pop("run"), options.pop("config"))
-    silence_libraries()
     from swirl_lightning.use.labelling import LabelConfig, label_files
 
     source, folder, accelerator, devices = (options.pop(name) for name in ("source", "to", "accelerator", "devices"))
@@ -86,7 +84,6 @@ def simulate(args: Sequence[str] | None = None) -> None:
     if not actions:
         where = "" if file is None else f" in {file}"
         raise ValueError(f'no action is given{where}: add --action "WORDS", or --actions FILE with one a line')
-    silence_libraries()
     from swirl_lightning.use.simulation import SimulateConfig, simulate_files
 
     state, folder = options.pop("state"), options.pop("to")
@@ -122,7 +119,6 @@ def collapse(args: Sequence[str] | None = None) -> None:
     options = vars(parser.parse_args(args))
     given, folder = Path(options.pop("run")), options.pop("to")
     run = Run.find(given, options.pop("config"))
-    silence_libraries()
     from swirl_lightning.use.collapse import CollapseConfig, collapse_files, iterations_of
 
     checkpoints = iterations_of(given) if given.is_dir() else [run.checkpoint]
@@ -153,7 +149,6 @@ def play(args: Sequence[str] | None = None) -> None:
     options = parser.parse_args(args)
     check_ranges("play", vars(options), port="[0, 65535]")
     runs = [Run.find(run, options.config) for run in options.runs]
-    silence_libraries()
     from swirl_lightning.use.playing import open_page
 
     page = open_page(runs, options.host, options.port)
