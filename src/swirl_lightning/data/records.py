@@ -38,7 +38,7 @@ class JSONLTransitions(TransitionDataModule):
         kwargs: see `TransitionDataModule`.
 
     Raises:
-        FileNotFoundError: at setup, a named file does not exist.
+        FileNotFoundError: at setup, the file of a split that the command needs does not exist.
         ImportError: at setup, a parquet file and no ``pyarrow``.
         ValueError: at setup, ``strict`` and a broken record, a split without any usable record, or no file for a
             split that the command needs; or records for prediction with neither an action nor a state after.
@@ -62,9 +62,15 @@ class JSONLTransitions(TransitionDataModule):
         self.skipped: dict[str, int] = {}
         """Number of broken records in each split read so far."""
 
-    def check(self) -> None:
-        """Check that every named file exists."""
-        missing = [f"{name}: {path}" for name, path in self.paths.items() if not path.is_file()]
+    def setup(self, stage: str) -> None:
+        """Check that the files which the command needs exist, then read them."""
+        self._require(self.splits_needed(stage))
+        super().setup(stage)
+
+    def _require(self, splits: Sequence[Split]) -> None:
+        missing = [
+            f"{name}: {self.paths[name]}" for name in splits if name in self.paths and not self.paths[name].is_file()
+        ]
         if missing:
             raise FileNotFoundError(f"no such file: {'; '.join(missing)}")
 
@@ -95,6 +101,7 @@ class JSONLTransitions(TransitionDataModule):
                 f"no file is given for the split {split!r}; set it in data.init_args{_WITHOUT.get(split, '')} "
                 f"(given: {sorted(self.paths)} of {list(get_args(Split))})"
             )
+        self._require([split])
         skipped = SkippedRecords(self.paths[split])
         parsed: list[tuple[str, FileRecord]] = []
         for place, fields in _rows(self.paths[split], skipped):
