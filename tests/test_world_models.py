@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,6 +93,30 @@ def test_prediction_is_sampling_decoded(module, ids):
     (likeliest,) = module.predict_action("37", "84", greedy=True)
     drawn = module.models.idm.sample(x[:1], x[1:], ["any"], GREEDY)
     assert likeliest == module.backbone.decode_action(drawn.contents[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda module: module.predict_state("37", "swap", n=0), r"predict\.n must lie in \[1, inf\), got 0"),
+        (lambda module: module.predict_action("37", "84", n=-1), r"predict\.n must lie in \[1, inf\), got -1"),
+        (lambda module: module.predict_state("37", " "), "an action must have words, got ' '"),
+        (lambda module: module.predict_state("37", None), "an action must have words, got None"),
+        (lambda module: module.predict_action("37", None), "a text or an image .*, got NoneType"),
+        (lambda module: module.predict_state(np.zeros((4, 4, 3)), "swap"), "a text or an image .*, got ndarray"),
+    ],
+)
+def test_what_cannot_be_predicted_is_told(module, call, told):
+    with pytest.raises(ValueError, match=told):
+        call(module)
+
+
+def test_a_model_that_is_not_trained_predicts_nothing(gemma_path):
+    """As in ``swirl simulate``: what its adapter would give is the base's."""
+    with pytest.raises(ValueError, match=r"no FWM, which predicts here: model\.roles are \['idm'\]"):
+        build(gemma_path, roles=("idm",)).predict_state("37", "swap")
+    with pytest.raises(ValueError, match=r"no IDM, which predicts here: model\.roles are \['fwm'\]"):
+        build(gemma_path, roles=("fwm",)).predict_action("37", "84")
 
 
 def test_before_the_base_is_loaded_the_cure_is_told(gemma_path):

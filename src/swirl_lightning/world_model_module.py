@@ -143,7 +143,15 @@ class WorldModelModule(LightningModule):
             n: number of states.
             greedy: take the likeliest token at each place instead of ``sampling``; all ``n`` are then equal.
             seed: equal seeds draw equal states.
+
+        Raises:
+            RuntimeError: the base is not loaded yet.
+            ValueError: ``before`` is no state of this backbone, ``action`` has no words, ``n`` is below 1, or the
+                module has no FWM (``roles``).
         """
+        self._check_prediction(Role.FWM, n)
+        if not isinstance(action, str) or not action.strip():
+            raise ValueError(f"an action must have words, got {action!r}")
         x, z = self.states.encode([before], self.device), [self.backbone.encode_action(action)]
         config = GREEDY if greedy else self.sampling
         y = self.models.fwm.sample(x, z, [f"predict|{seed}"], config, group=n)
@@ -152,12 +160,19 @@ class WorldModelModule(LightningModule):
     def predict_action(self, before: State, after: State, n: int = 1, greedy: bool = False, seed: int = 0) -> list[str]:
         """Sample ``n`` actions that lead from ``before`` to ``after`` from the IDM: z ~ Q(z | x, y).
 
-        Arguments are those of :meth:`predict_state`.
+        Arguments are those of :meth:`predict_state`, and so are errors; it is the IDM that ``roles`` must have.
         """
+        self._check_prediction(Role.IDM, n)
         x, y = ([ids] for ids in self.states.encode([before, after], self.device))
         config = GREEDY if greedy else self.sampling
         z = self.models.idm.sample(x, y, [f"predict|{seed}"], config, group=n)
         return [self.backbone.decode_action(content) for content in z.contents]
+
+    def _check_prediction(self, role: Role, n: int) -> None:
+        check_ranges("predict", {"n": n}, n="[1, inf)")
+        if role not in self.roles:
+            trained = [name.value for name in self.roles]
+            raise ValueError(f"this module has no {role.upper()}, which predicts here: model.roles are {trained}")
 
     # ---- sharing ---------------------------------------------------------------------------------
     def export(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -66,7 +67,14 @@ class StateTokens:
         return len(self._memory)
 
     def encode(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
-        """Return the content ids of each state; states that are not cached are encoded together, each once."""
+        """Return the content ids of each state; states that are not cached are encoded together, each once.
+
+        Raises:
+            ValueError: one is neither a text nor an image, or none that the backbone reads.
+        """
+        for state in states:
+            if not isinstance(state, str | Image.Image):
+                raise ValueError(f"a state is a text or an image (PIL), got {type(state).__name__}")
         if not self._backbone.ids_suffice:
             return self._backbone.encode_states(states, device)
         if self._cache_dir is not None and self._folder is None:
