@@ -42,6 +42,15 @@ def test_names_of_the_package_exist(page):
         resolve(dotted)
 
 
+def test_the_table_of_places_names_each_folder_and_module():
+    rows = re.findall(r"^\| `([\w/]+/)` \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M)
+    package = ROOT / "src" / "swirl_lightning"
+    folders = {f"{path.relative_to(ROOT)}/" for path in package.iterdir() if path.is_dir() and "__" not in path.name}
+    assert {folder for folder, _ in rows if folder.startswith("src/")} == {"src/swirl_lightning/", *folders}
+    modules = {path.stem for path in package.glob("*.py") if "__" not in path.name}
+    assert set(re.findall(r"`(\w+)`", dict(rows)["src/swirl_lightning/"])) == modules
+
+
 def test_code_of_the_paper_exists():
     table = (ROOT / "docs" / "paper_to_code.md").read_text()
     rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ") and "| paper |" not in line]
