@@ -1,4 +1,4 @@
-"""Another engine behind the same method: what it samples, and how its tokens are weighed."""
+"""Another engine behind the same method: what it samples, and how its tokens are weighted."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_the_surrogate_of_another_engines_tokens_is_weighed_up_to_two(module, ra
         loss = GRPO().loss(policy, GRPO().update(policy, samples, advantages))
         totals.append(torch.autograd.grad(loss.total, module.adapters.parameters("idm")))
     assert loss.metrics["importance"] == pytest.approx(weight, rel=1e-4)
-    for plain, weighed in zip(*totals, strict=True):
-        torch.testing.assert_close(weighed, weight * plain, atol=1e-5, rtol=1e-3)
+    for plain, weighted in zip(*totals, strict=True):
+        torch.testing.assert_close(weighted, weight * plain, atol=1e-5, rtol=1e-3)
     assert any(part.any() for part in totals[0])
     assert grammar.eos is not None
 

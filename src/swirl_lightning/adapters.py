@@ -56,7 +56,7 @@ class Adapters:
 
     Args:
         model: the frozen base.
-        settings: size and place.
+        config: size and place.
         default_targets: target modules of the backbone.
         shared: one adapter for both models.
     """
@@ -64,7 +64,7 @@ class Adapters:
     def __init__(
         self,
         model: PreTrainedModel,
-        settings: AdapterConfig,
+        config: AdapterConfig,
         default_targets: str | Sequence[str],
         shared: bool = False,
     ) -> None:
@@ -72,11 +72,11 @@ class Adapters:
         from peft import LoraConfig, PeftModel, get_peft_model
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        targets = settings.target_modules or default_targets
-        config = LoraConfig(
-            r=settings.r,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
+        targets = config.target_modules or default_targets
+        lora = LoraConfig(
+            r=config.r,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
             target_modules=targets if isinstance(targets, str) else list(targets),
             task_type="CAUSAL_LM",
         )
@@ -88,9 +88,9 @@ class Adapters:
         frozen = [*self._reference.values(), *self._reward.values()]
         self.names = tuple(dict.fromkeys([*self.trainable, *frozen]))
 
-        self.model: PeftModel = get_peft_model(model, config, adapter_name=self.names[0])
+        self.model: PeftModel = get_peft_model(model, lora, adapter_name=self.names[0])
         for name in self.names[1:]:
-            self.model.add_adapter(name, config)
+            self.model.add_adapter(name, lora)
         layers: dict[str, Any] = {
             path: module for path, module in self.model.named_modules() if isinstance(module, BaseTunerLayer)
         }

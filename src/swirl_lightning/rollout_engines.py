@@ -1,7 +1,7 @@
 """Engines that sample rollouts: ours, and transformers' ``generate`` as another one behind the same method.
 
 Whatever samples, log-probabilities that train are ours. Where an engine says how likely its own tokens were to it, the
-learner weighs them (:func:`swirl_lightning.training.grpo.importance_weights`).
+learner weights them (:func:`swirl_lightning.training.grpo.importance_weights`).
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ class PhaseName(StrEnum):
 
 
 WARMUP = PhaseName.WARMUP
-RL_PHASES = (PhaseName.ONE, PhaseName.TWO)
 PHASES = tuple(PhaseName)
 ONE_PHASE = {("fwm",): "IDM→FWM", ("idm",): "FWM→IDM"}
 """Names in the paper (sections 4.1 and 4.2) of Phase I alone and of Phase II alone, run once."""

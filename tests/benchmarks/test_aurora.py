@@ -254,7 +254,7 @@ def test_disc_edit(tmp_path, base):
     assert facts == {f"fwm/sampled/disc_edit{task}": 1 + (not task) for task in ("", "/whatsup", "/clevr")}
 
 
-def test_a_missing_picture_counts_once_and_the_tasks_that_go_are_named(tmp_path):
+def test_a_missing_image_counts_once_and_the_tasks_that_go_are_named(tmp_path):
     save(tmp_path / "a.png", 1)
     for task, names in (("whatsup", "aab"), ("ag", "b")):
         items = [{"image": f"{name}.png", "pos": f"put it {n}", "neg": "put it away"} for n, name in enumerate(names)]

@@ -84,7 +84,7 @@ def parquet(folder: Path, damage: Damage) -> TransitionDataModule:
     return JSONLTransitions(**dict.fromkeys(names, str(path)), batch_size=1)
 
 
-def pictures(folder: Path, damage: Damage) -> TransitionDataModule:
+def images(folder: Path, damage: Damage) -> TransitionDataModule:
     pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24), dtype=np.uint8))
     records = []
     for n, kind in enumerate(damage.draw.choices(FORMATS, k=6)):
@@ -133,7 +133,7 @@ def web(folder: Path, damage: Damage) -> TransitionDataModule:
 
 
 KINDS: list[Callable[[Path, Damage], TransitionDataModule]] = [
-    *(own, parquet, pictures),
+    *(own, parquet, images),
     *(aurora, world, stable, science, web),
 ]
 

@@ -56,7 +56,7 @@ def test_every_documented_format_is_read(kind):
     assert open_rgb(noise(kind)).size == (32, 32)
 
 
-def test_a_picture_cut_off_is_found_before_the_training(tmp_path, cut):
+def test_an_image_cut_off_is_found_before_the_training(tmp_path, cut):
     (tmp_path / "cut").write_bytes(cut)
     (tmp_path / "whole").write_bytes(noise("PNG"))
     lines = [{"before": "a", "after_image": name, "action": "go", "id": name} for name in ("cut", "whole")]
@@ -67,7 +67,7 @@ def test_a_picture_cut_off_is_found_before_the_training(tmp_path, cut):
     assert ([row.id for row in rows], data.skipped) == (["whole"], {"warmup": 1})
 
 
-def test_a_picture_cut_off_is_found_in_the_training_set_of_a_suite(tmp_path, cut):
+def test_an_image_cut_off_is_found_in_the_training_set_of_a_suite(tmp_path, cut):
     write_aurora(tmp_path)
     (tmp_path / "data/kubric/train/0a.png").write_bytes(cut)
     data = Aurora(data_dir=str(tmp_path), validation_size=1)

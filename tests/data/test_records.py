@@ -110,7 +110,7 @@ def test_a_byte_order_mark_costs_no_record(tmp_path):
     assert len(JSONLTransitions(warmup=str(path), strict=True).split("warmup")) == 1
 
 
-def test_a_picture_lost_later_is_named(tmp_path):
+def test_an_image_lost_later_is_named(tmp_path):
     Image.effect_noise((64, 64), 9).save(tmp_path / "whole.jpg")
     record = {"before": "a", "after_image": "whole.jpg", "action": "go"}
     data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", record))
@@ -201,6 +201,28 @@ def test_missing_files_and_splits(tmp_path):
     empty = JSONLTransitions(test=write(tmp_path / "t.jsonl"))
     with pytest.raises(ValueError, match="JSONLTransitions: the split 'test' is empty"):
         empty.test_dataloader()
+
+
+def test_a_file_that_the_command_does_not_read_may_be_elsewhere(tmp_path, gemma_path):
+    """Such as the training's, where a run is tested on another machine."""
+    paths = {name: str(tmp_path / f"{name}.jsonl") for name in ("warmup", "state_only", "validation", "test")}
+    write(tmp_path / "test.jsonl", GOOD)
+    for command in ("test", "predict"):
+        with pytest.raises(ModelLoads):
+            start(JSONLTransitions(**paths, batch_size=1), tmp_path, gemma_path, command=command)
+    with pytest.raises(FileNotFoundError, match=r"no such file: warmup: .*; state_only: .*; validation: .*n\.jsonl$"):
+        start(JSONLTransitions(**paths, batch_size=1), tmp_path, gemma_path)
+    write(tmp_path / "warmup.jsonl", GOOD)
+    with pytest.raises(ModelLoads):
+        start(
+            JSONLTransitions(**paths, batch_size=1),
+            tmp_path,
+            gemma_path,
+            phases={"iterations": 0},
+            limit_val_batches=0,
+        )
+    with pytest.raises(FileNotFoundError, match="no such file: state_only"):
+        JSONLTransitions(**paths).split("state_only")
 
 
 class ModelLoads(Exception):

@@ -46,7 +46,7 @@ def scored(metric, predicted, transitions):
     return {k: float(v) for k, v in metric.compute().items()}
 
 
-def test_scores_pictures_and_usage(server, tmp_path):
+def test_scores_images_and_usage(server, tmp_path):
     server.answer = lambda request: f'Well. ```json\n{{"Score": {len(server.requests) * 2}}}\n```'
     metric = JudgeScore(judge(server, tmp_path, concurrency=1), "aurora", ["kubric"])
     found = scored(metric, [block_image(5), block_image(6), None], rows(3))
@@ -68,7 +68,7 @@ def test_a_finished_evaluation_costs_nothing(server, tmp_path):
     assert len(server.requests) == 4
     assert again["judge"] == first["judge"]
     assert again["judge_prompt_tokens"] == 0
-    # another picture, question or model is another question
+    # another image, question or model is another question
     scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(6)], rows(1))
     scored(JudgeScore(judge(server, tmp_path), "bytemorph"), [block_image(5)], rows(1))
     scored(JudgeScore(judge(server, tmp_path, temperature=None), "aurora"), [block_image(5)], rows(1))
