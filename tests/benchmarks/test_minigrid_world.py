@@ -6,26 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.suites.minigrid import agent, scene
 from support.world import Digits
-from swirl_lightning.benchmarks.minigrid import CELLS, MiniGrid, read, render
-from swirl_lightning.benchmarks.minigrid.tiles import GRID, INDEX, Cell
+from swirl_lightning.benchmarks.minigrid import CELLS, MiniGrid, read
+from swirl_lightning.benchmarks.minigrid.tiles import INDEX, Cell
 from swirl_lightning.benchmarks.minigrid.world import MiniGridSimulator
 
 world = MiniGridSimulator()
-
-
-def scene(**things):
-    """Walls around floor, and things by place: ``at_1_2=Cell(...)`` is column 1, row 2."""
-    cells = np.full((GRID, GRID), INDEX[Cell("wall")], dtype=np.uint8)
-    cells[1:-1, 1:-1] = INDEX[Cell("floor")]
-    for name, cell in things.items():
-        _, column, row = name.split("_")
-        cells[int(row), int(column)] = INDEX[cell]
-    return render(cells)
-
-
-def agent(facing, kind="floor"):
-    return Cell(kind, facing=facing)
 
 
 def names(state):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -145,8 +146,14 @@ def test_a_checkpoint_that_cannot_serve_is_one_line_before_the_base(copied, refu
 
 def test_weights_alone_can_be_tested(copied):
     path, last = copied
-    weights_only(last)
-    here("test", "-c", path, "--ckpt_path", "last")
+    tested = []
+    for change in (lambda _: None, weights_only):
+        change(last)
+        here("test", "-c", path, "--ckpt_path", "last")
+        results = last.parents[1] / "results.json"
+        tested.append(json.loads(results.read_text())["test"])
+        results.unlink()
+    assert tested[0] == tested[1] != {}
 
 
 def test_every_bit_of_what_is_stored_counts(copied):

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from support.swirl import build, snapshot, trainer
+from support.swirl import build, equal, snapshot, trainer
 from support.tiny import text_backbone
 from support.world import Digits
 from swirl_lightning import SWIRL
@@ -30,10 +30,6 @@ class Start(Callback):
 
 def of(tensors, name):
     return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 from recipes.planning import draw_goals, table
 
+from support.suites.minigrid import agent, scene
 from support.swirl import build, randomize
 from support.tiny import text_backbone
 from swirl_lightning import SWIRL
-from swirl_lightning.benchmarks.minigrid import MiniGrid, render
+from swirl_lightning.benchmarks.minigrid import MiniGrid
 from swirl_lightning.benchmarks.minigrid.goals import KINDS, MiniGridGoal, goals_in
-from swirl_lightning.benchmarks.minigrid.tiles import GRID, INDEX, Cell
+from swirl_lightning.benchmarks.minigrid.tiles import Cell
 from swirl_lightning.benchmarks.minigrid.world import MiniGridSimulator
 from swirl_lightning.use.planning import Dynamics, Episode, FWMDynamics, PlanConfig, TrueDynamics, plan, pursue
 
@@ -60,20 +60,6 @@ class Numbers(Dynamics):
 
     def same(self, one, other):
         return one == other
-
-
-def scene(**things):
-    """Walls around floor, and things by column and row."""
-    cells = np.full((GRID, GRID), INDEX[Cell("wall")], dtype=np.uint8)
-    cells[1:-1, 1:-1] = INDEX[Cell("floor")]
-    for name, cell in things.items():
-        _, column, row = name.split("_")
-        cells[int(row), int(column)] = INDEX[cell]
-    return render(cells)
-
-
-def agent(facing, kind="floor"):
-    return Cell(kind, facing=facing)
 
 
 def door(how):
