@@ -312,6 +312,11 @@ class SWIRL(WorldModelModule):
         self._denominator.divide(optimizer, self.trainer)
         self._finite.check_step(optimizer)
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Take the step, and stop if the optimiser made a weight of it that is not finite."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._finite.check_weights(optimizer)
+
     def on_train_epoch_end(self) -> None:
         """Drop the rollouts of the phase, unless it was cut short. (A short last window is not replayed.)"""
         if self.trainer.is_last_batch:

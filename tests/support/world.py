@@ -80,12 +80,20 @@ class BrokenReward(MeanLogProb):
 
 
 class BrokenModel(Callback):
-    """Makes what a LoRA layer gives, or its gradient, NaN at a step, on one rank."""
+    """Makes what a LoRA layer gives, its gradient, or the optimiser's moments NaN at a step, on one rank."""
 
     def __init__(self, step: int, what: str, rank: int = 0) -> None:
         self.step, self.what, self.rank = step, what, rank
 
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if self.what == "moments" and trainer.global_step == self.step:
+            for state in optimizer.state.values():
+                state["exp_avg"].fill_(float("nan"))
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.what == "moments":
+            return
+
         def broken(tensor: Any) -> Any:
             now = trainer.global_step == self.step and trainer.global_rank == self.rank
             return tensor * float("nan") if now else tensor

@@ -91,6 +91,26 @@ def test_a_broken_loss_or_gradient_stops_the_run(tmp_path, gemma_path, capsys, w
     assert_good_until(tmp_path, step)
 
 
+@pytest.mark.parametrize("step", [2, 5])
+def test_weights_that_the_optimiser_breaks_are_in_no_checkpoint_and_no_export(tmp_path, gemma_path, capsys, step):
+    path = config(tmp_path, gemma_path)
+    told = stopped(capsys, "fit", "-c", path, EXPORT, *broken({"step": step, "what": "moments"}))
+    phase = "warmup" if step < 4 else "fwm"
+    assert f"the adapter is not finite in phase '{phase}'" in told
+    assert f"optimiser step {step + 1}, records '" in told
+    assert "model.optimizer" in told
+    assert_good_until(tmp_path, step)
+
+
+def test_an_optimiser_whose_eps_is_0_ends_in_words(tmp_path, gemma_path, capsys):
+    """Weights without a gradient become 0 / 0, as those of lora_A in the first step."""
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"eps": 0.0}}
+    path = config(tmp_path, gemma_path, **{"model/init_args/optimizer": optimizer})
+    told = stopped(capsys, "fit", "-c", path, EXPORT)
+    assert "the adapter is not finite in phase 'warmup', epoch 0, optimiser step 1, records 'warmup-" in told
+    assert not list(tmp_path.rglob("*.ckpt")) + list(tmp_path.rglob("*.safetensors"))
+
+
 def test_accumulated_batches_are_all_checked(tmp_path, gemma_path, capsys):
     """The NaN is in the first of two micro-batches; the step is taken after the second."""
     path = config(tmp_path, gemma_path)

@@ -1,4 +1,7 @@
-"""Check that stops a run at the first reward, loss or gradient that is NaN or infinite, before an optimiser step."""
+"""Check that stops a run at the first reward, loss or gradient that is NaN or infinite, before an optimiser step.
+
+Weights are checked behind it: the optimiser itself makes them NaN where its ``eps`` is 0 or its moments are broken.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from swirl_lightning.checkpoints.state import over_ranks
 from swirl_lightning.transition import Transition
 
 _SHOWN = 5
+_WITHOUT = "This step was not taken; the adapters and checkpoints are"
+_WITH = "The optimiser made it so of finite gradients; checkpoints and exports are"
 
 
 class FiniteCheck:
@@ -30,6 +35,7 @@ class FiniteCheck:
     def __init__(self, module: LightningModule) -> None:
         self._module = module
         self._losses: list[tuple[Tensor, list[Transition]]] = []  # since the last optimiser step
+        self._used: list[Transition] = []  # of the last optimiser step
 
     def check_rewards(self, rewards: Tensor, transitions: Sequence[Transition]) -> None:
         """Check (B * G,) rewards of B transitions, before they become advantages. Collective.
@@ -59,6 +65,7 @@ class FiniteCheck:
             FloatingPointError: on every rank; it names the records, or parameters if all losses are finite.
         """
         losses, self._losses = self._losses, []
+        self._used = [row for _, rows in losses for row in rows]
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         checks = [finite for finite, _ in losses]
         # fp16 has a scaler, which skips a step whose gradients overflow: that is how it finds its scale
@@ -78,16 +85,27 @@ class FiniteCheck:
             for p in group["params"]
             if p.grad is not None and not p.grad.isfinite().all()
         ]
-        seen = [repr(row.id) for _, rows in losses for row in rows]
-        self._stop(f"the gradient of {_list(at)}", "records", seen, cure)
+        self._stop(f"the gradient of {_list(at)}", "records", [repr(row.id) for row in self._used], cure)
 
-    def _stop(self, what: str, kind: str, found: list[str], cure: str) -> NoReturn:
+    def check_weights(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check what the optimiser has made of its parameters, before a checkpoint or an export holds it. Collective.
+
+        Raises:
+            FloatingPointError: on every rank; it names the records of the step.
+        """
+        moved = [p.detach() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not moved or _everywhere(get_total_norm(moved, norm_type=float("inf")).isfinite()):
+            return
+        cure = "look at model.optimizer (eps, for example) and at the learning rate"
+        self._stop("the adapter", "records", [repr(row.id) for row in self._used], cure, taken=True)
+
+    def _stop(self, what: str, kind: str, found: list[str], cure: str, taken: bool = False) -> NoReturn:
         found = [name for own in over_ranks(found) for name in own]
         phase: Any = self._module.phase
         raise FloatingPointError(
             f"{what} is not finite in phase {phase.name.value!r}, epoch {self._module.current_epoch}, optimiser step "
-            f"{self._module.global_step + 1}, {kind} {_list(found)}. This step was not taken; the adapters and "
-            f"checkpoints are those of the steps before: {cure}, and resume with --ckpt_path last"
+            f"{self._module.global_step + 1}, {kind} {_list(found)}. {_WITH if taken else _WITHOUT} those of the steps "
+            f"before: {cure}, and resume with --ckpt_path last"
         )
 
 
