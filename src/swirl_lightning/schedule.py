@@ -96,7 +96,8 @@ class PhaseSchedule:
         """Return the phases of a run, each once, in the order in which they come first."""
         ends = [epochs for epochs in (self.epochs, max_epochs) if epochs is not None]
         last = min([self.warmup_epochs + len(self.phases), *ends])
-        return list(dict.fromkeys(self.at(epoch).name for epoch in range(last)))
+        first = max(0, min(self.warmup_epochs, last) - 1)  # the warm-up's last epoch: they may be many
+        return list(dict.fromkeys(self.at(epoch).name for epoch in range(first, last)))
 
     def _label(self, iteration: int) -> str:
         """Return the label of the models after an iteration in result tables; a single phase has the paper's name."""

@@ -90,3 +90,10 @@ def test_the_curve_begins_anew_with_each_phase_and_survives_a_checkpoint():
     other, fresh = make()
     fresh.load_state_dict(curve.state_dict())
     assert other.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_the_phases_of_a_long_warmup_are_told_at_once():
+    assert PhaseSchedule(10**12, ("fwm", "idm")).names() == ["warmup", "fwm", "idm"]
+    assert PhaseSchedule(10**12, ("fwm", "idm")).names(max_epochs=3 * 10**11) == ["warmup"]
+    assert PhaseSchedule(2, ("fwm",), 1).names(max_epochs=1) == ["warmup"]
+    assert PhaseSchedule(0, ("idm", "idm")).names() == ["idm"]
