@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 
+import pytest
+
+from perf import soak
 from support.processes import run_module
 
 
@@ -15,3 +19,23 @@ def test_sigterm_to_one_of_two_ranks_in_the_validation(tmp_path):
     assert told["late"] == []
     assert told["codes"] == [143, 143]
     assert told["label"] == "SFT"  # of the validation after the warm-up
+
+
+@pytest.mark.parametrize(("code", "counted"), [(0, 0), (-9, 1)])
+def test_a_kill_that_came_too_late_is_none(tmp_path, monkeypatch, code, counted):
+    """The first start ends with ``code``, all others whole."""
+    codes = [code]
+
+    class Ended:
+        def __init__(self, *_, **__):
+            self.codes = {0: codes.pop() if codes else 0}
+
+        def end(self, seconds):
+            return []
+
+    hits = [{"signal": 9, "part": "export", "ranks": [0]}]
+    monkeypatch.setattr(soak, "Attempt", Ended)
+    monkeypatch.setattr(soak, "_strike", lambda *_: hits.pop() if hits else None)
+    found = soak.kill_and_resume(tmp_path / "config.yaml", "accumulation 3", random.Random(0), {})
+    assert len(found["kills"]) == counted
+    assert found["wrong"] == []
