@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -33,6 +34,15 @@ class AdapterExport(Callback):
 
     def __init__(self, dirname: str = "adapters") -> None:
         self.dirname = dirname
+        self._trained = False
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Begin with nothing trained."""
+        self._trained = False
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        """Take note that there is something new."""
+        self._trained = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save if warm-up or an iteration is complete; ``max_steps`` may have cut it short."""
@@ -41,7 +51,7 @@ class AdapterExport(Callback):
             self._export(trainer, pl_module, label)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save what the run ends with; again if a finished run is resumed, which may have been killed just before."""
+        """Save what the run ends with; if a finished run is resumed, where it was killed before it had saved that."""
         self._export(trainer, pl_module, "last")
 
     def _export(self, trainer: Trainer, pl_module: Any, label: str) -> None:
@@ -49,9 +59,25 @@ class AdapterExport(Callback):
         if root is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         folder = Path(root) / self.dirname / re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
+        if not self._trained and _has(folder, pl_module):
+            return  # what stands there tells the settings that the weights have seen
         with whole_folder(folder) as new:
             pl_module.export(new, _data(trainer), _results(Path(root)))
         rank_zero_info(f"adapters saved in {folder}")
+
+
+def _has(folder: Path, pl_module: Any) -> bool:
+    """Tell whether an export holds these weights already."""
+    try:
+        there = pl_module.adapters.exported_state(folder, "cpu")
+    except (OSError, ValueError):
+        return False
+    here = {
+        key: tensor.cpu()
+        for key, tensor in pl_module.adapters.state_dict().items()
+        if key.partition(".")[0] in pl_module.adapters.trainable
+    }
+    return all(key in there and torch.equal(there[key], tensor) for key, tensor in here.items())
 
 
 def _data(trainer: Trainer) -> str:

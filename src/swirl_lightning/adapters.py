@@ -191,7 +191,8 @@ class Adapters:
         """Load tensors of :meth:`state_dict`.
 
         Raises:
-            ValueError: keys or shapes differ: the checkpoint belongs to another base or other LoRA settings.
+            ValueError: keys or shapes differ: the checkpoint belongs to another base or other LoRA settings; or a
+                tensor holds other values than finite numbers.
         """
         own = {f"{n}.{k}": p for n, params in self._params.items() for k, p in params.items()}
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -206,6 +207,12 @@ class Adapters:
                 f"{len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}, "
                 f"{len(wrong)} of another shape {wrong[:3]}. "
                 "Use the same model_name_or_path, shared_weights and lora settings as the run that wrote it."
+            )
+        broken = [k for k in own if not (state[k].is_floating_point() and state[k].isfinite().all())]
+        if broken:
+            raise ValueError(
+                f"{len(broken)} of {len(own)} adapter tensors in the checkpoint hold other values than finite numbers, "
+                f"such as {broken[0]}: the training that wrote it had failed, or it is damaged; take an earlier one"
             )
         for key, parameter in own.items():
             parameter.copy_(state[key])

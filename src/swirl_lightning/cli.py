@@ -56,6 +56,7 @@ from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore
 from swirl_lightning.console.parsing import Parser, shorten
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
+from swirl_lightning.results.table import FILE, fitted, read
 from swirl_lightning.training.trainer_checks import check_trainer
 from swirl_lightning.yaml_files import guarded, load
 
@@ -152,8 +153,11 @@ class SaveConfig(SaveConfigCallback):
 
 
 def _settings(path: Path) -> Any:
-    """What a configuration sets, whichever checkpoint it goes on from."""
-    found = load(path.read_text(encoding="utf-8"))
+    """What a configuration sets, whichever checkpoint it goes on from; None where it is cut or broken."""
+    try:
+        found = load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError):
+        return None
     return {**found, "ckpt_path": None} if isinstance(found, dict) else found
 
 
@@ -247,10 +251,11 @@ class SwirlCLI(LightningCLI):
         elif given == "last" and not fitting:
             folder = self.trainer.log_dir or self.trainer.default_root_dir
             raise FileNotFoundError(f"--ckpt_path last: there is none in {folder}; train first, or name one")
-        elif given is None and fitting and last is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        elif given is None and fitting and not self.trainer.fast_dev_run and (left := last or _left(self.trainer)):  # type: ignore[attr-defined]
+            cure = "go on from it with --ckpt_path last, " if left == last else ""
             raise ValueError(
-                f"{last} is of an earlier run, and this one would write over it: go on from it with --ckpt_path last, "
-                "give another trainer.default_root_dir, or remove that run's folder"
+                f"{left} is of an earlier run, and this one would write over it: {cure}give another "
+                "trainer.default_root_dir, or remove that run's folder"
             )
         elif given is None and subcommand == "predict":
             rank_zero_warn(
@@ -301,6 +306,18 @@ def _last_checkpoint(trainer: Trainer) -> str | None:
         elif isinstance(callback, OnExceptionCheckpoint) and os.path.exists(callback.ckpt_path):
             found.append(callback.ckpt_path)
     return max(found, key=os.path.getmtime, default=None)
+
+
+def _left(trainer: Trainer) -> str | None:
+    """What else an earlier fit has left in the run's folder: a checkpoint, or rows of its results."""
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            place = Path(callback.dirpath) if callback.dirpath else folder / "checkpoints"
+            if found := sorted(place.glob(f"*{callback.FILE_EXTENSION}")):
+                return str(found[-1])
+    results = folder / FILE
+    return str(results) if fitted(read(results)) else None
 
 
 def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:

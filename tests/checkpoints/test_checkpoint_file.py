@@ -84,6 +84,9 @@ def having(value, *keys):
     return spoil
 
 
+BATCHES = ("loops", "fit_loop", "epoch_loop.batch_progress")
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
@@ -132,6 +135,9 @@ def weights_only(path):
         (without("pytorch-lightning_version"), "pytorch-lightning_version is missing"),
         (having(3, "swirl"), "swirl.base is missing"),
         (having("", "swirl", "tokens_seen"), "swirl.tokens_seen is missing or no int"),
+        (having("a", *BATCHES, "current", "ready"), "epoch_loop.batch_progress.current holds what is no count"),
+        (having(-1, *BATCHES, "total", "ready"), "epoch_loop.batch_progress.total holds what is no count"),
+        (having(1, *BATCHES, "is_last_batch"), "is_last_batch is missing or no bool"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -142,6 +148,19 @@ def test_a_checkpoint_that_cannot_serve_is_one_line_before_the_base(copied, refu
     assert told in line
     assert str(last) in line
     assert "older.ckpt" in line  # which one to take instead
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1])
+def test_weights_that_are_no_finite_numbers_are_refused(copied, command, value):
+    path, last = copied
+    state = torch.load(last, weights_only=True)
+    name, tensor = next(iter(state["state_dict"].items()))
+    state["state_dict"][name] = torch.full_like(tensor, value) if value != 1 else tensor.long()
+    torch.save(state, last)
+    with pytest.raises(SystemExit, match=f"1 of .* hold other values than finite numbers, such as {name}") as end:
+        here(command, "-c", path, "--ckpt_path", "last")
+    assert len(end.value.code.splitlines()) == 1
 
 
 def test_weights_alone_can_be_tested(copied):
@@ -205,6 +224,31 @@ def test_a_new_run_does_not_write_over_another(copied, refused):
     assert f"{last} is of an earlier run" in line
     assert "--ckpt_path last" in line
     assert last.read_bytes() == before
+
+
+@pytest.mark.parametrize("left", ["checkpoints", "results"])
+def test_a_new_run_keeps_off_what_another_left_without_last(tmp_path, gemma_path, request, left):
+    keeper = {"save_top_k": -1, "filename": "{epoch}", "enable_version_counter": False}
+    path = config(tmp_path, gemma_path, **{"data/init_args/size": 8, "trainer/limit_val_batches": 1})
+    settings = yaml.safe_load(path.read_text())
+    settings["trainer"]["callbacks"][1]["init_args"] = keeper
+    if left == "results":
+        del settings["trainer"]["callbacks"][1]
+        settings["trainer"]["enable_checkpointing"] = False
+    path.write_text(yaml.safe_dump(settings))
+    here("fit", "-c", path, "--phase_switch.iterations", "0")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    line = request.getfixturevalue("refused")("fit", "-c", path)  # only now: that one loads no base
+    assert ("epoch=0.ckpt" if left == "checkpoints" else "results.json") + " is of an earlier run" in line
+    assert "last" not in line
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_in_which_something_was_measured_alone_is_free(tmp_path, gemma_path):
+    path = config(tmp_path, gemma_path, **{"data/init_args/size": 8, "trainer/limit_val_batches": 1})
+    for command in ("validate", "test"):
+        here(command, "-c", path)
+    here("fit", "-c", path, "--phase_switch.iterations", "0")
 
 
 # ---- writing ---------------------------------------------------------------------------------------
@@ -292,3 +336,26 @@ def test_a_finished_run_makes_up_for_an_export_it_was_killed_in(run, tmp_path, g
     assert yaml.safe_load(described.read_text())["trainer"]["gradient_clip_val"] == 0.5
     here(*on, "3")  # nothing is left to train
     assert sorted(path.name for path in described.parent.glob("config*")) == ["config.yaml", "config_until_step_2.yaml"]
+
+
+def test_a_finished_run_resumed_with_other_settings_keeps_its_export(run, tmp_path, gemma_path):
+    shutil.copytree(run.parents[1], tmp_path / "runs")
+    export = tmp_path / "runs" / "r" / "adapters" / "last"
+    before = {path: path.read_bytes() for path in export.rglob("*") if path.is_file()}
+    other = (
+        "--model.init_args.templates.fwm",
+        "{before} then {action}",
+        "--model.init_args.sampling.temperature",
+        "0.3",
+    )
+    here("fit", "-c", config(tmp_path, gemma_path), "--ckpt_path", "last", "--trainer.max_steps", "2", *other)
+    assert {path: path.read_bytes() for path in export.rglob("*") if path.is_file()} == before
+
+
+def test_a_configuration_cut_short_is_no_obstacle_to_a_resume(run, tmp_path, gemma_path):
+    shutil.copytree(run.parents[1], tmp_path / "runs")
+    described = tmp_path / "runs" / "r" / "config.yaml"
+    described.write_text("model: {class_path: 'swirl_lightn")
+    with pytest.warns(UserWarning, match="config_until_step_2"):
+        here("fit", "-c", config(tmp_path, gemma_path), "--ckpt_path", "last", "--trainer.max_steps", "3")
+    assert yaml.safe_load(described.read_text())["model"]

@@ -74,9 +74,23 @@ def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
             raise ValueError("it holds weights alone (save_weights_only): test it, or resume from a whole one")
         if resume:
             check_parts(checkpoint, _OF_A_TRAINING)
+            _check_counts(checkpoint["loops"], "loops")
     except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}; {beside}") from None
     return checkpoint
+
+
+def _check_counts(found: dict[str, Any], where: str) -> None:
+    """Raise ValueError if what Lightning's loops have counted is no number of times."""
+    for name, part in found.items():
+        if name == "is_last_batch":
+            check_parts(found, {name: bool}, f"{where}.")
+        elif not isinstance(part, dict) or name == "state_dict":  # of a loader of one's own, say
+            continue
+        elif name not in ("total", "current"):
+            _check_counts(part, f"{where}.{name}")
+        elif not all(type(count) is int and count >= 0 for count in part.values()):
+            raise ValueError(f"{where}.{name} holds what is no count: {str(part)[:100]}")
 
 
 def _damaged(path: Path) -> str | None:

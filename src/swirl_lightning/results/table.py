@@ -63,6 +63,16 @@ def read(path: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
+def fitted(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """Return the names of the rows that a training has added, rather than a command that measures."""
+    known = results.get("about", {}).get("validation", {})
+    return [
+        row
+        for row in results.get("validation", {})
+        if (facts := known.get(row)) and facts.get("label") != "base" and "checkpoint" not in facts.get("settings", {})
+    ]
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keeps other processes from writing a results file between reading and writing it here."""
