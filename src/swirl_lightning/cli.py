@@ -309,15 +309,16 @@ def _last_checkpoint(trainer: Trainer) -> str | None:
 
 
 def _left(trainer: Trainer) -> str | None:
-    """What else an earlier fit has left in the run's folder: a checkpoint, or rows of its results."""
+    """What else an earlier fit has left in the run's folder: a checkpoint, or rows of a run that writes none."""
     folder = Path(trainer.log_dir or trainer.default_root_dir)
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
-            place = Path(callback.dirpath) if callback.dirpath else folder / "checkpoints"
-            if found := sorted(place.glob(f"*{callback.FILE_EXTENSION}")):
-                return str(found[-1])
+    keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    for keeper in keepers:
+        place = Path(keeper.dirpath) if keeper.dirpath else folder / "checkpoints"
+        if found := sorted(place.glob(f"*{keeper.FILE_EXTENSION}")):
+            return str(found[-1])
     results = folder / FILE
-    return str(results) if fitted(read(results)) else None
+    # with them, a run that was killed before the first one begins anew
+    return str(results) if not keepers and fitted(read(results)) else None
 
 
 def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:
