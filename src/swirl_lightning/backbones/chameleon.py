@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from transformers import ChameleonForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
 
-from swirl_lightning.backbones.image_tokens import ImageTokens
-from swirl_lightning.backbones.images import to_images, to_pixels
+from swirl_lightning.backbones.image_tokens import VQGANTokens
 from swirl_lightning.backbones.loading import load_base, load_config, load_tokenizer, misfit
-from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGAN, VQGANConfig, vqgan_fingerprint
-from swirl_lightning.engine.grammar import Grammar, TokenIds
+from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGANConfig, vqgan_fingerprint
+from swirl_lightning.engine.grammar import TokenIds
 
 BOI, EOI = "<racm3:break>", "<eoss>"
 _PREFIX = "IMGIMG"
 _DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
 
 
-class Chameleon(ImageTokens):
+class Chameleon(VQGANTokens):
     """Chameleon in transformers' format (``ChameleonForConditionalGeneration``).
 
     transformers' forward masks the logits of all image tokens, and its VQ has no decoder. Here states come
@@ -32,9 +29,7 @@ class Chameleon(ImageTokens):
 
     Args:
         model_name_or_path: folder or hub name.
-        vqgan_path: folder with ``vqgan.yaml`` and ``vqgan.safetensors`` or ``vqgan.ckpt``; by default ``vqgan``
-            within the model's folder.
-        **kwargs: as :class:`ImageTokens`.
+        **kwargs: as :class:`VQGANTokens`.
 
     Raises:
         ValueError: the checkpoint is of another family or its parts do not fit; the message names the cure.
@@ -42,11 +37,7 @@ class Chameleon(ImageTokens):
 
     lora_targets = r".*model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
     keep_unquantized = ("lm_head", "model.vqmodel")
-
-    def __init__(self, model_name_or_path: str, vqgan_path: str | None = None, **kwargs: Any) -> None:
-        super().__init__(model_name_or_path, **kwargs)
-        self.vqgan_path = Path(vqgan_path) if vqgan_path else Path(self.path) / "vqgan"
-        self._codec: VQGAN | None = None
+    cure = f"set vqgan_path to a folder with {CONFIG_FILE} and vqgan.ckpt of Chameleon's original release"
 
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
@@ -54,9 +45,9 @@ class Chameleon(ImageTokens):
         _ = self.code_ids, self.tokenizer  # parts that do not fit are named before a long load
         model = load_base(self, ChameleonForConditionalGeneration)
         own = model.model.vqmodel.quantize.embedding.weight.float()
-        ours = self._codec_on(torch.device("cpu")).quantize.embedding.weight
+        ours = self.codec(torch.device("cpu")).quantize.embedding.weight
         if not torch.allclose(own.cpu(), ours.cpu(), atol=2e-2 * float(ours.abs().max())):  # bf16 rounds
-            misfit(self, f"the codebook of {self.vqgan_path} is another one than the checkpoint's; {self._cure}")
+            misfit(self, f"the codebook of {self.vqgan_path} is another one than the checkpoint's; {self.cure}")
         model.model.vqmodel = nn.Identity()
         return model
 
@@ -75,14 +66,6 @@ class Chameleon(ImageTokens):
         return load_tokenizer(self, (BOI, EOI), bos=True)
 
     # ---- codes -----------------------------------------------------------------------------------
-    @property
-    def vocabulary_map(self) -> dict[str, int]:
-        """Token -> id, from config.json."""
-        if not self.config.vocabulary_map:
-            misfit(self, "its config.json has no vocabulary_map; use a checkpoint in transformers' format")
-        found: dict[str, int] = self.config.vocabulary_map
-        return found
-
     def code_of(self, token: str) -> int | None:
         """Read the code in a token's name: ``IMGIMGBCDZ`` is 123, since A to J are digits, and Z ends the name."""
         if not (token.startswith(_PREFIX) and token.endswith("Z")):
@@ -92,40 +75,15 @@ class Chameleon(ImageTokens):
     @cached_property
     def vqgan_config(self) -> VQGANConfig:
         """Sizes of the VQGAN."""
-        if not self.vqgan_path.is_dir():
-            misfit(self, f"no VQGAN folder at {self.vqgan_path}; {self._cure}")
-        config = VQGANConfig.from_yaml(self.vqgan_path / CONFIG_FILE)
+        config = super().vqgan_config
         wanted = (self.config.vq_config.num_embeddings, self.config.vq_config.embed_dim)
         if (config.n_embed, config.embed_dim) != wanted:
             misfit(
                 self,
                 f"its VQ has {wanted[0]} codes of {wanted[1]} numbers, and {self.vqgan_path} has "
-                f"{config.n_embed} of {config.embed_dim}; {self._cure}",
+                f"{config.n_embed} of {config.embed_dim}; {self.cure}",
             )
         return config
-
-    @property
-    def _cure(self) -> str:
-        return f"set vqgan_path to a folder with {CONFIG_FILE} and vqgan.ckpt of Chameleon's original release"
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of codes, from the VQGAN's config."""
-        return self.vqgan_config.n_embed
-
-    def encode_images(self, images: list[Image.Image], device: torch.device) -> Tensor:
-        """Encode B images as (B, grid * grid) codes."""
-        return self._codec_on(device).encode(to_pixels(images, self.vqgan_config.resolution).to(device))
-
-    def decode_images(self, codes: Tensor) -> list[Image.Image]:
-        """Decode (B, grid * grid) codes to B images."""
-        return to_images(self._codec_on(codes.device).decode(codes))
-
-    def _codec_on(self, device: torch.device) -> VQGAN:
-        """Return the VQGAN, loaded at first use, in float32: nearest codes are sensitive to rounding."""
-        if self._codec is None:
-            self._codec = VQGAN.from_folder(self.vqgan_path)
-        return self._codec.to(device)
 
     # ---- grammar ---------------------------------------------------------------------------------
     def state_opening(self) -> TokenIds:
@@ -137,11 +95,6 @@ class Chameleon(ImageTokens):
         return [self._marks[0], *content, self._marks[1]]
 
     @cached_property
-    def state_grammar(self) -> Grammar:
-        """Grammar of images: exactly as many codes as an image has."""
-        return Grammar(tuple(sorted(self.code_ids.tolist())), self.vqgan_config.grid**2)
-
-    @cached_property
     def _not_text(self) -> set[int]:
         reserved = {i for token, i in self.tokenizer.get_vocab().items() if token.startswith("<reserved")}
         return super()._not_text | reserved | set(self._marks)
@@ -150,11 +103,6 @@ class Chameleon(ImageTokens):
     def _marks(self) -> tuple[int, int]:
         vocabulary = self.tokenizer.get_vocab()
         return vocabulary[BOI], vocabulary[EOI]
-
-    def parts(self) -> dict[str, str]:
-        """Return the hash of the VQGAN."""
-        _ = self.vqgan_config  # says where to get one if there is none
-        return {"vqgan_path": vqgan_fingerprint(self.vqgan_path)}
 
     def fingerprint(self) -> str:
         """Name the VQGAN and the place of its codes in the vocabulary."""

@@ -80,14 +80,6 @@ class Emu3(ImageTokens):
         return tokenizer
 
     # ---- codes -----------------------------------------------------------------------------------
-    @property
-    def vocabulary_map(self) -> dict[str, int]:
-        """Token -> id, from config.json."""
-        if not self.config.vocabulary_map:
-            misfit(self, "its config.json has no vocabulary_map; use a checkpoint in transformers' format (*-hf)")
-        found: dict[str, int] = self.config.vocabulary_map
-        return found
-
     def code_of(self, token: str) -> int | None:
         """Read the code in a token's name: ``<|visual token 000123|>`` is 123."""
         match = _CODE.fullmatch(token)

@@ -1,10 +1,11 @@
-"""Base class of the families whose vocabulary holds the codes of an image tokenizer."""
+"""Base classes of the families whose vocabulary holds the codes of an image tokenizer."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.backbones.images import to_images, to_pixels
 from swirl_lightning.backbones.loading import encode_plain, misfit, special_ids
+from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGAN, VQGANConfig, vqgan_fingerprint
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import State
@@ -46,17 +49,20 @@ class ImageTokens(Backbone):
     # ---- what a family says ----------------------------------------------------------------------
     @property
     @abstractmethod
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that lies beside the model."""
+    def config(self) -> Any:
+        """The checkpoint's config."""
 
     @property
     @abstractmethod
-    def vocabulary_map(self) -> dict[str, int]:
-        """Token -> id, image tokens included (from the model's config)."""
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that lies beside the model."""
 
-    @abstractmethod
     def code_of(self, token: str) -> int | None:
-        """Return the code that a token of the vocabulary stands for, or None."""
+        """Return the code that a token of the vocabulary stands for, or None.
+
+        A family whose codes have no names defines :attr:`code_ids` in its place.
+        """
+        raise NotImplementedError
 
     @property
     @abstractmethod
@@ -72,6 +78,14 @@ class ImageTokens(Backbone):
         """Decode codes, (B, codes of an image), to B images."""
 
     # ---- tokens ----------------------------------------------------------------------------------
+    @property
+    def vocabulary_map(self) -> dict[str, int]:
+        """Token -> id, image tokens included, from config.json."""
+        if not self.config.vocabulary_map:
+            misfit(self, "its config.json has no vocabulary_map; use a checkpoint in transformers' format (*-hf)")
+        found: dict[str, int] = self.config.vocabulary_map
+        return found
+
     @cached_property
     def code_ids(self) -> Tensor:
         """Id of each code, (codebook_size,), on the CPU.
@@ -145,3 +159,61 @@ class ImageTokens(Backbone):
         eos = int(self.tokenizer.eos_token_id)
         known = range(len(self.tokenizer))
         return Grammar(tuple(i for i in known if i == eos or i not in self._not_text), self.max_action_tokens, eos)
+
+
+class VQGANTokens(ImageTokens):
+    """Image states as the codes of a VQGAN that is published beside the model, as Liquid and Chameleon have them.
+
+    Args:
+        model_name_or_path: folder or hub name.
+        vqgan_path: folder with ``vqgan.yaml`` and ``vqgan.safetensors`` or ``vqgan.ckpt``; by default ``vqgan``
+            within the model's folder.
+        **kwargs: as :class:`ImageTokens`.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    cure = f"set vqgan_path to the folder that holds {CONFIG_FILE} and vqgan.safetensors or vqgan.ckpt"
+    """What to do about a VQGAN that is missing, or that is not the model's."""
+
+    def __init__(self, model_name_or_path: str, vqgan_path: str | None = None, **kwargs: Any) -> None:
+        super().__init__(model_name_or_path, **kwargs)
+        self.vqgan_path = Path(vqgan_path) if vqgan_path else Path(self.path) / "vqgan"
+        self._codec: VQGAN | None = None
+
+    @cached_property
+    def vqgan_config(self) -> VQGANConfig:
+        """Sizes of the VQGAN."""
+        if not self.vqgan_path.is_dir():
+            misfit(self, f"no VQGAN folder at {self.vqgan_path}; {self.cure}")
+        return VQGANConfig.from_yaml(self.vqgan_path / CONFIG_FILE)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes, from the VQGAN's config."""
+        return self.vqgan_config.n_embed
+
+    def codec(self, device: torch.device) -> VQGAN:
+        """Return the VQGAN, loaded at first use, in float32: nearest codes are sensitive to rounding."""
+        if self._codec is None:
+            self._codec = VQGAN.from_folder(self.vqgan_path)
+        return self._codec.to(device)
+
+    def encode_images(self, images: list[Image.Image], device: torch.device) -> Tensor:
+        """Encode B images as (B, grid * grid) codes."""
+        return self.codec(device).encode(to_pixels(images, self.vqgan_config.resolution).to(device))
+
+    def decode_images(self, codes: Tensor) -> list[Image.Image]:
+        """Decode (B, grid * grid) codes to B images."""
+        return to_images(self.codec(codes.device).decode(codes))
+
+    @cached_property
+    def state_grammar(self) -> Grammar:
+        """Grammar of images: exactly as many codes as an image has."""
+        return Grammar(tuple(sorted(self.code_ids.tolist())), self.vqgan_config.grid**2)
+
+    def parts(self) -> dict[str, str]:
+        """Return the hash of the VQGAN."""
+        _ = self.vqgan_config  # says where to get one if there is none
+        return {"vqgan_path": vqgan_fingerprint(self.vqgan_path)}
