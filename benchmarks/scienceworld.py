@@ -6,13 +6,13 @@ Transitions come from a frozen JSON lines file, because the simulator does not g
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from swirl_lightning.benchmarks.text_suite import Part, TextSuite
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, records, text_field
+from swirl_lightning.files import sha256
 from swirl_lightning.transition import Transition
 
 FILE = "gold_transitions.jsonl"
@@ -142,9 +142,3 @@ def transition(fields: Mapping[str, Any]) -> Transition:
 def state(observation: str, look: str, inventory: str) -> str:
     """Join the three parts to one text."""
     return f"Observation: {observation.strip()}\n\n{look.strip()}\n\n{inventory.strip()}"
-
-
-def sha256(path: Path) -> str:
-    """Compute the hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

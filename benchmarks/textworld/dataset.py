@@ -19,7 +19,7 @@ from swirl_lightning.benchmarks.textworld.facts import write
 from swirl_lightning.benchmarks.textworld.games import World, play, require_textworld
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, read_settings, records, text_field
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import whole_file
+from swirl_lightning.files import sha256, whole_file
 from swirl_lightning.transition import Transition
 
 SPLITS = ("base", "warmup", "state_only", "validation", "test")
@@ -159,8 +159,7 @@ def load(path: Path) -> list[Transition]:
         ValueError: it was changed since then, or what was written beside it is damaged.
     """
     wanted = read_settings(path.with_suffix(".json")).get("sha256")
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if found != wanted:
         raise ValueError(
             f"{path} was changed after it was made: its SHA-256 is {found}, not {wanted}; delete it to make it anew"

@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all, whenever the process or the machine stops."""
+"""Files that are written whole or not at all, whenever the process or the machine stops, and hashes of files."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -76,3 +77,9 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256(path: str | Path) -> str:
+    """Compute the hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files import sha256
 from swirl_lightning.metrics.bert_score import missing_model
 from swirl_lightning.metrics.row_mean import RowMean
 
@@ -110,12 +110,12 @@ def _load(model: str, device: str) -> tuple[Any, Any, int]:
 
     path = _resolve(model)
     if model == MINILM:
-        with open(Path(path) / "model.safetensors", "rb") as file:
-            if (found := hashlib.file_digest(file, "sha256").hexdigest()) != _SHA256:
-                raise ValueError(
-                    f"{file.name} has SHA-256 {found}, expected {_SHA256}: its numbers would compare with nobody's; "
-                    "install swirl-lightning[embedding] anew"
-                )
+        weights = Path(path) / "model.safetensors"
+        if (found := sha256(weights)) != _SHA256:
+            raise ValueError(
+                f"{weights} has SHA-256 {found}, expected {_SHA256}: its numbers would compare with nobody's; "
+                "install swirl-lightning[embedding] anew"
+            )
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     encoder = AutoModel.from_pretrained(path, trust_remote_code=False).to(device).eval()
     longest = _settings(path, "sentence_bert_config.json").get("max_seq_length") or _LONGEST

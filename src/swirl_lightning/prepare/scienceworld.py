@@ -21,11 +21,11 @@ from typing import Any
 from jsonargparse import auto_cli
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from swirl_lightning.benchmarks.scienceworld import FILE, sha256
+from swirl_lightning.benchmarks.scienceworld import FILE
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.reading import BrokenRecord, lines, parse_object, text_field
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import whole_file
+from swirl_lightning.files import sha256, whole_file
 
 Episode = tuple[str, str, int]
 """Split, task, variation."""

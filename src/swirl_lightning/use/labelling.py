@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from swirl_lightning.callbacks import EndOtherRanks, SaveOnTermination
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files import sha256
 from swirl_lightning.module import SWIRL
 from swirl_lightning.roles import Role
 from swirl_lightning.transition import Transition
@@ -122,13 +122,8 @@ def label_files(
 def _settings(run: Run, pairs: Pairs, config: LabelConfig) -> dict[str, Any]:
     """What the labels depend on beside the pairs themselves."""
     made = {"videos": ("seconds",), "frames": ("step",)}.get(pairs.kind, ())
-    files = {name: _digest(path) for name, path in (("checkpoint", run.checkpoint), ("config", run.config))}
+    files = {name: sha256(path) for name, path in (("checkpoint", run.checkpoint), ("config", run.config))}
     return {**files, "alternatives": config.alternatives, "seed": config.seed, **{n: getattr(config, n) for n in made}}
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Bar(TQDMProgressBar):

@@ -112,7 +112,7 @@ def test_vllm_reads_whole_weights(minigrid, tmp_path):
     random = torch.Generator().manual_seed(0)
     prompts = [torch.randint(3, 600, (length,), generator=random).tolist() for length in (7, 40, 90)]
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    script = Path(__file__).parent / "support" / "vllm_log_probs.py"
+    script = Path(__file__).parents[1] / "support" / "vllm_log_probs.py"
     for role in ("fwm", "idm"):
         line = [os.environ.get("SWIRL_VLLM_PYTHON", sys.executable), script, tmp_path / "whole" / role]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
