@@ -102,6 +102,7 @@ def test_an_id_names_one_record(tmp_path):
     message = str(next(w.message for w in caught if "cannot be used" in str(w.message)))
     assert "(4 id must be a text that is not empty or a number, 1 its id comes twice)" in message
     assert "w.jsonl:5: its id comes twice ('x')" in message
+    assert any("2 records in" in str(w.message) and "have id: null; file and line" in str(w.message) for w in caught)
 
 
 def test_a_byte_order_mark_costs_no_record(tmp_path):

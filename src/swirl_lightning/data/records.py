@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 from swirl_lightning.data.images import ImageSource, image_problems, open_rgb
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, first, lines, parse_object
@@ -104,12 +106,16 @@ class JSONLTransitions(TransitionDataModule):
         self._require([split])
         skipped = SkippedRecords(self.paths[split])
         parsed: list[tuple[str, FileRecord]] = []
+        nameless = 0
         for place, fields in _rows(self.paths[split], skipped):
+            nameless += fields.get("id", "") is None
             try:
                 labelled = split != "state_only" and not partial
                 parsed.append((place, _parse(fields, place, self.paths[split].parent, labelled, ends=not partial)))
             except BrokenRecord as error:
                 skipped.add(place, error)
+        if nameless:
+            rank_zero_warn(f"{nameless} records in {self.paths[split]} have id: null; file and line stand in its place")
         found = _whole(parsed, skipped)
         self.skipped[split] = len(skipped)
         if skipped and not found:
