@@ -60,9 +60,9 @@ class ImageTokens(Backbone):
     def code_of(self, token: str) -> int | None:
         """Return the code that a token of the vocabulary stands for, or None.
 
-        A family whose codes have no names defines :attr:`code_ids` in its place.
+        By default no token does: a family whose codes have no names defines :attr:`code_ids`.
         """
-        raise NotImplementedError
+        return None
 
     @property
     @abstractmethod
@@ -82,7 +82,9 @@ class ImageTokens(Backbone):
     def vocabulary_map(self) -> dict[str, int]:
         """Token -> id, image tokens included, from config.json."""
         if not self.config.vocabulary_map:
-            misfit(self, "its config.json has no vocabulary_map; use a checkpoint in transformers' format (*-hf)")
+            misfit(
+                self, "its config.json has no vocabulary_map; use a checkpoint in transformers' format (of Emu3, *-hf)"
+            )
         found: dict[str, int] = self.config.vocabulary_map
         return found
 

@@ -30,6 +30,7 @@ class Liquid(VQGANTokens):
         model_name_or_path: folder, hub name or ``builtin/tiny-liquid``.
         vqgan_path: folder with ``vqgan.yaml`` and ``vqgan.safetensors`` or ``vqgan.ckpt``; by default
             ``vqgan`` within the model's folder.
+        max_action_tokens: of an action, its EOS included.
         encode_batch: images that go through the VQGAN at a time.
         **kwargs: as :class:`VQGANTokens`.
 
@@ -41,10 +42,13 @@ class Liquid(VQGANTokens):
         self,
         model_name_or_path: str = "builtin/tiny-liquid",
         vqgan_path: str | None = None,
+        max_action_tokens: int = 64,
         encode_batch: int = 32,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model_name_or_path, vqgan_path, encode_batch=encode_batch, **kwargs)
+        super().__init__(
+            model_name_or_path, vqgan_path, max_action_tokens=max_action_tokens, encode_batch=encode_batch, **kwargs
+        )
 
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
@@ -86,7 +90,7 @@ class Liquid(VQGANTokens):
         return torch.arange(start, int(self.config.vocab_size), device="cpu")
 
     @torch.no_grad()
-    def latents(self, images: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
+    def latents(self, images: Sequence[Image.Image], device: torch.device) -> Tensor:
         """Compute the VQGAN's latents before quantisation, (N, embed_dim, grid, grid)."""
         pixels = to_pixels(list(images), self.vqgan_config.resolution)
         return self.codec(device).latents(pixels.to(device))

@@ -48,7 +48,7 @@ class LoRALinear(torch.autograd.Function):
         """Differentiate with respect to x, A and B, those alone that need it."""
         (grad,), (x, weight, a, b, low), scaling = grads, ctx.saved_tensors, ctx.scaling
         needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
-        back = torch.mm(grad, b.to(grad.dtype)).mul_(scaling) if needs_x or needs_a else grad  # (N, r)
+        back = torch.mm(grad, b.to(grad.dtype)).mul_(scaling)  # (N, r)
         grad_x = torch.mm(grad, weight).addmm_(back, a.to(grad.dtype)) if needs_x else None
         grad_a = torch.mm(back.t(), x).to(a.dtype) if needs_a else None
         grad_b = torch.mm(grad.t(), low).mul_(scaling).to(b.dtype) if needs_b else None
