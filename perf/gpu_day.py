@@ -31,6 +31,7 @@ STAGES: dict[str, int] = {
     "graphs": 90,
     "decode": 240,
     "update": 200,
+    "products": 90,
     "shipped": 240,
     "image": 300,
     "text": 300,
@@ -84,7 +85,8 @@ def _run(stage: str, chosen: argparse.Namespace, limit: float) -> str:
                 | {
                     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
                     "HF_HUB_OFFLINE": "1",
-                    "PYTHONPATH": str(ROOT / "tests"),  # tiny models of all families
+                    # tests has tiny models of all families
+                    "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH")))),
                 },
             ).returncode
         except subprocess.TimeoutExpired:

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from perf.big import LIQUID, REHEARSED, liquid
-from perf.common import Pairs
+from perf.common import Case, Pairs
 from perf.floor import Floor, Rates, measure
 from perf.gpu_day import write
 from swirl_lightning import SWIRL, GRPOConfig, SamplingConfig
 from swirl_lightning.callbacks import CollapseWatch, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.engine import vocabulary
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.roles import Role
@@ -124,12 +129,24 @@ def smoke(stage: Stage) -> None:
     """Every family through warm-up, Phase I, Phase II, test and prediction, in NF4 with graphs, and plain."""
     from support.tiny_families import FAMILIES
 
+    def run(name: str) -> None:
+        line = [sys.executable, "-m", "perf.gpu_stages", f"smoke_{name}", stage.device, "full", str(stage.out)]
+        if code := subprocess.run(line).returncode:
+            stage.say(f"{name}", f"FAILED: exit code {code}", "no failure")
+
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:  # most of it is Python, one core each
+        list(pool.map(run, list(FAMILIES)[: 2 if stage.small else None]))
+
+
+def smoke_family(stage: Stage, name: str) -> None:
+    """One family of :func:`smoke`, in a process of its own."""
+    from support.tiny_families import FAMILIES
+
     with tempfile.TemporaryDirectory() as room:
-        for name in list(FAMILIES)[: 2 if stage.small else None]:
-            folder = FAMILIES[name].write(Path(room, name))
-            for dtype, options in (("bfloat16", {"cuda_graphs": True}), ("float32", {"quantization": None})):
-                with stage.part(f"{name} {dtype}"):
-                    stage.say(f"{name} {dtype}", f"{_smoke(stage, name, folder, dtype=dtype, **options):.1f} s", "runs")
+        folder = FAMILIES[name].write(Path(room, name))
+        for dtype, options in (("bfloat16", {"cuda_graphs": True}), ("float32", {"quantization": None})):
+            with stage.part(f"{name} {dtype}"):
+                stage.say(f"{name} {dtype}", f"{_smoke(stage, name, folder, dtype=dtype, **options):.1f} s", "runs")
 
 
 class _Few(TransitionDataModule):
@@ -243,38 +260,81 @@ def decode(stage: Stage) -> None:
     """Liquid-7B: a decode step of the FWM by rows, against transformers' ``generate`` and the floor."""
     case = REHEARSED if stage.small else LIQUID
     steps = (4, 12) if stage.small else (16, 64)
-    floor = Floor(case, stage.rates(case.dtype))
+    rates = stage.rates(case.dtype)
     counts = (8,) if stage.small else (8, 16, 64, 112)
     kinds: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
-        ("NF4", {}, counts),
         ("NF4, graphs", {"cuda_graphs": True}, counts),
-        ("bf16, graphs", {"cuda_graphs": True, "dequantize_once": True}, counts[-1:]),
+        ("bf16, graphs", {"cuda_graphs": True, "dequantize_once": True}, counts[-2:]),
+        ("NF4", {}, counts[-2:]),
         ("generate", {}, counts[:2]),
     )
     for rows in counts:
-        at = replace(floor, case=replace(case, pairs=rows // 8)).seconds()["fwm"]["sample"] / case.completion
-        stage.say(f"floor, {rows} rows: ms a step", 1e3 * at)
+        few, many = (
+            Floor(replace(case, pairs=rows // 8, completion=length), rates).seconds()["fwm"]["sample"]
+            for length in steps
+        )
+        stage.say(f"floor, {rows} rows: ms a step", 1e3 * (many - few) / (steps[1] - steps[0]))
     for kind, options, sizes in kinds:
         with stage.part(kind):
             engine = Generate(256) if kind == "generate" else None
-            module = liquid(stage.device, stage.small, options, rollout_engine=engine)
+            module = liquid(stage.device, stage.small, options, rollout_engine=engine, max_cached_tokens=1 << 18)
             for rows in sizes:
                 with stage.part(f"{kind}, {rows} rows"):
-                    few, many = (_sample_seconds(stage, module, rows, length) for length in steps)
-                    stage.say(f"{kind}, {rows} rows: ms a step", 1e3 * (many - few) / (steps[1] - steps[0]))
-            del module
+                    _say_step(stage, f"{kind}, {rows} rows", *(_sampling(module, rows, n, case) for n in steps), steps)
+            if "cuda_graphs" in options:
+                rows = counts[-2:][0]
+                spent = stage.seconds(_sampling(module, rows, case.completion, case), 1)
+                stage.say(f"{kind}, {rows} rows of {case.completion} tokens: s", spent)
+            module = None  # before the next one is built
 
 
-def _sample_seconds(stage: Stage, module: SWIRL, rows: int, length: int) -> float:
-    """Time the sampling of ``length`` tokens for some rows, eight a prompt."""
-    case = REHEARSED if stage.small else LIQUID
+def _sampling(module: SWIRL, rows: int, length: int, case: Case) -> Callable[[], object]:
+    """Sample ``length`` tokens for some rows, eight a prompt."""
     allowed = module.models.grammars["fwm"].allowed
-    module.backbone.state_grammar = Grammar(allowed, length)
     prompts = [[allowed[(n + k) % len(allowed)] for k in range(case.prompt)] for n in range(rows // 8)]
     noise = uniforms([str(n) for n in range(rows // 8)], 8, length)
-    return stage.seconds(
-        lambda: module.models.sample(Role.FWM, module.adapters.names[0], prompts, noise, module.sampling), 2
-    )
+
+    def call() -> None:
+        module.backbone.state_grammar = Grammar(allowed, length)
+        module.models.sample(Role.FWM, module.adapters.names[0], prompts, noise, module.sampling)
+
+    return call
+
+
+def _say_step(
+    stage: Stage, what: str, few: Callable[[], object], many: Callable[[], object], steps: tuple[int, int]
+) -> None:
+    """Say what a decode step takes: prompts and captures are in both calls, and not in their difference."""
+    more = steps[1] - steps[0]
+    short, long = stage.seconds(few, 2), stage.seconds(many, 2)
+    stage.say(f"{what}: ms a step", 1e3 * (long - short) / more)
+    before, after = _kernels(stage, few), _kernels(stage, many)
+    spent = {}
+    for name, (ms, count) in after.items():
+        was_ms, was_count = before.get(name, (0.0, 0.0))
+        spent[name] = (ms - was_ms) / more, (count - was_count) / more
+    _say_kernels(stage, what, spent, 8)
+
+
+def _kernels(stage: Stage, call: Callable[[], object]) -> dict[str, tuple[float, float]]:
+    """Run a call under the profiler: milliseconds of the device and launches by kernel; nothing on CPUs."""
+    if not stage.on_gpu:
+        return {}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    rows = [row for row in profile.key_averages() if row.self_device_time_total > 0]  # the others are launches
+    return {row.key: (row.self_device_time_total / 1e3, row.count) for row in rows}
+
+
+def _say_kernels(stage: Stage, what: str, spent: Mapping[str, tuple[float, float]], most: int) -> None:
+    """Say which kernels took most of the device's time."""
+    if spent:
+        stage.say(f"{what}: ms of kernels", sum(ms for ms, _ in spent.values()))
+        stage.say(f"{what}: number of kernels", sum(count for _, count in spent.values()))
+    for place, name in enumerate(sorted(spent, key=lambda name: -spent[name][0])[:most]):
+        ms, count = spent[name]
+        stage.say(f"{what}: kernel {place + 1}", f"{ms:.3f} ms, {count:.1f} times: {name[:90]}")
 
 
 def update(stage: Stage) -> None:
@@ -304,6 +364,47 @@ def update(stage: Stage) -> None:
             stage.say(
                 f"{kind}: peak of the update, GiB", stage.peak(learn), "< 20 without the optimiser" if shared else ""
             )
+            if shared:
+                _say_kernels(stage, f"{kind}: update", _kernels(stage, learn), 14)
+
+
+def products(stage: Stage) -> None:
+    """A linear layer of Liquid-7B in NF4 and dense, and the head in chunks of several sizes: what to choose when."""
+    case = REHEARSED if stage.small else LIQUID
+    wide, narrow = case.intermediate, case.hidden
+    for tokens in (1, 8, 64) if stage.small else (1, 8, 16, 64, 112, 256, 1024, 9216):
+        for before, after in ((narrow, narrow), (narrow, wide), (wide, narrow)):
+            x = torch.randn(tokens, before, device=stage.device, dtype=torch.bfloat16)
+            dense = torch.randn(after, before, device=stage.device, dtype=torch.bfloat16) * 0.02
+            packed = Linear4bit(before, after, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+            packed.weight = Params4bit(dense.clone(), requires_grad=False, quant_type="nf4", compress_statistics=True)
+            packed = packed.to(stage.device)
+            with torch.no_grad():
+                runs = ("NF4", partial(packed, x)), ("dense", partial(torch.nn.functional.linear, x, dense))
+                spent = {kind: stage.seconds(partial(_often, call, 20)) / 20 * 1e3 for kind, call in runs}
+            said = ", ".join(f"{kind} {value:.4f} ms" for kind, value in spent.items())
+            stage.say(f"{tokens} tokens, {before} to {after}", said)
+    tokens, chunk = (64, 1 << 10) if stage.small else (8192, 1 << 22)
+    before = vocabulary.LOGITS_PER_CHUNK
+    for rows in (case.codes, case.vocabulary):
+        head = torch.nn.Linear(case.hidden, rows, bias=False, device=stage.device, dtype=torch.bfloat16)
+        cut = vocabulary.VocabularySlice(head.requires_grad_(False), range(rows))
+        hidden = torch.randn(tokens, case.hidden, device=stage.device, dtype=torch.bfloat16, requires_grad=True)
+        ids = torch.arange(tokens, device=stage.device) % rows
+        for size in (chunk, 4 * chunk, 16 * chunk, 64 * chunk):
+            vocabulary.LOGITS_PER_CHUNK = size
+            took = stage.seconds(partial(_judge, cut, hidden, ids))
+            stage.say(f"head of {rows}, {tokens} tokens, {size >> 20} Mi logits a chunk: ms", took * 1e3)
+    vocabulary.LOGITS_PER_CHUNK = before
+
+
+def _judge(cut: vocabulary.VocabularySlice, hidden: Tensor, ids: Tensor) -> None:
+    cut.log_probs(hidden, ids)[0].sum().backward()
+
+
+def _often(call: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        call()
 
 
 class _Watch(Callback):
@@ -388,4 +489,6 @@ def nccl(stage: Stage) -> None:
 
 if __name__ == "__main__":
     name, device, scale, out = sys.argv[1:]
-    globals()[name](Stage(name, device, scale == "small", Path(out)))
+    name, _, family = name.partition("_")
+    stage = Stage(name, device, scale == "small", Path(out))
+    smoke_family(stage, family) if family else globals()[name](stage)
