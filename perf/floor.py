@@ -51,10 +51,11 @@ def _best(call: Callable[[], object], device: str) -> float:
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds that each part of a step takes at least."""
+    """Seconds that each part of a step takes at least, with the base in 4 bits or as ``weight_bytes`` says."""
 
     case: Case
     rates: Rates
+    weight_bytes: float = NF4_BYTES
 
     def seconds(self) -> dict[str, dict[str, float]]:
         """Compute the seconds by phase and part."""
@@ -113,5 +114,5 @@ class Floor:
         others = 2 * adapters * tokens + 4 * c.hidden * c.layers * attended
         # backward: a frozen weight passes its gradient on (once more), an adapter or attention has two sides
         flops = 2 * base + 3 * others if training else base + others
-        moved = NF4_BYTES * weights + width * (c.hidden * rows + adapters + 2 * c.layers * c.hidden * held)
+        moved = self.weight_bytes * weights + width * (c.hidden * rows + adapters + 2 * c.layers * c.hidden * held)
         return max(flops / self.rates.flops, (1 + training) * moved / self.rates.bytes)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from perf.big import LIQUID, REHEARSED, liquid
 from perf.common import Case, Pairs
-from perf.floor import Floor, Rates, measure
+from perf.floor import NF4_BYTES, Floor, Rates, measure
 from perf.gpu_day import write
 from swirl_lightning import SWIRL, GRPOConfig, SamplingConfig
 from swirl_lightning.callbacks import CollapseWatch, PhaseSwitch
@@ -261,19 +261,20 @@ def decode(stage: Stage) -> None:
     case = REHEARSED if stage.small else LIQUID
     steps = (4, 12) if stage.small else (16, 64)
     rates = stage.rates(case.dtype)
-    counts = (8,) if stage.small else (8, 16, 64, 112)
+    counts = (8,) if stage.small else (8, 64, 112)
     kinds: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
-        ("NF4, graphs", {"cuda_graphs": True}, counts),
-        ("bf16, graphs", {"cuda_graphs": True, "dequantize_once": True}, counts[-2:]),
-        ("NF4", {}, counts[-2:]),
-        ("generate", {}, counts[:2]),
+        ("dense", {"dequantize_once": True, "cuda_graphs": True}, counts),
+        ("NF4", {"dequantize_once": False, "cuda_graphs": True}, counts[:2]),
+        ("dense, no graphs", {"dequantize_once": True, "cuda_graphs": False}, counts[:2][-1:]),
+        ("generate", {}, counts[:1]),
     )
     for rows in counts:
-        few, many = (
-            Floor(replace(case, pairs=rows // 8, completion=length), rates).seconds()["fwm"]["sample"]
-            for length in steps
-        )
-        stage.say(f"floor, {rows} rows: ms a step", 1e3 * (many - few) / (steps[1] - steps[0]))
+        for kind, size in (("NF4", NF4_BYTES), ("dense", 2.0)):
+            few, many = (
+                Floor(replace(case, pairs=rows // 8, completion=length), rates, size).seconds()["fwm"]["sample"]
+                for length in steps
+            )
+            stage.say(f"floor, {kind}, {rows} rows: ms a step", 1e3 * (many - few) / (steps[1] - steps[0]))
     for kind, options, sizes in kinds:
         with stage.part(kind):
             engine = Generate(256) if kind == "generate" else None
@@ -281,8 +282,8 @@ def decode(stage: Stage) -> None:
             for rows in sizes:
                 with stage.part(f"{kind}, {rows} rows"):
                     _say_step(stage, f"{kind}, {rows} rows", *(_sampling(module, rows, n, case) for n in steps), steps)
-            if "cuda_graphs" in options:
-                rows = counts[-2:][0]
+            if kind == "dense":
+                rows = counts[:2][-1]
                 spent = stage.seconds(_sampling(module, rows, case.completion, case), 1)
                 stage.say(f"{kind}, {rows} rows of {case.completion} tokens: s", spent)
             module = None  # before the next one is built
@@ -343,29 +344,33 @@ def update(stage: Stage) -> None:
     floor = Floor(case, stage.rates(case.dtype)).seconds()["fwm"]
     stage.say("floor: score, s", floor["reference"])
     stage.say("floor: update, s", floor["policy update"])
-    module = liquid(stage.device, stage.small, {"gradient_checkpointing": True})
+    for kind, shared, once in (("dense", True, True), ("NF4", True, False), ("NF4, plain: whole rows", False, False)):
+        with stage.part(kind):
+            _say_update(stage, case, kind, shared, {"gradient_checkpointing": True, "dequantize_once": once})
+
+
+def _say_update(stage: Stage, case: Case, kind: str, shared: bool, options: dict[str, Any]) -> None:
+    """Say what the scoring and the update of a group take, and which kernels."""
+    module = liquid(stage.device, stage.small, options)
     models, name = module.models, module.adapters.names[0]
+    models.engine.config = replace(models.engine.config, shared_attention=shared)
     allowed = models.grammars["fwm"].allowed
     prompts = [[allowed[n % len(allowed)] for n in range(case.prompt)]] * 8
     completions = [[allowed[(n * 31 + k * 7) % len(allowed)] for k in range(case.completion)] for n in range(8)]
 
     def score() -> None:
-        models.score("fwm", name, prompts, completions, group_size=8)
+        with torch.no_grad():
+            models.score("fwm", name, prompts, completions, group_size=8)
 
     def learn() -> None:
         models.score("fwm", name, prompts, completions, group_size=8, training=True).values.sum().backward()
         module.zero_grad()
 
-    for kind, shared in (("ours", True), ("plain: whole rows", False)):
-        models.engine.config = replace(models.engine.config, shared_attention=shared)
-        with stage.part(kind):
-            stage.say(f"{kind}: score, s", stage.seconds(score, 2))
-            stage.say(f"{kind}: update, s", stage.seconds(learn, 2))
-            stage.say(
-                f"{kind}: peak of the update, GiB", stage.peak(learn), "< 20 without the optimiser" if shared else ""
-            )
-            if shared:
-                _say_kernels(stage, f"{kind}: update", _kernels(stage, learn), 14)
+    stage.say(f"{kind}: score, s", stage.seconds(score, 2))
+    stage.say(f"{kind}: update, s", stage.seconds(learn, 2))
+    stage.say(f"{kind}: peak of the update, GiB", stage.peak(learn), "< 20 without the optimiser" if shared else "")
+    if shared:
+        _say_kernels(stage, f"{kind}: update", _kernels(stage, learn), 14)
 
 
 def products(stage: Stage) -> None:
@@ -385,17 +390,15 @@ def products(stage: Stage) -> None:
             said = ", ".join(f"{kind} {value:.4f} ms" for kind, value in spent.items())
             stage.say(f"{tokens} tokens, {before} to {after}", said)
     tokens, chunk = (64, 1 << 10) if stage.small else (8192, 1 << 22)
-    before = vocabulary.LOGITS_PER_CHUNK
     for rows in (case.codes, case.vocabulary):
         head = torch.nn.Linear(case.hidden, rows, bias=False, device=stage.device, dtype=torch.bfloat16)
         cut = vocabulary.VocabularySlice(head.requires_grad_(False), range(rows))
         hidden = torch.randn(tokens, case.hidden, device=stage.device, dtype=torch.bfloat16, requires_grad=True)
         ids = torch.arange(tokens, device=stage.device) % rows
         for size in (chunk, 4 * chunk, 16 * chunk, 64 * chunk):
-            vocabulary.LOGITS_PER_CHUNK = size
+            vocabulary.LOGITS_PER_CHUNK = vocabulary.LOGITS_PER_CHUNK_ON_GPUS = size
             took = stage.seconds(partial(_judge, cut, hidden, ids))
             stage.say(f"head of {rows}, {tokens} tokens, {size >> 20} Mi logits a chunk: ms", took * 1e3)
-    vocabulary.LOGITS_PER_CHUNK = before
 
 
 def _judge(cut: vocabulary.VocabularySlice, hidden: Tensor, ids: Tensor) -> None:
@@ -438,7 +441,8 @@ def shipped(stage: Stage) -> None:
     case = REHEARSED if stage.small else LIQUID
     budgets = {"max_tokens_per_forward": 10240, "max_cached_tokens": 20480}
     with stage.part("both phases"), tempfile.TemporaryDirectory() as room:
-        module = liquid(stage.device, stage.small, {"gradient_checkpointing": True}, **budgets)
+        options = {"gradient_checkpointing": True, "dequantize_once": False}  # it looks at the whole card's memory
+        module = liquid(stage.device, stage.small, options, **budgets)
         data = Pairs(replace(case, pairs=2))
         data.batch_size, data.pairs_per_step = 1, 2
         run = stage.trainer(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swirl_lightning.engine.lora import fuse
+from swirl_lightning.engine.lora import cast, fuse, uncast
 from swirl_lightning.engine.quantization import dequantized, merge, mergeable, unmerge
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.roles import ROLES, AdapterName, Role
@@ -137,20 +137,26 @@ class Adapters:
 
     @contextmanager
     def merged(self, name: AdapterName) -> Iterator[None]:
-        """Add the adapter to the weights that are kept dequantised; within :meth:`use` and without gradient.
+        """Make an adapter ready for many small products, within :meth:`use` and without gradient.
 
-        A decode step multiplies few rows, and an adapter's two thin products cost it about as much as the base's one.
+        It is added to the weights where that is exact enough; elsewhere it is cast once to the dtype of computation. A
+        decode step multiplies few rows, and an adapter's two thin products cost it about as much as the base's one.
         """
         layers = [layer for layer in self._layers if mergeable(layer.get_base_layer())]
+        others = [layer for layer in self._layers if not mergeable(layer.get_base_layer())]
         try:
             for layer in layers:
                 merge(layer.get_base_layer(), layer.get_delta_weight(name))
                 layer._disable_adapters = True
+            for layer in others:
+                cast(layer, name, self.model.dtype)
             yield
         finally:
             for layer in layers:
                 layer._disable_adapters = False
                 unmerge(layer.get_base_layer())
+            for layer in others:
+                uncast(layer)
 
     def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return the ``context_fn`` of gradient checkpointing, which recomputes with the adapter of the forward pass.

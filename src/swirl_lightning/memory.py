@@ -18,7 +18,7 @@ from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.padding import positions
 from swirl_lightning.engine.quantization import dense_bytes, merged_bytes
 from swirl_lightning.engine.speculative import LARGEST_WINDOW, PASS_TOKENS
-from swirl_lightning.engine.vocabulary import LOGITS_PER_CHUNK
+from swirl_lightning.engine.vocabulary import logits_per_chunk
 from swirl_lightning.roles import Role
 from swirl_lightning.schedule import WARMUP
 
@@ -294,7 +294,9 @@ class _Estimator:
         several = 0  # tokens of a pass that runs drafts
         if role == Role.FWM and self.models.engine.config.speculates(self.device):
             several = min(PASS_TOKENS, tokens * LARGEST_WINDOW, tokens * length.completion)
-        drawing = max(tokens, min(several, LOGITS_PER_CHUNK // vocabulary)) * vocabulary * _DRAW_BYTES
+        drawing = (
+            max(tokens, min(several, logits_per_chunk(self.module.device) // vocabulary)) * vocabulary * _DRAW_BYTES
+        )
         running = 0
         if several:  # with the mask of a layer, which attention wants of every head
             decoder = self.module.adapters.model.config.get_text_config(decoder=True)
@@ -313,7 +315,9 @@ class _Estimator:
         return 1, max(1, (budget - shared) // (completion if self.shares else prompt + completion))
 
     def _logits(self, role: Role, tokens: int) -> int:
-        return min(tokens * len(self.models.vocabulary(role)), LOGITS_PER_CHUNK) * 4 * _LOGITS_COPIES
+        return (
+            min(tokens * len(self.models.vocabulary(role)), logits_per_chunk(self.module.device)) * 4 * _LOGITS_COPIES
+        )
 
     # ---- probes ----------------------------------------------------------------------------------
     def _tokens(self, shape: tuple[int, int, int]) -> int:

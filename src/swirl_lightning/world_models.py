@@ -18,6 +18,7 @@ from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.noise import uniforms
+from swirl_lightning.engine.norms import fuse_norms
 from swirl_lightning.engine.samples import Samples
 from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.engine.vocabulary import VocabularySlice
@@ -147,7 +148,8 @@ class WorldModels:
         self.prompts = PromptBuilder(backbone, templates)
         self.fwm, self.idm = (WorldModel(self, role, adapters.policy(role)) for role in ROLES)
         shared = install(model)
-        graphs = shared and backbone.cuda_graphs and backbone.capturable
+        fuse_norms(model)
+        graphs = backbone.cuda_graphs if shared and backbone.capturable else False
         speculative = backbone.speculative if shared else None
         config = EngineConfig(shared, graphs, speculative, max_tokens, max_cached_tokens)
         self.engine = Engine(backbone.trunk(model), backbone.head(model), config, adapters.recompute_contexts)

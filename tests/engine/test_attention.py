@@ -5,7 +5,7 @@ import torch
 from transformers import GemmaConfig, GemmaForCausalLM, MistralConfig, MistralForCausalLM
 
 from swirl_lightning.engine import attention, kernels, packed_attention
-from swirl_lightning.engine.attention import attend_rollouts, install
+from swirl_lightning.engine.attention import Seen, attend_rollouts, install
 from swirl_lightning.engine.packed_attention import PackedAttention
 from swirl_lightning.engine.packing import Packing
 
@@ -20,8 +20,8 @@ def by_definition(query, key, value, seen, scaling):
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("flash", [True, False])
-def test_rollouts_attend_to_their_prompt_and_themselves(heads, padded, flash, monkeypatch):
+@pytest.mark.parametrize("parts", [True, False])
+def test_rollouts_attend_to_their_prompt_and_themselves(heads, padded, parts, monkeypatch):
     many, few = heads
     batch, width, prompt, own, size = 2, 3, 7, 4, 8
     torch.manual_seed(0)
@@ -30,10 +30,10 @@ def test_rollouts_attend_to_their_prompt_and_themselves(heads, padded, flash, mo
     mine = torch.randn(2, batch, few, width, own, size)
     mask = torch.ones(batch, prompt, dtype=torch.bool)
     mask[1, :3] = not padded
-    if not flash:
-        monkeypatch.setattr(attention, "_attend", attention._attend_by_products)
-    hidden = mask.float().log()[:, None, None] if padded else None
-    got = attend_rollouts(query, tuple(prompts), tuple(mine), 0.3, hidden)
+    if not parts:
+        monkeypatch.setattr(attention, "_in_parts", attention._at_once)
+    everything = Seen(mask[:, None, None] if padded else None, torch.float32)
+    got = attend_rollouts(query, tuple(prompts), tuple(mine), 0.3, everything)
     for k in range(width):
         keys, values = (torch.cat([p, m[:, :, k]], 2) for p, m in zip(prompts, mine, strict=True))
         seen = torch.cat([mask, torch.ones(batch, own, dtype=torch.bool)], 1)[:, None]
@@ -41,20 +41,25 @@ def test_rollouts_attend_to_their_prompt_and_themselves(heads, padded, flash, mo
         torch.testing.assert_close(got[:, k], expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("flash", [True, False])
-def test_several_tokens_of_a_rollout_attend_to_those_before_them(flash, monkeypatch):
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("parts", [True, False])
+def test_several_tokens_of_a_rollout_attend_to_those_before_them(parts, padded, monkeypatch):
     batch, many, few, width, window, prompt, own, size = 2, 6, 2, 3, 4, 5, 9, 8
     torch.manual_seed(0)
     query = torch.randn(batch, many, width * window, size)
     prompts, mine = torch.randn(2, batch, few, prompt, size), torch.randn(2, batch, few, width, own, size)
     positions = torch.randint(own - window, (batch, width, 1)) + torch.arange(window)
     seen = torch.arange(own) <= positions[..., None]  # (B, K, W, T)
-    if not flash:
-        monkeypatch.setattr(attention, "_attend", attention._attend_by_products)
-    got = attend_rollouts(query, tuple(prompts), tuple(mine), 0.3, to_come=seen.float().log())
+    mask = torch.ones(batch, prompt, dtype=torch.bool)
+    mask[1, :2] = not padded
+    if not parts:
+        monkeypatch.setattr(attention, "_in_parts", attention._at_once)
+    everything = Seen(mask[:, None, None] if padded else None, torch.float32)
+    everything.begin(seen)
+    got = attend_rollouts(query, tuple(prompts), tuple(mine), 0.3, everything)
     for k in range(width):
         keys, values = (torch.cat([p, m[:, :, k]], 2) for p, m in zip(prompts, mine, strict=True))
-        every = torch.cat([torch.ones(batch, window, prompt, dtype=torch.bool), seen[:, k]], 2)
+        every = torch.cat([mask[:, None].expand(-1, window, -1), seen[:, k]], 2)
         rows = slice(k * window, (k + 1) * window)
         expected = by_definition(query[:, :, rows], keys, values, every, 0.3).transpose(1, 2)
         torch.testing.assert_close(got[:, rows], expected, atol=1e-6, rtol=1e-5)

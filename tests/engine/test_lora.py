@@ -7,6 +7,7 @@ from support.tiny import text_backbone
 from swirl_lightning.adapters import AdapterConfig, Adapters
 from swirl_lightning.engine import lora
 from swirl_lightning.engine.lora import LoRALinear
+from swirl_lightning.engine.quantization import Packed
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -23,6 +24,20 @@ def test_it_computes_and_differentiates_the_formula(rows, biased):
     grad = torch.randn_like(out)
     found, wanted = (torch.autograd.grad(part, learnt, grad, retain_graph=True) for part in (out, expected))
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_a_weight_in_four_bits_is_as_its_dense_copy():
+    torch.manual_seed(0)
+    layer = Linear4bit(64, 96, bias=True, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
+    assert layer.weight.quant_state is not None
+    packed = Packed(layer)
+    x, a, b = (torch.randn(*shape, requires_grad=True) for shape in ((50, 64), (4, 64), (96, 4)))
+    grad = torch.randn(50, 96)
+    found, wanted = (
+        [out := LoRALinear.apply(x, weight, layer.bias.detach(), a, b, 0.5), *torch.autograd.grad(out, (x, a, b), grad)]
+        for weight in (packed, packed.dense(torch.float32))
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)])
@@ -122,6 +137,23 @@ def test_peft_computes_what_it_alone_can(gemma_path, monkeypatch):
     with adapters.model.disable_adapter(), torch.no_grad():
         adapters.model(input_ids=torch.tensor([[3, 4, 5]]))
     assert len(calls) == count
+
+
+def test_sampling_casts_an_adapter_once(gemma_path, monkeypatch):
+    adapters, _ = adapted(gemma_path, monkeypatch, quantization=None, dtype="bfloat16")
+    name, ids = adapters.trainable[1], torch.tensor([[3, 4, 5]])
+    seen = []
+    apply = LoRALinear.apply
+    monkeypatch.setattr(LoRALinear, "apply", lambda *args: seen.append(args[3].dtype) or apply(*args))
+    with adapters.use(name), torch.no_grad():
+        expected = adapters.model(input_ids=ids).logits
+        with adapters.merged(name):
+            found = adapters.model(input_ids=ids).logits
+        again = adapters.model(input_ids=ids).logits
+    third = len(seen) // 3
+    assert seen == [torch.float32] * third + [torch.bfloat16] * third + [torch.float32] * third
+    assert torch.equal(found, expected)
+    assert torch.equal(again, expected)
 
 
 def test_weights_that_are_not_kept_stay_with_peft(gemma_path, monkeypatch):

@@ -31,15 +31,21 @@ def test_weights_dequantised_once_compute_the_same(gemma_path):
     assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(packed, left, strict=True))
 
 
-def test_on_cpus_they_are_kept_where_they_fit(gemma_path, monkeypatch):
+def test_they_are_kept_on_devices_where_they_fit(gemma_path, monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
     kept = load(gemma_path)
     layers = [m for m in kept.modules() if isinstance(m, Linear4bit)]
     expected = sum(4 * m.in_features * m.out_features for m in layers)
-    assert quantization.dense_bytes(kept, torch.device("cpu")) == expected
-    assert quantization.dense_bytes(kept, torch.device("cuda")) == 0
-    monkeypatch.setattr(quantization, "MEMORY_SHARE", 0.0)
-    assert quantization.dense_bytes(load(gemma_path), torch.device("cpu")) == 0
-    assert quantization.dense_bytes(load(gemma_path, dequantize_once=True), torch.device("cuda")) == expected
+    free = {"cpu": expected / quantization.MEMORY_SHARE, "cuda": expected / quantization.MEMORY_SHARE - 1}
+    monkeypatch.setattr(quantization, "_free", lambda device: free[device.type])
+    assert quantization.dense_bytes(kept, cpu) == expected
+    assert quantization.dense_bytes(kept, gpu) == 0
+    free.update(cpu=0, cuda=100 * expected)  # what has been chosen stays
+    assert quantization.dense_bytes(kept, cpu) == expected
+    assert quantization.dense_bytes(load(gemma_path), gpu) == expected
+    assert quantization.dense_bytes(load(gemma_path), cpu) == 0
+    assert quantization.dense_bytes(load(gemma_path, dequantize_once=True), cpu) == expected
+    assert quantization.dense_bytes(load(gemma_path, dequantize_once=False), gpu) == 0
 
 
 @pytest.mark.parametrize("once", [None, True, False])

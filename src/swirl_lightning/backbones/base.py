@@ -31,8 +31,9 @@ class Backbone(ABC):
         gradient_checkpointing: recompute activations in the policy update.
         trust_remote_code: as in transformers; off unless you set it.
         dequantize_once: keep a copy of the 4-bit weights in ``dtype`` after their first use: more memory for
-            much less work at every token. None: on CPUs alone, where the copy fits into the free memory.
-        cuda_graphs: replay the decode steps of rollouts as CUDA graphs.
+            much less work at every token. None: where the copy takes a small part of the device's free memory.
+        cuda_graphs: replay the decode steps of rollouts as CUDA graphs. None: on CUDA devices, of completions long
+            enough to be worth a capture, without ``speculative``.
         speculative: draw a state from the one before it as a draft, several tokens in one pass, and run once what
             rollouts have in common. The same tokens are drawn, sooner where states change little. None: on CPUs.
             Not with ``cuda_graphs``.
@@ -64,7 +65,7 @@ class Backbone(ABC):
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
         dequantize_once: bool | None = None,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
         speculative: bool | None = None,
     ) -> None:
         if quantization not in ("nf4", None):

@@ -15,7 +15,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from swirl_lightning.engine import cpu
-from swirl_lightning.engine.kernels import weigh
 from swirl_lightning.engine.packed_attention import PackedAttention
 from swirl_lightning.engine.packing import Packing
 
@@ -81,13 +80,49 @@ AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+class Seen:
+    """What the queries of a pass may attend to, the same in all layers.
+
+    Args:
+        prompts: (B, 1, 1, P) of 0 and 1, 0 where a prompt is padded; None: nowhere.
+        dtype: of keys and values.
+    """
+
+    def __init__(self, prompts: Tensor | None, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self.prompts = None if prompts is None else _bias(prompts, dtype)
+        self.own: Tensor | None = None
+        self._both: Tensor | None = None
+
+    def begin(self, own: Tensor | None) -> None:
+        """Begin a pass, in which token w of a rollout may attend to its tokens ``own``, (B or 1, K or 1, W, T) bool.
+
+        None: to all that there are.
+        """
+        self.own, self._both = None if own is None else _bias(own, self._dtype), None
+
+    def keep(self, prompts: Tensor) -> None:
+        """Keep the prompts with indices (b,)."""
+        self.prompts = None if self.prompts is None else self.prompts[prompts]
+
+    def both(self, shared: int, own: int) -> Tensor | None:
+        """Return one float32 bias for P + T keys, (B or 1, 1, 1, K or 1, W or 1, P + T); None: all are seen."""
+        if self._both is None and not (self.prompts is None and self.own is None):
+            some: Any = self.prompts if self.own is None else self.own
+            first = some.new_zeros(1, 1, 1, shared) if self.prompts is None else self.prompts
+            last = some.new_zeros(1, 1, 1, own) if self.own is None else self.own
+            shape = (max(len(first), len(last)), *last.shape[1:3])
+            parts = first.expand(*shape, -1), last.expand(*shape, -1)
+            self._both = torch.cat(parts, -1).float()[:, None, None]
+        return self._both
+
+
+def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return seen.to(dtype).log()  # 0 and -inf
+
+
 def attend_rollouts(
-    query: Tensor,
-    prompt: tuple[Tensor, Tensor],
-    own: tuple[Tensor, Tensor],
-    scaling: float,
-    hidden: Tensor | None = None,
-    to_come: Tensor | None = None,
+    query: Tensor, prompt: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], scaling: float, seen: Seen
 ) -> Tensor:
     """Attend with W successive tokens of each of K rollouts per prompt; without gradient.
 
@@ -96,44 +131,59 @@ def attend_rollouts(
         prompt: keys and values of the prompts, (B, h, P, D) each; H / h queries share a head of them.
         own: keys and values of the rollouts, (B, h, K, T, D) each.
         scaling: of the products.
-        hidden: (B, 1, 1, P) float, -inf where a prompt is padded; None: nowhere.
-        to_come: (B or 1, K or 1, W, T) float, -inf where the key of a token comes after the query; None: nowhere.
+        seen: tells which keys count.
 
     Returns:
         (B, K * W, H, D).
     """
+    return (_in_parts if query.device.type == "cpu" else _at_once)(query, prompt, own, scaling, seen)
+
+
+def _in_parts(
+    query: Tensor, prompt: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], scaling: float, seen: Seen
+) -> Tensor:
+    """Compute :func:`attend_rollouts` by torch's flash kernel for prompts and for rollouts, joined by their sums."""
     batch, heads, count, size = query.shape
     shared, width = prompt[0].shape[1], own[0].shape[2]
     share, window = heads // shared, count // width
     folded = query.reshape(batch, shared, share * count, size)
-    seen, seen_lse = _attend(folded, *prompt, hidden, scaling)
+    ours, ours_lse = cpu.attend(folded, *prompt, seen.prompts, scaling)
     apart = query.view(batch, shared, share, width, window, size).transpose(2, 3)  # (B, h, K, H / h, W, D)
+    to_come = seen.own
     if to_come is not None and to_come.shape[:3] != (1, 1, 1):
         to_come = to_come[:, None, :, None].expand(batch, shared, width, share, window, -1)
         to_come = to_come.reshape(batch, shared * width, share * window, -1)
-    mine, mine_lse = _attend(
+    mine, mine_lse = cpu.attend(
         apart.reshape(batch, shared * width, share * window, size),
         own[0].flatten(1, 2),
         own[1].flatten(1, 2),
         to_come,
         scaling,
     )
-    seen, seen_lse = (part.view(batch, shared, share, width, window, -1).transpose(2, 3) for part in (seen, seen_lse))
+    ours, ours_lse = (part.view(batch, shared, share, width, window, -1).transpose(2, 3) for part in (ours, ours_lse))
     mine, mine_lse = (part.view(batch, shared, width, share, window, -1) for part in (mine, mine_lse))
-    out = torch.lerp(mine, seen, (seen_lse - mine_lse).sigmoid().to(mine.dtype))
+    out = torch.lerp(mine, ours, (ours_lse - mine_lse).sigmoid().to(mine.dtype))
     return out.permute(0, 2, 4, 1, 3, 5).reshape(batch, count, heads, size)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
-    """Attend with all queries to all keys; arguments and results as :func:`swirl_lightning.engine.cpu.attend`."""
-    work = cpu.attend if query.device.type == "cpu" else _attend_by_products
-    return work(query, key, value, hidden, scaling)
-
-
-def _attend_by_products(
-    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scaling: float
-) -> tuple[Tensor, Tensor]:
-    """Compute :func:`_attend` by two matrix products, on any device."""
-    scores = (query @ key.transpose(-1, -2)).float() * scaling
-    out, lse = weigh(scores if hidden is None else scores + hidden, value)
-    return out, lse[..., None]
+def _at_once(
+    query: Tensor, prompt: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], scaling: float, seen: Seen
+) -> Tensor:
+    """Compute :func:`attend_rollouts` by one softmax over all keys: a dozen kernels on a GPU, half of the parts'."""
+    batch, heads, count, size = query.shape
+    shared, width = prompt[0].shape[1], own[0].shape[2]
+    share, window = heads // shared, count // width
+    folded = query.reshape(batch, shared, share * count, size)
+    grid = batch, shared, share, width, window
+    apart = query.reshape((*grid, size)).transpose(2, 3).reshape(batch, shared * width, share * window, size)
+    key, value = (part.flatten(1, 2) for part in own)
+    scores = (folded @ prompt[0].transpose(-1, -2)).view(*grid, -1)  # (B, h, H / h, K, W, P)
+    mine = (apart @ key.transpose(-1, -2)).view(batch, shared, width, share, window, -1).transpose(2, 3)
+    both = torch.cat((scores, mine), -1)
+    bias = seen.both(scores.shape[-1], mine.shape[-1])
+    weights = (both.float() * scaling if bias is None else torch.add(bias, both, alpha=scaling)).softmax(-1)
+    first, last = weights.to(value.dtype).split((scores.shape[-1], mine.shape[-1]), -1)
+    out = (first.flatten(2, 4) @ prompt[1]).view((*grid, size))
+    rest = last.transpose(2, 3).reshape(batch, shared * width, share * window, -1) @ value
+    out = out + rest.view(batch, shared, width, share, window, size).transpose(2, 3)
+    return out.permute(0, 3, 4, 1, 2, 5).reshape(batch, count, heads, size)

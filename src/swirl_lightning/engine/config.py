@@ -8,6 +8,9 @@ import torch
 
 from swirl_lightning.engine.ranges import check_ranges
 
+STEPS_OF_A_GRAPH = 16
+"""Number of tokens from which a completion's steps are captured by default: a capture costs as much as a few."""
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -17,7 +20,8 @@ class EngineConfig:
         shared_attention: completions attend to the one copy of their prompt, which needs
             :func:`swirl_lightning.engine.attention.install`; False runs every row whole: the plain path.
         cuda_graphs: decode steps read and write the same memory each time, and on CUDA devices are replayed as CUDA
-            graphs; needs ``shared_attention``, and a trunk whose decode step can be captured.
+            graphs; needs ``shared_attention``, and a trunk whose decode step can be captured. None: on CUDA devices,
+            for completions of :data:`STEPS_OF_A_GRAPH` tokens, where ``shared_attention`` and ``speculative`` allow it.
         speculative: decode from drafts, and run once what rollouts of a prompt have in common
             (:mod:`swirl_lightning.engine.speculative`); needs ``shared_attention``, excludes ``cuda_graphs``. None: on
             CPUs, where these two allow it.
@@ -33,7 +37,7 @@ class EngineConfig:
     """
 
     shared_attention: bool = True
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
     speculative: bool | None = None
     max_tokens: int | None = None
     max_cached_tokens: int | None = None
@@ -49,3 +53,10 @@ class EngineConfig:
         """Whether sampling on a device decodes from drafts."""
         able = self.shared_attention and not self.cuda_graphs
         return able and (device.type == "cpu" if self.speculative is None else self.speculative)
+
+    def replays(self, device: torch.device, longest: int) -> bool:
+        """Whether the steps of completions keep to the same memory on a device, and are replayed where it can do so."""
+        if self.cuda_graphs is None:
+            worth = device.type == "cuda" and longest >= STEPS_OF_A_GRAPH
+            return worth and self.shared_attention and not self.speculative
+        return self.cuda_graphs

@@ -47,7 +47,7 @@ def decode(
     device, total, longest = noise.device, noise.shape[0], grammar.max_length
     columns = side_by_side(members, device)
     cache, mask, padded, hidden, start = read_prompts(trunk, prompts, device)
-    clock = torch.zeros(1, dtype=torch.long, device=device) if config.cuda_graphs else None
+    clock = torch.zeros(1, dtype=torch.long, device=device) if config.replays(device, longest) else None
     if config.shared_attention:
         cache = RolloutCache(cache, mask if padded else None, columns.shape[1], longest, clock)
     else:
@@ -56,7 +56,7 @@ def decode(
         hidden, mask, start = hidden[member], mask[member], start[member]
         columns = torch.arange(total, device=device)[:, None]
     layout = RolloutLayout(columns, mask, start, cache)
-    replayed = CapturedTrunk(trunk) if config.cuda_graphs and device.type == "cuda" else None
+    replayed = CapturedTrunk(trunk) if clock is not None and device.type == "cuda" else None
     hidden = hidden.expand(-1, layout.width, -1)
 
     tokens = torch.zeros(total, longest, dtype=torch.long, device=device)
@@ -77,7 +77,7 @@ def decode(
             if step % STEPS_BETWEEN_LEAVING == 0:  # looking at the device's values waits for the device
                 if not running.any():
                     break
-                if (smaller := layout.without(running)) is not None:
+                if (smaller := layout.without(running, replayed is not None)) is not None:
                     kept = torch.isin(rows, smaller.rows)
                     layout, token, running = smaller, token[kept], running[kept]
         if step >= grammar.last_free:

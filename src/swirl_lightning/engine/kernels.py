@@ -64,11 +64,7 @@ def _cuda_backward(
 
 
 def _products(query: Tensor, key: Tensor, value: Tensor, causal: bool, scaling: float) -> tuple[Tensor, Tensor]:
-    return weigh(_scores(query, key, causal, scaling), value)
-
-
-def weigh(scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum values (B, H, T, D) by the softmax of scores (B, H, Q, T); returns (B, H, Q, D), log-sum-exp (B, H, Q)."""
+    scores = _scores(query, key, causal, scaling)
     lse = scores.logsumexp(-1)
     return (scores - lse[..., None]).exp().to(value.dtype) @ value, lse
 

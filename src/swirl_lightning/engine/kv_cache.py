@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from swirl_lightning.engine.attention import attend_rollouts
-
-
-def _hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return mask.to(dtype).log()  # 0 and -inf
+from swirl_lightning.engine.attention import Seen, attend_rollouts
 
 
 class RolloutCache(Cache):
@@ -29,24 +25,32 @@ class RolloutCache(Cache):
 
     def __init__(self, prompts: Cache, mask: Tensor | None, width: int, room: int, step: Tensor | None = None) -> None:
         layers: list[Any] = prompts.layers
-        hidden = None if mask is None else _hidden(mask, layers[0].values.dtype)[:, None, None]
-        super().__init__(layers=[_RolloutLayer(layer, hidden, width, room, step) for layer in layers])
+        dtype = layers[0].values.dtype
+        self._seen = Seen(None if mask is None else mask[:, None, None], dtype)
+        super().__init__(layers=[_RolloutLayer(layer, self._seen, width, room, step) for layer in layers])
+        first: Any = self.layers[0]
+        first.leads = True
 
     def keep(self, prompts: Tensor, places: Tensor) -> None:
         """Keep the prompts with indices (b,), and of each of them the rollouts with indices (b, k)."""
+        self._seen.keep(prompts)
         layers: list[Any] = self.layers
         for layer in layers:
             layer.keep(prompts, places)
 
 
 class _RolloutLayer(DynamicLayer):
-    """Layer whose ``keys`` and ``values`` are the prompts', (B, h, P, D); those of the rollouts are in buffers."""
+    """Layer whose ``keys`` and ``values`` are the prompts', (B, h, P, D); those of the rollouts are in buffers.
 
-    def __init__(self, prompts: Any, hidden: Tensor | None, width: int, room: int, step: Tensor | None) -> None:
+    Attributes:
+        leads: it is the first of a pass.
+    """
+
+    def __init__(self, prompts: Any, seen: Seen, width: int, room: int, step: Tensor | None) -> None:
         super().__init__()
-        self.is_initialized = True
+        self.is_initialized, self.leads = True, False
         # under autocast rotated keys are float32 beside values that are not
-        self.keys, self.values, self._hidden = prompts.keys.to(prompts.values.dtype), prompts.values, hidden
+        self.keys, self.values, self._seen = prompts.keys.to(prompts.values.dtype), prompts.values, seen
         batch, heads, _, size = prompts.values.shape
         make = prompts.values.new_empty if step is None else prompts.values.new_zeros
         self._own = [make(batch, heads, width, room, size) for _ in range(2)]
@@ -60,25 +64,23 @@ class _RolloutLayer(DynamicLayer):
             else:
                 own.index_copy_(3, self._step, new.to(own.dtype).unsqueeze(3))
         self._steps += 1
+        if self.leads:
+            self._seen.begin(None if self._step is None else self._up_to(self._step))
         return self, self
+
+    def _up_to(self, step: Tensor) -> Tensor:
+        """Return which tokens there are at a step, (1, 1, 1, T)."""
+        return (torch.arange(self._own[0].shape[3], device=step.device) <= step)[None, None, None]
 
     def attend(self, query: Tensor, scaling: float) -> Tensor:
         """Attend with queries (B, H, K, D) to the prompts and the rollouts; returns (B, K, H, D)."""
         prompt: Any = self.keys, self.values
-        query = query.to(prompt[1].dtype)
-        if self._step is None:
-            key, value = (own[:, :, :, : self._steps] for own in self._own)
-            return attend_rollouts(query, prompt, (key, value), scaling, self._hidden)
-        key, value = self._own
-        to_come = torch.arange(key.shape[3], device=key.device) > self._step
-        return attend_rollouts(
-            query, prompt, (key, value), scaling, self._hidden, _hidden(~to_come, key.dtype)[None, None, None]
-        )
+        key, value = self._own if self._step is not None else (own[:, :, :, : self._steps] for own in self._own)
+        return attend_rollouts(query.to(prompt[1].dtype), prompt, (key, value), scaling, self._seen)
 
     def keep(self, prompts: Tensor, places: Tensor) -> None:
         """Keep some prompts and rollouts, as :meth:`RolloutCache.keep`."""
         self.batch_select_indices(prompts)
-        self._hidden = None if self._hidden is None else self._hidden[prompts]
         rows = prompts[:, None]
         self._own = [own.transpose(1, 2)[rows, places].transpose(1, 2).contiguous() for own in self._own]
 
@@ -100,13 +102,15 @@ class BranchCache(Cache):
 
     def __init__(self, prompts: Cache, mask: Tensor | None, room: int) -> None:
         layers: list[Any] = prompts.layers
-        hidden = None if mask is None else _hidden(mask, layers[0].values.dtype)[:, None, None]
-        self.width, self._window = 1, _Window(layers[0].values.dtype)
-        super().__init__(layers=[_BranchLayer(layer, hidden, room, self._window) for layer in layers])
+        dtype = layers[0].values.dtype
+        self._seen = Seen(None if mask is None else mask[:, None, None], dtype)
+        self.width, self._window = 1, _Window()
+        super().__init__(layers=[_BranchLayer(layer, self._seen, room, self._window) for layer in layers])
 
     def split(self, prompts: Tensor, parents: Tensor) -> None:
         """Keep the prompts with indices (b,), and make branches of each, copies of those with indices (b, k)."""
         self.width, layers = parents.shape[1], list[Any](self.layers)
+        self._seen.keep(prompts)
         for layer in layers:
             layer.split(prompts, parents)
 
@@ -119,25 +123,24 @@ class BranchCache(Cache):
         """
         places = torch.arange(used, device=positions.device)
         self._window.positions, self._window.used = positions, used
-        self._window.to_come = _hidden(places <= positions[..., None], self._window.dtype)  # (B, K, W, T)
+        self._seen.begin(places <= positions[..., None])  # (B, K, W, T)
 
 
 class _Window:
     """Where the tokens of a pass stand, for all layers."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.positions = self.to_come = torch.empty(0)
-        self.dtype, self.used = dtype, 0
+    def __init__(self) -> None:
+        self.positions, self.used = torch.empty(0), 0
 
 
 class _BranchLayer(DynamicLayer):
     """Layer whose ``keys`` and ``values`` are the prompts', (B, h, P, D); those of the branches are in buffers."""
 
-    def __init__(self, prompts: Any, hidden: Tensor | None, room: int, window: _Window) -> None:
+    def __init__(self, prompts: Any, seen: Seen, room: int, window: _Window) -> None:
         super().__init__()
         self.is_initialized = True
         # under autocast rotated keys are float32 beside values that are not
-        self.keys, self.values, self._hidden = prompts.keys.to(prompts.values.dtype), prompts.values, hidden
+        self.keys, self.values, self._seen = prompts.keys.to(prompts.values.dtype), prompts.values, seen
         batch, heads, _, size = prompts.values.shape
         self._own = [prompts.values.new_zeros(batch, heads, 1, room, size) for _ in range(2)]
         self._window = window
@@ -155,14 +158,11 @@ class _BranchLayer(DynamicLayer):
         """Attend with queries (B, H, K * W, D) to the prompts and the branches; returns (B, K * W, H, D)."""
         prompt: Any = self.keys, self.values
         key, value = (own[:, :, :, : self._window.used] for own in self._own)
-        return attend_rollouts(
-            query.to(prompt[1].dtype), prompt, (key, value), scaling, self._hidden, self._window.to_come
-        )
+        return attend_rollouts(query.to(prompt[1].dtype), prompt, (key, value), scaling, self._seen)
 
     def split(self, prompts: Tensor, parents: Tensor) -> None:
         """Make branches, as :meth:`BranchCache.split`."""
         self.batch_select_indices(prompts)
-        self._hidden = None if self._hidden is None else self._hidden[prompts]
         rows, used = prompts[:, None], self._window.used
         for n, own in enumerate(self._own):
             heads, _, room, size = own.shape[1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,8 +28,8 @@ def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = Fal
 
     Args:
         model: the base as loaded.
-        dequantize_once: keeps a copy of each 4-bit weight in the dtype of computation after its first use. None: on
-            CPUs alone, if the copies take at most :data:`MEMORY_SHARE` of the free memory.
+        dequantize_once: keeps a copy of each 4-bit weight in the dtype of computation after its first use. None: if
+            the copies take at most :data:`MEMORY_SHARE` of the memory that is free on the device at that time.
 
     Returns:
         The same model.
@@ -47,25 +47,45 @@ def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = Fal
         for name, value in list(vars(module).items()):
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-    everywhere = bool(dequantize_once)
-    if everywhere or (dequantize_once is None and _fits(layers)):
+    if dequantize_once is not False:
+        keeps = _Keeps(sum(_bytes(layer) for layer in layers), bool(dequantize_once))
         for layer in layers:
-            layer.dense = _Dense(everywhere)
+            layer.dense = _Dense(keeps)
             layer.forward = partial(_forward, layer)
     return model
 
 
 @dataclass
-class _Dense:
-    """Dequantised weight of a layer, (out, in), made at its first use; on CPUs alone or everywhere.
+class _Keeps:
+    """Choice for all layers of a model, made once for each device: whether their weights are kept dequantised.
 
     Attributes:
-        everywhere: is used on GPUs, too.
+        needed: bytes of all of them.
+        always: without a look at the memory.
+    """
+
+    needed: int
+    always: bool
+    chosen: dict[torch.device, bool] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> bool:
+        """Return the choice for a device."""
+        if device not in self.chosen:
+            self.chosen[device] = self.always or _fits(self.needed, device)
+        return self.chosen[device]
+
+
+@dataclass
+class _Dense:
+    """Dequantised weight of a layer, (out, in), made at its first use where weights are kept.
+
+    Attributes:
+        keeps: tells whether they are.
         weight: the dequantised weight, or None before its first use.
         merged: the weight plus an adapter's product, between :func:`merge` and :func:`unmerge`.
     """
 
-    everywhere: bool
+    keeps: _Keeps
     weight: Tensor | None = None
     merged: Tensor | None = None
 
@@ -80,7 +100,7 @@ class _Dense:
 def _forward(layer: Any, x: Tensor) -> Tensor:
     """Compute what `Linear4bit` does, (..., in) -> (..., out), with the weight dequantised at the first call alone."""
     dense: _Dense = layer.dense
-    if not dense.everywhere and x.device.type != "cpu":
+    if not dense.keeps.on(x.device):
         return type(layer).forward(layer, x)  # the class's own: the instance's is this function
     dtype = layer.compute_dtype or x.dtype
     weight = dense.get(layer, x.device, dtype) if dense.merged is None else dense.merged
@@ -88,14 +108,32 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     return linear(x.to(dtype), weight, bias).to(x.dtype)
 
 
-def kept_weight(layer: Any, x: Tensor) -> Tensor | None:
-    """Return the weight (out, in) by which a linear layer on a CPU multiplies ``x``; None if it is not kept as such."""
-    if x.device.type != "cpu":
-        return None
+@dataclass(frozen=True)
+class Packed:
+    """Weight (out, in) of a 4-bit layer on a GPU, which is dequantised for each product."""
+
+    layer: Any
+
+    def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply x (N, in) by it, and add a bias (out,); returns (N, out). Without gradient."""
+        from bitsandbytes import matmul_4bit
+
+        out: Tensor = matmul_4bit(x, self.layer.weight, quant_state=self.layer.weight.quant_state, bias=bias)
+        return out
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Dequantise it, (out, in)."""
+        return dequantized(self.layer).to(dtype)
+
+
+def weight_of(layer: Any, x: Tensor) -> Tensor | Packed | None:
+    """Return the weight (out, in) by which a linear layer multiplies ``x``; None if it must multiply itself."""
     dense = getattr(layer, "dense", None)
-    if not isinstance(dense, _Dense):
-        return layer.weight if type(layer) is nn.Linear and layer.weight.dtype == x.dtype else None
-    return dense.get(layer, x.device, x.dtype) if layer.compute_dtype in (None, x.dtype) else None
+    if isinstance(dense, _Dense) and dense.keeps.on(x.device):
+        return dense.get(layer, x.device, x.dtype) if layer.compute_dtype in (None, x.dtype) else None
+    if getattr(layer.weight, "quant_state", None) is not None:
+        return Packed(layer) if x.device.type == "cuda" and layer.compute_dtype == x.dtype else None
+    return layer.weight if type(layer) is nn.Linear and layer.weight.dtype == x.dtype else None
 
 
 def dequantized(layer: Any) -> Tensor:
@@ -110,8 +148,10 @@ def mergeable(layer: Any) -> bool:
 
     There the sum rounds no more than the base's and the adapter's products do.
     """
-    kept = isinstance(getattr(layer, "dense", None), _Dense) and layer.weight.device.type == "cpu"
-    return kept and layer.compute_dtype in (None, torch.float32)
+    dense = getattr(layer, "dense", None)
+    if not isinstance(dense, _Dense) or layer.weight.device.type != "cpu":
+        return False
+    return layer.compute_dtype in (None, torch.float32) and dense.keeps.on(layer.weight.device)
 
 
 def merge(layer: Any, delta: Tensor) -> None:
@@ -127,7 +167,7 @@ def unmerge(layer: Any) -> None:
 def dense_bytes(model: nn.Module, device: torch.device) -> int:
     """Count the bytes of the weights that are kept dequantised on a device."""
     kept: list[Any] = [module for module in model.modules() if isinstance(getattr(module, "dense", None), _Dense)]
-    return sum(_bytes(layer) for layer in kept if layer.dense.everywhere or device.type == "cpu")
+    return sum(_bytes(layer) for layer in kept if layer.dense.keeps.on(device))
 
 
 def merged_bytes(model: nn.Module) -> int:
@@ -135,19 +175,24 @@ def merged_bytes(model: nn.Module) -> int:
     return sum(_bytes(layer) for layer in model.modules() if mergeable(layer))
 
 
-def _fits(layers: list[Any]) -> bool:
-    """Tell whether the dequantised weights take at most :data:`MEMORY_SHARE` of the free memory."""
-    if "SC_AVPHYS_PAGES" not in os.sysconf_names:  # macOS does not say
-        return False
-    needed = sum(_bytes(layer) for layer in layers)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > MEMORY_SHARE * free:
+def _fits(needed: int, device: torch.device) -> bool:
+    """Tell whether dequantised weights take at most :data:`MEMORY_SHARE` of the free memory."""
+    free = _free(device)
+    if free is not None and needed > MEMORY_SHARE * free:
         rank_zero_info(
             f"4-bit weights are dequantised at every use: {needed / 2**30:.1f} GiB would be a large part of the "
-            f"{free / 2**30:.1f} GiB that are free; dequantize_once: true keeps them all the same"
+            f"{free / 2**30:.1f} GiB that are free on {device}; dequantize_once: true keeps them all the same"
         )
-        return False
-    return True
+    return free is not None and needed <= MEMORY_SHARE * free
+
+
+def _free(device: torch.device) -> int | None:
+    """Return the free bytes of a device; None where it does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or "SC_AVPHYS_PAGES" not in os.sysconf_names:  # macOS does not say
+        return None
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _bytes(layer: Any) -> int:

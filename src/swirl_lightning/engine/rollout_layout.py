@@ -11,6 +11,8 @@ from swirl_lightning.engine.packing import MASK_UNREAD
 
 LEAVING_SHARE = 0.8
 """Finished rows are dropped once at most this share of the batch is left, since dropping copies the cache."""
+LEAVING_SHARE_OF_GRAPHS = 0.5
+"""The same where steps are replayed, since dropping also needs another capture."""
 
 
 def side_by_side(members: list[int], device: torch.device) -> Tensor:
@@ -56,11 +58,12 @@ class RolloutLayout:
         """Positions (B, K) of the tokens of a step."""
         return (self.start + step).expand(-1, self.width)
 
-    def without(self, running: Tensor) -> RolloutLayout | None:
+    def without(self, running: Tensor, replayed: bool = False) -> RolloutLayout | None:
         """Drop finished rollouts, and their share of the cache.
 
         Args:
             running: (R,) bool.
+            replayed: a batch of another shape is captured anew.
 
         Returns:
             The layout of the running rollouts, or None if dropping would save too little.
@@ -69,7 +72,7 @@ class RolloutLayout:
         grid = grid.view(self.columns.shape)
         prompts = grid.any(1).nonzero()[:, 0]
         width = int(grid.sum(1).max())
-        if len(prompts) * width > LEAVING_SHARE * self.columns.numel():
+        if len(prompts) * width > (LEAVING_SHARE_OF_GRAPHS if replayed else LEAVING_SHARE) * self.columns.numel():
             return None
         grid, columns = grid[prompts], self.columns[prompts]
         order = torch.argsort(grid.byte(), dim=1, descending=True, stable=True)[:, :width]  # those that run first

@@ -25,7 +25,7 @@ from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.kv_cache import BranchCache
 from swirl_lightning.engine.packing import MASK_UNREAD
 from swirl_lightning.engine.prompts import read_prompts
-from swirl_lightning.engine.vocabulary import LOGITS_PER_CHUNK, VocabularySlice
+from swirl_lightning.engine.vocabulary import VocabularySlice, logits_per_chunk
 
 FIRST_RATE, TRIAL_RATE, LARGEST_WINDOW = 0.91, 0.5, 64
 """Share of a draft's tokens that is taken to be right at first, and at most after passes without drafts; and the most
@@ -131,7 +131,9 @@ def _draw(
     first = torch.tensor([branch.length for branch in branches])
     steps = (first[:, None] + torch.arange(window)).clamp_(max=noise.shape[1] - 1)  # (R, W)
     uniform = noise[rows.to(device)[:, None], steps.to(device)[:, :, None]]  # (R, W, M)
-    most = max(len(noise), LOGITS_PER_CHUNK // len(vocabulary))  # logits of no more tokens exist at one time
+    most = max(
+        len(noise), logits_per_chunk(noise.device) // len(vocabulary)
+    )  # logits of no more tokens exist at one time
     parts = zip(hidden.flatten(0, 1).split(most), uniform.flatten(0, 1).split(most), strict=True)
     index = torch.cat([draw_several(vocabulary.logits(part), numbers, sampling) for part, numbers in parts])
     ids = vocabulary.ids[index].view(count, window, widest).transpose(1, 2).cpu().numpy()

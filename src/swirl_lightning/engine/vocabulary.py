@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from swirl_lightning.engine.cpu import linear
 
 LOGITS_PER_CHUNK = 1 << 22
-"""Number of logits that exist at one time (16 MiB in float32), whatever the tokens and the vocabulary."""
+"""Number of logits that exist at one time (16 MiB in float32), whatever the tokens and the vocabulary; on CPUs."""
+LOGITS_PER_CHUNK_ON_GPUS = 1 << 26
+"""The same on GPUs (256 MiB), whose products of fewer rows leave them idle: docs/performance.md."""
+
+
+def logits_per_chunk(device: torch.device) -> int:
+    """Return the number of logits that exist at one time on a device."""
+    return LOGITS_PER_CHUNK if device.type == "cpu" else LOGITS_PER_CHUNK_ON_GPUS
 
 
 class VocabularySlice:
@@ -133,7 +140,7 @@ class _SlicedLogProb(torch.autograd.Function):
         with_entropy: bool,
     ) -> Any:
         log_probs, entropies, gradients = [], [], []
-        rows = max(1, LOGITS_PER_CHUNK // len(vocabulary))
+        rows = max(1, logits_per_chunk(hidden.device) // len(vocabulary))
         with torch.autocast(hidden.device.type, enabled=False):
             for h, i in zip(hidden.split(rows), index.split(rows), strict=True):
                 logits = vocabulary.logits(h).div_(temperature)  # (t, V)
