@@ -90,7 +90,7 @@ class Backbone(ABC):
     # ---- the model -------------------------------------------------------------------------------
     @abstractmethod
     def load_model(self) -> PreTrainedModel:
-        """Load the base, quantised as configured, on the CPU or where bitsandbytes wants it, all frozen."""
+        """Load the base, quantised as configured, on torch's default device, all frozen."""
 
     def trunk(self, model: nn.Module) -> nn.Module:
         """Return the part of ``model`` that turns ids into ``last_hidden_state``, without the head."""
@@ -112,6 +112,15 @@ class Backbone(ABC):
             bnb_4bit_quant_storage=self.dtype if self.dtype != torch.float16 else torch.uint8,
             llm_int8_skip_modules=list(self.keep_unquantized),
         )
+
+    def quantization_options(self) -> dict[str, Any]:
+        """Return the options of ``from_pretrained`` that quantise the base on torch's default device.
+
+        Without the device transformers puts a quantised model on a GPU wherever there is one.
+        """
+        if (config := self.quantization_config()) is None:
+            return {}
+        return {"quantization_config": config, "device_map": {"": torch.get_default_device()}}
 
     # ---- tokens ----------------------------------------------------------------------------------
     @abstractmethod

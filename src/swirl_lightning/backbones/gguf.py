@@ -71,7 +71,7 @@ def load_gguf(backbone: Backbone, auto_class: Any, config: Any) -> PreTrainedMod
         None,
         config=config,
         state_dict=read.state_dict(),
-        quantization_config=backbone.quantization_config(),
+        **backbone.quantization_options(),
         dtype=backbone.dtype,
         attn_implementation=backbone.attn_implementation,
     )

@@ -55,11 +55,11 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
 
 
 def load_base(backbone: Backbone, auto_class: Any) -> PreTrainedModel:
-    """Load the base by one of transformers' classes, quantised as the backbone says, all frozen."""
+    """Load the base by one of transformers' classes, on torch's default device, quantised as the backbone says."""
     model = auto_class.from_pretrained(
         backbone.path,
         revision=backbone.revision,
-        quantization_config=backbone.quantization_config(),
+        **backbone.quantization_options(),
         dtype=backbone.dtype,
         attn_implementation=backbone.attn_implementation,
         trust_remote_code=backbone.trust_remote_code,
