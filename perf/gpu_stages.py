@@ -143,7 +143,8 @@ def smoke_family(stage: Stage, name: str) -> None:
     from support.tiny_families import FAMILIES
 
     with tempfile.TemporaryDirectory() as room:
-        folder = FAMILIES[name].write(Path(room, name))
+        (empty := Path(room, name)).mkdir()
+        folder = FAMILIES[name].write(empty)
         for dtype, options in (("bfloat16", {"cuda_graphs": True}), ("float32", {"quantization": None})):
             with stage.part(f"{name} {dtype}"):
                 stage.say(f"{name} {dtype}", f"{_smoke(stage, name, folder, dtype=dtype, **options):.1f} s", "runs")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from swirl_lightning.engine.attention import Seen, attend_rollouts
+
+KEYS_AT_ONCE = 8
+"""Prompts and rollouts are padded to multiples of this on GPUs."""
 
 
 class RolloutCache(Cache):
@@ -25,9 +28,15 @@ class RolloutCache(Cache):
 
     def __init__(self, prompts: Cache, mask: Tensor | None, width: int, room: int, step: Tensor | None = None) -> None:
         layers: list[Any] = prompts.layers
-        dtype = layers[0].values.dtype
-        self._seen = Seen(None if mask is None else mask[:, None, None], dtype)
-        super().__init__(layers=[_RolloutLayer(layer, self._seen, width, room, step) for layer in layers])
+        batch, _, length, _ = layers[0].values.shape
+        more = 0
+        if layers[0].values.device.type == "cuda":  # whose fast kernels want rows of whole 16 bytes
+            more, room = -length % KEYS_AT_ONCE, room + -room % KEYS_AT_ONCE
+        if more:
+            mask = mask if mask is not None else layers[0].values.new_ones(batch, length, dtype=torch.long)
+            mask = nn.functional.pad(mask, (more, 0))
+        self._seen = Seen(None if mask is None else mask[:, None, None], layers[0].values.dtype)
+        super().__init__(layers=[_RolloutLayer(layer, self._seen, width, room, step, more) for layer in layers])
         first: Any = self.layers[0]
         first.leads = True
 
@@ -46,13 +55,16 @@ class _RolloutLayer(DynamicLayer):
         leads: it is the first of a pass.
     """
 
-    def __init__(self, prompts: Any, seen: Seen, width: int, room: int, step: Tensor | None) -> None:
+    def __init__(self, prompts: Any, seen: Seen, width: int, room: int, step: Tensor | None, more: int) -> None:
         super().__init__()
-        self.is_initialized, self.leads = True, False
+        self.is_initialized, self.leads, self._seen = True, False, seen
         # under autocast rotated keys are float32 beside values that are not
-        self.keys, self.values, self._seen = prompts.keys.to(prompts.values.dtype), prompts.values, seen
-        batch, heads, _, size = prompts.values.shape
-        make = prompts.values.new_empty if step is None else prompts.values.new_zeros
+        self.keys, self.values = prompts.keys.to(prompts.values.dtype), prompts.values
+        if more:
+            self.keys, self.values = (nn.functional.pad(part, (0, 0, more, 0)) for part in (self.keys, self.values))
+            prompts.keys = prompts.values = None  # both would be held until the last layer has been copied
+        batch, heads, _, size = self.values.shape
+        make = self.values.new_empty if step is None else self.values.new_zeros
         self._own = [make(batch, heads, width, room, size) for _ in range(2)]
         self._step, self._steps = step, 0
 
