@@ -33,6 +33,7 @@ STAGES: dict[str, int] = {
     "update": 200,
     "products": 90,
     "shipped": 240,
+    "large": 240,
     "image": 300,
     "text": 300,
     "nccl": 90,

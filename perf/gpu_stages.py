@@ -439,13 +439,22 @@ def shipped(stage: Stage) -> None:
     if stage.on_gpu:
         there = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, 23.5 * GIB / there))
+    # what follows from the memory by default looks at the whole card's
+    _both_phases(stage, 2, False, max_tokens_per_forward=10240, max_cached_tokens=20480)
+
+
+def large(stage: Stage) -> None:
+    """The same with the memory of a card of 80 GB: dense weights, and more rollouts at a time."""
+    _both_phases(stage, 14, None, max_tokens_per_forward=10240, max_cached_tokens=131072)
+
+
+def _both_phases(stage: Stage, pairs: int, dequantize_once: bool | None, **budgets: int) -> None:
     case = REHEARSED if stage.small else LIQUID
-    budgets = {"max_tokens_per_forward": 10240, "max_cached_tokens": 20480}
     with stage.part("both phases"), tempfile.TemporaryDirectory() as room:
-        options = {"gradient_checkpointing": True, "dequantize_once": False}  # it looks at the whole card's memory
+        options = {"gradient_checkpointing": True, "dequantize_once": dequantize_once}
         module = liquid(stage.device, stage.small, options, **budgets)
-        data = Pairs(replace(case, pairs=2))
-        data.batch_size, data.pairs_per_step = 1, 2
+        data = Pairs(replace(case, pairs=pairs))
+        data.batch_size, data.pairs_per_step = 1, pairs
         run = stage.trainer(
             Path(room), PhaseSwitch(0, iterations=1), _Watch(stage), limit_val_batches=0, gradient_clip_val=1.0
         )
