@@ -127,7 +127,7 @@ def test_the_gpu_day_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
 KINDS = [("float32", ""), ("bfloat16", ""), ("float32", " from drafts")]
 
 
-@pytest.mark.parametrize("name", ["parity", "graphs", "decode", "update", "shipped"])
+@pytest.mark.parametrize("name", ["parity", "graphs", "decode", "update", "products", "shipped", "large"])
 def test_a_stage_of_the_gpu_day_finds_its_numbers_and_fails_nowhere(name, tmp_path):
     skip_if_torch_cannot_attend(torch.bfloat16)
     getattr(gpu_stages, name)(gpu_stages.Stage(name, "cpu", True, tmp_path))
@@ -139,10 +139,14 @@ def test_a_stage_of_the_gpu_day_finds_its_numbers_and_fails_nowhere(name, tmp_pa
         "decode": {},
         "update": {},
         "shipped": {},
+        "large": {},
+        "products": {},
     }[name].items() <= found.items()
     names = {
-        "decode": {"floor, 8 rows: ms a step", "NF4, 8 rows: ms a step", "generate, 8 rows: ms a step"},
-        "update": {"floor: update, s", "ours: update, s", "plain: whole rows: update, s"},
+        "decode": {"floor, NF4, 8 rows: ms a step", "dense, 8 rows: ms a step", "generate, 8 rows: ms a step"},
+        "update": {"floor: update, s", "dense: update, s", "NF4, plain: whole rows: update, s"},
         "shipped": {"fwm: s a pair", "idm: s a pair"},
+        "large": {"fwm: s a pair", "idm: s a pair"},
+        "products": {"8 tokens, 64 to 128"},
     }
     assert names.get(name, set()) <= found.keys()
