@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import ChameleonForConditionalGeneration
 
 from support.tiny_families import CODES, CPU, SIDE, backbone_of, noise_images, vqgan
-from swirl_lightning.backbones.images import to_pixels
+from swirl_lightning.backbones.pixels import to_pixels
 
 
 def test_ids_are_those_of_the_family(folders):

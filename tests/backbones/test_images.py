@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from swirl_lightning.backbones.images import PAD_COLOUR, square, to_images, to_pixels, to_rgb
+from swirl_lightning.backbones.images import PAD_COLOUR, square, to_rgb
+from swirl_lightning.backbones.pixels import to_images, to_pixels
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

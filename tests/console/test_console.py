@@ -37,6 +37,22 @@ with suppress(SystemExit):
 print("imported:", "torch" in sys.modules, end="")
 """
 
+PREPARES = """
+import pkgutil
+import runpy
+import sys
+
+import swirl_lightning.prepare as package
+
+for name in [module.name for module in pkgutil.iter_modules(package.__path__)]:
+    sys.argv = [name, "--bogus", "x", "x"]
+    try:
+        runpy.run_module(f"{package.__name__}.{name}", run_name="__main__")
+    except SystemExit as end:
+        print(name, end.code)
+print("imported:", *sorted({"torch", "lightning", "transformers"} & sys.modules.keys()))
+"""
+
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "minigrid_quickstart.yaml"
 WATCHED = """
@@ -258,3 +274,13 @@ def test_no_command_shows_what_a_library_says_to_its_developers():
     code = "from swirl_lightning.console.run import run_command; run_command(lambda: __import__('bitsandbytes'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_preparing_command_tells_a_mistyped_option_before_it_imports_the_libraries():
+    done = subprocess.run([sys.executable, "-c", PREPARES], capture_output=True, text=True)
+    *ended, imported = done.stdout.splitlines()
+    assert ended == ["edit_corpora 2", "frame_pairs 2", "scienceworld 2", "video_pairs 2"], (
+        done
+    )  # smollm2 is swirl fetch
+    assert imported == "imported:"
+    assert done.stderr.count("unrecognized arguments: --bogus") == len(ended)

@@ -72,6 +72,16 @@ ACCEPTED = [
         "--model.backbone.images_kept=3",
     ],
     ["--model=FOLDER/model", "--model=SWIRL", "--model.backbone.images_kept=3"],
+    [
+        *(
+            "--trainer.strategy=DDPStrategy",
+            "--trainer.strategy.find_unused_parameters=true",
+            "--trainer.accelerator=cpu",
+        ),
+        *("--trainer.profiler=SimpleProfiler", "--trainer.profiler.extended=true"),
+        *("--trainer.plugins=SLURMEnvironment", "--trainer.plugins.auto_requeue=false"),
+    ],
+    ["--trainer.strategy=ddp", "--trainer.profiler=simple"],
 ]
 REFUSED = [
     (["--data.bert=x"], "data.bert is no option of MiniGrid"),
@@ -95,6 +105,16 @@ REFUSED = [
         "SGD; did you mean 'model.optimizer.momentum'?",
     ),
     (["--model.optimizer.params=3"], "model.optimizer.params is no option"),
+    (
+        ["--trainer.strategy=DDPStrategy", "--trainer.strategy.find_unused_parameter=true"],
+        "DDPStrategy; did you mean 'trainer.strategy.find_unused_parameters'?",
+    ),
+    (
+        ["--trainer.profiler=SimpleProfiler", "--trainer.profiler.filenam=x"],
+        "did you mean 'trainer.profiler.filename'?",
+    ),
+    (["--trainer.plugins=SLURMEnvironment", "--trainer.plugins.auto_requeu=1"], "is no option of SLURMEnvironment"),
+    (["--trainer.accelerator=CPUAccelerator", "--trainer.accelerator.cores=1"], "is no option of CPUAccelerator"),
     (["--model.fwm_sampling.temperatur=1"], "did you mean 'model.fwm_sampling.temperature'?"),
     (["--model.reward=mine.Reward", "--model.grpo.eps=3"], "model.grpo.eps is no option of SWIRL"),
     (["--data=mine.Data", "--model.backbone.dtyp=x"], "did you mean 'model.backbone.dtype'?"),

@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 import torch
 from jsonargparse import capture_parser
-from lightning.pytorch import Callback, callbacks, loggers
+from lightning.fabric.plugins import environments
+from lightning.pytorch import Callback, accelerators, callbacks, loggers, plugins, profilers, strategies
 from lightning.pytorch.cli import LightningArgumentParser
 
 import swirl_lightning.backbones
@@ -30,10 +31,13 @@ from swirl_lightning.training.rewards import Reward
 OPEN = (loggers.CometLogger, loggers.WandbLogger)
 """Classes with options of a package that may be missing, or be there in any version."""
 
+PLUGINS = (plugins.CheckpointIO, plugins.ClusterEnvironment, plugins.LayerSync, plugins.Precision)
+
 FOREIGN = {
     "trainer": "lightning",
     "trainer.callbacks": "torch",  # to which some of Lightning's hand their options on
     "trainer.logger": "torch",
+    "trainer.strategy": "torch",
     "model.optimizer": "torch",
 }
 """Name -> package whose version decides which options there are below it."""
@@ -50,8 +54,12 @@ def places() -> dict[str, list[type]]:
         "model.rollout_engine": _shipped(RolloutEngine),
         "data": _shipped(TransitionDataModule),
         "data.judge": _shipped(Judge),
+        "trainer.accelerator": _exported(accelerators.Accelerator, accelerators),
         "trainer.callbacks": _exported(Callback, callbacks, swirl_lightning.callbacks),
         "trainer.logger": _exported(loggers.Logger, loggers),
+        "trainer.plugins": [each for base in PLUGINS for each in _exported(base, plugins, environments)],
+        "trainer.profiler": _exported(profilers.Profiler, profilers),
+        "trainer.strategy": _exported(strategies.Strategy, strategies),
     }
 
 

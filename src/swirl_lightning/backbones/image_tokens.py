@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from swirl_lightning.backbones.base import Backbone
-from swirl_lightning.backbones.images import to_images, to_pixels
 from swirl_lightning.backbones.loading import encode_plain, misfit, special_ids
+from swirl_lightning.backbones.pixels import to_images, to_pixels
 from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGAN, VQGANConfig, vqgan_fingerprint
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.ranges import check_ranges

@@ -1,11 +1,9 @@
-"""Conversion between images and the pixel tensors of an image tokenizer."""
+"""Images of any kind as RGB, and as squares."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 PAD_COLOUR = (122, 116, 104)
 """RGB colour that fills an image up to a square, as in Liquid and Chameleon."""
@@ -64,15 +62,3 @@ def square(image: Image.Image, resolution: int) -> Image.Image:
         padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         image = padded
     return image.resize((resolution, resolution), Image.Resampling.LANCZOS)
-
-
-def to_pixels(images: list[Image.Image], resolution: int) -> Tensor:
-    """Convert B images to pixels, (B, 3, resolution, resolution) float32 in [-1, 1]."""
-    arrays = np.stack([np.asarray(square(image, resolution)) for image in images])
-    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def to_images(pixels: Tensor) -> list[Image.Image]:
-    """Convert pixels (B, 3, H, W), about [-1, 1], to B RGB images; values outside are clipped."""
-    arrays = (pixels.float().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
-    return [Image.fromarray(a) for a in arrays.permute(0, 2, 3, 1).cpu().numpy()]

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from swirl_lightning.backbones.image_tokens import VQGANTokens
-from swirl_lightning.backbones.images import to_pixels
 from swirl_lightning.backbones.loading import load_base, load_config, load_tokenizer, misfit
+from swirl_lightning.backbones.pixels import to_pixels
 from swirl_lightning.backbones.vqgan import vqgan_fingerprint
 from swirl_lightning.engine.grammar import TokenIds
 

@@ -82,7 +82,7 @@ class Names:
             having = self.owners.get(above)
             if having is None or (owner and having and owner not in having):
                 return f"{name} is no option of {owner}" if owner else f"{name} is no option"
-            if above not in self._parents:
+            if above not in self._parents and above not in self.classes:
                 return None
             if above in self.classes:
                 owner = ""

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
 from swirl_lightning.console.run import printable
 
 SHOWN = 10
@@ -76,6 +74,10 @@ class SkippedRecords:
         message = f"{self.source}: {count} records cannot be used ({kinds}):{first(self.messages)}"
         if strict or not used:
             raise ValueError(message)
+        from lightning.pytorch.utilities.rank_zero import (
+            rank_zero_warn,  # here: a mistyped command need not wait for it
+        )
+
         rank_zero_warn(message)
 
 

@@ -21,7 +21,6 @@ from typing import Any
 from jsonargparse import auto_cli
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from swirl_lightning.benchmarks.scienceworld import FILE
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.reading import BrokenRecord, lines, parse_object, text_field
 from swirl_lightning.engine.ranges import check_ranges
@@ -112,6 +111,10 @@ def replay(simulator: Any, task: str, variation: int, max_steps: int) -> Iterato
 
 def freeze(out: Path, episodes: list[Path], settings: dict[str, Any]) -> Path:
     """Join episodes to one file, and write its hash, settings and counts."""
+    from swirl_lightning.benchmarks.scienceworld import (
+        FILE,  # here: it takes seconds, and a mistyped option need not wait
+    )
+
     path = out / FILE
     counts: Counter[str] = Counter()
     with whole_file(path) as file:
