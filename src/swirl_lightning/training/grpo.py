@@ -53,7 +53,7 @@ class GRPOConfig:
             beta="[0, inf)",
             epsilon="(0, inf)",
             epsilon_high="(0, inf) or null",
-            num_iterations="[1, inf)",
+            num_iterations="[1, 1000]",
         )
         _choose("advantage_scale", self.advantage_scale, ADVANTAGE_SCALES)
         _choose("loss_normalization", self.loss_normalization, NORMALIZATIONS)
