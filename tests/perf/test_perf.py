@@ -130,7 +130,7 @@ KINDS = [("float32", ""), ("bfloat16", ""), ("float32", " from drafts")]
 @pytest.mark.parametrize("name", ["parity", "graphs", "decode", "update", "products", "shipped", "large"])
 def test_a_stage_of_the_gpu_day_finds_its_numbers_and_fails_nowhere(name, tmp_path):
     skip_if_torch_cannot_attend(torch.bfloat16)
-    getattr(gpu_stages, name)(gpu_stages.Stage(name, "cpu", True, tmp_path))
+    gpu_stages.STAGES[name](gpu_stages.Stage(name, "cpu", True, tmp_path))
     found = {row["what"]: row["value"] for row in gpu_day.read(tmp_path / "results.jsonl")}
     assert not [what for what, value in found.items() if str(value).startswith("FAILED")], found
     assert {
