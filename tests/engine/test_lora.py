@@ -156,6 +156,20 @@ def test_sampling_casts_an_adapter_once(gemma_path, monkeypatch):
     assert torch.equal(again, expected)
 
 
+@pytest.mark.parametrize("options", [{}, {"quantization": None}], ids=["nf4", "unquantised"])
+def test_an_adapter_of_an_embedding_samples_as_it_scores(gemma_path, options):
+    backbone = text_backbone(gemma_path, **options)
+    adapters = Adapters(backbone.load_model(), AdapterConfig(r=4, target_modules=["embed_tokens", "q_proj"]), "")
+    name, ids = adapters.trainable[1], torch.tensor([[3, 4, 5]])
+    for parameter in adapters.parameters(name):
+        nn.init.normal_(parameter, std=0.05)
+    with adapters.use(name), torch.no_grad():
+        expected = adapters.model(input_ids=ids).logits
+        with adapters.merged(name):
+            found = adapters.model(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_weights_that_are_not_kept_stay_with_peft(gemma_path, monkeypatch):
     adapters, calls = adapted(gemma_path, monkeypatch, dequantize_once=False)
     outcome(adapters)

@@ -28,9 +28,11 @@ def fuse(layers: Iterable[Any]) -> None:
 def cast(layer: Any, name: str, dtype: torch.dtype) -> None:
     """Have a layer multiply by copies of an adapter's weights in ``dtype``, made now, until :func:`uncast`.
 
-    For many products without gradient, in each of which two small weights would be cast otherwise.
+    For many products without gradient, in each of which two small weights would be cast otherwise. Adapters of
+    embeddings are left alone.
     """
-    layer.lora_cast = tuple(part[name].weight.detach().to(dtype) for part in (layer.lora_A, layer.lora_B))
+    if name in layer.lora_A:
+        layer.lora_cast = tuple(part[name].weight.detach().to(dtype) for part in (layer.lora_A, layer.lora_B))
 
 
 def uncast(layer: Any) -> None:
