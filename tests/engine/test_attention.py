@@ -41,6 +41,20 @@ def test_rollouts_attend_to_their_prompt_and_themselves(heads, padded, parts, mo
         torch.testing.assert_close(got[:, k], expected, atol=1e-6, rtol=1e-5)
 
 
+def test_products_of_rollouts_may_exceed_what_float16_holds():
+    torch.manual_seed(0)
+    query, *prompt = (torch.randn(1, heads, 6, 128) * 60 for heads in (2, 1, 1))
+    own = [torch.randn(1, 1, 3, 4, 128) * 60 for _ in range(2)]
+    assert (query @ prompt[0].transpose(-1, -2)).max() > torch.finfo(torch.float16).max
+    found, expected = (
+        attention._at_once(
+            query.to(dtype), [p.to(dtype) for p in prompt], [o.to(dtype) for o in own], 128**-0.5, Seen(None, dtype)
+        )
+        for dtype in (torch.float16, torch.float32)
+    )
+    assert (found - expected).norm() < 0.01 * expected.norm()
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("parts", [True, False])
 def test_several_tokens_of_a_rollout_attend_to_those_before_them(parts, padded, monkeypatch):

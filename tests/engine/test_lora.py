@@ -80,6 +80,16 @@ def test_in_bfloat16_it_is_no_further_from_the_truth_than_peft_is():
         assert error < max(1.3 * bound, 4e-3), name  # 2⁻⁸: gradients of A and B are rounded once, as under autocast
 
 
+def test_in_float16_small_gradients_of_an_adapter_do_not_vanish():
+    torch.manual_seed(0)
+    x, weight, grad = torch.randn(64, 32).half(), torch.randn(48, 32).half(), (torch.randn(64, 48) * 1e-5).half()
+    a, b = torch.randn(4, 32, requires_grad=True), (torch.randn(48, 4) * 1e-4).requires_grad_()
+    found = torch.autograd.grad(LoRALinear.apply(x, weight, None, a, b, 2.0), (a, b), grad)
+    wanted = torch.autograd.grad(2 * x.float() @ a.T @ b.T, (a, b), grad.float())
+    for got, true in zip(found, wanted, strict=True):
+        assert (got - true).norm() < 1e-3 * true.norm()
+
+
 # ---- in PEFT's layers ------------------------------------------------------------------------------
 def adapted(gemma_path, monkeypatch, fused=True, dropout=0.0, **options):
     """Load a base with adapters of nonzero weights; returns it and the number of calls of :class:`LoRALinear`."""

@@ -173,6 +173,8 @@ def _at_once(
     batch, heads, count, size = query.shape
     shared, width = prompt[0].shape[1], own[0].shape[2]
     share, window = heads // shared, count // width
+    if query.dtype == torch.float16:  # whose largest number is below many a product
+        query, scaling = query * scaling, 1.0
     folded = query.reshape(batch, shared, share * count, size)
     grid = batch, shared, share, width, window
     apart = query.reshape((*grid, size)).transpose(2, 3).reshape(batch, shared * width, share * window, size)

@@ -64,13 +64,14 @@ class LoRALinear(torch.autograd.Function):
         """Differentiate with respect to x, A and B, those alone that need it."""
         (grad,), (x, a, b, low), weight, scaling = grads, ctx.saved_tensors, ctx.weight, ctx.scaling
         needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
-        back = torch.mm(grad, b.to(grad.dtype)).mul_(scaling)  # (N, r)
+        wide = grad.float() if grad.dtype == torch.float16 else grad  # in which B, small at first, makes 0 of them
+        back = torch.mm(wide, b.to(wide.dtype)).mul_(scaling)  # (N, r)
         grad_x = None
         if needs_x:
             whole = weight.dense(grad.dtype) if isinstance(weight, Packed) else weight
-            grad_x = torch.mm(grad, whole).addmm_(back, a.to(grad.dtype))
-        grad_a = torch.mm(back.t(), x).to(a.dtype) if needs_a else None
-        grad_b = torch.mm(grad.t(), low).mul_(scaling).to(b.dtype) if needs_b else None
+            grad_x = torch.mm(grad, whole).addmm_(back.to(grad.dtype), a.to(grad.dtype))
+        grad_a = torch.mm(back.t(), x.to(wide.dtype)).to(a.dtype) if needs_a else None
+        grad_b = torch.mm(wide.t(), low.to(wide.dtype)).mul_(scaling).to(b.dtype) if needs_b else None
         return grad_x, None, None, grad_a, grad_b, None
 
 
