@@ -34,7 +34,25 @@ def test_the_fused_norm_computes_and_differentiates_what_the_model_s_does(kind, 
     torch.testing.assert_close(got, wanted, **close)
 
 
+class GatedRMSNorm(LlamaRMSNorm):
+    def forward(self, hidden_states, gate=None):
+        out = super().forward(hidden_states)
+        return out if gate is None else out * gate
+
+
+class AddedRMSNorm(LlamaRMSNorm):
+    def forward(self, hidden_states, residual):
+        return super().forward(hidden_states + residual)
+
+
+def test_a_norm_may_take_more_than_what_it_normalises():
+    x, norm = torch.randn(2, 8), GatedRMSNorm(8)
+    assert fuse_norms(nn.Sequential(norm)) == 1
+    torch.testing.assert_close(norm(x, x), norm(x) * x)
+    torch.testing.assert_close(norm(hidden_states=x, gate=x), norm(x) * x)
+
+
 def test_what_computes_something_else_is_left_alone():
-    model = nn.Sequential(OtherRMSNorm(8), nn.LayerNorm(8))
+    model = nn.Sequential(OtherRMSNorm(8), AddedRMSNorm(8), nn.LayerNorm(8))
     assert fuse_norms(model) == 0
     assert norms._same(nn.RMSNorm(8, eps=1e-6), 1e-6) is not None
