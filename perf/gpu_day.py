@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +78,11 @@ def _run(stage: str, chosen: argparse.Namespace, limit: float) -> str:
     command = [sys.executable, "-m", "perf.gpu_stages", stage, chosen.device, chosen.scale, str(chosen.out)]
     with open(chosen.out / "log.txt", "a") as output:
         try:
-            code = subprocess.run(
+            code = _call(
                 command,
+                limit,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                timeout=limit,
                 cwd=ROOT,
                 env=os.environ
                 | {
@@ -89,10 +91,23 @@ def _run(stage: str, chosen: argparse.Namespace, limit: float) -> str:
                     # tests has tiny models of all families
                     "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH")))),
                 },
-            ).returncode
+            )
         except subprocess.TimeoutExpired:
             return "out of time"
     return "done" if code == 0 else f"failed ({code})"
+
+
+def _call(command: list[str], limit: float, **options: Any) -> int:
+    """Run a command; when it ends, or its time does, or ours, so do all processes that it has started."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        return process.wait(limit)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def read(log: Path) -> list[dict[str, Any]]:

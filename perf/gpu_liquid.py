@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
@@ -168,8 +169,8 @@ def products(stage: Stage) -> None:
         hidden = torch.randn(tokens, case.hidden, device=stage.device, dtype=torch.bfloat16, requires_grad=True)
         ids = torch.arange(tokens, device=stage.device) % rows
         for size in (chunk, 4 * chunk, 16 * chunk, 64 * chunk):
-            vocabulary.LOGITS_PER_CHUNK = vocabulary.LOGITS_PER_CHUNK_ON_GPUS = size
-            took = stage.seconds(partial(_judge, cut, hidden, ids))
+            with patch.multiple(vocabulary, LOGITS_PER_CHUNK=size, LOGITS_PER_CHUNK_ON_GPUS=size):
+                took = stage.seconds(partial(_judge, cut, hidden, ids))
             stage.say(f"head of {rows}, {tokens} tokens, {size >> 20} Mi logits a chunk: ms", took * 1e3)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import asdict
 
 import pytest
@@ -15,6 +18,7 @@ from perf import drafts, gpu_day, gpu_stages, lora, runs, scaling, step
 from support.attention import skip_if_torch_cannot_attend
 from support.processes import run_module
 from support.trained import minigrid_run
+from swirl_lightning.engine import vocabulary
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -103,7 +107,7 @@ def test_axes_and_ratios():
 
 def test_the_gpu_day_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(gpu_day.STAGES, "graphs", 130)  # on a machine that is busy otherwise
-    monkeypatch.setattr(gpu_day.subprocess, "run", lambda command, **_: run_module(*command[2:]))
+    monkeypatch.setattr(gpu_day, "_call", lambda command, limit, **_: run_module(*command[2:]).returncode)
     day = ["--out", str(tmp_path), "--device", "cpu", "--scale", "small", "--only", "graphs"]
     log = tmp_path / "results.jsonl"
     assert gpu_day.main([*day, "--minutes", "0"]) == gpu_day.MORE_IS_LEFT
@@ -124,13 +128,33 @@ def test_the_gpu_day_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     assert not gpu_day._is_left(log, "smoke", 2)
 
 
+def test_a_stage_out_of_time_leaves_no_process_behind(tmp_path):
+    told = tmp_path / "told"
+    child = f"import time; time.sleep(4); open({str(told)!r}, 'w')"
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    with pytest.raises(subprocess.TimeoutExpired):
+        gpu_day._call([sys.executable, "-c", parent], 2)
+    time.sleep(4)
+    assert not told.exists()
+
+
+def test_steps_are_replayed_in_one_of_two_ways_that_are_compared(tmp_path, monkeypatch):
+    made, tiny = [], gpu_stages._tiny
+    monkeypatch.setattr(gpu_stages, "_tiny", lambda *args, **kwargs: made.append(tiny(*args, **kwargs)) or made[-1])
+    gpu_stages.graphs(gpu_stages.Stage("graphs", "cpu", True, tmp_path))
+    ways = [module.models.engine.config.replays(torch.device("cuda"), 40) for module in made]
+    assert ways == 2 * [False, True, False]
+
+
 KINDS = [("float32", ""), ("bfloat16", ""), ("float32", " from drafts")]
 
 
 @pytest.mark.parametrize("name", ["parity", "graphs", "decode", "update", "products", "shipped", "large"])
 def test_a_stage_of_the_gpu_day_finds_its_numbers_and_fails_nowhere(name, tmp_path):
     skip_if_torch_cannot_attend(torch.bfloat16)
+    chunk = vocabulary.LOGITS_PER_CHUNK
     gpu_stages.STAGES[name](gpu_stages.Stage(name, "cpu", True, tmp_path))
+    assert chunk == vocabulary.LOGITS_PER_CHUNK
     found = {row["what"]: row["value"] for row in gpu_day.read(tmp_path / "results.jsonl")}
     assert not [what for what, value in found.items() if str(value).startswith("FAILED")], found
     assert {
