@@ -7,6 +7,7 @@ import torch
 
 from support.phantom.device import CUDA, PhantomCuda
 from support.tiny import text_backbone
+from swirl_lightning.engine import config
 from swirl_lightning.engine.attention import install
 from swirl_lightning.engine.config import EngineConfig
 from swirl_lightning.engine.drawing import SamplingConfig
@@ -42,6 +43,18 @@ def test_replayed_steps_draw_what_steps_draw(draw):
     assert rollouts(cuda_graphs=True) == expected
     assert gpu.captures > 0
     assert gpu.replays > gpu.captures
+
+
+def test_steps_are_replayed_by_default_once_completions_are_long(draw, monkeypatch):
+    gpu, _, rollouts = draw
+    monkeypatch.setattr(config, "STEPS_OF_A_GRAPH", 12)
+    expected = rollouts(speculative=False, cuda_graphs=False)
+    assert gpu.replays == 0
+    assert rollouts() == expected
+    assert gpu.replays > 0
+    replays = gpu.replays
+    assert rollouts(speculative=True) == expected
+    assert gpu.replays == replays
 
 
 def test_memory_that_runs_out_in_a_capture_halves_the_rows(draw, monkeypatch, recwarn):
