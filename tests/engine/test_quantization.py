@@ -48,6 +48,13 @@ def test_they_are_kept_on_devices_where_they_fit(gemma_path, monkeypatch):
     assert quantization.dense_bytes(load(gemma_path, dequantize_once=False), gpu) == 0
 
 
+def test_what_the_allocator_of_a_gpu_keeps_is_free(monkeypatch):
+    said = {"mem_get_info": (10, 100), "memory_reserved": 70, "memory_allocated": 30}
+    for name, value in said.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert quantization._free(torch.device("cuda", 0)) == 50
+
+
 @pytest.mark.parametrize("once", [None, True, False])
 def test_nothing_is_kept_of_an_unquantised_base(gemma_path, once):
     model = load(gemma_path, quantization=None, dequantize_once=once)

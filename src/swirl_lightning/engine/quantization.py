@@ -187,9 +187,10 @@ def _fits(needed: int, device: torch.device) -> bool:
 
 
 def _free(device: torch.device) -> int | None:
-    """Return the free bytes of a device; None where it does not say."""
+    """Return the free bytes of a device, those that torch's allocator keeps among them; None where it does not say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     if device.type != "cpu" or "SC_AVPHYS_PAGES" not in os.sysconf_names:  # macOS does not say
         return None
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

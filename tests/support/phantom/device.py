@@ -163,6 +163,7 @@ def _cuda_api() -> dict[str, Any]:
         "synchronize": lambda *_: None,
         "empty_cache": lambda: None,
         "memory_allocated": lambda *_: 0,
+        "memory_reserved": lambda *_: 0,
         "max_memory_allocated": lambda *_: 0,
         "reset_peak_memory_stats": lambda *_: None,
         "mem_get_info": lambda *_: (MEMORY, MEMORY),
