@@ -13,7 +13,7 @@ Norm = Callable[[Any, Tensor, float], Tensor]
 
 
 def fuse_norms(model: nn.Module) -> int:
-    """Have a model's norms run torch's fused kernel on GPUs, each in the order of roundings that it has.
+    """Have a model's norms run torch's fused kernel on GPUs.
 
     What a norm computes is found by a trial, for it goes by no name: some scale by 1 plus the weight, some round before
     they scale. One that computes something else is left alone.
