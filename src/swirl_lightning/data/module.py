@@ -45,8 +45,8 @@ class TransitionDataModule(LightningDataModule, ABC):
         labelled_per_batch: labelled triples in the loss of each batch of state-only pairs, on each device (labelled
             replay).
         labelled_share: share of labelled triples among the transitions of the phase ``bootstrap``, in [0, 0.99]: they
-            are mixed with an iteration's pairs, each iteration's in an order of their own; when all have been taken, they
-            begin anew. This is the paper's SFT-Merge.
+            are mixed with an iteration's pairs, each iteration's in an order of their own; when all have been taken,
+            they begin anew. This is the paper's SFT-Merge.
         counterfactual_share: share of an iteration's pairs, in [0, 1], for which Phase I rolls out an action of the
             labelled triples, drawn at random, in place of the one that the IDM reads from the pair. So the FWM
             practises actions that no pair shows; the reward needs no observed y.
