@@ -147,7 +147,7 @@ def test_a_run_goes_on_from_every_checkpoint_as_if_never_stopped(
         options = {"limit_val_batches": validate, "num_sanity_val_steps": 0, "accumulate_grad_batches": accumulate}
         callbacks = [CollapseWatch(), seen, SaveInValidation(folder), *saves]
         fit = trainer(folder, PhaseSwitch(1, iterations=1), callbacks, **options, **limits)
-        fit.fit(module, Uneven(size=24, batch_size=8, eval_batch_size=4), ckpt_path=resume)
+        fit.fit(module, Uneven(size=16 if validate else 24, batch_size=8, eval_batch_size=4), ckpt_path=resume)
         return snapshot(module), seen.events, fit.global_step
 
     weights, events, steps = run(tmp_path / "alone")

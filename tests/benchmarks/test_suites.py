@@ -117,7 +117,7 @@ def test_killed_in_the_middle_it_repeats_nothing(name, tmp_path, small, monkeypa
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed")
-@pytest.mark.parametrize("name", ["worldprediction", "mind2web"])
+@pytest.mark.parametrize("name", ["worldprediction"])
 def test_two_processes_give_the_scores_of_one(name, tmp_path, small):
     """An odd number of samples: one process has one more than the other."""
     one, two = tmp_path / "one", tmp_path / "two"

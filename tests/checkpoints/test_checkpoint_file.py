@@ -117,7 +117,6 @@ def weights_only(path):
     torch.save(state, path)
 
 
-@pytest.mark.parametrize("named", ["a path", "last"])
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
@@ -141,17 +140,19 @@ def weights_only(path):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_checkpoint_that_cannot_serve_is_one_line_before_the_base(copied, refused, named, spoil, told):
+def test_a_checkpoint_that_cannot_serve_is_one_line_before_the_base(copied, refused, spoil, told):
     path, last = copied
     spoil(last)
-    line = refused("fit", "-c", path, "--ckpt_path", last if named == "a path" else "last")
+    line = refused("fit", "-c", path, "--ckpt_path", last if spoil is cut else "last")  # a path, or its name
     assert told in line
     assert str(last) in line
     assert "older.ckpt" in line  # which one to take instead
 
 
-@pytest.mark.parametrize("command", ["fit", "test", "predict"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1])
+@pytest.mark.parametrize(
+    ("command", "value"),
+    [("fit", float("nan")), ("test", float("inf")), ("predict", float("nan")), ("fit", 1)],
+)
 def test_weights_that_are_no_finite_numbers_are_refused(copied, command, value):
     path, last = copied
     state = torch.load(last, weights_only=True)

@@ -66,8 +66,7 @@ def planted(trained, gemma_path, tmp_path):
     return path, marker
 
 
-@pytest.mark.parametrize("command", ["test", "fit"])
-@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize(("command", "explicit"), [("test", False), ("test", True), ("fit", True)])
 def test_planted_hyperparameters_run_no_code_and_change_no_setting(planted, tmp_path, gemma_path, command, explicit):
     path, marker = planted
     args = ["--model.init_args.backbone.init_args.trust_remote_code", "false"] if explicit else []
