@@ -68,6 +68,13 @@ def test_broken_records_are_skipped_counted_and_reported(tmp_path):
     assert data.skipped == {"warmup": 12}
 
 
+def test_an_action_of_a_state_only_pair_is_ignored_whatever_it_is(tmp_path):
+    given = ("open", "", " ", None, 3, ["open"])
+    lines = [json.dumps({"before": "a", "after": "b", "action": action}) for action in given]
+    data = JSONLTransitions(state_only=write(tmp_path / "p.jsonl", *lines), strict=True)
+    assert [row.action for row in data.split("state_only")] == ["open", *[None] * 5]
+
+
 def test_strict_raises_with_every_line_number_and_the_number_of_each_kind(tmp_path):
     path = write(tmp_path / "w.jsonl", GOOD, "{", '{"before": 3}', '{"before": 4}')
     told = r"3 of 4 records cannot be used \(2 before must be a text that is not empty, 1 not JSON\):"

@@ -225,6 +225,8 @@ def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, end
     known = ends or any(fields.get(name) is not None for name in ("after", "after_image"))
     after = _state(fields, "after", folder) if known else None
     action = fields.pop("action", None)
+    if ends and not labelled and not (isinstance(action, str) and action.strip()):
+        action = None  # of state-only pairs it is ignored, whatever it is
     if action is not None and not (isinstance(action, str) and action.strip()):
         raise BrokenRecord(f"action must be a text that is not empty, got {action!r}")
     if labelled and action is None:
