@@ -17,7 +17,7 @@ from support.swirl import build, randomize
 from support.tiny import text_backbone
 from swirl_lightning import SWIRL
 from swirl_lightning.transition import Transition
-from swirl_lightning.use import label, simulate
+from swirl_lightning.use import label, playing, simulate
 from swirl_lightning.use.game import Game
 from swirl_lightning.use.page import Page
 from swirl_lightning.use.playing import open_page
@@ -176,6 +176,16 @@ def test_the_game_is_played_by_requests(models):
         assert send(page, "/game")[1]["state"] == {"text": "in words"}
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LocalHost", "127.1"])
+def test_the_address_that_is_told_is_served(models, host):
+    with served(Page(Game(models), {}.__getitem__, host=host, port=0)) as page:
+        own = page.url.removeprefix("http://").rstrip("/")
+        for name in (own, f"{host.lower()}:{page.server_address[1]}", "localhost", "127.0.0.1:9000"):
+            assert send(page, "/game", Host=name)[0] == 200, name
+        for name in ("evil.example", "evil.example:80", "", ":80"):
+            assert send(page, "/game", Host=name)[0] == 403, name
+
+
 def test_a_page_in_a_browser(minigrid, tmp_path):
     """A keyboard alone starts, acts five times, goes on, undoes and asks for the action of a pair."""
     browsers = pytest.importorskip("playwright.sync_api", reason="the browser test needs: pip install playwright")
@@ -226,13 +236,17 @@ def test_a_page_in_a_browser(minigrid, tmp_path):
 
 
 # ---- the command -------------------------------------------------------------------------------------
-def test_a_run_is_opened_with_its_starts_actions_and_truth(minigrid):
+def test_a_run_is_opened_with_its_starts_actions_and_truth(minigrid, monkeypatch):
+    monkeypatch.setattr(playing, "_OFFERED", 3)
     with served(open_page([Run.find(minigrid)], port=0)) as page:
         _, seen = send(page, "/game")
-        assert seen["starts"] == [f"test:{n}" for n in range(8)]
+        assert seen["starts"] == [f"test:{n}" for n in range(3)]
         assert (seen["models"], seen["world"]) == (["last.ckpt"], "MiniGrid")
         assert seen["actions"]
         image = Image.open(io.BytesIO(b64decode(seen["state"]["image"].partition(",")[2])))
         assert image.size == (48, 48)
         status, seen = send(page, "/begin", {"image": seen["state"]["image"].partition(",")[2]})
         assert status == 200
+        status, last = send(page, "/begin", {"state": "test:7"})  # not all are offered
+        assert (status, last["state"] == seen["state"]) == (200, False)
+        assert send(page, "/begin", {"state": "test:8"})[1]["error"].startswith("no state test:8: the split has 8 rec")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import threading
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ from swirl_lightning.use.game import Game
 
 _HTML = Path(__file__).parents[1] / "assets" / "play" / "index.html"
 _MOST_BYTES = 32 * 2**20
+_RECORD = re.compile(r"test:\d+", re.ASCII)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -37,7 +39,7 @@ class Page(ThreadingHTTPServer):
 
     Args:
         game: what is played.
-        read: makes a state of what is typed or chosen.
+        read: makes a state of a name, one of ``starts`` or another ``test:N``.
         starts: names of states to choose among.
         actions: to choose among.
         host: address to listen on.
@@ -67,7 +69,8 @@ class Page(ThreadingHTTPServer):
                 f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or str(error).rstrip('.')}): give "
                 "another --port (0 takes one that is free), or a --host of this machine"
             ) from error
-        self.hosts = {host, *(_LOOPBACK if host in _LOOPBACK else ())}
+        names = {host.lower(), str(self.server_address[0])}  # as it was given, and as `url` has it
+        self.hosts = names.union(_LOOPBACK) if names.intersection(_LOOPBACK) else names
 
     @property
     def url(self) -> str:
@@ -120,7 +123,8 @@ class Page(ThreadingHTTPServer):
         if "image" in given:
             return open_rgb(base64.b64decode(str(given["image"]), validate=True))
         name = str(given.get("state", ""))
-        return self.read(name) if name in self.starts else _words(name)
+        known = self.starts and _RECORD.fullmatch(name)  # of a long split not all are offered
+        return self.read(name) if known or name in self.starts else _words(name)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -158,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json(400, {"error": str(error)})
 
     def _host_is_served(self) -> bool:
-        name = self.headers.get("Host", "").rpartition(":")[0].strip("[]")
+        name = re.sub(r":\d+$", "", self.headers.get("Host", "")).strip("[]").lower()  # at port 80 it has no port
         if "0.0.0.0" in self.server.hosts or name in self.server.hosts:
             return True
         self._json(403, {"error": "this host is not served"})

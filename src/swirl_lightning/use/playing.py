@@ -30,16 +30,23 @@ def open_page(runs: Sequence[Run], host: str = "127.0.0.1", port: int = 7860) ->
     data = _data(runs[0])
     rows = [] if data is None else data.split("test")
     shown = [rows[n] for n in range(min(_OFFERED, len(rows)))]
-    states: dict[str, State] = {f"test:{n}": row.before for n, row in enumerate(shown)}
+
+    def read(name: str) -> State:
+        number = int(name.removeprefix("test:"))
+        if number >= len(rows):
+            raise ValueError(f"no state {name}: the split has {len(rows)} records, from test:0 on")
+        return rows[number].before
+
+    starts = [f"test:{n}" for n in range(len(shown))]
     actions = [action for action, _ in Counter(row.action for row in shown if row.action).most_common()]
     models: dict[str, WorldModelModule] = dict(zip(names, modules, strict=True))
     game = Game(models, None if data is None else _world(data))
-    page = Page(game, states.__getitem__, list(states), actions, host, port)  # a port in use is told before bases load
+    page = Page(game, read, starts, actions, host, port)  # a port in use is told before bases load
     device = fastest_device()
     try:
         for run, module in zip(runs, modules, strict=True):
             run.load(module, device)
-        if states:
+        if starts:
             game.begin(shown[0].before)
     except BaseException:
         page.server_close()
