@@ -60,6 +60,24 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def check_folder(path: Path) -> None:
+    """Raise ValueError for a folder that :func:`whole_folder` must not replace: whoever is in it would be in none."""
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise ValueError(f"you are in the folder {path}, and a new one would take its place: give --to another folder")
+
+
+def read_words(path: Path) -> str:
+    """Read a text file of the user's.
+
+    Raises:
+        ValueError: it is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {error}; save it as UTF-8, or name another file") from None
+
+
 def remove_ranks(folder: Path, name: str, ranks: int) -> None:
     """Remove ``<name><rank>.jsonl`` of an earlier command that had more than ``ranks`` processes."""
     for path in folder.glob(f"{name}*.jsonl"):

@@ -22,7 +22,8 @@ ROLL = "simulate RUN --state test:0 --to OUT"
 NO_ACTION = 'add --action "WORDS", or --actions FILE with one a line'
 FREE = "give another --port (0 takes one that is free), or a --host of this machine"
 
-# NONE is missing, EMPTY a run's folder without checkpoint, BLANK a file of blank lines, RUN a run, PORT in use
+# NONE is missing, EMPTY a run's folder without checkpoint, BLANK a file of blank lines, BINARY one that is no text,
+# RUN a run, PORT in use
 CASES = [
     # a missing folder or file
     ("fit -c NONE", NO_CONFIG),
@@ -39,6 +40,8 @@ CASES = [
     ("label RUN EMPTY --to OUT", "neither videos nor frames in EMPTY; or name a .jsonl or .parquet file in it"),
     ("simulate NONE --state test:0 --action jump --to OUT", NO_RUN),
     ("simulate RUN --state NONE.png --action jump --to OUT", "no such state: NONE.png; give an image or text file, "),
+    ("simulate RUN --state BINARY --action jump --to OUT", "BINARY is no text: 'utf-8' codec can't decode byte 0xff"),
+    ("simulate RUN --state BLANK --action jump --to OUT", "the state is empty: give an image or text file, words, or "),
     ("collapse NONE", NO_RUN),
     ("collapse RUN --language_model NONE", "the language model NONE cannot be loaded (Repo id must be"),
     ("play NONE", NO_RUN),
@@ -66,6 +69,7 @@ CASES = [
     (ROLL, f"no action is given: {NO_ACTION}"),
     (f"{ROLL} --actions BLANK", f"no action is given in BLANK: {NO_ACTION}"),
     (f"{ROLL} --actions NONE", "no such file of actions: NONE; give a text file with one a line"),
+    (f"{ROLL} --actions BINARY", "BINARY is no text: 'utf-8' codec can't decode byte 0xff in position 0"),
     (f"{ROLL} --action ' '", "an action must have words, got ' ': leave it out, or say what is done"),
     (f"{ROLL} --action '{'go ' * 20}'", "is outside the grammar of Liquid, which reads it as"),
     (f"{ROLL} --action 'turn lef'", "'turn lef' is no action of MiniGrid"),
@@ -100,7 +104,8 @@ def test_broken_input_is_one_line_with_the_cure(words, told, minigrid, taken, tm
     (tmp_path / "empty").mkdir()
     shutil.copy(minigrid / "config.yaml", tmp_path / "empty")
     (tmp_path / "blank.txt").write_text("\n \n")
-    places = {"NONE": "none", "EMPTY": "empty", "BLANK": "blank.txt", "OUT": "out"}
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
+    places = {"NONE": "none", "EMPTY": "empty", "BLANK": "blank.txt", "BINARY": "binary.txt", "OUT": "out"}
     for name, place in {**{n: tmp_path / p for n, p in places.items()}, "RUN": minigrid, "PORT": taken}.items():
         words, told = words.replace(name, str(place)), told.replace(name, str(place))
     command, *args = shlex.split(words)

@@ -62,9 +62,12 @@ def test_a_shorter_call_replaces_a_longer_one_and_the_truth_can_be_left_out(mini
 
 
 def test_texts_are_shown(digits, tmp_path, capsys):
-    (tmp_path / "state.txt").write_text("37\n")
-    for name, state in (("words", "37"), ("file", tmp_path / "state.txt")):
-        here("simulate", digits, "--state", state, "--action", "inc", "--action", "swap", "--to", tmp_path / name)
+    for name, text in (("state", "37\n"), ("actions", "inc\nswap\n")):
+        (tmp_path / f"{name}.txt").write_text(text, "utf-8-sig")  # as editors of Windows do
+    words = ("--state", "37", "--action", "inc", "--action", "swap")
+    files = ("--state", tmp_path / "state.txt", "--actions", tmp_path / "actions.txt")
+    for name, given in (("words", words), ("file", files)):
+        here("simulate", digits, *given, "--to", tmp_path / name)
     found = [json.loads((tmp_path / name / "steps.json").read_text()) for name in ("words", "file")]
     assert found[0] == found[1]
     assert found[0]["start"] == "37"
@@ -138,3 +141,10 @@ def test_a_folder_of_something_else_is_left_alone(refused, minigrid, tmp_path):
     args = ("--state", "test:0", "--action", "turn left", "--to", tmp_path)
     assert "exists and holds something else: take another folder" in refused("simulate", minigrid, *args)
     assert (tmp_path / "mine.txt").read_text() == "dear"
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(refused, minigrid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for args in (("simulate", minigrid, "--state", "test:0", "--action", "turn left"), ("export", minigrid)):
+        for folder in (".", tmp_path):
+            assert f"you are in the folder {folder}, and a new one would" in refused(*args, "--to", folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from swirl_lightning.exports.merged import write_merged
-from swirl_lightning.files import whole_folder
+from swirl_lightning.files import check_folder, whole_folder
 from swirl_lightning.results.table import FILE, read
 from swirl_lightning.use.runs import Run
 from swirl_lightning.yaml_files import load
@@ -21,10 +21,11 @@ def export_run(run: Run, folder: Path, merged: bool = False) -> None:
 
     Raises:
         FileExistsError: the folder holds something.
-        ValueError: the run's checkpoint or settings cannot be used.
+        ValueError: the run's checkpoint or settings cannot be used, or the folder is that of the process.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and holds something; give --to another folder, or remove it")
+    check_folder(folder)
     module = run.load(run.build())
     table = read(run.config.parent / FILE)
     results = table.get("test") or table.get("validation") or {}

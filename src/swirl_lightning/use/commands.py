@@ -7,6 +7,7 @@ from pathlib import Path
 
 from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files import read_words
 from swirl_lightning.use.runs import Run, fastest_device
 
 _SPLITS = ("warmup", "state_only", "validation", "test")
@@ -51,7 +52,7 @@ def simulate(args: Sequence[str] | None = None) -> None:
     """Entry point of ``swirl simulate``.
 
     Raises:
-        ValueError: no action is given.
+        ValueError: no action is given, or their file is no text.
         OSError: the file of actions cannot be read.
     """
     parser = subcommand_parser(
@@ -80,7 +81,7 @@ def simulate(args: Sequence[str] | None = None) -> None:
     if file is not None:
         if not file.is_file():
             raise FileNotFoundError(f"no such file of actions: {file}; give a text file with one a line")
-        actions += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        actions += [line.strip() for line in read_words(file).splitlines() if line.strip()]
     if not actions:
         where = "" if file is None else f" in {file}"
         raise ValueError(f'no action is given{where}: add --action "WORDS", or --actions FILE with one a line')

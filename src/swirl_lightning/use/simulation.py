@@ -17,7 +17,7 @@ from swirl_lightning.data.images import open_rgb
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import whole_folder
+from swirl_lightning.files import check_folder, read_words, whole_folder
 from swirl_lightning.prepare.frame_pairs import ENDINGS
 from swirl_lightning.transition import State
 from swirl_lightning.use.pairs import SPLITS
@@ -114,11 +114,13 @@ def simulate_files(
     Raises:
         FileNotFoundError: there is no such state.
         FileExistsError: the folder holds something else.
-        ValueError: as :func:`swirl_lightning.use.simulate`; or the benchmark has no such action.
+        ValueError: as :func:`swirl_lightning.use.simulate`; or the benchmark has no such action; or the folder is
+            that of the process.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / STEPS).is_file())):
         raise FileExistsError(f"{folder} exists and holds something else: take another folder")
+    check_folder(folder)
     model = run.build()
     check(model, actions, config.branches, config.best_of, config.greedy)
     start = read_state(state, run)
@@ -141,7 +143,7 @@ def read_state(name: str, run: Run) -> State:
     Raises:
         FileNotFoundError: it has the ending of a file, and there is none.
         OSError: the image cannot be read.
-        ValueError: there is no such record, or no words.
+        ValueError: there is no such record, or no words, or the text file is no UTF-8.
     """
     split, _, number = name.rpartition(":")
     if split in SPLITS and number.isdecimal():
@@ -151,14 +153,16 @@ def read_state(name: str, run: Run) -> State:
         if int(number) >= len(rows):
             raise ValueError(f"--state {name}: the split has {len(rows)} records, from {split}:0 on")
         return rows[int(number)].before
-    suffix = Path(name).suffix.lower()
+    suffix, words = Path(name).suffix.lower(), name
     if suffix in (*ENDINGS, ".txt") and "\n" not in name:
         if not Path(name).is_file():
             raise FileNotFoundError(f"no such state: {name}; give an image or text file, words, or test:0")
-        return Path(name).read_text(encoding="utf-8").strip() if suffix == ".txt" else open_rgb(Path(name))
-    if not name.strip():
+        if suffix != ".txt":
+            return open_rgb(Path(name))
+        words = read_words(Path(name)).strip()
+    if not words.strip():
         raise ValueError("the state is empty: give an image or text file, words, or test:0")
-    return name
+    return words
 
 
 def _truth(run: Run, start: State, actions: Sequence[str]) -> tuple[Simulator | None, list[State | None], str]:
