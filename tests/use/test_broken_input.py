@@ -44,6 +44,7 @@ CASES = [
     ("simulate RUN --state BLANK --action jump --to OUT", "the state is empty: give an image or text file, words, or "),
     ("collapse NONE", NO_RUN),
     ("collapse RUN --language_model NONE", "the language model NONE cannot be loaded (Repo id must be"),
+    ("collapse RUN --to BLANK", "BLANK is no folder: name one with --to"),
     ("play NONE", NO_RUN),
     ("play RUN NONE", NO_RUN),
     ("export NONE --to OUT", NO_RUN),
@@ -53,6 +54,10 @@ CASES = [
     ("planning NONE", NO_RUN),
     ("planning RUN --models A=NONE", NO_RUN),
     ("planning RUN --models A", "--models takes NAME=PATH, got 'A' (all options: python -m recipes.planning --help)"),
+    ("planning RUN --width 0", "plan.width must lie in [1, inf), got 0"),
+    ("planning RUN --max_steps 0", "planning.max_steps must lie in [1, inf), got 0"),
+    ("planning RUN --json EMPTY", "--json takes a file in a folder that is there, got EMPTY (all options: "),
+    ("planning RUN --json NONE/found.json", "--json takes a file in a folder that is there, got NONE/found.json"),
     # a run's folder without checkpoint
     ("validate -c RUN/config.yaml --trainer.default_root_dir EMPTY --ckpt_path last", NO_LAST),
     ("test -c RUN/config.yaml --trainer.default_root_dir EMPTY --ckpt_path last", NO_LAST),

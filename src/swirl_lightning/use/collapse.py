@@ -91,9 +91,12 @@ def collapse_files(
 
     Raises:
         ValueError: the run has no IDM, a split has no labels, or a checkpoint is none of ours.
-        OSError: the language model cannot be loaded.
+        OSError: the language model cannot be loaded, or the folder is a file.
     """
-    model, data, folder = run.build(), run.data(), Path(folder)
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is no folder: name one with --to")
+    model, data = run.build(), run.data()
     if Role.IDM not in model.roles:
         raise ValueError(f"latent actions come from the IDM, and {run.config} trains none")
     data.check()
