@@ -129,6 +129,8 @@ def test_a_base_of_ones_own_is_asked_for_and_compared(digits, gemma_path, tmp_pa
     folder = digits / "adapters" / "last"
     with pytest.raises(ValueError, match=r"its base 'gemma0' is on no hub: give its folder as base="):
         SWIRL.from_pretrained(folder)
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*/none; give one that swirl export"):
+        SWIRL.from_pretrained(tmp_path / "none")  # its path is no name on the hub
     model = SWIRL.from_pretrained(folder, base=str(gemma_path))
     assert (model.label, model.backbone.max_state_tokens, model.training) == ("SFT", 4, False)
     trained = SWIRL.load_from_checkpoint(digits / "checkpoints" / "last.ckpt")

@@ -13,7 +13,7 @@ import torch
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints.restore import load_into
 from swirl_lightning.exports.card import adapter_card
-from swirl_lightning.exports.settings import FILE, build, read, settings_of
+from swirl_lightning.exports.settings import FILE, build, is_public, read, settings_of
 
 if TYPE_CHECKING:
     from swirl_lightning.world_model_module import WorldModelModule
@@ -49,6 +49,10 @@ def load_export(
     """Load an exported folder: see :meth:`swirl_lightning.SWIRL.from_pretrained`."""
     folder = Path(name_or_path)
     if not folder.is_dir():
+        if not is_public(str(name_or_path)):
+            raise FileNotFoundError(
+                f"no such folder: {folder}; give one that swirl export or a training has written, or a name on the hub"
+            )
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=_NEEDED))
