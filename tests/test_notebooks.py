@@ -63,3 +63,14 @@ def test_they_hold_no_large_outputs():
     files = sorted(EXAMPLES.glob("*.ipynb"))
     assert [path.stem for path in files] == ["label_and_simulate", "own_text_data", "quickstart"]
     assert all(path.stat().st_size < 50_000 for path in files)
+
+
+def test_their_folders_are_those_of_the_repository():
+    """Jupyter runs a notebook in its own folder."""
+    for path in EXAMPLES.glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        (source,) = ("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
+        names = {}
+        exec(source, names)
+        for name in {"run", "base", "folder"} & names.keys():
+            assert (EXAMPLES / names[name]).resolve().parents[1] == EXAMPLES.parent, (path.name, name)
