@@ -100,7 +100,7 @@ def test_a_share_of_labelled_triples_is_mixed_in(gemma_path, tmp_path, monkeypat
     others = [[data.merged(n)[12 + k].id for k in range(4)] for n in range(3)]
     assert others[0] != others[1] or others[1] != others[2]
     assert len(Few(size=12, labelled_share=0).merged(0)) == 12
-    with pytest.raises(ValueError, match=r"labelled_share must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"labelled_share must lie in \[0, 0\.99\]"):
         Few(labelled_share=1)
 
 
