@@ -37,6 +37,8 @@ def test_complete_and_content_are_inverse():
         ({"forced": ((1, 7), (0, 7))}, "sorted"),
         ({"forced": ((4, 7),)}, "within max_length"),
         ({"forced": {0: 7}}, "got a dict: give tuple"),
+        ({"forced": 5}, "needs .position, id. pairs, got 5"),
+        ({"forced": (1, 2)}, "needs .position, id. pairs, got"),
         ({"forced": ((0, 7),), "eos": 20}, "no eos"),
         ({"forced": tuple((i, 7) for i in range(4))}, "at least one token free"),
     ],

@@ -125,8 +125,10 @@ def test_what_is_no_environment_is_refused(model, settings, told):
 
 def test_what_is_no_step_is_refused(model, gemma_path):
     envs = WorldModelVectorEnv(model, STARTS, ACTIONS, reward, num_envs=2)
-    with pytest.raises(RuntimeError, match="call reset"):
-        envs.step([0, 1])
+    alone = WorldModelEnv(model, STARTS, ACTIONS, reward)
+    for early in (lambda: envs.step([0, 1]), lambda: alone.state, alone.render):
+        with pytest.raises(RuntimeError, match="call reset"):
+            early()
     with pytest.raises(ValueError, match="3 states for 2 environments"):
         envs.reset(options={"states": STARTS})
     envs.reset(seed=[3, None])

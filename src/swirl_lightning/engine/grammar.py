@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 TokenIds = list[int]
 
@@ -32,10 +33,13 @@ class Grammar:
             raise ValueError("Grammar.allowed must be sorted, without repeats and not empty")
         if self.eos is not None and self.eos not in self.allowed:
             raise ValueError(f"Grammar.eos {self.eos} is not among the allowed ids")
-        if isinstance(self.forced, Mapping):
+        forced: Any = self.forced
+        if isinstance(forced, Mapping):
             raise ValueError(
                 "Grammar.forced needs (position, id) pairs, got a dict: give tuple(sorted(forced.items()))"
             )
+        if not isinstance(forced, Sequence) or not all(isinstance(p, Sequence) and len(p) == 2 for p in forced):
+            raise ValueError(f"Grammar.forced needs (position, id) pairs, got {forced!r}")
         places = [place for place, _ in self.forced]
         if places != sorted(set(places)) or any(not 0 <= place < self.max_length for place in places):
             raise ValueError("Grammar.forced must be sorted by position, without repeats and within max_length")

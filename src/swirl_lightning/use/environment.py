@@ -266,7 +266,13 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
 
     @property
     def state(self) -> State:
-        """The present state, an image or a text."""
+        """The present state, an image or a text.
+
+        Raises:
+            RuntimeError: nothing has been reset.
+        """
+        if not self.envs.states:
+            raise RuntimeError("call reset() before you ask for the state")
         return self.envs.states[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -284,4 +290,4 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
 
     def render(self) -> Any:
         """Return the state, as an array (H, W, 3) or words."""
-        return self.envs.render()[0]
+        return self.state if isinstance(self.state, str) else np.asarray(self.state)
