@@ -25,7 +25,6 @@ from typing import Any
 from rich.console import Console
 
 from recipes import scores
-from swirl_lightning.callbacks.row_scores import read
 from swirl_lightning.results import curves
 from swirl_lightning.yaml_files import load
 
@@ -121,6 +120,13 @@ def run(study: Study, name: str, seed: int, out: Path) -> None:
     if not read(folder):
         scores = "--trainer.callbacks+=swirl_lightning.callbacks.RowScores"
         swirl(folder, "test", [*arguments, scores, f"--ckpt_path={own if row.trains else begin}", "--verbose=false"])
+
+
+def read(folder: Path) -> dict[str, dict[str, float]]:
+    """Scores of the transitions that a run was tested on; empty if it was not."""
+    from swirl_lightning.callbacks.row_scores import read as rows_of  # here: a mistyped option need not wait for torch
+
+    return rows_of(folder)
 
 
 def last(folder: Path) -> Path:
