@@ -74,9 +74,8 @@ class SkippedRecords:
         message = f"{self.source}: {count} records cannot be used ({kinds}):{first(self.messages)}"
         if strict or not used:
             raise ValueError(message)
-        from lightning.pytorch.utilities.rank_zero import (
-            rank_zero_warn,  # here: a mistyped command need not wait for it
-        )
+        # here: a mistyped command need not wait for it
+        from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
         rank_zero_warn(message)
 

@@ -178,12 +178,14 @@ def merged_bytes(model: nn.Module) -> int:
 def _fits(needed: int, device: torch.device) -> bool:
     """Tell whether dequantised weights take at most :data:`MEMORY_SHARE` of the free memory."""
     free = _free(device)
-    if free is not None and needed > MEMORY_SHARE * free:
+    if free is None:
+        return False
+    if not (fits := needed <= MEMORY_SHARE * free):
         rank_zero_info(
             f"4-bit weights are dequantised at every use: {needed / 2**30:.1f} GiB would be a large part of the "
             f"{free / 2**30:.1f} GiB that are free on {device}; dequantize_once: true keeps them all the same"
         )
-    return free is not None and needed <= MEMORY_SHARE * free
+    return fits
 
 
 def _free(device: torch.device) -> int | None:

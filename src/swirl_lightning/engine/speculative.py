@@ -131,9 +131,8 @@ def _draw(
     first = torch.tensor([branch.length for branch in branches])
     steps = (first[:, None] + torch.arange(window)).clamp_(max=noise.shape[1] - 1)  # (R, W)
     uniform = noise[rows.to(device)[:, None], steps.to(device)[:, :, None]]  # (R, W, M)
-    most = max(
-        len(noise), logits_per_chunk(noise.device) // len(vocabulary)
-    )  # logits of no more tokens exist at one time
+    # logits of no more tokens exist at one time
+    most = max(len(noise), logits_per_chunk(noise.device) // len(vocabulary))
     parts = zip(hidden.flatten(0, 1).split(most), uniform.flatten(0, 1).split(most), strict=True)
     index = torch.cat([draw_several(vocabulary.logits(part), numbers, sampling) for part, numbers in parts])
     ids = vocabulary.ids[index].view(count, window, widest).transpose(1, 2).cpu().numpy()

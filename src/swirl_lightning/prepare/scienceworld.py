@@ -111,9 +111,8 @@ def replay(simulator: Any, task: str, variation: int, max_steps: int) -> Iterato
 
 def freeze(out: Path, episodes: list[Path], settings: dict[str, Any]) -> Path:
     """Join episodes to one file, and write its hash, settings and counts."""
-    from swirl_lightning.benchmarks.scienceworld import (
-        FILE,  # here: it takes seconds, and a mistyped option need not wait
-    )
+    # here: it takes seconds, and a mistyped option need not wait
+    from swirl_lightning.benchmarks.scienceworld import FILE
 
     path = out / FILE
     counts: Counter[str] = Counter()

@@ -198,7 +198,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
     def render(self) -> tuple[Any, ...]:
         """Return the states, as arrays (H, W, 3) or words."""
-        return tuple(state if isinstance(state, str) else np.asarray(state) for state in self.states)
+        return tuple(_shown(state) for state in self.states)
 
     def _words(self, action: int | str) -> str:
         if isinstance(action, str):
@@ -290,4 +290,8 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
 
     def render(self) -> Any:
         """Return the state, as an array (H, W, 3) or words."""
-        return self.state if isinstance(self.state, str) else np.asarray(self.state)
+        return _shown(self.state)
+
+
+def _shown(state: State) -> Any:
+    return state if isinstance(state, str) else np.asarray(state)
