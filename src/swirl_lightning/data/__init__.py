@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from swirl_lightning.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from swirl_lightning.data.batch import TransitionBatch
@@ -30,12 +31,4 @@ __all__ = [
     "TransitionLoader",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are: {sorted(_HOMES)}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, {name: f"swirl_lightning.data.{home}" for name, home in _HOMES.items()})
