@@ -54,6 +54,7 @@ from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore
 from swirl_lightning.console.parsing import Parser, shorten
+from swirl_lightning.console.shipped import import_shipped
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
 from swirl_lightning.results.table import FILE, fitted, read
@@ -328,6 +329,7 @@ def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:
         args: arguments, None for those of the command line; with ``run``, the subcommand comes first.
         run: run the subcommand; False only builds trainer, model and data.
     """
+    import_shipped()
     return SwirlCLI(
         SWIRL,
         TransitionDataModule,

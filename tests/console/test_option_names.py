@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,11 @@ REFUSED = [
     ),
     (["--trainer.plugins=SLURMEnvironment", "--trainer.plugins.auto_requeu=1"], "is no option of SLURMEnvironment"),
     (["--trainer.accelerator=CPUAccelerator", "--trainer.accelerator.cores=1"], "is no option of CPUAccelerator"),
+    (
+        ["--trainer.strategy=ddp", "--trainer.strategy.find_unused_parameters=true"],
+        "trainer.strategy.find_unused_parameters is no option: trainer.strategy is ddp, a name and no class",
+    ),
+    (["--trainer.profiler=simple", "--trainer.profiler.extended=1"], "trainer.profiler is simple, a name and no class"),
     (["--model.fwm_sampling.temperatur=1"], "did you mean 'model.fwm_sampling.temperature'?"),
     (["--model.reward=mine.Reward", "--model.grpo.eps=3"], "model.grpo.eps is no option of SWIRL"),
     (["--data=mine.Data", "--model.backbone.dtyp=x"], "did you mean 'model.backbone.dtype'?"),
@@ -237,3 +244,14 @@ def test_a_pipe_is_left_for_the_parser_to_read(tmp_path):
 )
 def test_what_the_table_cannot_know_is_left_to_the_parser(args):
     assert mistyped(["fit", *args]) is None
+
+
+def test_classes_of_the_package_have_short_names():
+    """In a process of its own: the parser knows only what has been imported."""
+    chosen = [*("--data", "MiniGrid", "--data.world_seed", "3"), *("--model.backbone", "TextLLM")]
+    chosen += ["--model.backbone.model_name_or_path", "x", "--print_config"]
+    run = subprocess.run([sys.executable, "-m", "swirl_lightning", "fit", *chosen], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    config = yaml.safe_load(run.stdout)
+    assert config["data"]["class_path"] == "swirl_lightning.benchmarks.minigrid.MiniGrid"
+    assert config["model"]["init_args"]["backbone"]["class_path"] == "swirl_lightning.backbones.TextLLM"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import pkgutil
 from dataclasses import is_dataclass
-from importlib import import_module
 from types import ModuleType
 from typing import Any, get_args
 
@@ -15,13 +13,12 @@ from lightning.fabric.plugins import environments
 from lightning.pytorch import Callback, accelerators, callbacks, loggers, plugins, profilers, strategies
 from lightning.pytorch.cli import LightningArgumentParser
 
-import swirl_lightning.backbones
-import swirl_lightning.benchmarks
 import swirl_lightning.callbacks
 from swirl_lightning import SWIRL
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.cli import swirl_cli
 from swirl_lightning.console.option_names import TABLE, minor_version
+from swirl_lightning.console.shipped import import_shipped
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.judge import Judge
 from swirl_lightning.rollout_engines import RolloutEngine
@@ -107,9 +104,7 @@ def options_of(owner: type, skip: bool = False) -> set[str]:
 
 def _shipped(base: Any) -> list[type]:
     """Return the classes of the package below a class, or that one."""
-    for package in (swirl_lightning.backbones, swirl_lightning.benchmarks):
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            import_module(module.name)
+    import_shipped()
     found, left = [], [base]
     while left:
         left += (each := left.pop()).__subclasses__()

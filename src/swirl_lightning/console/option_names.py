@@ -24,6 +24,7 @@ TABLE = Path(__file__).parents[1] / "assets" / "option_names.txt"
 
 _PACKAGES = ("", "swirl_lightning", "lightning", "torch")
 _UNREAD = "?"  # a class that is not known
+_PLAIN = re.compile(r"[a-z][a-z0-9_]*")  # a name that stands for an object, such as ddp, and not for a class
 _NAME = re.compile(r"[a-z_]\w*(\.\w+)*", re.IGNORECASE)
 _LONGEST = 100
 
@@ -87,7 +88,10 @@ class Names:
             if above in self.classes:
                 owner = ""
             if above in self.chosen and not (owner := self._known_class(above)):
-                return None
+                value = self.chosen[above]
+                if above == name or not _PLAIN.fullmatch(value) or os.path.exists(value):
+                    return None
+                return f"{name} is no option: {above} is {value}, a name and no class"
         return None
 
     def choose(self, name: str, value: str) -> None:
