@@ -101,6 +101,7 @@ def test_prediction_is_sampling_decoded(module, ids):
         (lambda module: module.predict_state("37", "swap", n=0), r"predict\.n must lie in \[1, inf\), got 0"),
         (lambda module: module.predict_action("37", "84", n=-1), r"predict\.n must lie in \[1, inf\), got -1"),
         (lambda module: module.predict_state("37", " "), "an action must have words, got ' '"),
+        (lambda module: module.predict_state("37", "increase"), "outside the grammar of TextLLM"),
         (lambda module: module.predict_state("37", None), "an action must have words, got None"),
         (lambda module: module.predict_action("37", None), "a text or an image .*, got NoneType"),
         (lambda module: module.predict_state(np.zeros((4, 4, 3)), "swap"), "a text or an image .*, got ndarray"),

@@ -146,12 +146,11 @@ class WorldModelModule(LightningModule):
 
         Raises:
             RuntimeError: the base is not loaded yet.
-            ValueError: ``before`` is no state of this backbone, ``action`` has no words, ``n`` is below 1, or the
-                module has no FWM (``roles``).
+            ValueError: ``before`` is no state of this backbone, ``action`` has no words or is outside the grammar of
+                actions, ``n`` is below 1, or the module has no FWM (``roles``).
         """
         self._check_prediction(Role.FWM, n)
-        if not isinstance(action, str) or not action.strip():
-            raise ValueError(f"an action must have words, got {action!r}")
+        self.backbone.check_action(action)
         x, z = self.states.encode([before], self.device), [self.backbone.encode_action(action)]
         config = GREEDY if greedy else self.sampling
         y = self.models.fwm.sample(x, z, [f"predict|{seed}"], config, group=n)

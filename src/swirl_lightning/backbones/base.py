@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -149,6 +150,18 @@ class Backbone(ABC):
         return self.decode_text(content).strip()
 
     # ---- prompts ---------------------------------------------------------------------------------
+    def check_action(self, action: str) -> None:
+        """Raise ValueError for an action that the grammar of actions cannot write, or would cut."""
+        if not isinstance(action, str) or not action.strip():
+            raise ValueError(f"an action must have words, got {action!r}: leave it out, or say what is done")
+        ids, grammar = self.encode_action(action), self.action_grammar
+        read = self.decode_action(ids) if set(ids) <= set(grammar.allowed) else ""
+        if _letters(read) != _letters(action):
+            raise ValueError(
+                f"the action {action!r} is outside the grammar of {type(self).__name__}, which reads it as {read!r} "
+                f"(max_action_tokens {grammar.max_length}): shorten it, or use words like those of the training data"
+            )
+
     def frame_prompt(self, template: str) -> list[str | TokenIds]:
         """Return the template with what the family puts around a prompt (BOS, chat turns)."""
         return [template]
@@ -219,3 +232,8 @@ def resolve_model_path(name: str) -> str:
         known = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
         raise FileNotFoundError(f"no base {name!r} is shipped with the package; there are: {known}")
     return str(folder)
+
+
+def _letters(text: str) -> str:
+    """A text without white space, which tokenizers treat differently, and with one form of each letter."""
+    return "".join(unicodedata.normalize("NFKC", text).split())

@@ -13,7 +13,7 @@ from swirl_lightning.engine.drawing import GREEDY
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import State
-from swirl_lightning.use.rollout import check, check_action
+from swirl_lightning.use.rollout import check
 from swirl_lightning.world_model_module import WorldModelModule
 
 try:
@@ -203,7 +203,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
     def _words(self, action: int | str) -> str:
         if isinstance(action, str):
             if action not in self.actions:
-                check_action(self.model.backbone, action)
+                self.model.backbone.check_action(action)
             return action
         if not 0 <= int(action) < len(self.actions):
             raise ValueError(f"action {action} is none of the {len(self.actions)} actions, from 0 on")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.engine.drawing import GREEDY
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.ranges import check_ranges
@@ -101,25 +99,7 @@ def check(model: WorldModelModule, actions: Sequence[str], branches: int, best_o
     if not actions:
         raise ValueError("no action is given: name at least one")
     for action in actions:
-        check_action(model.backbone, action)
-
-
-def check_action(backbone: Backbone, action: str) -> None:
-    """Raise ValueError for an action that the backbone's grammar of actions cannot write, or would cut."""
-    if not action.strip():
-        raise ValueError(f"an action must have words, got {action!r}: leave it out, or say what is done")
-    ids, grammar = backbone.encode_action(action), backbone.action_grammar
-    read = backbone.decode_action(ids) if set(ids) <= set(grammar.allowed) else ""
-    if _letters(read) != _letters(action):
-        raise ValueError(
-            f"the action {action!r} is outside the grammar of {type(backbone).__name__}, which reads it as {read!r} "
-            f"(max_action_tokens {grammar.max_length}): shorten it, or use words like those of the training data"
-        )
-
-
-def _letters(text: str) -> str:
-    """A text without white space, which tokenizers treat differently, and with one form of each letter."""
-    return "".join(unicodedata.normalize("NFKC", text).split())
+        model.backbone.check_action(action)
 
 
 def _rounded(value: float) -> float:
