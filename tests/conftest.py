@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 
 from support.tiny import gemma_folder
+from swirl_lightning.engine.quantization import import_bitsandbytes
 
+import_bitsandbytes()  # before tests that import parts of it
 torch.set_num_threads(1)  # small models: a second thread costs more than it gives
 
 

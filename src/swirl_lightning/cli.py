@@ -173,12 +173,24 @@ class SwirlCLI(LightningCLI):
     _checkpoint: dict[str, Any] | None = None
     """The checkpoint that the command goes on from, tensors without data."""
 
+    def __init__(self, model: type, data: type, args: list[str] | None = None, **options: Any) -> None:
+        self._command = [*(sys.argv[1:] if args is None else args), ""][0]
+        super().__init__(model, data, args=args, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the command that is asked for, if it is one: preparing the others takes as long for each of them."""
+        every = LightningCLI.subcommands()
+        return {self._command: every[self._command]} if self._command in every else every
+
     def _set_seed(self) -> None:
         """As in Lightning, whose error does not name the option."""
         try:
             super()._set_seed()
         except ValueError as error:
             raise ValueError(f"seed_everything: {error}") from None
+
+    def _add_instantiators(self) -> None:
+        """Leave out Lightning's, which write the configuration into hyperparameters that SWIRL does not save."""
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """Add the PhaseSwitch of every run."""

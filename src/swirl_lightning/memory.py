@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from swirl_lightning.engine.engine import Engine
@@ -70,9 +69,9 @@ class TensorMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors([*args, *(kwargs or {}).values()])}
+        for tensor in _tensors(out):
+            if tensor.device.type != "meta":
                 storage = tensor.untyped_storage()
                 if storage._cdata not in given and storage._cdata not in self._known:
                     self._add(storage)
@@ -88,6 +87,15 @@ class TensorMemory(TorchDispatchMode):
     def _drop(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an operator's arguments or results; torch's own walk of any structure takes longer."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _tensors(each)
 
 
 def peak_of(run: Callable[[], Any], device: torch.device) -> int:
@@ -354,7 +362,8 @@ class _Estimator:
         if kind not in self._fits:
             graphs = 2 if kind == "warmup" else 1
             rows, peaks = [], []
-            self._run(*_PROBES[0], False, 1)  # what is made once and stays is not part of a step
+            if not self._fits:
+                self._run(*_PROBES[0], False, 1)  # what is made once and stays is not part of a step
             for shape in _PROBES:
                 rows.append([1.0, float(graphs * self._tokens(shape))])
                 peak = peak_of(lambda: self._run(*shape, kind != "scoring", graphs), self.device)  # noqa: B023

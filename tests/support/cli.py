@@ -5,6 +5,14 @@ from __future__ import annotations
 import yaml
 
 from swirl_lightning.__main__ import main
+from swirl_lightning.callbacks import MemoryReport
+
+
+class NoMemoryReport(MemoryReport):
+    """In place of the report, whose passes take longer than such a run."""
+
+    def on_fit_start(self, trainer, pl_module):
+        """Measure nothing."""
 
 
 def config(tmp_path, model_path, **changes):
@@ -56,6 +64,7 @@ def config(tmp_path, model_path, **changes):
         for part in path:
             at = at[part]
         at[last] = value
+    settings["trainer"]["callbacks"].append({"class_path": "support.cli.NoMemoryReport"})
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path

@@ -11,7 +11,7 @@ import torch
 from jsonargparse import capture_parser
 from lightning.fabric.plugins import environments
 from lightning.pytorch import Callback, accelerators, callbacks, loggers, plugins, profilers, strategies
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import swirl_lightning.callbacks
 from swirl_lightning import SWIRL
@@ -62,11 +62,11 @@ def places() -> dict[str, list[type]]:
 
 def collect() -> list[str]:
     """Return the lines of the table: options of the commands, of Lightning's Trainer and of the classes of `places`."""
-    parser = capture_parser(lambda: swirl_cli(["fit"]))
-    subcommands: Any = parser._subcommands_action
+    parsers: list[Any] = [capture_parser(lambda: swirl_cli([name])) for name in LightningCLI.subcommands()]  # noqa: B023
     names: dict[str, set[str]] = {
         text[2:].removesuffix("+").removesuffix(".help"): set()
-        for command in subcommands._name_parser_map.values()
+        for parser in parsers
+        for command in parser._subcommands_action._name_parser_map.values()
         for action in command._actions
         for text in action.option_strings
         if text.startswith("--")

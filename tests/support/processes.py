@@ -26,7 +26,7 @@ SECONDS = 400
 # forked from a process that has imported what the commands do, which takes seconds; other systems cannot fork safely
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 STARTING = threading.Lock()
-CONTEXT.set_forkserver_preload(["support.swirl", "support.suites", "swirl_lightning.cli", "bitsandbytes"])
+CONTEXT.set_forkserver_preload(["support.swirl", "support.suites", "swirl_lightning.cli"])
 
 
 def run_module(name: str, *args: Any, ranks: int = 1) -> subprocess.CompletedProcess[str]:

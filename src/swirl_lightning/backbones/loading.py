@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.gguf import gguf_path, set_split
 from swirl_lightning.engine.grammar import TokenIds
-from swirl_lightning.engine.quantization import prepare_quantized
+from swirl_lightning.engine.quantization import import_bitsandbytes, prepare_quantized
 
 FAMILIES = {
     "chameleon": "Chameleon",
@@ -56,6 +56,7 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
 
 def load_base(backbone: Backbone, auto_class: Any) -> PreTrainedModel:
     """Load the base by one of transformers' classes, on torch's default device, quantised as the backbone says."""
+    import_bitsandbytes()  # before transformers does
     model = auto_class.from_pretrained(
         backbone.path,
         revision=backbone.revision,

@@ -18,6 +18,22 @@ MEMORY_SHARE = 0.25
 """Share of the free memory that dequantised weights may take if ``dequantize_once`` is None."""
 
 
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes without torch's compiler, which takes two seconds.
+
+    It asks for the compiler of kernels that run on devices for which it has none of their own: no CPUs, no NVIDIA GPUs.
+    """
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
+
+
 def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = False) -> PreTrainedModel:
     """Freeze the base, turn its dropout off, and keep bitsandbytes from repacking it on CPUs with AVX512-BF16.
 
@@ -34,7 +50,8 @@ def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = Fal
     Returns:
         The same model.
     """
-    from bitsandbytes.nn import Linear4bit  # here: it imports torch's compiler, which takes a second
+    import_bitsandbytes()
+    from bitsandbytes.nn import Linear4bit
 
     model.requires_grad_(False)
     layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
