@@ -13,7 +13,7 @@ import sys
 import types
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -62,6 +62,7 @@ class PhantomCuda:
         captures: CUDA graphs that were captured.
         replays: decode steps that were replayed.
         graph: the one that is being captured.
+        tags: names of the memory that is on the device.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,7 @@ class PhantomCuda:
         self.captures = self.replays = 0
         self.graph: Recording | None = None
         self.target: torch.device | None = None  # of what is being made, where a device was asked for
-        self._tags: dict[int, Any] = {}
+        self.tags: dict[int | None, Any] = {}
 
     # ---- tags ------------------------------------------------------------------------------------
     def _key(self, tensor: Tensor) -> int | None:
@@ -80,16 +81,18 @@ class PhantomCuda:
 
     def has(self, tensor: Tensor) -> bool:
         """Tell whether a tensor is on the device."""
-        return self._key(tensor) in self._tags
+        return self._key(tensor) in self.tags
 
-    def mark(self, tree: Any, but: Any = ()) -> None:
-        """Put the CPU tensors of a tree there, without those that share memory with ``but``."""
-        known = {self._key(t) for t in but}
+    def keys(self, found: Iterable[Tensor]) -> set[int | None]:
+        """Return what names the memory of each tensor."""
+        return {self._key(t) for t in found}
+
+    def mark(self, tree: Any, known: Set[int | None] = frozenset()) -> None:
+        """Put the CPU tensors of a tree there, without those whose memory is ``known`` (of `keys`)."""
         for tensor in tensors(tree):
-            if tensor.device.type == "cpu" and self._key(tensor) not in known:
+            if tensor.device.type == "cpu" and (key := self._key(tensor)) not in known and key not in self.tags:
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self._tags:
-                    self._tags[storage._cdata] = weakref.finalize(storage, self._tags.pop, storage._cdata, None)
+                self.tags[storage._cdata] = weakref.finalize(storage, self.tags.pop, storage._cdata, None)
 
     @contextmanager
     def making(self, device: torch.device) -> Iterator[None]:
@@ -271,7 +274,8 @@ class _Dispatch(TorchDispatchMode):
         gpu, kwargs = self.gpu, kwargs or {}
         name = func._schema.name.split("::")[-1]
         given = tensors(args, kwargs)
-        on = any(gpu.has(t) for t in given)
+        keys = gpu.keys(given)
+        on = not keys.isdisjoint(gpu.tags)
         if on:
             self._check(func, name, args, kwargs, given)
             if name in WAITS:
@@ -280,7 +284,7 @@ class _Dispatch(TorchDispatchMode):
         with torch._C.DisableTorchFunction():  # kernels written in Python see the CPU tensors that there are
             out = func(*args, **kwargs)
         if on if gpu.target is None else gpu.target == CUDA:
-            gpu.mark(out, but=given)
+            gpu.mark(out, keys)
         if gpu.graph is not None and any(gpu.has(t) for t in tensors(given, out)):
             gpu.graph.add(func, args, kwargs, out)
         return out
