@@ -21,7 +21,8 @@ from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import uniforms
-from swirl_lightning.memory import Lengths, _Estimator, peak_of, size_of
+from swirl_lightning.engine.tensor_memory import peak_of
+from swirl_lightning.memory import Lengths, _Estimator, size_of
 from swirl_lightning.roles import Role
 
 CPU = torch.device("cpu")

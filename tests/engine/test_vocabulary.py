@@ -7,8 +7,8 @@ from torch import nn
 import swirl_lightning.engine.vocabulary as module
 from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
+from swirl_lightning.engine.tensor_memory import peak_of
 from swirl_lightning.engine.vocabulary import VocabularySlice
-from swirl_lightning.memory import peak_of
 
 SETS = {
     "contiguous": list(range(20, 40)),
