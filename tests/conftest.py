@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from support.tiny import gemma_folder
+from support.trained import digits_run, minigrid_run
 from swirl_lightning.engine.quantization import import_bitsandbytes
 
 import_bitsandbytes()  # before tests that import parts of it
@@ -31,3 +32,15 @@ def alone() -> Iterator[None]:
 def gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Gemma on disk, shared by the session."""
     return gemma_folder(tmp_path_factory.mktemp("gemma"))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory, gemma_path: Path) -> Path:
+    """A run of texts, shared by the session."""
+    return digits_run(tmp_path_factory.mktemp("digits"), gemma_path)
+
+
+@pytest.fixture(scope="session")
+def minigrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of frames, shared by the session."""
+    return minigrid_run(tmp_path_factory.mktemp("minigrid"))

@@ -128,10 +128,9 @@ def test_training_ends_with_the_schedule(watched):
         ("idm", "sequence", "batch"),
     ],
 )
-@pytest.mark.parametrize("batch_size", [1, 2])
-def test_accumulation_equals_one_large_batch(gemma_path, tmp_path, phase, normalization, scale, batch_size):
+def test_accumulation_equals_one_large_batch(gemma_path, tmp_path, phase, normalization, scale):
     ends = []
-    for size, k in ((8, 1), (batch_size, 8 // batch_size)):
+    for size, k in ((8, 1), (2, 4), (1, 8)):
         module = build(
             gemma_path,
             grpo=GRPOConfig(group_size=4, loss_normalization=normalization, advantage_scale=scale),
@@ -146,8 +145,9 @@ def test_accumulation_equals_one_large_batch(gemma_path, tmp_path, phase, normal
             module, Digits(size=16, batch_size=size)
         )
         ends.append(snapshot(module))
-    for key in ends[0]:
-        torch.testing.assert_close(ends[0][key], ends[1][key], atol=1e-5, rtol=1e-5)
+    for end in ends[1:]:
+        for key in ends[0]:
+            torch.testing.assert_close(ends[0][key], end[key], atol=1e-5, rtol=1e-5)
 
 
 class EvenGroupsAlike(MeanLogProb):

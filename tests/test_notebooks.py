@@ -7,8 +7,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from support.trained import minigrid_run
-
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -51,8 +49,8 @@ def test_own_text_data(tmp_path, gemma_path):
     assert len(actions) == 3
 
 
-def test_label_and_simulate(tmp_path):
-    names, values = run("label_and_simulate", run=str(minigrid_run(tmp_path)), count=6)
+def test_label_and_simulate(minigrid):
+    names, values = run("label_and_simulate", run=str(minigrid), count=6)
     shares, steps, grid = values
     assert all(0 <= share <= 1 for share in shares.values())
     assert [action for action, _ in steps] == names["actions"]

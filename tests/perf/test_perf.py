@@ -17,7 +17,6 @@ from perf.worker import work
 from perf import drafts, gpu_day, gpu_stages, lora, runs, scaling, step
 from support.attention import skip_if_torch_cannot_attend
 from support.processes import run_module
-from support.trained import minigrid_run
 from swirl_lightning.engine import vocabulary
 
 
@@ -53,10 +52,9 @@ def test_the_step_table(tmp_path, capsys, monkeypatch):
     assert found["runs"]["ours"][0]["operations"].keys() == {"fwm", "idm"}
 
 
-def test_the_table_of_drafts(tmp_path, capsys):
-    run = minigrid_run(tmp_path / "run")
+def test_the_table_of_drafts(minigrid, tmp_path, capsys):
     out = tmp_path / "drafts.json"
-    drafts.main(f"{run} --prompts 2 --groups 1 3 --repeats 1 --threads 1 --json {out}".split())
+    drafts.main(f"{minigrid} --prompts 2 --groups 1 3 --repeats 1 --threads 1 --json {out}".split())
     assert "times as fast" in capsys.readouterr().out
     found = json.loads(out.read_text())["seconds"]
     assert found.keys() == {"1", "3"}

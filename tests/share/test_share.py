@@ -22,19 +22,8 @@ from transformers import AutoModelForCausalLM
 
 from support.cli import here
 from support.swirl import equal
-from support.trained import digits_run, minigrid_run
 from swirl_lightning import SWIRL
 from swirl_lightning.benchmarks.minigrid import MiniGrid
-
-
-@pytest.fixture(scope="module")
-def minigrid(tmp_path_factory):
-    return minigrid_run(tmp_path_factory.mktemp("minigrid"))
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory, gemma_path):
-    return digits_run(tmp_path_factory.mktemp("digits"), gemma_path)
 
 
 @pytest.fixture
