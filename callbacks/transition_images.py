@@ -19,6 +19,7 @@ _GAP, _FONT_SIZE, _INK, _PAPER = 8, 18, (20, 20, 20), (255, 255, 255)
 _AUTO_SMALL = 128
 CELL = 256
 """Width of the largest cell of a grid, in pixels."""
+_TALLEST = 8  # times as wide; a taller image is squashed, for a strip of one pixel's width would fill the memory
 
 
 class TransitionImages(RolloutWriter):
@@ -155,7 +156,7 @@ def _tile(state: State, scale: int | None, width: int) -> Image.Image:
     if isinstance(state, str):
         return Image.new("RGB", (_AUTO_SMALL, _AUTO_SMALL), (230, 230, 230))
     image, wanted = state.convert("RGB"), width if scale is None else state.width * scale
-    height = max(1, round(image.height * wanted / image.width))
+    height = min(max(1, round(image.height * wanted / image.width)), _TALLEST * max(wanted, CELL))
     whole = wanted % image.width == 0
     return image.resize((wanted, height), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
 

@@ -36,6 +36,14 @@ def test_resizing_is_lanczos() -> None:
     assert np.array_equal(np.asarray(square(image, 16)), np.asarray(expected))
 
 
+@pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1)])
+def test_the_square_of_a_strip_fills_no_memory(size: tuple[int, int]) -> None:
+    out = square(Image.new("RGB", size, (255, 0, 0)), 32)
+    middle = out.crop((0, 15, 32, 16)) if size[0] == 1 else out.crop((15, 0, 16, 32))
+    assert out.size == (32, 32)
+    assert {count for count, colour in middle.getcolors() if colour == (255, 0, 0)} == {1}
+
+
 def test_transparent_pixels_go_over_white() -> None:
     image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     image.putpixel((1, 1), (10, 20, 30, 255))

@@ -43,6 +43,12 @@ def test_all_columns_have_one_size_and_captions_are_read_in_a_narrow_card():
     assert (ink[3] - ink[1]) * 340 / four.width >= 7  # height of a capital in a card of 340 pixels
 
 
+@pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1)])
+def test_a_strip_fills_no_memory(size):
+    grid = image_grid([([Image.new("RGB", size)], ["a"])], ["x"])
+    assert grid.width * grid.height < 10**6
+
+
 def test_captions_wrap_under_their_columns():
     words = "pick up the yellow key that lies behind the grey door"
     rows = [([frame(0)] * 2, [words, ""])]

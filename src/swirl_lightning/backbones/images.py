@@ -8,6 +8,9 @@ from PIL import Image
 PAD_COLOUR = (122, 116, 104)
 """RGB colour that fills an image up to a square, as in Liquid and Chameleon."""
 
+_LARGEST_SIDE = 8192
+"""A strip of one pixel by sixty thousand is a small file, and its square would take 14 GiB."""
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB, transparent pixels over white.
@@ -51,12 +54,15 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 def square(image: Image.Image, resolution: int) -> Image.Image:
     """Pad an image to a square with `PAD_COLOUR`, and resize it with LANCZOS to resolution x resolution, in RGB.
 
-    An image of this size keeps its pixels.
+    An image of this size keeps its pixels. One with a side of more than 8192 pixels is shrunk before it is padded.
     """
     image = to_rgb(image)
     if image.size == (resolution, resolution):
         return image
     side = max(image.size)
+    if side > max(resolution, _LARGEST_SIDE) and image.width != image.height:
+        wide, high = (max(1, round(part * resolution / side)) for part in image.size)
+        image, side = image.resize((wide, high), Image.Resampling.LANCZOS), resolution
     if image.width != image.height:
         padded = Image.new("RGB", (side, side), PAD_COLOUR)
         padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
