@@ -60,7 +60,7 @@ def test_of_a_base(tmp_path, many):
         VQGANConfig.from_yaml(path)
 
 
-@pytest.mark.parametrize("value", ["many", "[1]", ".inf", "[" * 5000 + "]" * 5000])
+@pytest.mark.parametrize("value", ["many", "[1]", ".inf", "[" * 5000 + "]" * 5000, '"\\UFFFFFFFF"'])
 def test_numbers_of_a_base_that_are_none(tmp_path, value):
     path = tmp_path / "vqgan.yaml"
     VQGANConfig().to_yaml(path)
@@ -93,6 +93,8 @@ def test_of_a_command(tmp_path, gemma_path, capsys):
         (b'a: "\0"', "control characters are not allowed"),
         (b"trainer:\n\tmax_steps: 3\n", "cannot start any token"),
         (b"a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        (b'a: "\\UFFFFFFFF"', "invalid Unicode character"),
+        (b"a: 1" + b":0" * 200 + b".0", "a value is not of its tag"),
     ],
 )
 def test_what_is_no_configuration_is_one_line(tmp_path, capsys, content, told):

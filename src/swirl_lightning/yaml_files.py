@@ -34,7 +34,8 @@ def guarded(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             return parse(text)
         except RecursionError:
             raise yaml.YAMLError("it is nested too deeply") from None
-        except (ValueError, LookupError, AttributeError, TypeError) as error:  # of a tag, such as !!int with no number
+        # of a tag, such as !!int with no number, of "\UFFFFFFFF", or of a number in base 60 of many digits
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
             raise yaml.YAMLError(f"a value is not of its tag ({type(error).__name__}: {error})") from error
 
     return checked
