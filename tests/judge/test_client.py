@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import io
@@ -19,6 +20,7 @@ from support.judge_server import KEY, body, completion, serving
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.judge import Judge
+from swirl_lightning.judge.endpoint import Endpoint, Unanswered, _MayPass
 from swirl_lightning.judge.metric import JudgeScore
 from swirl_lightning.judge.templates import builtin
 from swirl_lightning.transition import Transition
@@ -98,6 +100,17 @@ def test_retries_until_the_server_is_well(server, tmp_path):
     found = scored(JudgeScore(judge(server, tmp_path, retries=3), "aurora"), [block_image(5)], rows(1))
     assert found["judge"] == 7
     assert len(server.requests) == 4
+
+
+def test_more_attempts_than_a_float_can_double(monkeypatch):
+    async def fail(*_):
+        raise _MayPass("no connection")
+
+    monkeypatch.setattr(Endpoint, "_attempt", fail)
+    monkeypatch.setenv("KEY", "any")
+    endpoint = Endpoint("http://localhost", "KEY", timeout=1, retries=1100, backoff=0, deadline=60)
+    with pytest.raises(Unanswered, match="no connection"):
+        asyncio.run(endpoint.ask({}))
 
 
 def test_a_slow_server_is_not_waited_for(server, tmp_path):

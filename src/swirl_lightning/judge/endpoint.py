@@ -115,7 +115,8 @@ class Endpoint:
             try:
                 return await self._attempt(key, body, min(self.timeout, end - time.monotonic()))
             except _MayPass as error:
-                pause = min(60.0, self.backoff * 2**attempt) * random.uniform(0.75, 1.25)
+                # no float holds 2**1024, and attempts may be many
+                pause = min(60.0, self.backoff * 2.0 ** min(attempt, 1000)) * random.uniform(0.75, 1.25)
                 pause = max(pause, error.wait)
                 if attempt == self.retries or time.monotonic() + pause >= end:
                     raise
@@ -237,7 +238,7 @@ def _retry_after(value: str | None) -> float:
     if value is None:
         return 0.0
     if value.strip().isdecimal():
-        return float(value[:12])
+        return float(value.strip()[:12])
     try:
         until = parsedate_to_datetime(value)
         return max(0.0, (until - datetime.now(UTC)).total_seconds())

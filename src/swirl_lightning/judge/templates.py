@@ -148,10 +148,10 @@ def read_template(path: Path, name: str = "") -> JudgeTemplate:
     states, low, high = fields["states"], fields["low"], fields["high"]
     if not isinstance(states, list) or not states or any(state not in STATES for state in states):
         raise ValueError(f"{path}: states must be a list of some of {list(STATES)}, got {states!r}")
-    if not all(type(end) in (int, float) for end in (low, high)) or not low < high:
+    if not all(type(end) in (int, float) and abs(end) < 2**63 for end in (low, high)) or not low < high:
         raise ValueError(f"{path}: low and high must be numbers, and low the smaller one, got {low!r} and {high!r}")
     several = fields.get("several")
-    if several is not None and several not in SEVERAL:
+    if several is not None and (not isinstance(several, str) or several not in SEVERAL):
         raise ValueError(f"{path}: several must be one of {list(SEVERAL)}, got {several!r}")
     text, system = (_text(fields[part], path, part) if part in fields else "" for part in ("text", "system"))
     placeholder, paper, source = (
