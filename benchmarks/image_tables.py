@@ -45,6 +45,8 @@ def rows(
             (row,) = table.slice(number, 1).to_pylist()
         except UnicodeDecodeError as error:
             skipped.add(place, f"not UTF-8 ({error})")
+        except (ValueError, OverflowError) as error:  # a time that Python's cannot be, say
+            skipped.add(place, f"holds what Python cannot ({error})")
         else:
             yield place, row
 

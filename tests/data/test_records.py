@@ -163,6 +163,17 @@ def test_bytes_that_are_no_text_break_one_row_of_a_parquet_file_only(tmp_path):
     assert [row.before for row in rows] == ["a", "c"]
 
 
+def test_a_time_that_python_has_not_breaks_one_row_of_a_parquet_file_only(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    when = pa.array([10**15, 5], pa.timestamp("s"))
+    parquet.write_table(pa.table({"before": ["a", "b"], "after": ["x", "y"], "when": when}), tmp_path / "s.parquet")
+    with pytest.warns(UserWarning, match=r"s\.parquet\[0\]: holds what Python cannot"):
+        rows = JSONLTransitions(state_only=str(tmp_path / "s.parquet")).split("state_only")
+    assert [row.before for row in rows] == ["b"]
+
+
 def _schema(pa):
     image, text = pa.struct([("bytes", pa.binary()), ("path", pa.string())]), pa.string()
     names = {"before_image": image, "after_image": image, "before": text, "after": text}

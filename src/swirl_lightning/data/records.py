@@ -193,6 +193,8 @@ def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, 
                         (fields,) = batch.slice(row, 1).to_pylist()
                     except UnicodeDecodeError as error:
                         skipped.add(f"{path}[{number}]", f"not UTF-8 ({error})")
+                    except (ValueError, OverflowError) as error:  # a time that Python's cannot be, say
+                        skipped.add(f"{path}[{number}]", f"holds what Python cannot ({error})")
                     else:
                         yield f"{path}[{number}]", {name: value for name, value in fields.items() if value is not None}
                     number += 1
