@@ -60,7 +60,8 @@ class Throughput(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log after ``every_n_steps`` steps."""
         steps = trainer.global_step - self._step
-        if not trainer.loggers or steps < (self.every_n_steps or trainer.log_every_n_steps):  # type: ignore[attr-defined]
+        # Lightning takes 0 for its own, and a batch within an accumulation window ends no step
+        if not trainer.loggers or steps < (self.every_n_steps or max(1, trainer.log_every_n_steps)):  # type: ignore[attr-defined]
             return
         seconds = time.monotonic() - self._time
         tokens = torch.tensor(float(pl_module.tokens_seen - self._tokens), device=pl_module.device)

@@ -129,6 +129,10 @@ def test_speed_and_memory(tmp_path, monkeypatch):
     assert 0.01 < scalars(found, "throughput/peak_memory_gib")[0][1] < 1000
 
 
+def test_lightnings_interval_may_be_zero(tmp_path):
+    fit(tmp_path, [Throughput()], max_epochs=1, log_every_n_steps=0, accumulate_grad_batches=2)
+
+
 def test_validation_does_not_count(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("swirl_lightning.callbacks.throughput.time.monotonic", lambda: now[0])
