@@ -145,7 +145,8 @@ class TransitionDataModule(LightningDataModule, ABC):
 
         Raises:
             ValueError: a split is empty or too small for one batch, or ``pairs_per_step`` is no multiple of the
-                transitions in a batch on all devices, or stands beside ``Trainer.accumulate_grad_batches``.
+                transitions in a batch on all devices, or stands beside ``Trainer.accumulate_grad_batches``; or a phase
+                has fewer batches than ``Trainer.val_check_interval``, or none within ``limit_train_batches``.
         """
         self.check()
         if stage == "predict":
@@ -161,7 +162,8 @@ class TransitionDataModule(LightningDataModule, ABC):
                     "how many transitions an optimiser step has: set one of the two"
                 )
             for phase in self.phases():
-                self.steps_per_epoch(phase)  # raises where a phase would have none
+                self._check_validation(phase, self.batches_per_epoch(phase))  # raises where a phase would have none
+                self.steps_per_epoch(phase)
 
     def splits_needed(self, stage: str) -> list[Split]:
         """Return the splits that a command reads: ``stage`` is ``fit``, ``validate``, ``test`` or ``predict``.
@@ -304,11 +306,36 @@ class TransitionDataModule(LightningDataModule, ABC):
 
     def steps_per_epoch(self, phase: str) -> int:
         """Count the optimiser steps of an epoch of a phase, within ``limit_train_batches``."""
+        return math.ceil(self.batches_per_epoch(phase) / self.accumulation(phase))
+
+    def batches_per_epoch(self, phase: str) -> int:
+        """Count the batches of an epoch of a phase, within ``limit_train_batches``.
+
+        Raises:
+            ValueError: that is a share which leaves none.
+        """
         batches = len(self._phase_loader(phase))
         limit = self.trainer.limit_train_batches if self.trainer else None
-        if limit is not None:
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return math.ceil(batches / self.accumulation(phase))
+        if limit is None or isinstance(limit, int):
+            return batches if limit is None else min(batches, limit)
+        if limit and not int(batches * limit):
+            raise ValueError(
+                f"trainer.limit_train_batches {limit} leaves none of the {batches} batches in an epoch of the phase "
+                f"{str(phase)!r}: raise it, or give a number of batches"
+            )
+        return int(batches * limit)
+
+    def _check_validation(self, phase: str, batches: int) -> None:
+        """Refuse what Lightning refuses when the phase begins, which may be after days of another one."""
+        trainer: Any = self.trainer
+        interval = trainer.val_check_interval
+        counted = isinstance(interval, int) and trainer.check_val_every_n_epoch is not None
+        if counted and trainer.limit_val_batches > 0 and interval > batches:
+            raise ValueError(
+                f"trainer.val_check_interval {interval} is more than the {batches} batches in an epoch of the phase "
+                f"{str(phase)!r}: lower it, give a share of an epoch (a float up to 1.0), or set "
+                "trainer.check_val_every_n_epoch to null"
+            )
 
     def phases(self) -> list[str]:
         """Return the names of the phases of the fit; without a PhaseSwitch the warm-up alone."""
