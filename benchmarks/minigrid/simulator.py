@@ -176,7 +176,7 @@ def check(
     """Raise the errors of `generate` for these arguments, without simulating."""
     if split not in SPLITS:
         raise ValueError(f"unknown MiniGrid split {split!r}; choose from {list(SPLITS)}")
-    check_ranges("data", {f"{split}_size": n}, **{f"{split}_size": "[0, inf)"})
+    check_ranges("data", {f"{split}_size": n}, **{f"{split}_size": "[0, 10000000]"})
     unknown = [name for name in families if name not in FAMILIES]
     if unknown or not families:
         raise ValueError(f"unknown MiniGrid families {unknown}; choose one or more of {list(FAMILIES)}")

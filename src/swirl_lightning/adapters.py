@@ -40,7 +40,7 @@ class AdapterConfig:
     target_modules: list[str] | str | None = None
 
     def __post_init__(self) -> None:
-        check_ranges("model.lora", vars(self), r="[1, inf)", alpha="[1, inf)", dropout="[0, 1)")
+        check_ranges("model.lora", vars(self), r="[1, 65536]", alpha="[1, inf)", dropout="[0, 1)")
 
 
 class Adapters:

@@ -54,7 +54,7 @@ class EvaluationConfig:
         unknown = [mode for mode in self.modes if mode not in MODES]
         if unknown or not self.modes:
             raise ValueError(f"evaluation.modes must be among {list(MODES)}, got {list(self.modes)}")
-        check_ranges("model.evaluation", vars(self), best_of="[1, inf)")
+        check_ranges("model.evaluation", vars(self), best_of="[1, 100000]")
 
 
 class Evaluator:

@@ -76,5 +76,5 @@ def test_nothing_without_tensorboard(tmp_path):
 
 @pytest.mark.parametrize("options", [{"every_n_steps": 0}, {"max_rows": 0}, {"scale": 0}])
 def test_bad_numbers(options):
-    with pytest.raises(ValueError, match=r"must lie in \[1, inf\)"):
+    with pytest.raises(ValueError, match=r"must lie in \[1, "):
         TransitionImages(**options)

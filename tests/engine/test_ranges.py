@@ -119,6 +119,36 @@ def test_so_is_the_end_of_an_open_range(kind, name, value):
 
 
 @pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (AdapterConfig, "r"),
+        (EvaluationConfig, "best_of"),
+        (GRPOConfig, "group_size"),
+        (GRPOConfig, "idm_group_size"),
+        (GRPOConfig, "num_iterations"),
+        (Liquid, "max_action_tokens"),
+        (MiniGrid, "labelled_per_batch"),
+        (MiniGrid, "num_workers"),
+        (MiniGrid, "warmup_size"),
+        (TextLLM, "max_action_tokens"),
+        (TextLLM, "max_state_tokens"),
+        (TextWorld, "quest_length"),
+        (TextWorld, "test_size"),
+        (TransitionImages, "scale"),
+    ],
+)
+def test_what_would_fill_the_memory_or_never_end_is_refused_by_name(kind, name):
+    with pytest.raises(ValueError, match=rf"{name} must lie in .*, got 1000000000$"):
+        make(kind, **{name: 10**9})
+
+
+@pytest.mark.parametrize("value", [1e-300, 1e-40, 1e-7])
+def test_a_temperature_by_which_no_logit_can_be_divided_is_refused_by_name(value):
+    with pytest.raises(ValueError, match=r"model\.sampling\.temperature must be 0 or at least 1e-06"):
+        SamplingConfig(temperature=value)
+
+
+@pytest.mark.parametrize(
     ("interval", "inside", "outside"),
     [
         ("[0, 1]", [0, 0.5, 1], [-0.1, 1.1, NAN, None]),

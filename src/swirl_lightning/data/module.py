@@ -91,7 +91,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         check_ranges(
             "data",
             vars(self),
-            num_workers="[0, inf)",
+            num_workers="[0, 1024]",
             seed="[0, inf)",
             labelled_per_batch="[0, 100000]",
             labelled_share="[0, 0.99]",

@@ -19,7 +19,7 @@ class SamplingConfig:
     ``temperature``: see :attr:`untrimmed`.
 
     Attributes:
-        temperature: divides the logits; 0 means greedy.
+        temperature: divides the logits; 0 means greedy, and the least beside it is 1e-6.
         top_p: the smallest set of tokens whose probability reaches this is kept.
         top_k: number of tokens kept at most; None keeps all.
     """
@@ -30,6 +30,8 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_ranges("model.sampling", vars(self), temperature="[0, inf)", top_p="(0, 1]", top_k="[1, inf) or null")
+        if 0 < self.temperature < 1e-6:  # no float32 holds the quotient
+            raise ValueError(f"model.sampling.temperature must be 0 or at least 1e-06, got {self.temperature}")
 
     @property
     def untrimmed(self) -> SamplingConfig:

@@ -48,8 +48,8 @@ class GRPOConfig:
         check_ranges(
             "model.grpo",
             vars(self),
-            group_size="[2, inf)",  # rollouts are compared
-            idm_group_size="[2, inf) or null",
+            group_size="[2, 100000]",  # rollouts are compared
+            idm_group_size="[2, 100000] or null",
             beta="[0, inf)",
             epsilon="(0, inf)",
             epsilon_high="(0, inf) or null",
