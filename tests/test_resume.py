@@ -269,6 +269,30 @@ def test_a_phase_begins_though_its_epoch_was_entered_without_a_hook(gemma_path, 
     assert equal(snapshot(again), snapshot(module))
 
 
+def test_the_optimisers_options_are_those_of_the_configuration(gemma_path, tmp_path):
+    """Those of a checkpoint would undo what a user changes, and a planted ``maximize`` would train backwards."""
+
+    def groups(decay, folder, resume=None):
+        options = {"optimizer": lambda p: torch.optim.AdamW(p, weight_decay=decay)}
+        module, rates, run = fit(gemma_path, folder, PhaseSwitch(1, iterations=0), resume, **options)
+        return module, rates, run.optimizers[0]
+
+    groups(0.0, tmp_path)
+    state = torch.load(tmp_path / "step=1.ckpt", weights_only=True)
+    for group in state["optimizer_states"][0]["param_groups"]:
+        group |= {"maximize": True, "betas": (2.0, 3.0)}
+    torch.save(state, tmp_path / "planted.ckpt")
+    planted, rates, optimizer = groups(0.5, tmp_path / "planted", tmp_path / "planted.ckpt")
+    assert [(g["weight_decay"], g["maximize"], g["betas"]) for g in optimizer.param_groups] == [
+        (0.5, False, (0.9, 0.999))
+    ] * 2
+    own, same_rates, _ = groups(0.5, tmp_path / "own", tmp_path / "step=1.ckpt")
+    assert equal(snapshot(planted), snapshot(own))
+    assert rates == same_rates
+    whole, *_ = groups(0.0, tmp_path / "whole", tmp_path / "step=1.ckpt")
+    assert not equal(snapshot(whole), snapshot(own))
+
+
 def test_the_epoch_a_checkpoint_stands_in_keeps_its_phase(gemma_path, tmp_path):
     fit(gemma_path, tmp_path, PhaseSwitch(warmup_epochs=2, iterations=0))  # step=3 stands in the second epoch
     with pytest.raises(ValueError, match=r"epochs were \['warmup', 'warmup'\].* been \['warmup', 'fwm'\]"):

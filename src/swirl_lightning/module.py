@@ -375,6 +375,10 @@ class SWIRL(WorldModelModule):
         self.tokens_seen = state["tokens_seen"]
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             ckpt.check_ranks(state, self.trainer.world_size)
+            for saved in checkpoint.get("optimizer_states", []):
+                with ckpt.as_written("the optimiser's options"):
+                    fresh = check_optimizer(self.optimizer_factory, len(saved["param_groups"]))
+                    ckpt.take_no_options(saved["param_groups"], fresh)
             self._resumed = state
 
     def on_train_start(self) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def chosen_lengths(state: dict[str, Any]) -> dict[str, int]:
     """
     found = state.get("lengths", {})
     for name, value in found.items():
-        if type(value) is not int or not 2 <= value < 2**24:
+        if type(value) is not int or not 2 <= value <= 2**20:
             raise ValueError(f"the checkpoint's length {name} is no number of tokens but {value!r}")
     return dict(found)
 
@@ -125,6 +126,22 @@ def check_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
         raise ValueError(
             f"the checkpoint's optimiser is {saved}, and it is {here} here: set model.optimizer to the former"
         )
+
+
+def take_no_options(groups: Sequence[dict[str, Any]], fresh: torch.optim.Optimizer) -> None:
+    """Put the options of an optimiser made here over those that a checkpoint has kept of another one, in place.
+
+    torch restores options with the moments: weight decay, betas or the sign of the gradients would be the checkpoint's,
+    whatever the configuration says. What an optimiser keeps in its groups beside its options stays, and so does the
+    learning rate, which the phase's curve sets.
+
+    Args:
+        groups: ``param_groups`` of a checkpoint.
+        fresh: has as many.
+    """
+    options = signature(type(fresh).__init__).parameters.keys() - {"lr", "params"}
+    for group, own in zip(groups, fresh.param_groups, strict=True):
+        group |= {name: own[name] for name in options & group.keys() & own.keys()}
 
 
 def stop_after_last_batch(checkpoint: dict[str, Any]) -> bool:

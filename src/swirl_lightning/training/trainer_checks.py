@@ -55,12 +55,15 @@ def check_trainer(trainer: Trainer) -> None:
     check_strategy(trainer.strategy)
 
 
-def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int) -> None:
+def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int) -> torch.optim.Optimizer:
     """Refuse an optimiser whose options it does not take itself, or are not finite: it is built on weights of its own.
 
     Args:
         build: makes it from parameter groups.
         groups: number of them.
+
+    Returns:
+        What was built, for its options.
 
     Raises:
         ValueError: it is one of them.
@@ -73,6 +76,7 @@ def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int) 
         numbers = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ValueError(f"model.optimizer.{name} must be finite, got {value}")
+    return optimizer
 
 
 def check_strategy(strategy: Strategy) -> None:
