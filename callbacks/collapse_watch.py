@@ -101,7 +101,7 @@ class CollapseWatch(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
-        self._first = dict(state_dict["first"])
+        self._first = {str(phase): float(share) for phase, share in state_dict["first"].items()}
         seen = state_dict.get("seen", [])
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self._seen = [(int(name), int(length)) for name, length in seen[rank]] if len(seen) == ranks else []

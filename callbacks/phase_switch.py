@@ -150,8 +150,11 @@ class PhaseSwitch(Callback):
         entered = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
         self._begun = saved.get("begun", entered - 1)
         before = PhaseSchedule(**{**{k: v for k, v in saved.items() if k != "begun"}, "phases": tuple(saved["phases"])})
+        # from there on both go round, and a damaged checkpoint may have entered any number of epochs
+        common = min(before.warmup_epochs, self.schedule.warmup_epochs)
+        told = min(entered, common + len(before.phases) * len(self.schedule.phases))
         were, would_be = (
-            [schedule.at(epoch).name.value for epoch in range(entered)] for schedule in (before, self.schedule)
+            [schedule.at(epoch).name.value for epoch in range(told)] for schedule in (before, self.schedule)
         )
         if were != would_be:
             raise ValueError(

@@ -216,8 +216,14 @@ class PhaseLR(LRScheduler):
         return {"phase": self.phase, "phase_step": self.phase_step, "phase_total": self.phase_total}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state of :meth:`state_dict`."""
+        """Restore a state of :meth:`state_dict`.
+
+        Raises:
+            ValueError: its steps are no numbers of steps, as in a damaged checkpoint.
+        """
         self.phase, self.phase_step, self.phase_total = (state_dict[key] for key in self.state_dict())
+        if not all(type(steps) is int and steps >= 0 for steps in (self.phase_step, self.phase_total)):
+            raise ValueError(f"the checkpoint's place in the learning rate's curve is damaged: {str(state_dict)[:200]}")
         self._apply()
 
     def _initial_step(self) -> None:

@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from support.runs import Model
 from support.trainers import quiet_trainer
@@ -90,6 +93,23 @@ def test_the_curve_begins_anew_with_each_phase_and_survives_a_checkpoint():
     other, fresh = make()
     fresh.load_state_dict(curve.state_dict())
     assert other.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("changed", [{"phase_step": -1}, {"phase_total": float("nan")}, {"phase_step": "x"}])
+def test_a_place_in_the_curve_that_cannot_be_is_refused(changed):
+    curve = PhaseLR(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=9.0), PhaseOptimConfig())
+    with pytest.raises(ValueError, match="place in the learning rate's curve is damaged"):
+        curve.load_state_dict(curve.state_dict() | changed)
+
+
+@pytest.mark.parametrize(("epochs", "told"), [(10**12, "'fwm', 'idm', 'fwm', 'fwm'"), (5, "'fwm', 'idm', 'fwm'")])
+def test_a_checkpoint_of_any_number_of_epochs_is_compared_at_once(epochs, told):
+    before, now = PhaseSwitch(2, ["fwm", "idm", "fwm"]), PhaseSwitch(2, ["fwm", "idm", "idm"])
+    progress = {"epoch_progress": {"current": {"ready": epochs}}}
+    checkpoint = {"callbacks": {now.state_key: before.state_dict()}, "loops": {"fit_loop": progress}}
+    trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING))
+    with pytest.raises(ValueError, match=rf"epochs were \['warmup', 'warmup', {told}"):
+        now.on_load_checkpoint(trainer, None, checkpoint)
 
 
 def test_the_phases_of_a_long_warmup_are_told_at_once():

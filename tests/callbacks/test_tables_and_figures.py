@@ -91,6 +91,8 @@ def test_the_first_share_survives_a_checkpoint():
     second = CollapseWatch()
     second.load_state_dict(first.state_dict())
     assert second._first == {"fwm": 0.5}
+    with pytest.raises(ValueError, match="'x'"):
+        second.load_state_dict({"first": {"fwm": "x"}})
     with pytest.raises(ValueError, match="threshold"):
         CollapseWatch(threshold=2)
 

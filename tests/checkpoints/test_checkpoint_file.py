@@ -85,6 +85,7 @@ def having(value, *keys):
 
 
 BATCHES = ("loops", "fit_loop", "epoch_loop.batch_progress")
+STEPPED = ("loops", "fit_loop", "epoch_loop.state_dict", "_batches_that_stepped")
 
 
 def cut(path):
@@ -137,6 +138,7 @@ def weights_only(path):
         (having("a", *BATCHES, "current", "ready"), "epoch_loop.batch_progress.current holds what is no count"),
         (having(-1, *BATCHES, "total", "ready"), "epoch_loop.batch_progress.total holds what is no count"),
         (having(1, *BATCHES, "is_last_batch"), "is_last_batch is missing or no bool"),
+        (having("x", *STEPPED), "epoch_loop.state_dict._batches_that_stepped is missing or no int"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -22,6 +22,12 @@ def places(loader):
     return [(batch.index, batch.replay) for batch in loader]
 
 
+@pytest.mark.parametrize("state", [7, {}, {"epoch": 0}, {"epoch": "x", "given": 1}, {"epoch": 0, "given": -3}])
+def test_what_is_no_place_in_an_epoch_is_refused(state):
+    with pytest.raises(ValueError, match="the checkpoint's place in the epoch is damaged"):
+        TransitionLoader(rows(4), batch_size=2).load_state_dict(state)
+
+
 def test_order_depends_on_seed_and_epoch_only():
     def order(**options):
         return [ids(batch) for batch in TransitionLoader(rows(20), batch_size=3, shuffle=True, **options)]

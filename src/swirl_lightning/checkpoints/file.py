@@ -83,8 +83,8 @@ def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
 def _check_counts(found: dict[str, Any], where: str) -> None:
     """Raise ValueError if what Lightning's loops have counted is no number of times."""
     for name, part in found.items():
-        if name == "is_last_batch":
-            check_parts(found, {name: bool}, f"{where}.")
+        if name in ("is_last_batch", "_batches_that_stepped"):
+            check_parts(found, {name: bool if name == "is_last_batch" else int}, f"{where}.")
         elif not isinstance(part, dict) or name == "state_dict":  # of a loader of one's own, say
             continue
         elif name not in ("total", "current"):

@@ -147,7 +147,14 @@ class TransitionLoader:
         return {"epoch": epoch, "given": given, **self._shape()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the batches of ``state`` when its epoch is given; other epochs start afresh."""
+        """Continue after the batches of ``state`` when its epoch is given; other epochs start afresh.
+
+        Raises:
+            ValueError: it is no state of a loader, as in a damaged checkpoint.
+        """
+        counts = [state.get(name) for name in ("epoch", "given")] if isinstance(state, dict) else [None]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"the checkpoint's place in the epoch is damaged, or of another program: {str(state)[:100]}")
         self._resume = dict(state)
 
     def _take_resume(self, epoch: int) -> int:
