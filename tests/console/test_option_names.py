@@ -126,6 +126,13 @@ REFUSED = [
     (["--model.reward=mine.Reward", "--model.grpo.eps=3"], "model.grpo.eps is no option of SWIRL"),
     (["--data=mine.Data", "--model.backbone.dtyp=x"], "did you mean 'model.backbone.dtype'?"),
     (["-c", "missing.yaml", "--data=MiniGrid", "--data.bert=x"], "data.bert is no option of MiniGrid"),
+    (["--ckpt-path", "last"], "ckpt-path is no option; did you mean 'ckpt_path'?"),
+    (["--data.batch-size=3"], "data.batch-size is no option of MiniGrid; did you mean 'data.batch_size'?"),
+    (["--data..batch_size", "3"], "did you mean 'data.batch_size'?"),
+    (["-ckpt_path", "last"], "-ckpt_path is no option; did you mean '--ckpt_path'?"),
+    (["-x", "1"], "-x is no option"),
+    (["--seed_everything=1", "trainer.max_epochs=3"], "no option; did you mean 'trainer.max_epochs'?"),
+    (["-cmissing.yaml", "extra"], "extra is no option"),
 ]
 
 

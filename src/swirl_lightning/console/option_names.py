@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from yaml import YAMLError
@@ -25,7 +26,8 @@ TABLE = Path(__file__).parents[1] / "assets" / "option_names.txt"
 _PACKAGES = ("", "swirl_lightning", "lightning", "torch")
 _UNREAD = "?"  # a class that is not known
 _PLAIN = re.compile(r"[a-z][a-z0-9_]*")  # a name that stands for an object, such as ddp, and not for a class
-_NAME = re.compile(r"[a-z_]\w*(\.\w+)*", re.IGNORECASE)
+_NAME = re.compile(r"[a-z_][\w.-]*", re.IGNORECASE)
+_SHORT = re.compile(r"-(?!c|h$)[a-z][\w-]*", re.IGNORECASE)  # -c may have its value behind it
 _LONGEST = 100
 
 
@@ -40,6 +42,8 @@ def mistyped(args: Sequence[str]) -> str | None:
         args: command line, the subcommand first.
     """
     names = Names()
+    if stray := _stray(args, names.owners):
+        return f"{stray} (all options: swirl {args[0]} {ALL})"
     for given in _given(args):
         if not isinstance(given, dict):  # it may choose any class
             names.chosen |= dict.fromkeys(names.classes, _UNREAD)
@@ -122,6 +126,18 @@ def minor_version(package: str) -> str:
         return ".".join(metadata.version(package).split(".")[:2])
     except metadata.PackageNotFoundError:
         return ""
+
+
+def _stray(args: Sequence[str], known: Iterable[str]) -> str | None:
+    """Return what is wrong with the first word that is neither an option nor may be the value of one."""
+    for before, token in pairwise(args):
+        long = token.removeprefix("-").partition("=")[0]
+        if _SHORT.fullmatch(token) or (token.startswith("-c") and long in known):
+            return f"{token} is no option{nearest(f'-{token}', [f'--{name}' for name in known])}"
+        whole = not before.startswith("-") or "=" in before or (before.startswith("-c") and before != "-c")
+        if whole and _NAME.fullmatch(token.partition("=")[0]):
+            return f"{token} is no option{nearest(token.partition('=')[0], known)}"
+    return None
 
 
 def _given(args: Sequence[str]) -> Iterator[object]:
