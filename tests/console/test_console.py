@@ -120,6 +120,14 @@ def test_a_module_of_its_own_ends_in_one_line_too(tmp_path, module):
     assert line.startswith("error: ")
 
 
+def test_the_other_commands_suggest_the_nearest_option_too(capsys):
+    with pytest.raises(SystemExit) as end:
+        here("collapse", "run", "--bach_size", "3")
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: unrecognized arguments: --bach_size 3; did you mean '--batch_size'?")
+
+
 def test_help_names_every_command(capsys):
     here("--help")
     told = capsys.readouterr().out

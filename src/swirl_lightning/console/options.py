@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import NoReturn
+
+from swirl_lightning.console.run import nearest
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (all options: {self.prog} --help)\n")
+        known = ""
+        if (found := re.match(r"unrecognized arguments: (--[\w-]+)", message)) is not None:
+            known = nearest(found[1], self._option_string_actions)
+        self.exit(2, f"error: {message}{known} (all options: {self.prog} --help)\n")
 
 
 def subcommand_parser(
