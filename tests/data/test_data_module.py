@@ -341,9 +341,10 @@ def test_what_a_later_phase_cannot_begin_with_is_refused_before_the_model_loads(
 
     with pytest.raises(ValueError, match=told):
         fit(**options)
-    for fits in ({"limit_val_batches": 0}, {"check_val_every_n_epoch": None}) if "val_check_interval" in options else ():
-        with pytest.raises(Loads):
-            fit(**options, **fits)
+    if "val_check_interval" in options:
+        for fits in ({"limit_val_batches": 0}, {"check_val_every_n_epoch": None}):
+            with pytest.raises(Loads):
+                fit(**options, **fits)
     for fits in ({"val_check_interval": 6}, {"limit_train_batches": 0.2}, {"fast_dev_run": True}):
         with pytest.raises(Loads):
             fit(**fits)

@@ -154,7 +154,7 @@ class TransitionLoader:
         """
         counts = [state.get(name) for name in ("epoch", "given")] if isinstance(state, dict) else [None]
         if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError(f"the checkpoint's place in the epoch is damaged, or of another program: {str(state)[:100]}")
+            raise ValueError(f"the checkpoint's place in the epoch is damaged: {str(state)[:100]}")
         self._resume = dict(state)
 
     def _take_resume(self, epoch: int) -> int:
