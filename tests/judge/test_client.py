@@ -108,7 +108,7 @@ def test_more_attempts_than_a_float_can_double(monkeypatch):
 
     monkeypatch.setattr(Endpoint, "_attempt", fail)
     monkeypatch.setenv("KEY", "any")
-    endpoint = Endpoint("http://localhost", "KEY", timeout=1, retries=1100, backoff=0, deadline=60)
+    endpoint = Endpoint("http://localhost", "KEY", timeout=1, retries=1100, backoff=0.0, deadline=60)
     with pytest.raises(Unanswered, match="no connection"):
         asyncio.run(endpoint.ask({}))
 
