@@ -18,9 +18,10 @@ from swirl_lightning.backbones.vqgan import (
     VQGANConfig,
     VQGANError,
     convert_to_safetensors,
-    main,
     vqgan_fingerprint,
 )
+from swirl_lightning.console.run import run_command
+from swirl_lightning.prepare.vqgan import main
 
 SMALL = VQGANConfig(embed_dim=8, n_embed=16, z_channels=8, resolution=16, ch=12, ch_mult=(1, 2), num_res_blocks=1)
 
@@ -131,7 +132,7 @@ def test_conversion_to_safetensors(
     monkeypatch.setattr("sys.argv", ["vqgan", str(folder)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # runpy: the module is imported already
-        runpy.run_module("swirl_lightning.backbones.vqgan", run_name="__main__")
+        runpy.run_module("swirl_lightning.prepare.vqgan", run_name="__main__")
     assert capsys.readouterr().out.strip() == str(folder / "vqgan.safetensors")
     assert not [name for name in load_file(folder / "vqgan.safetensors") if name.startswith("loss.")]
     torch.save({"state_dict": {"quant_conv.weight": torch.ones(1)}}, folder / "vqgan.ckpt")
@@ -150,7 +151,7 @@ def test_the_command_explains_itself(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert asked.value.code == 0
     assert "folder with vqgan.yaml and vqgan.ckpt" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"error: no vqgan.ckpt in .*; nothing to convert"):
-        main([str(tmp_path)])
+        run_command(lambda: main([str(tmp_path)]))
 
 
 def test_the_yaml_of_taming_is_understood(tmp_path: Path) -> None:

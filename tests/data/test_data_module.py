@@ -318,38 +318,6 @@ def test_setup_loads_the_splits_and_no_other(tmp_path):
     assert datamodule.loads == ("warmup", "validation", "test")
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"val_check_interval": 7}, r"trainer\.val_check_interval 7 is more than the 6 batches .* 'fwm'"),
-        ({"limit_train_batches": 0.15}, r"trainer\.limit_train_batches 0\.15 leaves none of the 6 batches .* 'fwm'"),
-    ],
-)
-def test_what_a_later_phase_cannot_begin_with_is_refused_before_the_model_loads(tmp_path, gemma_path, options, told):
-    """12 state-only pairs in batches of 2 are 6, 7 labelled ones in batches of 1 are 7."""
-
-    class Loads(Exception):
-        pass
-
-    class Module(SWIRL):
-        def configure_model(self):
-            raise Loads
-
-    def fit(**options):
-        rows, switch = data(pairs_per_iteration=None, warmup_batch_size=1), PhaseSwitch(iterations=1)
-        trainer(tmp_path, callbacks=[switch], max_epochs=-1, **options).fit(Module(text_backbone(gemma_path)), rows)
-
-    with pytest.raises(ValueError, match=told):
-        fit(**options)
-    if "val_check_interval" in options:
-        for fits in ({"limit_val_batches": 0}, {"check_val_every_n_epoch": None}):
-            with pytest.raises(Loads):
-                fit(**options, **fits)
-    for fits in ({"val_check_interval": 6}, {"limit_train_batches": 0.2}, {"fast_dev_run": True}):
-        with pytest.raises(Loads):
-            fit(**fits)
-
-
 def test_a_warmup_of_the_learning_rate_longer_than_its_phase_is_refused_before_the_model_loads(tmp_path, gemma_path):
     """12 state-only pairs in batches of 2 are 6 steps, 7 labelled ones 3 in each of two epochs."""
 

@@ -1,13 +1,7 @@
-"""The VQGAN of Chameleon and Liquid, which turns pixels into codes and back, loaded from its published files.
-
-    python -m swirl_lightning.backbones.vqgan FOLDER
-
-writes ``vqgan.safetensors`` beside the published ``vqgan.ckpt``, once; it is smaller and loads faster.
-"""
+"""The VQGAN of Chameleon and Liquid, which turns pixels into codes and back, loaded from its published files."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import pickle
@@ -23,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from swirl_lightning.backbones.vqgan_layers import Codebook, Decoder, Encoder
-from swirl_lightning.console.run import run_command
 from swirl_lightning.yaml_files import load
 
 CONFIG_FILE = "vqgan.yaml"
@@ -248,18 +241,3 @@ def vqgan_fingerprint(folder: str | Path) -> str:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Entry point of ``python -m swirl_lightning.backbones.vqgan``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m swirl_lightning.backbones.vqgan",
-        description=f"Write {SAFETENSORS_FILE} beside the published {CKPT_FILE}, once; it is smaller and loads faster.",
-    )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help=f"folder with {CONFIG_FILE} and {CKPT_FILE}")
-    folder = parser.parse_args(args).folder
-    run_command(lambda: print(convert_to_safetensors(folder)))
-
-
-if __name__ == "__main__":
-    main()

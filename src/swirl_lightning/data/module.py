@@ -12,6 +12,7 @@ import numpy as np
 from lightning import LightningDataModule
 from torchmetrics import MetricCollection
 
+from swirl_lightning.data.limits import check_val_interval, within
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
 from swirl_lightning.data.rows import Counterfactuals, Joined, Labels, StateOnly
@@ -150,10 +151,14 @@ class TransitionDataModule(LightningDataModule, ABC):
         """
         self.check()
         if stage == "predict":
-            self.predict_rows()
+            loader = self._eval_loader(self.predict_rows())
+            within(self.trainer, "limit_predict_batches", len(loader), "what is predicted from")
             return
         for split in self.splits_needed(stage):
-            self.split(split)
+            rows = self.split(split)
+            if split in ("validation", "test"):
+                option = "limit_test_batches" if split == "test" else "limit_val_batches"
+                within(self.trainer, option, len(self._eval_loader(rows)), f"the split {split!r}")
         if stage == "fit" and self.trainer:
             given = self.trainer.accumulate_grad_batches
             if self.pairs_per_step is not None and given not in (1, self._accumulated):
@@ -162,8 +167,8 @@ class TransitionDataModule(LightningDataModule, ABC):
                     "how many transitions an optimiser step has: set one of the two"
                 )
             for phase in self.phases():
-                self._check_validation(phase, self.batches_per_epoch(phase))  # raises where a phase would have none
-                self.steps_per_epoch(phase)
+                check_val_interval(self.trainer, self.batches_per_epoch(phase), _epoch_of(phase))
+                self.steps_per_epoch(phase)  # raises where a phase would have none
 
     def splits_needed(self, stage: str) -> list[Split]:
         """Return the splits that a command reads: ``stage`` is ``fit``, ``validate``, ``test`` or ``predict``.
@@ -314,28 +319,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: that is a share which leaves none.
         """
-        batches = len(self._phase_loader(phase))
-        limit = self.trainer.limit_train_batches if self.trainer else None
-        if limit is None or isinstance(limit, int):
-            return batches if limit is None else min(batches, limit)
-        if limit and not int(batches * limit):
-            raise ValueError(
-                f"trainer.limit_train_batches {limit} leaves none of the {batches} batches in an epoch of the phase "
-                f"{str(phase)!r}: raise it, or give a number of batches"
-            )
-        return int(batches * limit)
-
-    def _check_validation(self, phase: str, batches: int) -> None:
-        """Refuse what Lightning refuses when the phase begins, which may be after days of another one."""
-        trainer: Any = self.trainer
-        interval = trainer.val_check_interval
-        counted = isinstance(interval, int) and trainer.check_val_every_n_epoch is not None
-        if counted and trainer.limit_val_batches > 0 and interval > batches:
-            raise ValueError(
-                f"trainer.val_check_interval {interval} is more than the {batches} batches in an epoch of the phase "
-                f"{str(phase)!r}: lower it, give a share of an epoch (a float up to 1.0), or set "
-                "trainer.check_val_every_n_epoch to null"
-            )
+        return within(self.trainer, "limit_train_batches", len(self._phase_loader(phase)), _epoch_of(phase))
 
     def phases(self) -> list[str]:
         """Return the names of the phases of the fit; without a PhaseSwitch the warm-up alone."""
@@ -401,3 +385,7 @@ class TransitionDataModule(LightningDataModule, ABC):
     def _place(self) -> tuple[int, int]:
         """Return the rank of this process, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def _epoch_of(phase: str) -> str:
+    return f"an epoch of the phase {str(phase)!r}"

@@ -10,7 +10,6 @@ relative to itself. Records whose images are missing are left out and counted.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.image_records import ImageRecord, usable
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, lines, parse_object, rank_of
 from swirl_lightning.data.reading import records as read_records
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import whole_file
+from swirl_lightning.prepare import PROGRAM
 
 AURORA_TASKS = ("magicbrush", "ag", "something", "kubric")
 
@@ -170,8 +171,12 @@ def _relative(source: Any, folder: Path) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m swirl_lightning.prepare.edit_corpora", description="Labelled edits as JSON lines."
+    parser = subcommand_parser(
+        "edit_corpora",
+        "OUT",
+        "Labelled edits of published corpora as JSON lines.",
+        f"{PROGRAM.format('edit_corpora')} data/edits/warmup.jsonl --aurora AURORA --validation 200",
+        PROGRAM,
     )
     parser.add_argument("out", help="JSON lines file to write")
     parser.add_argument("--aurora", action="append", default=[], help="folder in AURORA's layout")

@@ -7,7 +7,6 @@ writes ``OUT/pairs.jsonl``, which `JSONLTransitions(state_only=...)` reads. Each
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -15,9 +14,11 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import whole_file
+from swirl_lightning.prepare import PROGRAM
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 PAIRS = "pairs.jsonl"
@@ -70,8 +71,12 @@ def _relative(path: Path, folder: Path) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m swirl_lightning.prepare.frame_pairs", description="State-only pairs from frames."
+    parser = subcommand_parser(
+        "frame_pairs",
+        "FRAMES OUT",
+        "State-only pairs from a folder of frames.",
+        f"{PROGRAM.format('frame_pairs')} FRAMES data/frame_pairs",
+        PROGRAM,
     )
     parser.add_argument("frames", help="folder of frames")
     parser.add_argument("out", help="folder for pairs.jsonl")

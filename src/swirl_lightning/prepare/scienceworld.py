@@ -13,18 +13,19 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.reading import BrokenRecord, lines, parse_object, text_field
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import sha256, whole_file
+from swirl_lightning.prepare import PROGRAM
 
 Episode = tuple[str, str, int]
 """Split, task, variation."""
@@ -152,5 +153,24 @@ def _simulator() -> Any:
     return ScienceWorldEnv("", None)
 
 
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the command."""
+    parser = subcommand_parser(
+        "scienceworld",
+        "--out FOLDER",
+        "Transitions of gold paths in the ScienceWorld simulator, as JSON lines.",
+        f"{PROGRAM.format('scienceworld')} --out data/scienceworld",
+        PROGRAM,
+    )
+    add = parser.add_argument
+    add("--out", required=True, metavar="FOLDER", help="folder to write; episodes that are there are kept")
+    for name, count in (("train", 4), ("dev", 1), ("test", 1)):
+        add(f"--{name}", type=int, default=count, help=f"episodes of each task from the {name} variations")
+    add("--max_steps", type=int, default=100, help="steps of an episode; a longer gold path is cut there")
+    add("--tasks", nargs="+", metavar="NAME", help="names of tasks, all 30 if left out")
+    add("--seed", type=int, default=0, help="of the choice of variations")
+    print(generate(**vars(parser.parse_args(args))))
+
+
 if __name__ == "__main__":
-    run_command(lambda: print(auto_cli(generate, as_positional=False)))
+    run_command(main)

@@ -8,7 +8,6 @@ started again, it goes on with the videos that are left. Videos are UCF-101's, K
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -24,11 +23,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
 
+from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.reading import read_settings
 from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import whole_file
+from swirl_lightning.prepare import PROGRAM
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 _LOG = "videos.jsonl"
@@ -241,8 +242,12 @@ def _write_pairs(path: Path, entries: list[dict[str, Any]]) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m swirl_lightning.prepare.video_pairs", description="State-only pairs from videos."
+    parser = subcommand_parser(
+        "video_pairs",
+        "VIDEOS OUT",
+        "State-only pairs from a folder of videos.",
+        f"{PROGRAM.format('video_pairs')} VIDEOS data/video_pairs --seconds 6",
+        PROGRAM,
     )
     parser.add_argument("videos", help="folder of videos")
     parser.add_argument("out", help="folder for pairs.jsonl and frames")

@@ -1,0 +1,39 @@
+"""What the Trainer's limits leave of an epoch, told before a base loads: Lightning tells it when the epoch begins."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+
+
+def within(trainer: Trainer | None, option: str, batches: int, of: str) -> int:
+    """Return the batches that a limit leaves.
+
+    Args:
+        trainer: has the limit; None leaves all.
+        option: its name, such as ``limit_train_batches``.
+        batches: how many there are.
+        of: what they are batches of, in words.
+
+    Raises:
+        ValueError: the limit is a share which leaves none.
+    """
+    limit = getattr(trainer, option, None)
+    if limit is None or isinstance(limit, int):
+        return batches if limit is None else min(batches, limit)
+    if limit and not int(batches * limit):
+        raise ValueError(
+            f"trainer.{option} {limit} leaves none of the {batches} batches in {of}: raise it, or give a number of "
+            "batches"
+        )
+    return int(batches * limit)
+
+
+def check_val_interval(trainer: Trainer, batches: int, of: str) -> None:
+    """Raise ValueError if ``val_check_interval`` is a number of batches that an epoch does not have."""
+    interval = trainer.val_check_interval
+    counted = isinstance(interval, int) and trainer.check_val_every_n_epoch is not None
+    if counted and trainer.limit_val_batches > 0 and interval > batches:
+        raise ValueError(
+            f"trainer.val_check_interval {interval} is more than the {batches} batches in {of}: lower it, give a share "
+            "of an epoch (a float up to 1.0), or set trainer.check_val_every_n_epoch to null"
+        )
