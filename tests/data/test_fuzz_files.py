@@ -121,6 +121,8 @@ def loaded(path, module):
         (("swirl", "rng"), [{"python": 1}]),
         (("swirl", "updates"), [{0: {"other": 1}}]),
         (("swirl", "window"), [7]),
+        (("optimizer_states", 0, "state", 0, "exp_avg"), torch.ones(7)),
+        (("optimizer_states", 0, "state", 0, "exp_avg_sq"), "x"),
     ],
 )
 def test_what_a_training_goes_on_with(checkpoint, tmp_path, place, value):

@@ -119,13 +119,26 @@ def check_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
 
     Args:
         state: of :func:`own_state`.
-        optimizer: the one here.
+        optimizer: the one here, restored.
     """
     saved, here = state.get("optimizer"), type(optimizer).__name__
     if saved not in (None, here):
         raise ValueError(
             f"the checkpoint's optimiser is {saved}, and it is {here} here: set model.optimizer to the former"
         )
+    for parameter, kept in optimizer.state.items():
+        for name in _MOMENTS & kept.keys():
+            if name == "momentum_buffer" and kept[name] is None:  # of SGD without momentum
+                continue
+            like = isinstance(kept[name], Tensor) and kept[name].is_floating_point()
+            if not like or kept[name].shape != parameter.shape:
+                raise cannot_restore(
+                    "the optimiser's state in the checkpoint", ValueError(), f"{name} is not like its weight"
+                )
+
+
+_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta", "sum"}
+"""What torch's optimisers keep of each weight in the weight's shape; others keep rows, columns or blocks."""
 
 
 def take_no_options(groups: Sequence[dict[str, Any]], fresh: torch.optim.Optimizer) -> None:
