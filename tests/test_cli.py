@@ -136,7 +136,7 @@ def test_predict_writes_every_row_and_generates_none_twice(finished):
     [
         ({"model/init_args/grpo/group_sizes": 3}, [], ["group_sizes"]),
         ({}, ["--trainer.max_epoch", "3"], ["trainer.max_epoch is no option; did you mean 'trainer.max_epochs'?"]),
-        ({"model/init_args/grpo/group_size": 1}, [], ["model.grpo.group_size must lie in [2, inf), got 1"]),
+        ({"model/init_args/grpo/group_size": 1}, [], ["model.grpo.group_size must lie in [2, 100000], got 1"]),
         ({"model/init_args/backbone/class_path": "swirl_lightning.backbones.Nothing"}, [], ["Nothing"]),
         ({"phase_switch/phases": ["fwm", "imd"]}, [], ["imd", "bootstrap"]),
         ({}, ["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "does not exist"]),

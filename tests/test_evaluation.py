@@ -37,7 +37,7 @@ def test_best_of_one_is_the_first_draw(gemma_path):
     noise = uniforms([f"eval|4|fwm|{rows[0].id}"], 1, module.models.grammars["fwm"].max_length)
     drawn = module.models.sample("fwm", "fwm", [module.prompts.fwm(x, z)], noise, module.sampling)
     assert module.backbone.decode_states(module.models.contents("fwm", drawn), CPU) == shown[:1]
-    with pytest.raises(ValueError, match=r"best_of must lie in \[1, inf\), got 0"):
+    with pytest.raises(ValueError, match=r"best_of must lie in \[1, 100000\], got 0"):
         EvaluationConfig(best_of=0)
 
 

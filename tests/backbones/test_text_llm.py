@@ -60,7 +60,7 @@ def test_lengths_policy(folders):
         strict.encode_action(state)
     with pytest.raises(ValueError, match="too_long must be one of"):
         backbone_of("chat", folders["chat"], too_long="wrap")
-    with pytest.raises(ValueError, match=r"max_action_tokens must lie in \[2, inf\) or null"):
+    with pytest.raises(ValueError, match=r"max_action_tokens must lie in \[2, 1048576\] or null"):
         backbone_of("chat", folders["chat"], max_action_tokens=1)
 
 

@@ -45,10 +45,10 @@ def test_data_module(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rooms": 0}, r"rooms must lie in \[1, inf\), got 0"),
+        ({"rooms": 0}, r"rooms must lie in \[1, 1000\], got 0"),
         ({"on_path": 1.5}, r"on_path must lie in \[0, 1\], got 1\.5"),
         ({"moves": -0.1}, r"moves must lie in \[0, 1\]"),
-        ({"test_size": -1}, r"test_size must lie in \[0, inf\), got -1"),
+        ({"test_size": -1}, r"test_size must lie in \[0, 10000000\], got -1"),
         ({"max_gap": 0}, r"max_gap must lie in \[1, inf\), got 0"),
         ({"world_seed": 8589}, r"world_seed must lie in \[0, 8588\], got 8589"),
     ],
