@@ -16,6 +16,11 @@ import_bitsandbytes()  # before tests that import parts of it
 torch.set_num_threads(1)  # small models: a second thread costs more than it gives
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of whole commands first, which take longest, so that no process waits for another at the end."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
     """No test leaves ranks behind: neither their variables, which processes inherit, nor a process group."""

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -160,30 +156,6 @@ def test_the_report_names_what_it_counts(folder, tmp_path, caplog):
         assert word in text
     with pytest.raises(ValueError, match="samples"):
         MemoryReport(samples=0)
-
-
-SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(
-    not SWITCH.exists() or "[never]" in SWITCH.read_text(), reason="this system has no transparent huge pages"
-)
-def test_large_tensors_of_the_command_lie_in_huge_pages():
-    """The switch is read when the first tensor is made, so the command sets it before it imports anything."""
-    code = """
-import swirl_lightning.__main__ as command
-try:
-    command.main(["fit", "--help_all"])
-except SystemExit:
-    pass
-import torch
-x = torch.ones(16 << 20)
-print(open("/proc/self/smaps_rollup").read())
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("AnonHugePages"))
-    assert int(line.split()[1]) >= 60 << 10  # of 64 MiB, in KiB
 
 
 def test_rollouts_from_drafts_stay_below_the_estimate(folder):

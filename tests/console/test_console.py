@@ -279,7 +279,8 @@ def test_an_error_steers_no_terminal(monkeypatch):
 
 
 def test_no_command_shows_what_a_library_says_to_its_developers():
-    code = "from swirl_lightning.console.run import run_command; run_command(lambda: __import__('bitsandbytes'))"
+    code = "from swirl_lightning.console.run import run_command as run; "
+    code += "from swirl_lightning.engine.quantization import import_bitsandbytes; run(import_bitsandbytes)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

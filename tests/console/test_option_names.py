@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import capture_parser
 
 from support.option_table import OPEN, collect, options_of, places
+from swirl_lightning.__main__ import HUGE_PAGES
 from swirl_lightning.cli import swirl_cli
 from swirl_lightning.console import option_names
 from swirl_lightning.console.option_names import mistyped
@@ -253,12 +254,31 @@ def test_what_the_table_cannot_know_is_left_to_the_parser(args):
     assert mistyped(["fit", *args]) is None
 
 
-def test_classes_of_the_package_have_short_names():
-    """In a process of its own: the parser knows only what has been imported."""
+FRESH = """
+import sys
+from contextlib import suppress
+from swirl_lightning.__main__ import main
+with suppress(SystemExit):
+    main(sys.argv[1:])
+import torch
+x = torch.ones(16 << 20)
+print("---")
+print(open("/proc/self/smaps_rollup").read() if sys.platform == "linux" else "")
+"""
+SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def test_a_fresh_process_knows_short_names_and_lays_large_tensors_in_huge_pages():
+    """The parser knows what has been imported, and the switch of pages is read when the first tensor is made."""
     chosen = [*("--data", "MiniGrid", "--data.world_seed", "3"), *("--model.backbone", "TextLLM")]
     chosen += ["--model.backbone.model_name_or_path", "x", "--print_config"]
-    run = subprocess.run([sys.executable, "-m", "swirl_lightning", "fit", *chosen], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != HUGE_PAGES}
+    run = subprocess.run([sys.executable, "-c", FRESH, "fit", *chosen], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    config = yaml.safe_load(run.stdout)
+    printed, memory = run.stdout.split("---\n")
+    config = yaml.safe_load(printed)
     assert config["data"]["class_path"] == "swirl_lightning.benchmarks.minigrid.MiniGrid"
     assert config["model"]["init_args"]["backbone"]["class_path"] == "swirl_lightning.backbones.TextLLM"
+    if SWITCH.exists() and "[never]" not in SWITCH.read_text():
+        (line,) = (line for line in memory.splitlines() if line.startswith("AnonHugePages"))
+        assert int(line.split()[1]) >= 60 << 10  # of 64 MiB, in KiB

@@ -163,6 +163,7 @@ def test_resume_goes_on_exactly(tmp_path, name, hook):
     options = RUNS[name]
     whole = run(tmp_path, **options)
     places = {"on_train_batch_end": (1, 2, 4, 6, 7, len(whole) - 1)}.get(hook, (1, 2))
+    places = places[::3] if name == "workers" else places  # processes take their time to start
     for at in places:
         first = run(tmp_path, [SaveAndDie(tmp_path / "a.ckpt", at, hook)], **options)
         rest = run(tmp_path, ckpt_path=tmp_path / "a.ckpt", **options)

@@ -99,12 +99,12 @@ def test_values_of_a_checkpoint(checkpoint, gemma_path, tmp_path):
     places += [("state_dict", key) for key in [*[*shapes][:3], "new", 7]]
     told = []
     for place in places:
-        for value in draw.sample([*TENSORS, *ODD], 6):
+        for value in draw.sample([*TENSORS, *ODD], 4):
             torch.save(replaced(state, place, value), path)
             told.append(outcome(check_file, path, resume=True)[1] or outcome(loaded, path, module)[1])
             assert {name: tensor.shape for name, tensor in module.state_dict().items()} == shapes, (place, value)
-    assert len(told) > 200
-    assert sum(line is not None for line in told) > 100
+    assert len(told) > 150
+    assert sum(line is not None for line in told) > 70
 
 
 def loaded(path, module):
