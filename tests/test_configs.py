@@ -146,7 +146,8 @@ def test_the_quickstart_shows_what_one_would_change(monkeypatch, capsys):
     assert settings["trainer"]["default_root_dir"] == "runs/quickstart"
 
 
-def test_print_config_shows_it_whole(path, monkeypatch, capsys):
+@pytest.mark.parametrize("path", [path for path in CONFIGS if len(files(launch(path))) > 1], ids=lambda path: path.stem)
+def test_print_config_shows_what_is_laid_over_another(path, monkeypatch, capsys):
     """The launch command, parsed by the real parser."""
     monkeypatch.chdir(FOLDER.parent)
     words = launch(path)[1:]
