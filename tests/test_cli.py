@@ -81,6 +81,25 @@ def test_last_is_written_within_an_epoch_too(tmp_path, gemma_path, monkeypatch):
     assert sorted(path.name for path in saved.iterdir()) == ["epoch=0.ckpt", "last.ckpt"]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("config.yaml", "folder"),
+        ("results.json", "folder"),
+        ("results.lock", "folder"),
+        ("adapters", "file"),
+        ("", "file"),
+    ],
+)
+def test_what_stands_in_the_way_of_a_run_is_told_before_it(tmp_path, gemma_path, name, kind):
+    path, run = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / name
+    run.parent.mkdir(parents=True, exist_ok=True)
+    run.mkdir() if kind == "folder" else run.touch()
+    with pytest.raises(SystemExit) as end:
+        here("fit", "-c", path)
+    assert end.value.code == f"error: {run} is a {kind}, and a run writes something else there: move it away"
+
+
 @pytest.mark.parametrize("window", [1, 2])
 def test_sigterm_saves_at_the_next_batch_and_ends_with_its_own_code(finished, tmp_path, gemma_path, window):
     """In the second step of Phase I; checkpoints of its own accord at the end of epochs alone."""
