@@ -230,7 +230,7 @@ class SwirlCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """As in Lightning, from a checkpoint that has been checked, and with what the user can mend as a ValueError."""
         try:
-            _check_folder(Path(self.trainer.log_dir or self.trainer.default_root_dir))
+            _check_places(Path(self.trainer.log_dir or self.trainer.default_root_dir))
             self._find_checkpoint(subcommand)
             with self._termination():
                 super()._run_subcommand(subcommand)
@@ -305,15 +305,14 @@ def _check_groups(model: Namespace) -> None:
             raise ValueError(f"model.{name} must be a mapping of its options, got {given}: leave it out for defaults")
 
 
-def _check_folder(folder: Path) -> None:
+def _check_places(folder: Path) -> None:
     """Raise ValueError if something else stands where a run writes, which would be found after its training."""
     files = [*folder.glob("config*.yaml"), folder / FILE, (folder / FILE).with_suffix(".lock")]
     folders = [folder, *(folder / name for name in ("adapters", "checkpoints", "predictions"))]
-    for path, wrong, kind in [(path, path.is_dir(), "folder") for path in files] + [
-        (path, path.exists() and not path.is_dir(), "file") for path in folders
-    ]:
-        if wrong:
-            raise ValueError(f"{path} is a {kind}, and a run writes something else there: move it away")
+    wrong = [(path, "folder") for path in files if path.is_dir()]
+    wrong += [(path, "file") for path in folders if path.exists() and not path.is_dir()]
+    for path, kind in wrong:
+        raise ValueError(f"{path} is a {kind}, and a run writes something else there: move it away")
 
 
 def _restoring(error: BaseException) -> bool:

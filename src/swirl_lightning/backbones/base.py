@@ -149,7 +149,6 @@ class Backbone(ABC):
         """Decode content ids to an action in words."""
         return self.decode_text(content).strip()
 
-    # ---- prompts ---------------------------------------------------------------------------------
     def check_action(self, action: str) -> None:
         """Raise ValueError for an action that the grammar of actions cannot write, or would cut."""
         if not isinstance(action, str) or not action.strip():
@@ -162,6 +161,7 @@ class Backbone(ABC):
                 f"(max_action_tokens {grammar.max_length}): shorten it, or use words like those of the training data"
             )
 
+    # ---- prompts ---------------------------------------------------------------------------------
     def frame_prompt(self, template: str) -> list[str | TokenIds]:
         """Return the template with what the family puts around a prompt (BOS, chat turns)."""
         return [template]

@@ -167,8 +167,9 @@ class TransitionDataModule(LightningDataModule, ABC):
                     "how many transitions an optimiser step has: set one of the two"
                 )
             for phase in self.phases():
+                # raises where a phase would have none
                 check_val_interval(self.trainer, self.batches_per_epoch(phase), _epoch_of(phase))
-                self.steps_per_epoch(phase)  # raises where a phase would have none
+                self.accumulation(phase)
 
     def splits_needed(self, stage: str) -> list[Split]:
         """Return the splits that a command reads: ``stage`` is ``fit``, ``validate``, ``test`` or ``predict``.

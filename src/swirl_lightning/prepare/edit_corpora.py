@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.image_records import ImageRecord, usable
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, lines, parse_object, rank_of
 from swirl_lightning.data.reading import records as read_records
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import whole_file
-from swirl_lightning.prepare import PROGRAM
+from swirl_lightning.prepare import command_parser
 
 AURORA_TASKS = ("magicbrush", "ag", "something", "kubric")
 
@@ -171,12 +170,11 @@ def _relative(source: Any, folder: Path) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    parser = subcommand_parser(
+    parser = command_parser(
         "edit_corpora",
         "OUT",
         "Labelled edits of published corpora as JSON lines.",
-        f"{PROGRAM.format('edit_corpora')} data/edits/warmup.jsonl --aurora AURORA --validation 200",
-        PROGRAM,
+        "data/edits/warmup.jsonl --aurora AURORA --validation 200",
     )
     parser.add_argument("out", help="JSON lines file to write")
     parser.add_argument("--aurora", action="append", default=[], help="folder in AURORA's layout")

@@ -14,11 +14,10 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import whole_file
-from swirl_lightning.prepare import PROGRAM
+from swirl_lightning.prepare import command_parser
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 PAIRS = "pairs.jsonl"
@@ -71,12 +70,11 @@ def _relative(path: Path, folder: Path) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    parser = subcommand_parser(
+    parser = command_parser(
         "frame_pairs",
         "FRAMES OUT",
         "State-only pairs from a folder of frames.",
-        f"{PROGRAM.format('frame_pairs')} FRAMES data/frame_pairs",
-        PROGRAM,
+        "FRAMES data/frame_pairs",
     )
     parser.add_argument("frames", help="folder of frames")
     parser.add_argument("out", help="folder for pairs.jsonl")

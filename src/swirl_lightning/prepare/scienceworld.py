@@ -20,12 +20,11 @@ from typing import Any
 
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.reading import BrokenRecord, lines, parse_object, text_field
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import sha256, whole_file
-from swirl_lightning.prepare import PROGRAM
+from swirl_lightning.prepare import command_parser
 
 Episode = tuple[str, str, int]
 """Split, task, variation."""
@@ -155,12 +154,11 @@ def _simulator() -> Any:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    parser = subcommand_parser(
+    parser = command_parser(
         "scienceworld",
         "--out FOLDER",
         "Transitions of gold paths in the ScienceWorld simulator, as JSON lines.",
-        f"{PROGRAM.format('scienceworld')} --out data/scienceworld",
-        PROGRAM,
+        "--out data/scienceworld",
     )
     add = parser.add_argument
     add("--out", required=True, metavar="FOLDER", help="folder to write; episodes that are there are kept")

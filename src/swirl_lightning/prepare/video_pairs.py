@@ -23,13 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
 
-from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.reading import read_settings
 from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import whole_file
-from swirl_lightning.prepare import PROGRAM
+from swirl_lightning.prepare import command_parser
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 _LOG = "videos.jsonl"
@@ -242,12 +241,11 @@ def _write_pairs(path: Path, entries: list[dict[str, Any]]) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    parser = subcommand_parser(
+    parser = command_parser(
         "video_pairs",
         "VIDEOS OUT",
         "State-only pairs from a folder of videos.",
-        f"{PROGRAM.format('video_pairs')} VIDEOS data/video_pairs --seconds 6",
-        PROGRAM,
+        "VIDEOS data/video_pairs --seconds 6",
     )
     parser.add_argument("videos", help="folder of videos")
     parser.add_argument("out", help="folder for pairs.jsonl and frames")

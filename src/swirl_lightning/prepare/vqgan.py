@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command
-from swirl_lightning.prepare import PROGRAM
+from swirl_lightning.prepare import command_parser
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    parser = subcommand_parser(
+    parser = command_parser(
         "vqgan",
         "FOLDER",
         "vqgan.safetensors beside the published vqgan.ckpt, once; it is smaller and loads\nfaster.",
-        f"{PROGRAM.format('vqgan')} checkpoints/vqgan",
-        PROGRAM,
+        "checkpoints/vqgan",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder with vqgan.yaml and vqgan.ckpt")
     folder = parser.parse_args(args).folder
