@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from swirl_lightning.data.reading import SkippedRecords
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, python_row
 
 PACKAGE = "pip install 'swirl-lightning[bytemorph]'"
 
@@ -42,11 +42,9 @@ def rows(
     for number in range(table.num_rows):
         place = f"{path.stem}[{number}]"
         try:
-            (row,) = table.slice(number, 1).to_pylist()
-        except UnicodeDecodeError as error:
-            skipped.add(place, f"not UTF-8 ({error})")
-        except (ValueError, OverflowError) as error:  # a time that Python's cannot be, say
-            skipped.add(place, f"holds what Python cannot ({error})")
+            row = python_row(table, number)
+        except BrokenRecord as error:
+            skipped.add(place, error)
         else:
             yield place, row
 

@@ -84,6 +84,9 @@ def check_parts(found: Any, parts: Mapping[str, type], where: str = "") -> None:
             raise ValueError(f"{where}{name} is missing or no {kind.__name__}: another program or version wrote it")
 
 
+_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta", "sum"}
+"""What torch's optimisers keep of each weight in the weight's shape; others keep rows, columns or blocks."""
+
 UNLIKE = (AttributeError, IndexError, KeyError, TypeError, RuntimeError)
 """Errors of code that reads an entry which is not as it was written."""
 
@@ -135,10 +138,6 @@ def check_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
                 raise cannot_restore(
                     "the optimiser's state in the checkpoint", ValueError(), f"{name} is not like its weight"
                 )
-
-
-_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta", "sum"}
-"""What torch's optimisers keep of each weight in the weight's shape; others keep rows, columns or blocks."""
 
 
 def take_no_options(groups: Sequence[dict[str, Any]], fresh: torch.optim.Optimizer) -> None:

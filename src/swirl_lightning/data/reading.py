@@ -27,6 +27,21 @@ class BrokenRecord(Exception):
     """Error of a record that is no transition; its text gives the reason."""
 
 
+def python_row(part: Any, number: int) -> dict[str, Any]:
+    """Return a row of a pyarrow table or batch as Python's values.
+
+    Raises:
+        BrokenRecord: Python has none for one of them.
+    """
+    try:
+        (row,) = part.slice(number, 1).to_pylist()
+    except UnicodeDecodeError as error:
+        raise BrokenRecord(f"not UTF-8 ({error})") from None
+    except (ValueError, OverflowError) as error:  # a time that Python's cannot be, say
+        raise BrokenRecord(f"holds what Python cannot ({error})") from None
+    return dict(row)
+
+
 @dataclass
 class SkippedRecords:
     """Records of one source that cannot be used: all are counted, the first ten named.

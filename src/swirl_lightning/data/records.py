@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.data.images import ImageSource, image_problems, open_rgb
 from swirl_lightning.data.module import Split, TransitionDataModule
-from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, first, lines, parse_object
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, first, lines, parse_object, python_row
 from swirl_lightning.transition import State, Transition
 
 
@@ -190,11 +190,9 @@ def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, 
             for batch in file.iter_batches(batch_size=64):
                 for row in range(batch.num_rows):
                     try:
-                        (fields,) = batch.slice(row, 1).to_pylist()
-                    except UnicodeDecodeError as error:
-                        skipped.add(f"{path}[{number}]", f"not UTF-8 ({error})")
-                    except (ValueError, OverflowError) as error:  # a time that Python's cannot be, say
-                        skipped.add(f"{path}[{number}]", f"holds what Python cannot ({error})")
+                        fields = python_row(batch, row)
+                    except BrokenRecord as error:
+                        skipped.add(f"{path}[{number}]", error)
                     else:
                         yield f"{path}[{number}]", {name: value for name, value in fields.items() if value is not None}
                     number += 1
