@@ -130,7 +130,7 @@ def test_training_ends_with_the_schedule(watched):
 )
 def test_accumulation_equals_one_large_batch(gemma_path, tmp_path, phase, normalization, scale):
     ends = []
-    for size, k in ((8, 1), (2, 4), (1, 8)):
+    for size, k in ((8, 1), (2, 4)):
         module = build(
             gemma_path,
             grpo=GRPOConfig(group_size=4, loss_normalization=normalization, advantage_scale=scale),
@@ -145,9 +145,9 @@ def test_accumulation_equals_one_large_batch(gemma_path, tmp_path, phase, normal
             module, Digits(size=16, batch_size=size)
         )
         ends.append(snapshot(module))
-    for end in ends[1:]:
-        for key in ends[0]:
-            torch.testing.assert_close(ends[0][key], end[key], atol=1e-5, rtol=1e-5)
+    whole, parts = ends
+    for key in whole:
+        torch.testing.assert_close(whole[key], parts[key], atol=1e-5, rtol=1e-5)
 
 
 class EvenGroupsAlike(MeanLogProb):

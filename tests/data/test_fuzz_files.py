@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from contextlib import suppress
@@ -73,9 +72,9 @@ def test_bytes_of_a_checkpoint(checkpoint, tmp_path, seed):
 
 def replaced(state, place, value):
     """A copy without the entry at a place, or with another one there."""
-    state = copy.deepcopy(state)
-    at = state
+    at = state = dict(state)
     for key in place[:-1]:
+        at[key] = dict(at[key])
         at = at[key]
     if value is None:
         at.pop(place[-1], None)
@@ -99,12 +98,12 @@ def test_values_of_a_checkpoint(checkpoint, gemma_path, tmp_path):
     places += [("state_dict", key) for key in [*[*shapes][:3], "new", 7]]
     told = []
     for place in places:
-        for value in draw.sample([*TENSORS, *ODD], 4):
+        for value in draw.sample([*TENSORS, *ODD], 3):
             torch.save(replaced(state, place, value), path)
             told.append(outcome(check_file, path, resume=True)[1] or outcome(loaded, path, module)[1])
             assert {name: tensor.shape for name, tensor in module.state_dict().items()} == shapes, (place, value)
-    assert len(told) > 150
-    assert sum(line is not None for line in told) > 70
+    assert len(told) > 110
+    assert sum(line is not None for line in told) > 50
 
 
 def loaded(path, module):

@@ -36,7 +36,7 @@ def main(model: str, out: Path, devices: int, cases: list[str]) -> None:
         grpo = GRPOConfig(group_size=4, advantage_scale=scale)
         module = build(model, quantization=None, anchor_weight=0.3, optimizer=SGD, optim=CONSTANT, grpo=grpo)
         randomize(module)
-        data = Digits(size=24, batch_size=int(batch_size), pairs_per_step=8)
+        data = Digits(size=16, batch_size=int(batch_size), pairs_per_step=8)
         trainer = quiet_trainer(
             folder,
             PhaseSwitch(1, iterations=1),

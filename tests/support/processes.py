@@ -38,7 +38,7 @@ def run_module(name: str, *args: Any, ranks: int = 1) -> subprocess.CompletedPro
         ranks: processes of one run that the launcher starts, as torchrun does; 1 leaves this to Lightning.
 
     Returns:
-        What rank 0 wrote, and the first exit status that is not 0, of a signal its negative number.
+        What they wrote, rank by rank, and the first exit status that is not 0, of a signal its negative number.
 
     Raises:
         subprocess.TimeoutExpired: a process had not ended.
@@ -63,7 +63,9 @@ def run_module(name: str, *args: Any, ranks: int = 1) -> subprocess.CompletedPro
         finally:
             for process in running:
                 process.kill()
-        out, err = (Path(folder, f"0.{stream}").read_text() for stream in ("out", "err"))
+        out, err = (
+            "".join(Path(folder, f"{rank}.{stream}").read_text() for rank in range(ranks)) for stream in ("out", "err")
+        )
         status = next((process.exitcode for process in running if process.exitcode), 0)
     return subprocess.CompletedProcess([name, *arguments], status, out, err)
 

@@ -154,7 +154,7 @@ def test_both_ranks_stop_where_one_is_broken(tmp_path, gemma_path, changes, opti
         "data/init_args/batch_size": 4,
         "model/init_args/backbone/init_args/quantization": None,
     }
-    done = swirl("fit", "-c", config(tmp_path, gemma_path, **changes), *options)  # its time limit ends a hang
+    done = swirl("fit", "-c", config(tmp_path, gemma_path, **changes), *options, ranks=2)  # its time limit ends a hang
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 2
     for word in words:

@@ -275,7 +275,7 @@ class _Dispatch(TorchDispatchMode):
         name = func._schema.name.split("::")[-1]
         given = tensors(args, kwargs)
         keys = gpu.keys(given)
-        on = not keys.isdisjoint(gpu.tags)
+        on = any(key in gpu.tags for key in keys)  # isdisjoint would go through all that is on the device
         if on:
             self._check(func, name, args, kwargs, given)
             if name in WAITS:
