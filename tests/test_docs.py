@@ -78,8 +78,11 @@ def test_modules_and_configs_of_commands_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_files_exist(page):
     text = page.read_text()
-    for path in set(re.findall(r"`((?:src|tests|docs|benchmarks|callbacks|recipes|perf)/[\w/.]+)`", text)):
-        assert (ROOT / path).exists(), path
+    folders = "src|tests|docs|benchmarks|callbacks|recipes|perf"
+    named = re.findall(rf"`((?:{folders})/[\w/.]+)`", text)
+    named += re.findall(rf"(?<![\w/.-])((?:{folders})/[\w/]+(?:\.\w+)+)", text)  # within commands, too
+    for path in set(named):
+        assert (ROOT / path).exists() or (ROOT / "tests" / path).exists(), path
     for target in set(re.findall(r"\]\((?!https?:)([^)#\s]+)", text)):
         assert (page.parent / target).exists(), target
 
