@@ -1,5 +1,7 @@
 """Contracts of import-linter: they fail if a file imports a layer above it."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +34,42 @@ def test_the_engine_imports_nothing_of_the_project(planted, broken, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode == 0) == (broken is None), done.stdout + done.stderr
     assert broken is None or broken in done.stdout
+
+
+def test_not_even_for_types_does_the_engine_import_the_project():
+    """The contracts leave out imports under ``TYPE_CHECKING``."""
+    imported = {
+        name
+        for path in (ROOT / "src/swirl_lightning/engine").glob("*.py")
+        for name in re.findall(r"^\s*(?:from|import) (swirl_lightning\S*)", path.read_text(), flags=re.M)
+    }
+    assert "swirl_lightning.engine.grammar" in imported
+    assert {".".join(name.split(".")[:2]) for name in imported} == {"swirl_lightning.engine"}
+
+
+def test_importing_the_package_changes_nothing_in_the_process():
+    """No variable, warning filter, signal handler, log handler or path, and neither torch nor Lightning is loaded."""
+    code = """
+import logging, os, signal, sys, warnings
+signals = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+def state():
+    handlers = [signal.getsignal(number) for number in signals]
+    return dict(os.environ), list(warnings.filters), handlers, list(logging.root.handlers), list(sys.path)
+before = state()
+import swirl_lightning
+assert state() == before
+assert not {"torch", "lightning", "transformers", "numpy"} & sys.modules.keys()
+import bitsandbytes, peft, torchmetrics, transformers
+from lightning.pytorch import cli
+before = state()
+for name in swirl_lightning.__all__:
+    getattr(swirl_lightning, name)
+assert state() == before
+"""
+    # this process has imported the package: what that may have set is not handed on
+    clean = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_file_is_longer_than_400_lines():
