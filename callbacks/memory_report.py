@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.memory import GIB, Lengths, MemoryEstimate, report
-from swirl_lightning.schedule import PhaseSchedule
+from swirl_lightning.schedule import WARMUP, PhaseName, PhaseSchedule
 
 
 class MemoryReport(Callback):
@@ -48,9 +48,9 @@ class MemoryReport(Callback):
         schedule: PhaseSchedule = pl_module.schedule
         last = schedule.warmup_epochs + len(schedule.phases) if schedule.iterations != 0 else schedule.epochs
         phases = [schedule.at(epoch).name for epoch in range(trainer.current_epoch, last or 0)]
-        lengths = self._lengths(pl_module, data, "warmup" in phases)
+        lengths = self._lengths(pl_module, data, WARMUP in phases)
         # within max_cached_tokens, the rollouts of an optimiser step are sampled together
-        together = data.accumulation("fwm") if pl_module.max_cached_tokens else 1
+        together = data.accumulation(PhaseName.ONE) if pl_module.max_cached_tokens else 1
         sizes = data.batch_size, data.warmup_batch_size, together * data.batch_size
         self.estimate = report(pl_module, *sizes, lengths, phases)
         rank_zero_info(str(self.estimate))

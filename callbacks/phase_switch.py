@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from swirl_lightning.checkpoints.state import stay_in_unfinished_epoch, stop_after_last_batch, validate_anew
 from swirl_lightning.data import TransitionDataModule
-from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseOptimConfig, PhaseSchedule
+from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseName, PhaseOptimConfig, PhaseSchedule
 
 
 class PhaseSwitch(Callback):
@@ -79,7 +79,7 @@ class PhaseSwitch(Callback):
         for phase in data.phases():
             optim.of(phase).check(optim.name_of(phase), self._steps(data, phase))
 
-    def _steps(self, data: TransitionDataModule, phase: str) -> int:
+    def _steps(self, data: TransitionDataModule, phase: PhaseName) -> int:
         """Count the optimiser steps of a phase; the warm-up is one phase over all of its epochs."""
         return data.steps_per_epoch(phase) * (self.schedule.warmup_epochs if phase == WARMUP else 1)
 

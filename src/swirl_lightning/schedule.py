@@ -92,7 +92,7 @@ class PhaseSchedule:
         last = place == len(self.phases) - 1
         return Phase(PhaseName(self.phases[place]), iteration, place == 0, self._label(iteration) if last else None)
 
-    def names(self, max_epochs: int | None = None) -> list[str]:
+    def names(self, max_epochs: int | None = None) -> list[PhaseName]:
         """Return the phases of a run, each once, in the order in which they come first."""
         ends = [epochs for epochs in (self.epochs, max_epochs) if epochs is not None]
         last = min([self.warmup_epochs + len(self.phases), *ends])
@@ -165,12 +165,12 @@ class PhaseOptimConfig:
     idm: OptimConfig = field(default_factory=OptimConfig)
     bootstrap: OptimConfig | None = None
 
-    def of(self, phase: str) -> OptimConfig:
+    def of(self, phase: PhaseName) -> OptimConfig:
         """Return the config of a phase."""
         found: OptimConfig = getattr(self, self.name_of(phase))
         return found
 
-    def name_of(self, phase: str) -> str:
+    def name_of(self, phase: PhaseName) -> str:
         """Return the name of the field that a phase uses."""
         return "fwm" if phase == PhaseName.BOOTSTRAP and self.bootstrap is None else phase
 
@@ -185,14 +185,14 @@ class PhaseLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, configs: PhaseOptimConfig) -> None:
         self.configs = configs
-        self.phase = str(WARMUP)  # plain, so that checkpoints load with weights_only
+        self.phase = WARMUP
         self.phase_step = 0
         self.phase_total = 1
         super().__init__(optimizer)
 
-    def begin(self, phase: str, total_steps: int) -> None:
+    def begin(self, phase: PhaseName, total_steps: int) -> None:
         """Start the curve of a phase of ``total_steps`` optimiser steps."""
-        self.phase, self.phase_step, self.phase_total = str(phase), 0, max(1, total_steps)
+        self.phase, self.phase_step, self.phase_total = phase, 0, max(1, total_steps)
         self._apply()
 
     def resize(self, total_steps: int) -> None:
@@ -213,17 +213,19 @@ class PhaseLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return primitives alone, so that checkpoints load with weights_only."""
-        return {"phase": self.phase, "phase_step": self.phase_step, "phase_total": self.phase_total}
+        return {"phase": str(self.phase), "phase_step": self.phase_step, "phase_total": self.phase_total}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a state of :meth:`state_dict`.
 
         Raises:
-            ValueError: its steps are no numbers of steps, as in a damaged checkpoint.
+            ValueError: its phase is none, or its steps are no numbers of steps, as in a damaged checkpoint.
         """
-        self.phase, self.phase_step, self.phase_total = (state_dict[key] for key in self.state_dict())
-        if not all(type(steps) is int and steps >= 0 for steps in (self.phase_step, self.phase_total)):
+        phase, self.phase_step, self.phase_total = (state_dict[key] for key in self.state_dict())
+        steps = self.phase_step, self.phase_total
+        if phase not in PHASES or not all(type(count) is int and count >= 0 for count in steps):
             raise ValueError(f"the checkpoint's place in the learning rate's curve is damaged: {str(state_dict)[:200]}")
+        self.phase = PhaseName(phase)
         self._apply()
 
     def _initial_step(self) -> None:

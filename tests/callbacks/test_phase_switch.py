@@ -95,7 +95,9 @@ def test_the_curve_begins_anew_with_each_phase_and_survives_a_checkpoint():
     assert other.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("changed", [{"phase_step": -1}, {"phase_total": float("nan")}, {"phase_step": "x"}])
+@pytest.mark.parametrize(
+    "changed", [{"phase_step": -1}, {"phase_total": float("nan")}, {"phase_step": "x"}, {"phase": "x"}]
+)
 def test_a_place_in_the_curve_that_cannot_be_is_refused(changed):
     curve = PhaseLR(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=9.0), PhaseOptimConfig())
     with pytest.raises(ValueError, match="place in the learning rate's curve is damaged"):

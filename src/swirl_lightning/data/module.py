@@ -293,7 +293,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         return Counterfactuals(pairs, actions, chosen.tolist())
 
     # ---- phases ----------------------------------------------------------------------------------
-    def accumulation(self, phase: str) -> int:
+    def accumulation(self, phase: PhaseName) -> int:
         """Count the batches whose gradients make one optimiser step of a phase.
 
         Raises:
@@ -310,11 +310,11 @@ class TransitionDataModule(LightningDataModule, ABC):
             )
         return self.pairs_per_step // (size * devices)
 
-    def steps_per_epoch(self, phase: str) -> int:
+    def steps_per_epoch(self, phase: PhaseName) -> int:
         """Count the optimiser steps of an epoch of a phase, within ``limit_train_batches``."""
         return math.ceil(self.batches_per_epoch(phase) / self.accumulation(phase))
 
-    def batches_per_epoch(self, phase: str) -> int:
+    def batches_per_epoch(self, phase: PhaseName) -> int:
         """Count the batches of an epoch of a phase, within ``limit_train_batches``.
 
         Raises:
@@ -322,7 +322,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         """
         return within(self.trainer, "limit_train_batches", len(self._phase_loader(phase)), _epoch_of(phase))
 
-    def phases(self) -> list[str]:
+    def phases(self) -> list[PhaseName]:
         """Return the names of the phases of the fit; without a PhaseSwitch the warm-up alone."""
         trainer: Any = self.trainer
         # data are set up before PhaseSwitch hands its schedule to the module
@@ -333,13 +333,11 @@ class TransitionDataModule(LightningDataModule, ABC):
         return schedules[0].names(None if trainer.max_epochs == -1 else trainer.max_epochs)
 
     # ---- loaders ---------------------------------------------------------------------------------
-    def _phase_loader(self, phase: str, iteration: int = 0) -> TransitionLoader:
+    def _phase_loader(self, phase: PhaseName, iteration: int = 0) -> TransitionLoader:
         if phase == WARMUP:
             return self._train_loader(self.split("warmup"), self.warmup_batch_size)
         module: Any = getattr(self.trainer, "lightning_module", None)
-        rows = {PhaseName.BOOTSTRAP: self.merged, PhaseName.ONE: self.with_counterfactuals}.get(
-            PhaseName(phase), self.pairs
-        )
+        rows = {PhaseName.BOOTSTRAP: self.merged, PhaseName.ONE: self.with_counterfactuals}.get(phase, self.pairs)
         return self._train_loader(
             rows(iteration),
             self.batch_size,
@@ -388,5 +386,5 @@ class TransitionDataModule(LightningDataModule, ABC):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-def _epoch_of(phase: str) -> str:
+def _epoch_of(phase: PhaseName) -> str:
     return f"an epoch of the phase {str(phase)!r}"
