@@ -63,7 +63,7 @@ class ImageSuite(Suite):
 
     @property
     def judge_templates(self) -> dict[str, str]:
-        """What the judge is asked about -> its template, see `Judge.template_of`."""
+        """Template by the subject of the question to the judge, see `Judge.template_of`."""
         return {"state": self.judge_template, "action": "action"}
 
     @property

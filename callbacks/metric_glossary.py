@@ -1,4 +1,4 @@
-"""What each curve means, beside the curves."""
+"""Meaning of each curve, beside the curves."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class RowScores(Callback):
         self._metrics: dict[str, Any] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Listens to the evaluator."""
+        """Listen to the evaluator."""
         benchmark: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._lines, self._metrics = [], {"fwm": benchmark.state_metrics(), "idm": benchmark.action_metrics()}
         for metrics in self._metrics.values():
@@ -40,7 +40,7 @@ class RowScores(Callback):
         pl_module.evaluator.listeners.append(self._score)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Writes the file."""
+        """Write the file."""
         pl_module.evaluator.listeners.remove(self._score)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def _alone() -> bool:
 
 
 def read(folder: Path) -> dict[str, dict[str, float]]:
-    """``{id: {metric: score}}`` of a run's folder, over modes and ranks.
+    """Read ``{id: {metric: score}}`` of a run's folder, over modes and ranks.
 
     Raises:
         ValueError: a line is damaged.

@@ -130,7 +130,7 @@ class SaveConfig(SaveConfigCallback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """As in Lightning, with the file named by the command; not yet in a fit."""
+        """Write the configuration to a file named by the command, as Lightning does; not yet in a fit."""
         if stage != "fit":
             self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
             super().setup(trainer, pl_module, stage)
@@ -213,7 +213,7 @@ class SwirlCLI(LightningCLI):
         return trainer
 
     def instantiate_classes(self) -> None:
-        """As in Lightning; what a class refuses is the configuration's fault, whatever it raises.
+        """Build Trainer, model and data as Lightning does; an error of a class is told as one of the configuration.
 
         Raises:
             ValueError: it cannot be built; one line.

@@ -30,7 +30,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """As in Lightning; a path with a scheme, as ``s3://``, is left to it."""
+        """Write a file whole or not at all; a path with a scheme, as ``s3://``, is left to Lightning."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's adapters were trained with the settings here: every difference in one message."""
+"""Comparison of a checkpoint with the settings here: every difference in one message."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the commands of the package show, and how they end."""
+"""Options, help and endings of the commands of the package."""

@@ -47,7 +47,7 @@ class Parser(LightningArgumentParser):
         self.add_argument(ALL, action="help", help="Show this help message and exit.")
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
-        """As in jsonargparse."""
+        """Parse as jsonargparse does, with errors of files in one line."""
         if isinstance(args, list) and len(args) == 1 and args[0].endswith("=None"):
             args = [args[0].removesuffix("None") + "null"]
         try:
@@ -68,7 +68,7 @@ class Parser(LightningArgumentParser):
 
 
 def shorten(message: str, parser: ArgumentParser | None = None) -> str:
-    """What is wrong in a message of jsonargparse, in one line: key, problem and the nearest known name.
+    """Shorten a message of jsonargparse to one line: key, problem and the nearest known name.
 
     Args:
         message: may go over many lines, with alternatives that nobody meant and the whole configuration.

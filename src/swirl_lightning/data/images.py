@@ -40,7 +40,7 @@ def open_rgb(source: ImageSource) -> Image.Image:
 
 
 def image_problem(source: ImageSource) -> str | None:
-    """What keeps an image from being used, or None. Reads every pixel: some files are only found to be cut then."""
+    """Return why an image cannot be used, or None. Reads every pixel: some files are only found to be cut then."""
     if isinstance(source, bytes):
         size = len(source)
     elif os.path.isfile(source):  # no Path.is_file, which raises on names that cannot be
@@ -57,7 +57,7 @@ def image_problem(source: ImageSource) -> str | None:
 
 
 def image_problems(sources: Iterable[ImageSource]) -> dict[ImageSource, str | None]:
-    """What `image_problem` says of each."""
+    """Return the answer of `image_problem` for each."""
     every = list(dict.fromkeys(sources))
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(zip(every, pool.map(image_problem, every), strict=True))

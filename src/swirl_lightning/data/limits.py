@@ -1,4 +1,4 @@
-"""What the Trainer's limits leave of an epoch, told before a base loads: Lightning tells it when the epoch begins."""
+"""Batches that the Trainer's limits leave, checked before a base loads: Lightning does so when the epoch begins."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def require_files(paths: Iterable[Path], cure: str) -> None:
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a file's name in a record stays in the folder that it belongs to. Links in that folder are followed."""
+    """Tell whether a file's name in a record stays in its folder. Links in that folder are followed."""
     return bool(name) and "\0" not in name and not PurePath(name).anchor and ".." not in PurePath(name).parts
 
 
@@ -142,7 +142,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(file:number, line) of every line with something on it; bytes that are no UTF-8 become surrogates."""
+    """Yield (file:number, line) of every line that is not blank; bytes that are no UTF-8 become surrogates."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -150,7 +150,7 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def parse_json(text: str) -> Any:
-    """Parses JSON from a data file.
+    """Parse JSON from a data file.
 
     Raises:
         BrokenRecord: see `check_values`.

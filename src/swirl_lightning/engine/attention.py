@@ -81,7 +81,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 class Seen:
-    """What the queries of a pass may attend to, the same in all layers.
+    """Keys that the queries of a pass may attend to, the same in all layers.
 
     Args:
         prompts: (B, 1, 1, P) of 0 and 1, 0 where a prompt is padded; None: nowhere.

@@ -14,7 +14,7 @@ STEPS_OF_A_GRAPH = 16
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How one base samples and scores, whatever the grammar and the prompts.
+    """Settings of sampling and scoring on one base, whatever the grammar and the prompts.
 
     Attributes:
         shared_attention: completions attend to the one copy of their prompt, which needs
@@ -50,12 +50,12 @@ class EngineConfig:
             raise ValueError("speculative needs shared_attention, and a pass has no fixed shape for cuda_graphs")
 
     def speculates(self, device: torch.device) -> bool:
-        """Whether sampling on a device decodes from drafts."""
+        """Tell whether sampling on a device decodes from drafts."""
         able = self.shared_attention and not self.cuda_graphs
         return able and (device.type == "cpu" if self.speculative is None else self.speculative)
 
     def replays(self, device: torch.device, longest: int) -> bool:
-        """Whether the steps of completions keep to the same memory on a device, and are replayed where it can do so."""
+        """Tell whether decode steps keep to the same memory on a device, and are replayed where it can do so."""
         if self.cuda_graphs is None:
             worth = device.type == "cuda" and longest >= STEPS_OF_A_GRAPH
             return worth and self.shared_attention and not self.speculative

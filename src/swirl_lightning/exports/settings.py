@@ -39,7 +39,7 @@ def public_name(name: str) -> str:
 
 
 def is_public(name: str) -> bool:
-    """Whether a base's name means the same on every machine."""
+    """Tell whether a base's name means the same on every machine."""
     return name.startswith(BUILTIN_PREFIX) or (not Path(name).exists() and _HUB_NAME.fullmatch(name) is not None)
 
 

@@ -44,7 +44,7 @@ class _MayPass(Unanswered):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said.
+    """Answer of a model.
 
     Attributes:
         text: its words, never empty.

@@ -59,7 +59,7 @@ class Intervals:
 
 
 def available() -> bool:
-    """Whether matplotlib is installed."""
+    """Tell whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
 
 

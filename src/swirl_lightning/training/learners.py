@@ -55,7 +55,7 @@ class Learner(ABC):
 
     @abstractmethod
     def advantages(self, policy: Policy, samples: Sequence[Samples], rewards: Sequence[Tensor]) -> list[Tensor]:
-        """What each rollout of an optimiser step counts. Without gradient; collective.
+        """Compute the weight of each rollout of an optimiser step. Without gradient; collective.
 
         Args:
             policy: what samples.

@@ -1,4 +1,4 @@
-"""What a trained run is used for: labels for pairs of states, and rollouts of the world model.
+"""Uses of a trained run: labels for pairs of states, and rollouts of the world model.
 
 Each name is imported at first use, so that the commands answer ``--help`` at once.
 """

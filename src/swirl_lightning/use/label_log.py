@@ -20,7 +20,7 @@ CONFIDENCES = ("log_prob", "agreement")
 
 @dataclass
 class Summary:
-    """What became of the pairs.
+    """Labelled and skipped pairs of a source.
 
     Attributes:
         path: of the records that are kept.

@@ -20,7 +20,7 @@ from swirl_lightning.world_model_module import WorldModelModule
 
 
 class Goal(Protocol):
-    """What is wanted of a state."""
+    """Goal of a plan: the actions to choose among, and the distance to it."""
 
     def actions(self, state: State) -> Sequence[str]:
         """Return the actions to choose among, in words; none where a plan ends."""
@@ -265,7 +265,7 @@ def _nearest(paths: Sequence[_Path], width: int) -> list[_Path]:
 
 @dataclass
 class Episode:
-    """What became of a goal in the true world.
+    """Outcome of a goal in the true world.
 
     Attributes:
         actions: that were taken.
