@@ -132,7 +132,9 @@ def test_speed_and_memory(tmp_path, monkeypatch):
 
 
 def test_lightnings_interval_may_be_zero(tmp_path):
-    fit(tmp_path, [Throughput()], max_epochs=1, log_every_n_steps=0, accumulate_grad_batches=2)
+    data = Data(rows=32)  # 8 batches, 4 steps
+    found = fit(tmp_path, [Throughput()], max_epochs=1, data=data, log_every_n_steps=0, accumulate_grad_batches=2)
+    assert [step for step, _ in scalars(found, "throughput/seconds_per_step")] == [1, 2, 3, 4]
 
 
 def test_validation_does_not_count(monkeypatch):
