@@ -51,6 +51,16 @@ def test_the_table_of_places_names_each_folder_and_module():
     assert set(re.findall(r"`(\w+)`", dict(rows)["src/swirl_lightning/"])) == modules
 
 
+def test_classes_that_pages_and_configs_name_are_in_the_reference():
+    """What is chosen by class path is looked up there."""
+    reference = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
+    shown = tuple(f"{module}." for module in re.findall(r"^::: (swirl_lightning\.\S+)", reference, flags=re.M))
+    text = "".join(page.read_text() for page in SOURCES)
+    dotted = set(re.findall(r"\bswirl_lightning(?:\.[a-z]\w*)+\.[A-Z]\w+", text))
+    assert "swirl_lightning.training.learners.BestOfN" in dotted
+    assert not [name for name in sorted(dotted) if not name.startswith(shown)]
+
+
 def test_code_of_the_paper_exists():
     table = (ROOT / "docs" / "paper_to_code.md").read_text()
     rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ") and "| paper |" not in line]
