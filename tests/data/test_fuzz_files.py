@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from contextlib import suppress
@@ -72,9 +73,9 @@ def test_bytes_of_a_checkpoint(checkpoint, tmp_path, seed):
 
 def replaced(state, place, value):
     """A copy without the entry at a place, or with another one there."""
-    at = state = dict(state)
+    at = state = copy.copy(state)
     for key in place[:-1]:
-        at[key] = dict(at[key])
+        at[key] = copy.copy(at[key])
         at = at[key]
     if value is None:
         at.pop(place[-1], None)
