@@ -6,12 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from swirl_lightning.checkpoints.state import stay_in_unfinished_epoch, stop_after_last_batch, validate_anew
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseName, PhaseOptimConfig, PhaseSchedule
+from swirl_lightning.training.data_parallel import ReducedAdapters, set_options
 
 
 class PhaseSwitch(Callback):
@@ -62,9 +62,8 @@ class PhaseSwitch(Callback):
         if (epochs := self.schedule.epochs) is not None:  # so that a finished run, resumed, has nothing left to do
             loop = trainer.fit_loop
             loop.max_epochs = epochs if loop.max_epochs in (None, -1) else min(loop.max_epochs, epochs)
-        if isinstance(trainer.strategy, DDPStrategy):
-            # the other adapter gets no gradient; toggling requires_grad instead would break DDP silently
-            trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+        set_options(trainer.strategy)
+        self._reduced = ReducedAdapters()  # Lightning wraps the model anew
         if stage == "fit":
             data = trainer.datamodule  # type: ignore[attr-defined]
             if not isinstance(data, TransitionDataModule):
@@ -91,6 +90,8 @@ class PhaseSwitch(Callback):
         """Begin the phase if its epoch was entered without the hook above, as Lightning does on some resumes."""
         if self._begun != trainer.current_epoch:
             self._begin(trainer, pl_module)
+        roles = self.schedule.at(trainer.current_epoch).name.trains or pl_module.roles
+        self._reduced.set(trainer.strategy, pl_module, roles)
 
     def _begin(self, trainer: Trainer, pl_module: Any) -> None:
         phase = self.schedule.at(trainer.current_epoch)

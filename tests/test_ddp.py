@@ -40,6 +40,20 @@ def test_two_processes_train_the_same_weights_as_one(tmp_path, gemma_path):
     ]
     assert len(measured[0]) > 5
     assert measured[1] == measured[2] == pytest.approx(measured[0], abs=1e-5)
+    fits = {case: json.loads((folder / "fit-0.json").read_text()) for case, folder in folders.items()}
+    for two, one in (("4-group", "8-group"), ("2-group", "8-group"), ("4-batch", "8-batch")):
+        assert {"fwm/reward", "fwm/anchor_nll", "idm/reward", "warmup/fwm_nll"} <= fits[one]["metrics"].keys()
+        assert fits[two]["metrics"] == pytest.approx(fits[one]["metrics"], abs=1e-6)
+    size = {role: sum(v.numel() for k, v in state.items() if k.startswith(f"{role}.")) for role in ("fwm", "idm")}
+    size["warmup"] = size["fwm"] + size["idm"]
+    for case, others in (("4-group", 5), ("2-group", 5), ("4-batch", 6)):
+        # two steps of a phase: gradients of what it trains alone; besides them what they are divided by, the metrics,
+        # whether rewards, gradients and weights are finite, and the spread of the rewards
+        told = {
+            phase: {"gradients": 2 * count, "other tensors": 2 * (4 if phase == "warmup" else others)}
+            for phase, count in size.items()
+        }
+        assert fits[case]["reduced"] == told, case
 
 
 def test_ranks_that_outnumber_the_rows_evaluate_as_one_process(tmp_path, gemma_path):

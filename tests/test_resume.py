@@ -201,20 +201,42 @@ class SaveEachBatch(Callback):
             trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}-{batch_idx}.ckpt")
 
 
+class Logged(Callback):
+    """Metrics of every optimiser step."""
+
+    def __init__(self):
+        self.steps, self._taken = {}, None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self._taken = trainer.global_step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step > self._taken:
+            found = trainer.callback_metrics.items()
+            phase = f"{pl_module.phase.name}/"
+            self.steps[trainer.global_step] = {key: float(value) for key, value in found if key.startswith(phase)}
+
+
 def test_a_run_goes_on_within_an_accumulation_window(gemma_path, tmp_path):
     def run(folder, resume=None):
-        module = build(gemma_path, **REPLAYS)
-        fit = trainer(folder, PhaseSwitch(1, iterations=1), [SaveEachBatch(folder)], accumulate_grad_batches=3)
+        module, logged = build(gemma_path, **REPLAYS), Logged()
+        callbacks = [SaveEachBatch(folder), logged]
+        fit = trainer(folder, PhaseSwitch(1, iterations=1), callbacks, accumulate_grad_batches=3)
         fit.fit(module, Digits(size=24, batch_size=8, labelled_per_batch=2), ckpt_path=resume)
-        return snapshot(module), fit.global_step
+        return snapshot(module), fit.global_step, logged.steps
 
     whole = run(tmp_path / "alone")
     checkpoints = sorted((tmp_path / "alone").glob("*.ckpt"))
     assert [path.stem for path in checkpoints][:6] == ["0-0", "0-1", "1-0", "1-1", "1-3", "1-4"]
     for checkpoint in checkpoints[::3]:  # of each phase, of first uses and of a replay, after one batch and after two
-        weights, steps = run(tmp_path / checkpoint.stem, checkpoint)
+        weights, steps, logged = run(tmp_path / checkpoint.stem, checkpoint)
         assert equal(weights, whole[0]), checkpoint.name
         assert steps == whole[1]
+        assert logged
+        for step, metrics in logged.items():
+            # within a replay, what its rollouts say was logged before the checkpoint
+            assert metrics == {name: whole[2][step][name] for name in metrics}, checkpoint.name
+            assert len(metrics) > 1
 
 
 class StopAt(Callback):

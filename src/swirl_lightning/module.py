@@ -26,19 +26,14 @@ from swirl_lightning.prompts import PromptTemplates
 from swirl_lightning.roles import Role
 from swirl_lightning.rollout_engines import RolloutEngine
 from swirl_lightning.schedule import Phase, PhaseLR, PhaseName, PhaseOptimConfig, PhaseSchedule
+from swirl_lightning.training import trainer_checks as checks
 from swirl_lightning.training.finite import FiniteCheck
 from swirl_lightning.training.grpo import GRPOConfig
 from swirl_lightning.training.learners import GRPO, Learner, Policy
 from swirl_lightning.training.losses import Loss, SharedDenominator, sft_log_probs
 from swirl_lightning.training.rewards import MeanLogProb, Reward
 from swirl_lightning.training.rollouts import Rollouts, Update, with_counterfactuals
-from swirl_lightning.training.trainer_checks import (
-    check_labels_once,
-    check_optimizer,
-    check_precision,
-    check_schedule,
-    check_trainer,
-)
+from swirl_lightning.training.step_metrics import StepMetrics
 from swirl_lightning.transition import Transition
 from swirl_lightning.world_model_module import WorldModelModule
 
@@ -135,21 +130,21 @@ class SWIRL(WorldModelModule):
             raise ValueError(f"bootstrap_labels must be 'online' or 'once', got {bootstrap_labels!r}")
         self.bootstrap_labels = bootstrap_labels
         self.idm_state_noise, self.seed = idm_state_noise, global_seed() if seed is None else seed
-        weights = dict.fromkeys(("anchor_weight", "labelled_weight"), "[0, inf)")
-        check_ranges("model", vars(self), idm_state_noise="[0, 1)", **weights)
+        check_ranges(
+            "model", vars(self), idm_state_noise="[0, 1)", anchor_weight="[0, inf)", labelled_weight="[0, inf)"
+        )
         self.schedule = PhaseSchedule()
         self.scheduled = False  # PhaseSwitch hands its own schedule over
         self.tokens_seen = 0
         self._finite = FiniteCheck(self)
-        self._denominator = SharedDenominator()
+        self._denominator, self._metrics = SharedDenominator(), StepMetrics()
         self._updates: dict[int, Update] = {}  # by batch index, until their last use
         self._rollouts: dict[int, Rollouts] = {}  # by batch index, until their first use
         self._resumed: dict[str, Any] | None = None  # of a checkpoint, until the training starts
 
     def configure_optimizers(self) -> Any:
         """One optimiser with a parameter group per adapter; the phase moves one of them at a time."""
-        groups = [{"params": self.adapters.parameters(name)} for name in self.adapters.trainable]
-        optimizer = self.optimizer_factory(groups)
+        optimizer = self.optimizer_factory([{"params": self.adapters.parameters(n)} for n in self.adapters.trainable])
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": PhaseLR(optimizer, self.optim), "interval": "step", "name": "lr"},
@@ -188,7 +183,7 @@ class SWIRL(WorldModelModule):
         self.tokens_seen += loss.tokens
         if phase.policy is not None:
             metrics = loss.metrics | {"loss": loss.total / loss.denominator}
-            self._log(f"{phase.policy}/", metrics | (rollouts.summary() if rollouts is not None else {}), len(batch))
+            self._metrics.add(f"{phase.policy}/", metrics, len(batch))
         return {"loss": loss.total, "rollouts": rollouts}
 
     def phase_one(self, batches: Sequence[list[Transition]]) -> Iterator[tuple[Samples, Samples, LogProbs]]:
@@ -230,10 +225,11 @@ class SWIRL(WorldModelModule):
         rolled_out = chain.from_iterable(phase([batch.transitions for batch in batches]) for batches in at_once)
         for batch, (actions, sampled, judged) in zip(window, rolled_out, strict=True):
             rewards = self.reward(judged, sampled.group_size)
-            self._finite.check_rewards(rewards, batch.transitions)
             self.tokens_seen += int(sampled.completions.mask.sum()) + int(judged.mask.sum())
             found.append((batch, actions, sampled, rewards))
-        step = self.learner.advantages(policy, [drawn for _, _, drawn, _ in found], [earned for *_, earned in found])
+        earned = [rewards for *_, rewards in found]
+        self._finite.check_rewards(torch.cat(earned), [t for batch in window for t in batch.transitions])
+        step = self.learner.advantages(policy, [drawn for _, _, drawn, _ in found], earned)
         for (batch, actions, sampled, rewards), advantages in zip(found, step, strict=True):
             update = self.learner.update(policy, sampled, advantages)
             rows = [n for n, t in enumerate(batch.transitions) if not t.counterfactual]
@@ -242,7 +238,7 @@ class SWIRL(WorldModelModule):
                 complete = self.models.fwm.grammar.complete
                 update.observed = [sampled.prompts[n] for n in rows], [complete(content) for content in y]
             self._updates[batch.index] = update
-            self._rollouts[batch.index] = Rollouts(
+            self._rollouts[batch.index] = rollouts = Rollouts(
                 role,
                 batch.transitions,
                 [self.backbone.decode_action(z) for z in actions.contents],
@@ -252,6 +248,7 @@ class SWIRL(WorldModelModule):
                 advantages,
                 sampled.group_size,
             )
+            self._metrics.add(f"{role}/", rollouts.summary(), len(batch))
 
     def _policy(self, role: Role) -> Policy:
         temperature = self.policy_sampling[role].temperature
@@ -261,11 +258,13 @@ class SWIRL(WorldModelModule):
         """Compute the policy's loss on this micro-batch's rollouts, with the anchor."""
         policy, update = self._policy(role), self._updates[batch.index]
         loss = self.learner.loss(policy, update)
+        nll, rows = loss.total.new_zeros(()), 0 if update.observed is None else len(update.observed[0])
         if update.observed is not None:
             observed = self.models.score(role, self.models.of(role).adapter, *update.observed, training=True)
-            weight = self.anchor_weight * len(update.observed[0]) / update.pairs  # as if it were 0 for the others
-            loss.add_supervised(observed, weight, policy.longest)
-            loss.metrics["anchor_nll"] = -observed.mean_per_token().mean()
+            nll = -observed.mean_per_token().mean()
+            loss.add_supervised(observed, self.anchor_weight * rows / update.pairs, policy.longest)  # 0 for the others
+        if role == Role.FWM and self.anchor_weight > 0:  # of no row, too: another rank may have some
+            self._metrics.add(f"{role}/", {"anchor_nll": nll}, rows)
         return loss
 
     def _add_labelled(self, loss: Loss, role: Role, transitions: list[Transition]) -> None:
@@ -276,7 +275,7 @@ class SWIRL(WorldModelModule):
         loss.add_supervised(scored, self.labelled_weight, self.models.grammars[role].free_length)
         nll = -scored.mean_per_token().mean()
         self._finite.keep(nll, transitions)
-        self._log(f"{role}/", {"labelled_nll": nll}, len(transitions))
+        self._metrics.add(f"{role}/", {"labelled_nll": nll}, len(transitions))
 
     def _supervised(self, batch: TransitionBatch, labelled_by_idm: bool) -> Loss:
         """Compute the SFT loss: mean log-probability per token, as in the rewards, summed over transitions.
@@ -293,7 +292,7 @@ class SWIRL(WorldModelModule):
         scored = sft_log_probs(self.models, x, actions, y, roles, self._noisy(batch.transitions, y))
         losses = torch.stack([-each.mean_per_token() for each in scored.values()])  # (models, N)
         metrics = dict(zip([f"{role}_nll" for role in scored], losses.mean(1), strict=True))
-        self._log(f"{self.phase.name}/", metrics, len(batch))
+        self._metrics.add(f"{self.phase.name}/", metrics, len(batch))
         tokens = sum(int(each.mask.sum()) for each in scored.values())
         return Loss(losses.sum(), losses.new_tensor(float(len(batch))), len(batch), "sequence", metrics, tokens)
 
@@ -308,9 +307,10 @@ class SWIRL(WorldModelModule):
         return dict(zip(bare, found.contents, strict=True))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make one mean of the sums before gradients are clipped, and stop if a value is not finite."""
+        """Make one mean of the sums before gradients are clipped, stop if a value is not finite, and log the step."""
         self._denominator.divide(optimizer, self.trainer)
         self._finite.check_step(optimizer)
+        self._metrics.log(self)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Take the step, and stop if the optimiser made a weight of it that is not finite."""
@@ -342,13 +342,13 @@ class SWIRL(WorldModelModule):
     def setup(self, stage: str) -> None:
         """Refuse settings that cannot be trained, before the base is loaded; set up the allocator on CPUs."""
         if stage == "fit":
-            check_schedule(self.scheduled, self.schedule.iterations, self.roles)
-            check_optimizer(self.optimizer_factory, 1 if self.shared_weights else 2)
+            checks.check_schedule(self.scheduled, self.schedule.iterations, self.roles)
+            checks.check_optimizer(self.optimizer_factory, 1 if self.shared_weights else 2)
         if stage == "fit" and self.bootstrap_labels == "once":
-            check_labels_once(self.schedule, self.shared_weights)
+            checks.check_labels_once(self.schedule, self.shared_weights)
         super().setup(stage)
-        check_trainer(self.trainer)
-        check_precision(str(self.trainer.precision), self.backbone)
+        checks.check_trainer(self.trainer)
+        checks.check_precision(str(self.trainer.precision), self.backbone)
         if self.trainer.strategy.root_device.type == "cpu":
             give_freed_blocks_back()
 
@@ -360,7 +360,7 @@ class SWIRL(WorldModelModule):
             "tokens_seen": self.tokens_seen,
             "rng": ckpt.rng_states(),
             "updates": ckpt.over_ranks({index: update.state() for index, update in self._updates.items()}),
-            "window": ckpt.over_ranks(self._denominator.state(self)),
+            "window": ckpt.over_ranks(self._denominator.state(self, metrics=self._metrics.state())),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -377,7 +377,7 @@ class SWIRL(WorldModelModule):
             ckpt.check_ranks(state, self.trainer.world_size)
             for saved in checkpoint.get("optimizer_states", []):
                 with ckpt.as_written("the optimiser's options"):
-                    fresh = check_optimizer(self.optimizer_factory, len(saved["param_groups"]))
+                    fresh = checks.check_optimizer(self.optimizer_factory, len(saved["param_groups"]))
                     ckpt.take_no_options(saved["param_groups"], fresh)
             self._resumed = state
 
@@ -388,7 +388,8 @@ class SWIRL(WorldModelModule):
                 own = state["updates"][self.trainer.global_rank] if any(state["updates"]) else {}
                 self._updates = {index: Update.of(saved, self.device) for index, saved in own.items()}
                 if any(window := state.get("window", [])):
-                    self._denominator.restore(self, window[self.trainer.global_rank])
+                    self._denominator.restore(self, begun := window[self.trainer.global_rank])
+                    self._metrics.restore(begun.get("metrics", {}), self.device)
                 ckpt.restore_rng(state["rng"])
             ckpt.check_optimizer(state, self.trainer.optimizers[0])
             self._resumed = None

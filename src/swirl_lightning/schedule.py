@@ -31,6 +31,13 @@ class PhaseName(StrEnum):
         """Role of the model that RL trains in this phase, or None if the phase is supervised."""
         return {PhaseName.ONE: Role.FWM, PhaseName.TWO: Role.IDM}.get(self)
 
+    @property
+    def trains(self) -> tuple[Role, ...]:
+        """Roles of the models that this phase trains; empty for the warm-up, which trains all that there are."""
+        if self == PhaseName.WARMUP:
+            return ()
+        return (Role.IDM,) if self == PhaseName.TWO else (Role.FWM,)
+
 
 WARMUP = PhaseName.WARMUP
 PHASES = tuple(PhaseName)

@@ -26,7 +26,7 @@ from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import EvaluationConfig, Evaluator
 from swirl_lightning.exports.folder import load_export, write_export
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
-from swirl_lightning.roles import ROLES, Role
+from swirl_lightning.roles import ROLES, AdapterName, Role
 from swirl_lightning.rollout_engines import RolloutEngine
 from swirl_lightning.transition import State, Transition
 from swirl_lightning.world_models import WorldModels
@@ -86,6 +86,7 @@ class WorldModelModule(LightningModule):
     def configure_model(self) -> None:
         """Load the base once and put the adapters on it."""
         if self.model is not None:
+            self.set_ddp_adapters(self.adapters.names)
             return
         base = self.backbone.load_model()
         self.base_identity, self.base_parts = ckpt.base_identity(base), self.backbone.parts()
@@ -93,16 +94,22 @@ class WorldModelModule(LightningModule):
         self.model = adapters.model.train()  # Hugging Face loads in eval mode, and Lightning keeps it
         if self.backbone.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": adapters.recompute_contexts})
-        trainable = {id(p) for name in adapters.names for p in adapters.parameters(name)}
-        # the base is the same on every rank by construction: DDP need not broadcast 4-bit weights
-        self._ddp_params_and_buffers_to_ignore = [
-            name for name, tensor in [*self.named_parameters(), *self.named_buffers()] if id(tensor) not in trainable
-        ]
         settings = self.templates, self.max_tokens_per_forward, self.max_cached_tokens, self.rollout_engine
         self._models = WorldModels(self.backbone, base, adapters, *settings)
         self._evaluator = Evaluator(
             self._models, self.backbone, self.states, self.evaluation, self.sampling, self.roles
         )
+        self.set_ddp_adapters(adapters.names)
+
+    def set_ddp_adapters(self, names: Sequence[AdapterName]) -> None:
+        """Let DDP see these adapters alone where it wraps this module next.
+
+        The base is the same on every rank by construction: 4-bit weights need not be sent.
+        """
+        seen = {id(p) for name in names for p in self.adapters.parameters(name)}
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, tensor in [*self.named_parameters(), *self.named_buffers()] if id(tensor) not in seen
+        ]
 
     @property
     def models(self) -> WorldModels:
@@ -245,14 +252,6 @@ class WorldModelModule(LightningModule):
             if held and gradient_clip_val:
                 clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
                 clip(held, gradient_clip_val)
-
-    def _log(self, prefix: str, values: dict[str, Tensor], batch_size: int) -> None:
-        """Log means over ranks, by one reduction."""
-        stacked = torch.stack([v.detach().float() for v in values.values()])
-        means = self.trainer.strategy.reduce(stacked, reduce_op="mean")
-        shown = {"reward", "kl", "fwm_nll", "idm_nll"}
-        for name, value in zip(values, means, strict=True):
-            self.log(prefix + name, value, prog_bar=name in shown, batch_size=batch_size)
 
     # ---- evaluation ------------------------------------------------------------------------------
     def on_validation_epoch_start(self) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, seed_everything
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from support.swirl import CONSTANT, SGD, build, randomize, snapshot
 from support.trainers import quiet_trainer
@@ -17,12 +21,44 @@ from swirl_lightning.callbacks import PhaseSwitch
 
 
 class Write(Callback):
+    """Adapters after each epoch; the metrics of its last step; what a step reduced: gradients, and other tensors."""
+
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.reduced, self.wrapped, self.counted = folder, {}, None, Counter()
+        self.all_reduce = dist.all_reduce
+
+    def on_fit_start(self, trainer, pl_module):
+        dist.all_reduce = self._counting
+
+    def _counting(self, *args, **options):
+        self.counted["other tensors"] += 1
+        return self.all_reduce(*args, **options)
+
+    def _hook(self, group, bucket):
+        self.counted["gradients"] += bucket.buffer().numel()
+        self.counted["other tensors"] -= 1  # of allreduce_hook
+        return allreduce_hook(group, bucket)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        model = trainer.strategy.model
+        if isinstance(model, DistributedDataParallel) and model is not self.wrapped:
+            model.register_comm_hook(None, self._hook)
+            self.wrapped = model
+        if batch_idx == 0:
+            self.counted.clear()
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.reduced[pl_module.phase.name] = dict(self.counted)
 
     def on_train_epoch_end(self, trainer, pl_module):
         name = f"{trainer.current_epoch}-{pl_module.phase.name}-{trainer.global_rank}"
         torch.save(snapshot(pl_module), self.folder / f"{name}.pt")
+
+    def on_fit_end(self, trainer, pl_module):
+        dist.all_reduce = self.all_reduce
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "val/" not in name}
+        told = {"reduced": self.reduced, "metrics": metrics}
+        (self.folder / f"fit-{trainer.global_rank}.json").write_text(json.dumps(told))
 
 
 def main(model: str, out: Path, devices: int, cases: list[str]) -> None:
@@ -36,7 +72,7 @@ def main(model: str, out: Path, devices: int, cases: list[str]) -> None:
         grpo = GRPOConfig(group_size=4, advantage_scale=scale)
         module = build(model, quantization=None, anchor_weight=0.3, optimizer=SGD, optim=CONSTANT, grpo=grpo)
         randomize(module)
-        data = Digits(size=16, batch_size=int(batch_size), pairs_per_step=8)
+        data = Digits(size=16, batch_size=int(batch_size), pairs_per_step=8, counterfactual_share=0.5)
         trainer = quiet_trainer(
             folder,
             PhaseSwitch(1, iterations=1),

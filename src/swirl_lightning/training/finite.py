@@ -25,8 +25,8 @@ _WITH = "The optimiser made it so of finite gradients; checkpoints and exports a
 class FiniteCheck:
     """Check of rewards, losses and gradients. Collective: a value found on one rank stops all ranks.
 
-    Rewards are checked as they are given, losses and gradients once at each optimiser step, so that a micro-batch
-    without rollouts waits for nothing.
+    Each is checked once at each optimiser step: rewards before they become advantages, losses and gradients before the
+    step.
 
     Args:
         module: names phase and step.
@@ -38,7 +38,7 @@ class FiniteCheck:
         self._used: list[Transition] = []  # of the last optimiser step
 
     def check_rewards(self, rewards: Tensor, transitions: Sequence[Transition]) -> None:
-        """Check (B * G,) rewards of B transitions, before they become advantages. Collective.
+        """Check (B * G,) rewards of the B transitions of a step, before they become advantages. Collective.
 
         Raises:
             FloatingPointError: on every rank; it names the transitions.

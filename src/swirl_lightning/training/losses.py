@@ -49,16 +49,17 @@ class SharedDenominator:
                     parameter.grad.mul_(scale)
         self._total = None
 
-    def state(self, module: nn.Module) -> dict[str, Any]:
+    def state(self, module: nn.Module, **beside: Any) -> dict[str, Any]:
         """Return the window so far, for a checkpoint within it: the denominator and summed gradients; {} between two.
 
         Args:
             module: its parameters have the gradients.
+            beside: what else belongs to the window.
         """
         if self._total is None:
             return {}
         gradients = {name: p.grad.cpu() for name, p in module.named_parameters() if p.grad is not None}
-        return {"denominator": self._total.cpu(), "gradients": gradients}
+        return {"denominator": self._total.cpu(), "gradients": gradients, **beside}
 
     def restore(self, module: nn.Module, state: dict[str, Any]) -> None:
         """Go on within the window of :meth:`state`; parameters and their gradients are on the module's device."""

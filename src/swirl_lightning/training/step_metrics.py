@@ -1,0 +1,52 @@
+"""Metrics of an optimiser step: means over its micro-batches and all ranks, by one reduction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+_IN_PROGRESS_BAR = {"reward", "kl", "fwm_nll", "idm_nll"}
+
+
+class StepMetrics:
+    """Sums of the metrics of the micro-batches since the last optimiser step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, float]] = {}  # value times rows, and rows
+
+    def add(self, prefix: str, means: dict[str, Tensor], rows: int) -> None:
+        """Count means over ``rows`` rows of a micro-batch; of none, where another rank may have some, their value is 0.
+
+        Args:
+            prefix: of their names.
+            means: scalars by name; the names are the same on every rank.
+            rows: number of rows.
+        """
+        for name, mean in means.items():
+            total, count = self._sums.get(prefix + name, (0.0, 0.0))
+            self._sums[prefix + name] = total + mean.detach().float() * rows, count + rows
+
+    def log(self, module: LightningModule) -> None:
+        """Log the means, and begin anew. Collective."""
+        if not self._sums:
+            return
+        names = sorted(self._sums)
+        totals = torch.stack([self._sums[name][0] for name in names])
+        counts = totals.new_tensor([self._sums[name][1] for name in names])
+        self._sums = {}
+        totals, counts = module.trainer.strategy.reduce(torch.stack([totals, counts]), reduce_op="sum")
+        for name, mean in zip(names, totals / counts, strict=True):
+            module.log(name, mean, prog_bar=name.partition("/")[2] in _IN_PROGRESS_BAR)
+
+    def state(self) -> dict[str, Any]:
+        """Return the sums so far, for a checkpoint between two micro-batches of a step."""
+        return {name: [float(total), count] for name, (total, count) in self._sums.items()}
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from a :meth:`state`."""
+        self._sums = {
+            name: (torch.tensor(float(total), device=device), float(count)) for name, (total, count) in state.items()
+        }

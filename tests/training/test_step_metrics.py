@@ -1,0 +1,56 @@
+"""Metrics of an optimiser step against values computed by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from swirl_lightning.training.step_metrics import StepMetrics
+
+
+class Log:
+    """Stands for the module that logs; its trainer has one device."""
+
+    def __init__(self):
+        self.trainer = SimpleNamespace(strategy=SingleDeviceStrategy("cpu"))
+        self.found, self.shown = {}, set()
+
+    def log(self, name, value, prog_bar):
+        self.found[name] = float(value)
+        if prog_bar:
+            self.shown.add(name)
+
+
+def test_means_are_over_rows_and_not_over_micro_batches():
+    metrics, module = StepMetrics(), Log()
+    metrics.add("fwm/", {"reward": torch.tensor(-1.0), "entropy": torch.tensor(2.0)}, 3)
+    metrics.add("fwm/", {"anchor_nll": torch.tensor(0.0)}, 0)
+    metrics.add("fwm/", {"reward": torch.tensor(-5.0), "entropy": torch.tensor(4.0)}, 1)
+    metrics.add("fwm/", {"anchor_nll": torch.tensor(7.0)}, 2)
+    metrics.log(module)
+    assert module.found == pytest.approx({"fwm/reward": -2.0, "fwm/entropy": 2.5, "fwm/anchor_nll": 7.0})
+    assert module.shown == {"fwm/reward"}
+
+
+def test_each_step_begins_anew_and_one_without_metrics_logs_nothing():
+    metrics, module = StepMetrics(), Log()
+    for value in (1.0, 3.0):
+        metrics.add("warmup/", {"fwm_nll": torch.tensor(value)}, 2)
+        metrics.log(module)
+        assert module.found == {"warmup/fwm_nll": value}
+    module.found.clear()
+    metrics.log(module)
+    assert not module.found
+
+
+def test_a_step_goes_on_from_its_state():
+    metrics, module = StepMetrics(), Log()
+    metrics.add("idm/", {"reward": torch.tensor(1.0)}, 1)
+    again = StepMetrics()
+    again.restore(metrics.state(), torch.device("cpu"))
+    again.add("idm/", {"reward": torch.tensor(4.0)}, 2)
+    again.log(module)
+    assert module.found == {"idm/reward": 3.0}
