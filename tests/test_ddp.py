@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from support.cli import config
-from support.processes import run_module, swirl
+from support.processes import free_port, run_module, swirl
 from swirl_lightning.callbacks import row_scores
 
 
@@ -16,13 +17,20 @@ def load(folder):
     return {path.stem: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))}
 
 
-def test_two_processes_train_the_same_weights_as_one(tmp_path, gemma_path):
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, gemma_path):
+    """Runs with ``pairs_per_step: 8`` on one process, by scale of the advantages."""
+    folder = tmp_path_factory.mktemp("one")
+    done = run_module("support.ddp_run", gemma_path, folder, 1, "8-group", "8-batch")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_two_processes_train_the_same_weights_as_one(tmp_path, gemma_path, one_process):
     """``pairs_per_step: 8`` on one process and on two, with batches of a step's size and of half of it."""
-    cases = {1: ["8-group", "8-batch"], 2: ["4-group", "2-group", "4-batch"]}
-    for devices, names in cases.items():
-        done = run_module("support.ddp_run", gemma_path, tmp_path / str(devices), devices, *names, ranks=devices)
-        assert done.returncode == 0, done.stderr[-3000:]
-    folders = {case: tmp_path / str(devices) / case for devices, names in cases.items() for case in names}
+    done = run_module("support.ddp_run", gemma_path, tmp_path, 2, "4-group", "2-group", "4-batch", ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folders = {folder.name: folder for place in (one_process, tmp_path) for folder in place.iterdir()}
     assert {case: (folder / "steps.txt").read_text() for case, folder in folders.items()} == dict.fromkeys(folders, "6")
     trained = {case: load(folder) for case, folder in folders.items()}
     for two, one in (("4-group", "8-group"), ("2-group", "8-group"), ("4-batch", "8-batch")):
@@ -54,6 +62,26 @@ def test_two_processes_train_the_same_weights_as_one(tmp_path, gemma_path):
             for phase, count in size.items()
         }
         assert fits[case]["reduced"] == told, case
+
+
+def test_two_nodes_of_torchrun_train_the_same_weights_as_one_process(tmp_path, gemma_path, one_process):
+    """Two agents with two ranks each; a step's 8 pairs are 2 a rank."""
+    agent, port, case = "support.torchrun_agent", free_port(), "2-group"
+    with ThreadPoolExecutor() as pool:
+        agents = [pool.submit(run_module, agent, node, port, gemma_path, tmp_path, case) for node in (0, 1)]
+    for agent in agents:
+        assert agent.result().returncode == 0, agent.result().stderr[-3000:]
+    alone, together = load(one_process / "8-group"), load(tmp_path / case)
+    assert len(together) == 4 * len(alone)
+    for name, state in alone.items():
+        for rank in range(4):
+            for key, value in state.items():
+                found = together[name.removesuffix("0") + str(rank)][key]
+                torch.testing.assert_close(found, value, atol=1e-9, rtol=0)
+    expected = json.loads((one_process / "8-group" / "fit-0.json").read_text())["metrics"]
+    for rank in range(4):
+        found = json.loads((tmp_path / case / f"fit-{rank}.json").read_text())["metrics"]
+        assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_ranks_that_outnumber_the_rows_evaluate_as_one_process(tmp_path, gemma_path):

@@ -61,7 +61,7 @@ class Write(Callback):
         (self.folder / f"fit-{trainer.global_rank}.json").write_text(json.dumps(told))
 
 
-def main(model: str, out: Path, devices: int, cases: list[str]) -> None:
+def main(model: str, out: Path, devices: int, cases: list[str], nodes: int = 1) -> None:
     """Each case is a batch size and a scale of advantages, such as ``4-group``, with a folder of that name."""
     torch.set_num_threads(1)
     for case in cases:
@@ -79,6 +79,7 @@ def main(model: str, out: Path, devices: int, cases: list[str]) -> None:
             Write(folder),
             precision="64-true",  # so that rounding, which depends on the CPU and the batch, flips no sampled token
             devices=devices,
+            num_nodes=nodes,
             strategy="ddp" if devices > 1 else "auto",
         )
         trainer.validate(module, data, verbose=False)

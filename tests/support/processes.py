@@ -94,10 +94,10 @@ def _run(name: str, arguments: Sequence[str], environment: Mapping[str, str], fo
 def _environment() -> dict[str, str]:
     """Return the environment: one thread, the tests' helpers on the path, and a port on which ranks can meet."""
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(_free_port())}
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Find a port below those that the system gives to clients: Lightning's own choice can be taken before its use."""
     while True:
         port = random.SystemRandom().randrange(20000, FIRST_EPHEMERAL)
