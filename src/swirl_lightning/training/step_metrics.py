@@ -35,7 +35,7 @@ class StepMetrics:
             return
         names = sorted(self._sums)
         totals = torch.stack([self._sums[name][0] for name in names])
-        counts = totals.new_tensor([self._sums[name][1] for name in names])
+        counts = torch.tensor([self._sums[name][1] for name in names], device=totals.device)
         self._sums = {}
         totals, counts = module.trainer.strategy.reduce(torch.stack([totals, counts]), reduce_op="sum")
         for name, mean in zip(names, totals / counts, strict=True):
