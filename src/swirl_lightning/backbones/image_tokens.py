@@ -18,7 +18,7 @@ from swirl_lightning.backbones.loading import encode_plain, misfit, special_ids
 from swirl_lightning.backbones.pixels import to_images, to_pixels
 from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGAN, VQGANConfig, vqgan_fingerprint
 from swirl_lightning.engine.grammar import Grammar, TokenIds
-from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.engine.ranges import TOKEN_COUNTS, check_ranges
 from swirl_lightning.transition import State
 
 
@@ -42,7 +42,7 @@ class ImageTokens(Backbone):
         self, model_name_or_path: str, max_action_tokens: int = 64, encode_batch: int = 8, **kwargs: Any
     ) -> None:
         super().__init__(model_name_or_path, **kwargs)
-        check_ranges("model.backbone", locals(), max_action_tokens="[2, 1048576]", encode_batch="[1, inf)")
+        check_ranges("model.backbone", locals(), max_action_tokens=TOKEN_COUNTS, encode_batch="[1, inf)")
         self.max_action_tokens = max_action_tokens
         self.encode_batch = encode_batch
 

@@ -26,7 +26,7 @@ from swirl_lightning.backbones.loading import (
     special_ids,
 )
 from swirl_lightning.engine.grammar import Grammar, TokenIds
-from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.engine.ranges import TOKEN_COUNTS, check_ranges
 from swirl_lightning.transition import State, Transition
 
 TOO_LONG = ("cut", "error")
@@ -75,8 +75,7 @@ class TextLLM(Backbone):
             )
         self.gguf_file = gguf_file
         given = {"max_state_tokens": max_state_tokens, "max_action_tokens": max_action_tokens}
-        # at least a token and the EOS
-        check_ranges("model.backbone", given, **dict.fromkeys(given, "[2, 1048576] or null"))
+        check_ranges("model.backbone", given, **dict.fromkeys(given, f"{TOKEN_COUNTS} or null"))
         if too_long not in TOO_LONG:
             raise ValueError(f"too_long must be one of {list(TOO_LONG)}, got {too_long!r}")
         self.open_lengths = tuple(name for name, value in given.items() if value is None)

@@ -18,6 +18,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from swirl_lightning.engine.ranges import LONGEST, SHORTEST
+
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "quantization_config")
 
 
@@ -51,7 +53,7 @@ def chosen_lengths(state: dict[str, Any]) -> dict[str, int]:
     """
     found = state.get("lengths", {})
     for name, value in found.items():
-        if type(value) is not int or not 2 <= value <= 2**20:
+        if type(value) is not int or not SHORTEST <= value <= LONGEST:
             raise ValueError(f"the checkpoint's length {name} is no number of tokens but {value!r}")
     return dict(found)
 

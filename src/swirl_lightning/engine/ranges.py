@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+SHORTEST, LONGEST = 2, 2**20
+"""Tokens of a state or an action: one and the EOS, and more than any model reads."""
+TOKEN_COUNTS = f"[{SHORTEST}, {LONGEST}]"
+
 
 def check_ranges(where: str, values: Mapping[str, Any], /, **ranges: str) -> None:
     """Raise ValueError for the first number outside its range; NaN lies in none, and infinity outside ``inf)``.

@@ -55,28 +55,37 @@ def check_trainer(trainer: Trainer) -> None:
     check_strategy(trainer.strategy)
 
 
-def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int) -> torch.optim.Optimizer:
-    """Refuse an optimiser whose options it does not take itself, or are not finite: it is built on weights of its own.
+def dummy_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int) -> torch.optim.Optimizer:
+    """Build an optimiser on weights of its own, for its options.
 
     Args:
         build: makes it from parameter groups.
         groups: number of them.
 
-    Returns:
-        What was built, for its options.
+    Raises:
+        ValueError: it does not take its options.
+    """
+    try:
+        return build([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]} for _ in range(groups)])
+    except ValueError as error:
+        raise ValueError(f"model.optimizer: {error}") from error
+
+
+def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int) -> None:
+    """Refuse an optimiser whose options it does not take itself, or are not finite.
+
+    Args:
+        build: makes it from parameter groups.
+        groups: number of them.
 
     Raises:
         ValueError: it is one of them.
     """
-    try:
-        optimizer = build([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]} for _ in range(groups)])
-    except ValueError as error:
-        raise ValueError(f"model.optimizer: {error}") from error
+    optimizer = dummy_optimizer(build, groups)
     for name, value in optimizer.param_groups[0].items():
         numbers = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ValueError(f"model.optimizer.{name} must be finite, got {value}")
-    return optimizer
 
 
 def check_strategy(strategy: Strategy) -> None:
