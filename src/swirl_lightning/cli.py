@@ -254,7 +254,8 @@ class SwirlCLI(LightningCLI):
 
         Raises:
             FileNotFoundError: there is none, and the command is not fit, which then begins.
-            ValueError: the file cannot serve with these settings, or a fit without ``ckpt_path`` would write over it.
+            ValueError: the file cannot serve with these settings, or a fit that does not go on from it would write over
+                it: one without ``ckpt_path``, or with that of another run.
         """
         options = self.config_init[subcommand]
         fitting = subcommand == "fit"
@@ -265,7 +266,7 @@ class SwirlCLI(LightningCLI):
         elif given == "last" and not fitting:
             folder = self.trainer.log_dir or self.trainer.default_root_dir
             raise FileNotFoundError(f"--ckpt_path last: there is none in {folder}; train first, or name one")
-        elif given is None and fitting and not self.trainer.fast_dev_run and (left := last or _left(self.trainer)):  # type: ignore[attr-defined]
+        elif fitting and _of_another(self.trainer, given) and (left := last or _left(self.trainer)):
             cure = "go on from it with --ckpt_path last, " if left == last else ""
             raise ValueError(
                 f"{left} is of an earlier run, and this one would write over it: {cure}give another "
@@ -332,17 +333,31 @@ def _last_checkpoint(trainer: Trainer) -> str | None:
     return max(found, key=os.path.getmtime, default=None)
 
 
-def _left(trainer: Trainer) -> str | None:
-    """What else an earlier fit has left in the run's folder: a checkpoint, or rows of a run that writes none."""
+def _of_another(trainer: Trainer, path: str | None) -> bool:
+    """Tell whether a fit begins a new run, with nothing or with a checkpoint from outside the folders it writes to."""
+    if trainer.fast_dev_run or path in _NAMED:  # type: ignore[attr-defined]
+        return False
+    own = [Path(trainer.log_dir or trainer.default_root_dir), *_places(trainer)]
+    own += [Path(c.ckpt_path).parent for c in trainer.checkpoint_callbacks if isinstance(c, OnExceptionCheckpoint)]
+    return path is None or Path(path).resolve().parent not in [place.resolve() for place in own]
+
+
+def _places(trainer: Trainer) -> list[Path]:
+    """The folders that a run's checkpoints go to."""
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    for keeper in keepers:
-        place = Path(keeper.dirpath) if keeper.dirpath else folder / "checkpoints"
-        if found := sorted(place.glob(f"*{keeper.FILE_EXTENSION}")):
+    return [Path(keeper.dirpath) if keeper.dirpath else folder / "checkpoints" for keeper in keepers]
+
+
+def _left(trainer: Trainer) -> str | None:
+    """What else an earlier fit has left in the run's folder: a checkpoint, or rows of a run that writes none."""
+    places = _places(trainer)
+    for place in places:
+        if found := sorted(place.glob(f"*{ModelCheckpoint.FILE_EXTENSION}")):
             return str(found[-1])
-    results = folder / FILE
+    results = Path(trainer.log_dir or trainer.default_root_dir) / FILE
     # with them, a run that was killed before the first one begins anew
-    return str(results) if not keepers and fitted(read(results)) else None
+    return str(results) if not places and fitted(read(results)) else None
 
 
 def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:

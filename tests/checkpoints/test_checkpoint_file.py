@@ -229,6 +229,19 @@ def test_a_new_run_does_not_write_over_another(copied, refused):
     assert last.read_bytes() == before
 
 
+def test_nor_does_one_that_begins_with_a_checkpoint_of_a_third(copied, tmp_path, refused):
+    """A warm-up's, say: the same command given again would begin anew, over what the first one has trained."""
+    path, last = copied
+    warm = tmp_path / "warm" / "last.ckpt"
+    warm.parent.mkdir()
+    shutil.copy(last, warm)
+    before = last.read_bytes()
+    line = refused("fit", "-c", path, "--ckpt_path", warm)
+    assert f"{last} is of an earlier run" in line
+    assert "--ckpt_path last" in line
+    assert last.read_bytes() == before
+
+
 @pytest.mark.parametrize("left", ["checkpoints", "results"])
 def test_a_new_run_keeps_off_what_another_left_without_last(tmp_path, gemma_path, request, left):
     keeper = {"save_top_k": -1, "filename": "{epoch}", "enable_version_counter": False}
