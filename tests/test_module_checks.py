@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from support.swirl import CONSTANT, SGD, build, snapshot, trainer
@@ -46,6 +47,16 @@ def test_strategies_that_shard_are_refused(gemma_path, tmp_path):
     module = build(gemma_path)
     with pytest.raises(ValueError, match=r"ModelParallelStrategy.* use auto .* or ddp"):
         trainer(tmp_path, strategy=ModelParallelStrategy(), devices=1).fit(module, Digits(size=8, batch_size=8))
+    assert module.model is None
+
+
+@pytest.mark.parametrize("kind", [ModelCheckpoint, OnExceptionCheckpoint])
+def test_checkpoints_in_the_middle_of_a_batch_are_refused(gemma_path, tmp_path, kind):
+    """Resumed, such a run went on without its window and its validation; or one of NaN took the place of a good one."""
+    keeper = kind(tmp_path, **({"save_on_exception": True} if kind is ModelCheckpoint else {}))
+    module = build(gemma_path)
+    with pytest.raises(ValueError, match=rf"^trainer\.callbacks: {kind.__name__}.* in the middle of a batch"):
+        trainer(tmp_path, callbacks=[keeper], enable_checkpointing=True).fit(module, Digits(size=8, batch_size=8))
     assert module.model is None
 
 

@@ -23,7 +23,6 @@ from lightning.pytorch.callbacks import (
     Checkpoint,
     LearningRateMonitor,
     ModelCheckpoint,
-    OnExceptionCheckpoint,
     ProgressBar,
 )
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -328,8 +327,6 @@ def _last_checkpoint(trainer: Trainer) -> str | None:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
             found += callback._find_last_checkpoints(trainer)
-        elif isinstance(callback, OnExceptionCheckpoint) and os.path.exists(callback.ckpt_path):
-            found.append(callback.ckpt_path)
     return max(found, key=os.path.getmtime, default=None)
 
 
@@ -338,7 +335,6 @@ def _of_another(trainer: Trainer, path: str | None) -> bool:
     if trainer.fast_dev_run or path in _NAMED:  # type: ignore[attr-defined]
         return False
     own = [Path(trainer.log_dir or trainer.default_root_dir), *_places(trainer)]
-    own += [Path(c.ckpt_path).parent for c in trainer.checkpoint_callbacks if isinstance(c, OnExceptionCheckpoint)]
     return path is None or Path(path).resolve().parent not in [place.resolve() for place in own]
 
 

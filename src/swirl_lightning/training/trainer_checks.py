@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from swirl_lightning.backbones.base import Backbone
@@ -104,6 +105,26 @@ def check_strategy(strategy: Strategy) -> None:
             "trainer.strategy would send the model to processes that it starts (ddp_spawn, ddp_fork, ddp_notebook) and "
             "take weights back into one that has not loaded the base: use ddp"
         )
+
+
+def check_keepers(trainer: Trainer) -> None:
+    """Refuse checkpoints that are written when an error comes, which is within a batch, a step or a validation.
+
+    Resumed, such a run would silently go on without the rest of the accumulation window and the epoch's validation;
+    and weights that an optimiser has made NaN would take the place of the last good checkpoint.
+
+    Raises:
+        ValueError: a callback writes them.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        saves = isinstance(callback, ModelCheckpoint) and callback.save_on_exception
+        if saves or isinstance(callback, OnExceptionCheckpoint):
+            trainer.callbacks.remove(callback)  # type: ignore[attr-defined]  # or it would save on this very error
+            kind = f"{type(callback).__name__}{'.save_on_exception' if saves else ''}"
+            raise ValueError(
+                f"trainer.callbacks: {kind} would save a run in the middle of a batch, from where it cannot go on: use "
+                "every_n_train_steps or train_time_interval of ModelCheckpoint (SIGTERM saves at a batch's end)"
+            )
 
 
 def check_precision(precision: str, backbone: Backbone) -> None:
