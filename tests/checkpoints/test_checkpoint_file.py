@@ -298,6 +298,23 @@ def test_what_stood_there_stays_until_the_new_file_is_on_the_disk(tmp_path, monk
     assert torch.load(path, weights_only=True) == {"step": 3}
 
 
+@pytest.mark.parametrize("room", [0, 3_000, 300_000])
+def test_a_full_disk_is_told_with_the_path(tmp_path, room):
+    """torch itself raises RuntimeError, of positions in the file, where less than a part of it fits."""
+    resource = pytest.importorskip("resource")
+    path, io = tmp_path / "last.ckpt", WholeCheckpoints()
+    io.save_checkpoint({"step": 1}, path)
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, most[1]))
+        with pytest.raises(OSError, match=r"^checkpoint .*last\.ckpt cannot be written \(.*too large\)"):
+            io.save_checkpoint({"step": 2, "tensors": [torch.zeros(5_000) for _ in range(40)]}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
 def test_an_unfinished_file_or_folder_is_no_obstacle(tmp_path):
     (tmp_path / ".results.json.partial").write_text("{")
     with whole_file(tmp_path / "results.json") as file:

@@ -30,12 +30,22 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a file whole or not at all; a path with a scheme, as ``s3://``, is left to Lightning."""
+        """Write a file whole or not at all; a path with a scheme, as ``s3://``, is left to Lightning.
+
+        Raises:
+            OSError: the file cannot be written; it names the path.
+        """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with whole_file(path) as file:
-            torch.save(checkpoint, file)
+        try:
+            with whole_file(path) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch's own, of a file that lacks an end, hides the system's
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise OSError(f"checkpoint {path} cannot be written ({cause}); an earlier one stays") from error
 
 
 def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
