@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -159,7 +160,7 @@ class WorldPrediction(ImageSuite):
         plans = []
         for task, path in paths.items():
             try:
-                content = json.loads(self.require(path).read_bytes())
+                content = json.loads(self.require(path).read_bytes(), parse_int=_whole_number)
             except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
                 skipped.add(str(path), f"not JSON ({error})")
                 continue
@@ -213,6 +214,11 @@ class WorldPrediction(ImageSuite):
     @staticmethod
     def _groups(dataset: str, turn: int) -> list[str]:
         return [f"turn {turn}", dataset, f"{dataset}/turn {turn}"]
+
+
+def _whole_number(digits: str) -> float:
+    """Parse a number; one of more digits than Python converts costs its sample, and not the file."""
+    return int(digits) if len(digits) < 4000 else math.inf
 
 
 class _Rollouts(Sequence[Transition]):

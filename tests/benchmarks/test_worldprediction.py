@@ -126,6 +126,7 @@ ODD = {
     "endless": with_times(0.2, float("inf")),
     "endless start": with_times(float("inf"), float("inf")),
     "a number beyond floats": with_times(0, 10**400),
+    "a number beyond integers": with_times(0, "{digits}"),
     "far away": with_times(0, 1e300),
     "no number": with_times(float("nan"), 1),
     "NUL in a name": sample(0, "a\0b"),
@@ -144,6 +145,8 @@ ODD = {
 def test_one_sample_costs_itself_alone(tmp_path, odd):
     odd = json.loads(json.dumps(odd).replace("{root}", str(tmp_path).lstrip("/")))
     folder = write(tmp_path / "data", {"COIN": {"good": sample(0), "odd": odd}})
+    path = tmp_path / "data" / "WorldPrediction-PP.json"
+    path.write_text(path.read_text().replace('"{digits}"', "1" * 5000))  # json writes none so long
     for place in (tmp_path, tmp_path / "data" / "videos"):
         write_video(place / "secret.mp4")
     data = WorldPrediction(data_dir=folder, ground_truth="0")

@@ -51,6 +51,25 @@ def test_deep_nesting_costs_its_record_alone(tmp_path, deep, suffix):
     assert dict(skipped.kinds) == {f"nested deeper than {DEEPEST} levels": 1}
 
 
+@pytest.mark.parametrize(
+    "broken", ['{"b": %s}' % ("1" * 5000), '{"b": 1,}', '{"b": [nope]}', '{"b": "x\ny"}', '{"b": "}", "c": 01}']
+)
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_a_broken_record_costs_itself_alone(tmp_path, broken, suffix):
+    lines = ['{"a": 1}', broken, '{"a": 2}', '{"a": 3}']
+    content = "\n".join(lines) if suffix == "jsonl" else f"[{','.join(lines)}]"
+    found, skipped = read(tmp_path / f"x.{suffix}", content)
+    assert found == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert set(skipped.kinds) == {"not JSON"}
+
+
+@pytest.mark.parametrize("broken", ["nonsense", '{"b": "x}', '{"b": "x"', "[", ""])
+def test_where_a_broken_record_has_no_end_the_rest_is_said_to_be_lost(tmp_path, broken):
+    found, skipped = read(tmp_path / "x.json", f'[{{"a": 1}},{broken},{{"a": 2}},{{"a": 3}}]')
+    assert found == [{"a": 1}]
+    assert dict(skipped.kinds) == {"not JSON, nothing is read from here on": 1}
+
+
 def test_deep_nesting_without_end(tmp_path):
     found, skipped = read(tmp_path / "x.json", '[{"a": 1},' + "[" * 50_000)
     assert found == [{"a": 1}]

@@ -20,7 +20,7 @@ DEEPEST = 100
 _TOO_DEEP = f"nested deeper than {DEEPEST} levels"
 _LONGEST = 500  # characters of a message about a record
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
+_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)
 
 
 class BrokenRecord(Exception):
@@ -204,7 +204,8 @@ def parse_object(text: str) -> dict[str, Any]:
 def records(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, object) of every readable record of a ``.jsonl`` file, or of a ``.json`` file with a list.
 
-    Where a list is cut short, what comes before the cut is read, and the cut is one skipped record.
+    In a list, too, a broken record costs itself alone where its brackets match. Where the list is cut short, what comes
+    before the cut is read, and the cut is one skipped record.
     """
     for place, text in lines(path) if path.suffix == ".jsonl" else _items(path, skipped):
         try:
@@ -228,8 +229,10 @@ def _items(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, str]]:
         except RecursionError:
             end = _end(text, place)
         except ValueError as error:
-            skipped.add(f"{path}[{number}]", f"not JSON, nothing is read from here on ({error})")
-            return
+            end = _end(text, place) if text.startswith(("[", "{"), place) else len(text)
+            if end == len(text):
+                skipped.add(f"{path}[{number}]", f"not JSON, nothing is read from here on ({error})")
+                return
         yield f"{path}[{number}]", text[place:end]
         number += 1
         place = _skip(text, end)
@@ -243,9 +246,11 @@ def _items(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, str]]:
 
 
 def _end(text: str, place: int) -> int:
-    """Where a list or object ends that is nested too deeply to be parsed."""
+    """Where a list or object ends that cannot be parsed, by its brackets; the end of the text if they do not match."""
     depth = 0
     for match in _BRACKETS.finditer(text, place):
+        if match[0] == '"':  # without an end: what was taken for texts before may have been none
+            break
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
         if depth == 0:
             return match.end()
