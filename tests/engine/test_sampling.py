@@ -61,6 +61,16 @@ def test_extreme_uniforms_stay_inside_the_nucleus():
     assert draw(logits, torch.tensor([0.3, 0.99]), GREEDY).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("config", [SamplingConfig(1.0, 1.0), SamplingConfig(1.0, 0.9), SamplingConfig(1.0, 1.0, 2)])
+def test_logits_that_are_nan_give_tokens_all_the_same(config):
+    """Of a model that has diverged: an index beyond the vocabulary would be a device assertion on a GPU."""
+    logits = torch.tensor([[0.0, 1.0, 2.0], [torch.nan] * 3, [0.0, torch.nan, 1.0]])
+    found = draw_several(logits, torch.tensor([[0.1, 0.9]] * 3), config)
+    assert found.min() >= 0
+    assert found.max() < 3
+    assert torch.equal(found[:1], draw_several(logits[:1], torch.tensor([[0.1, 0.9]]), config))
+
+
 def test_uniforms_depend_on_the_key_alone():
     both = uniforms(["a", "b"], 3, 5)
     torch.testing.assert_close(uniforms(["b"], 3, 5), both[3:])

@@ -111,6 +111,15 @@ def test_an_optimiser_whose_eps_is_0_ends_in_words(tmp_path, gemma_path, capsys)
     assert not list(tmp_path.rglob("*.ckpt")) + list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_model_that_has_diverged_ends_in_words(tmp_path, gemma_path, capsys):
+    """Weights are finite and what the model says is NaN, so that no token can be drawn from it."""
+    rates = {"warmup": {"lr": 1e-3}, "fwm": {"lr": 1e15, "warmup": 0}}
+    path = config(tmp_path, gemma_path, **{"model/init_args/optim": rates})
+    told = stopped(capsys, "fit", "-c", path)
+    assert "the loss is not finite in phase 'fwm', epoch 1, optimiser step 6, records 'state_only-" in told
+    here("test", "-c", path, "--ckpt_path", "last")
+
+
 def test_accumulated_batches_are_all_checked(tmp_path, gemma_path, capsys):
     """The NaN is in the first of two micro-batches; the step is taken after the second."""
     path = config(tmp_path, gemma_path)

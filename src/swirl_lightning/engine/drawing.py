@@ -67,7 +67,7 @@ def draw_several(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Ten
         config: temperature and truncation.
 
     Returns:
-        (N, M) long, indices below V.
+        (N, M) long, indices below V, also where logits are NaN: the loss of such rollouts is, and stops the run.
     """
     if config.temperature == 0:
         return logits.argmax(-1, keepdim=True).expand(uniform.shape)
@@ -79,13 +79,13 @@ def draw_several(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Ten
         falling = cpu.sort_falling(probs) if probs.device.type == "cpu" else probs.sort(-1, descending=True).values
         before = falling.cumsum(-1) - falling
         # the first token that reaches top_p still belongs to the nucleus
-        last = (before < config.top_p).sum(-1, keepdim=True) - 1  # (N, 1)
+        last = (before < config.top_p).sum(-1, keepdim=True).clamp(min=1) - 1  # (N, 1)
         probs = _keep(probs, falling.gather(-1, last))
     cumulative = probs.cumsum(-1)
     total = cumulative[:, -1:]
     # below the total whatever rounding does, so that the place is one of a token with probability
     target = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)
+    return torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
 
 
 def _keep(probs: Tensor, least: Tensor) -> Tensor:
