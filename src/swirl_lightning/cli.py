@@ -15,6 +15,7 @@ from traceback import walk_tb
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -126,13 +127,42 @@ class SaveConfig(SaveConfigCallback):
 
     A fit's is written when training starts: a finished run that is resumed trains nothing, whatever is set then. Where
     a run goes on with other settings, the file of the steps before is kept as ``config_until_step_<n>.yaml``.
+
+    While a fit is under way it holds ``fit.lock`` in the run's folder: a second one would write over its checkpoints.
     """
 
+    _held: FileLock | None = None
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration to a file named by the command, as Lightning does; not yet in a fit."""
+        """Write the configuration to a file named by the command, as Lightning does; not yet in a fit.
+
+        Raises:
+            ValueError: another fit is under way in the run's folder.
+        """
         if stage != "fit":
             self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
             super().setup(trainer, pl_module, stage)
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # collective
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._held = FileLock(folder / "fit.lock")
+        try:
+            self._held.acquire(timeout=0)  # the system lets it go when this process ends, however it ends
+        except Timeout:
+            raise ValueError(
+                f"another fit is under way in {folder}: wait until it ends, or give another trainer.default_root_dir"
+            ) from None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let another fit begin."""
+        if self._held is not None:
+            self._held.release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let another fit begin."""
+        self.teardown(trainer, pl_module, "fit")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what the training is done with."""
@@ -307,7 +337,8 @@ def _check_groups(model: Namespace) -> None:
 
 def _check_places(folder: Path) -> None:
     """Raise ValueError if something else stands where a run writes, which would be found after its training."""
-    files = [*folder.glob("config*.yaml"), folder / FILE, (folder / FILE).with_suffix(".lock")]
+    locks = [(folder / FILE).with_suffix(".lock"), folder / "fit.lock"]
+    files = [*folder.glob("config*.yaml"), folder / FILE, *locks]
     folders = [folder, *(folder / name for name in ("adapters", "checkpoints", "predictions"))]
     wrong = [(path, "folder") for path in files if path.is_dir()]
     wrong += [(path, "file") for path in folders if path.exists() and not path.is_dir()]
