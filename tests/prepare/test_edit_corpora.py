@@ -77,6 +77,16 @@ def test_a_broken_train_file_is_named_with_the_record(tmp_path):
         write(tmp_path / "x.jsonl", [tmp_path])
 
 
+def test_an_address_with_a_name_that_cannot_be_costs_its_line(tmp_path, pico):
+    path, long = pico / "multi_turn.jsonl", {"text": "go", "output_image": "x.png"}
+    with path.open("a") as file:
+        file.write(json.dumps(long | {"open_image_input_url": f"https://example.org/{'x' * 5000}.jpg"}) + "\n")
+    with pytest.warns(UserWarning, match="cannot be used"):
+        counts = write(tmp_path / "x.jsonl", pico_banana_files=[path])
+    assert counts["used"] == 2
+    assert counts["skipped: missing"]
+
+
 def test_a_part_is_held_out_for_validation(tmp_path, pico):
     write_aurora(tmp_path / "aurora")
     out = tmp_path / "edits" / "warmup.jsonl"

@@ -161,7 +161,8 @@ def _local(name: str, folder: Path) -> Path:
         return folder / name
     last = Path(urlparse(name).path).name
     places = (folder / last, folder / "openimage_source_images" / last)
-    return next((path for path in places if path.is_file()), places[-1])
+    # no Path.is_file: names may be too long
+    return next((path for path in places if os.path.isfile(path)), places[-1])
 
 
 def _relative(source: Any, folder: Path) -> str:
