@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,21 @@ def test_what_stands_in_the_way_of_a_run_is_told_before_it(tmp_path, gemma_path,
     with pytest.raises(SystemExit) as end:
         here("fit", "-c", path)
     assert end.value.code == f"error: {run} is a {kind}, and a run writes something else there: move it away"
+
+
+WRITTEN = [("fit", "adapters"), ("test", "results.lock"), ("predict", "predictions")]
+
+
+@pytest.mark.parametrize(("command", "name"), WRITTEN)
+def test_what_may_not_be_written_is_told_before_the_base_loads(tmp_path, gemma_path, monkeypatch, command, name):
+    path, place = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / name
+    place.parent.mkdir(parents=True)
+    place.touch() if name == "results.lock" else place.mkdir()
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, *kind: path != place and may(path, *kind))  # root may do all
+    with pytest.raises(SystemExit) as end:
+        here(command, "-c", path)
+    assert str(end.value.code).startswith(f"error: {place} may not be written")
 
 
 @pytest.mark.parametrize("window", [1, 2])

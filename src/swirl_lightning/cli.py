@@ -259,7 +259,7 @@ class SwirlCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """As in Lightning, from a checkpoint that has been checked, and with what the user can mend as a ValueError."""
         try:
-            _check_places(Path(self.trainer.log_dir or self.trainer.default_root_dir))
+            _check_places(Path(self.trainer.log_dir or self.trainer.default_root_dir), subcommand)
             self._find_checkpoint(subcommand)
             with self._termination():
                 super()._run_subcommand(subcommand)
@@ -335,8 +335,8 @@ def _check_groups(model: Namespace) -> None:
             raise ValueError(f"model.{name} must be a mapping of its options, got {given}: leave it out for defaults")
 
 
-def _check_places(folder: Path) -> None:
-    """Raise ValueError if something else stands where a run writes, which would be found after its training."""
+def _check_places(folder: Path, subcommand: str) -> None:
+    """Raise ValueError if a run cannot write where it will, which would be found after its training."""
     locks = [(folder / FILE).with_suffix(".lock"), folder / "fit.lock"]
     files = [*folder.glob("config*.yaml"), folder / FILE, *locks]
     folders = [folder, *(folder / name for name in ("adapters", "checkpoints", "predictions"))]
@@ -344,6 +344,10 @@ def _check_places(folder: Path) -> None:
     wrong += [(path, "file") for path in folders if path.exists() and not path.is_dir()]
     for path, kind in wrong:
         raise ValueError(f"{path} is a {kind}, and a run writes something else there: move it away")
+    written = {"fit": [*folders[:-1], *locks], "predict": [folder, folders[-1]]}
+    for path in written.get(subcommand, [folder, locks[0]]):
+        if path.exists() and not os.access(path, os.W_OK):
+            raise ValueError(f"{path} may not be written: change its rights, or give another trainer.default_root_dir")
 
 
 def _restoring(error: BaseException) -> bool:
