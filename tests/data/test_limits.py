@@ -71,3 +71,15 @@ def test_what_leaves_something_or_was_meant_to_leave_nothing_is_taken(command, o
     except Loads:
         return
     assert 0 in options.values()  # Lightning does nothing then
+
+
+@pytest.mark.parametrize(("interval", "phases"), [(0.5, ["fwm"]), (3, ["warmup", "fwm"]), (1.0, []), (7, [])])
+def test_an_interval_that_leaves_out_the_end_of_an_epoch_is_told(interval, phases, tmp_path, gemma_path, recwarn):
+    """Of 14 and of 7 batches. Nothing else said that such a run ends without a row in results.json."""
+    with pytest.raises(Loads):
+        run("fit", tmp_path, gemma_path, val_check_interval=interval)
+    told = [str(w.message) for w in recwarn if "gives no validation at its end" in str(w.message)]
+    assert {name for name in ("warmup", "fwm", "idm") if any(repr(name) in one for one in told)} == {
+        *phases,
+        *(["idm"] if phases else []),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 
 def within(trainer: Trainer | None, option: str, batches: int, of: str) -> int:
@@ -29,11 +30,27 @@ def within(trainer: Trainer | None, option: str, batches: int, of: str) -> int:
 
 
 def check_val_interval(trainer: Trainer, batches: int, of: str) -> None:
-    """Raise ValueError if ``val_check_interval`` is a number of batches that an epoch does not have."""
+    """Check ``val_check_interval`` against an epoch; warn where it leaves out the end, of which results have a row.
+
+    Raises:
+        ValueError: it is a number of batches that the epoch does not have.
+    """
     interval = trainer.val_check_interval
     counted = isinstance(interval, int) and trainer.check_val_every_n_epoch is not None
     if counted and trainer.limit_val_batches > 0 and interval > batches:
         raise ValueError(
             f"trainer.val_check_interval {interval} is more than the {batches} batches in {of}: lower it, give a share "
             "of an epoch (a float up to 1.0), or set trainer.check_val_every_n_epoch to null"
+        )
+    if (
+        trainer.check_val_every_n_epoch is None
+        or trainer.limit_val_batches == 0
+        or not isinstance(interval, int | float)
+    ):
+        return
+    every = max(1, int(batches * interval)) if isinstance(interval, float) else interval  # as Lightning counts
+    if batches % every:
+        rank_zero_warn(
+            f"trainer.val_check_interval {interval} of {batches} batches in {of} gives no validation at its end: "
+            "results.json gets no row then. Choose an interval that divides the number of batches"
         )
