@@ -75,6 +75,9 @@ TRAINER = {
 CHECKPOINT_STEPS = 20
 """Optimiser steps after which ``last.ckpt`` is written anew within an epoch, which may take a day."""
 
+LOCK_S = 10.0
+"""Seconds to wait for another fit's end: loader processes of one that was killed see that after five, and hold it."""
+
 _NAMED = ("last", "best", "hpc")
 """What ``--ckpt_path`` may say instead of a path."""
 
@@ -149,7 +152,7 @@ class SaveConfig(SaveConfigCallback):
         folder.mkdir(parents=True, exist_ok=True)
         self._held = FileLock(folder / "fit.lock")
         try:
-            self._held.acquire(timeout=0)  # the system lets it go when this process ends, however it ends
+            self._held.acquire(timeout=LOCK_S)  # the system lets it go when this process ends, however it ends
         except Timeout:
             raise ValueError(
                 f"another fit is under way in {folder}: wait until it ends, or give another trainer.default_root_dir"
