@@ -4,6 +4,7 @@ from swirl_lightning.callbacks.action_table import ActionTable
 from swirl_lightning.callbacks.adapter_export import AdapterExport
 from swirl_lightning.callbacks.collapse_watch import CollapseWatch
 from swirl_lightning.callbacks.end_other_ranks import EndOtherRanks
+from swirl_lightning.callbacks.fit_lock import FitLock
 from swirl_lightning.callbacks.held_out_states import HeldOutStates
 from swirl_lightning.callbacks.hyperparameters import HyperparameterText
 from swirl_lightning.callbacks.memory_report import MemoryReport
@@ -22,6 +23,7 @@ __all__ = [
     "AdapterExport",
     "CollapseWatch",
     "EndOtherRanks",
+    "FitLock",
     "HeldOutStates",
     "HyperparameterText",
     "MemoryReport",

@@ -15,7 +15,6 @@ from traceback import walk_tb
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -38,6 +37,7 @@ from swirl_lightning.callbacks import (
     AdapterExport,
     CollapseWatch,
     EndOtherRanks,
+    FitLock,
     HeldOutStates,
     HyperparameterText,
     MemoryReport,
@@ -50,6 +50,7 @@ from swirl_lightning.callbacks import (
     Throughput,
     TransitionImages,
 )
+from swirl_lightning.callbacks.fit_lock import NAME as FIT_LOCK
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore
@@ -74,9 +75,6 @@ TRAINER = {
 
 CHECKPOINT_STEPS = 20
 """Optimiser steps after which ``last.ckpt`` is written anew within an epoch, which may take a day."""
-
-LOCK_S = 10.0
-"""Seconds to wait for another fit's end: loader processes of one that was killed see that after five, and hold it."""
 
 _NAMED = ("last", "best", "hpc")
 """What ``--ckpt_path`` may say instead of a path."""
@@ -104,6 +102,7 @@ def default_callbacks(config: dict[str, Any], given: list[Callback]) -> list[Cal
             HeldOutStates,
             SaveOnTermination,
             EndOtherRanks,
+            FitLock,
         )
     }
     if config.get("logger") is not False:
@@ -130,42 +129,13 @@ class SaveConfig(SaveConfigCallback):
 
     A fit's is written when training starts: a finished run that is resumed trains nothing, whatever is set then. Where
     a run goes on with other settings, the file of the steps before is kept as ``config_until_step_<n>.yaml``.
-
-    While a fit is under way it holds ``fit.lock`` in the run's folder: a second one would write over its checkpoints.
     """
 
-    _held: FileLock | None = None
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration to a file named by the command, as Lightning does; not yet in a fit.
-
-        Raises:
-            ValueError: another fit is under way in the run's folder.
-        """
+        """Write the configuration to a file named by the command, as Lightning does; not yet in a fit."""
         if stage != "fit":
             self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
             super().setup(trainer, pl_module, stage)
-            return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # collective
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        self._held = FileLock(folder / "fit.lock")
-        try:
-            self._held.acquire(timeout=LOCK_S)  # the system lets it go when this process ends, however it ends
-        except Timeout:
-            raise ValueError(
-                f"another fit is under way in {folder}: wait until it ends, or give another trainer.default_root_dir"
-            ) from None
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let another fit begin."""
-        if self._held is not None:
-            self._held.release()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let another fit begin."""
-        self.teardown(trainer, pl_module, "fit")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what the training is done with."""
@@ -340,7 +310,7 @@ def _check_groups(model: Namespace) -> None:
 
 def _check_places(folder: Path, subcommand: str) -> None:
     """Raise ValueError if a run cannot write where it will, which would be found after its training."""
-    locks = [(folder / FILE).with_suffix(".lock"), folder / "fit.lock"]
+    locks = [(folder / FILE).with_suffix(".lock"), folder / FIT_LOCK]
     files = [*folder.glob("config*.yaml"), folder / FILE, *locks]
     folders = [folder, *(folder / name for name in ("adapters", "checkpoints", "predictions"))]
     wrong = [(path, "folder") for path in files if path.is_dir()]

@@ -247,7 +247,7 @@ def test_nor_does_one_that_begins_with_a_checkpoint_of_a_third(copied, tmp_path,
 def test_two_fits_are_not_under_way_in_one_folder(tmp_path, gemma_path, refused, monkeypatch, args):
     """As of a job that is queued again while the first one still runs, be it before its first checkpoint."""
     path = config(tmp_path, gemma_path)
-    monkeypatch.setattr("swirl_lightning.cli.LOCK_S", 0.0)
+    monkeypatch.setattr("swirl_lightning.callbacks.fit_lock.WAIT_S", 0.0)
     folder = tmp_path / "runs" / "r"
     folder.mkdir(parents=True)
     with FileLock(folder / "fit.lock"):

@@ -170,3 +170,9 @@ def test_the_command_says_it_in_one_line(capsys):
     with pytest.raises(SystemExit) as end:
         here("fit", "-c", "configs/minigrid_quickstart.yaml", "--model.optim.fwm.lr", ".nan")
     assert str(end.value.code) == "error: model.optim.lr must lie in (0, inf), got nan"
+
+
+def test_a_number_larger_than_integers_is_told_as_that():
+    check_ranges("here", {"x": 2.0**62}, x="(0, inf)")
+    with pytest.raises(ValueError, match=r"^here\.x must lie in \(0, inf\) and be smaller than 2\^63, got 1e\+20$"):
+        check_ranges("here", {"x": 1e20}, x="(0, inf)")

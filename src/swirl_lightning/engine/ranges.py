@@ -34,4 +34,5 @@ def check_ranges(where: str, values: Mapping[str, Any], /, **ranges: str) -> Non
             above = value >= low if interval[0] == "[" else value > low
             inside = above and (value <= high if interval[-1] == "]" else value < high) and abs(value) < 2**63
         if not inside:
-            raise ValueError(f"{where}.{name} must lie in {allowed}, got {value}")
+            size = " and be smaller than 2^63" if value is not None and abs(value) >= 2**63 else ""
+            raise ValueError(f"{where}.{name} must lie in {allowed}{size}, got {value}")

@@ -1,0 +1,58 @@
+"""A lock that keeps a second fit out of a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+NAME = "fit.lock"
+WAIT_S = 10.0
+"""Seconds to wait for another fit's end: loader processes of one that was killed see that after five, and hold it."""
+
+
+class FitLock(Callback):
+    """Holds ``fit.lock`` in the run's folder during a fit: a second one there would write over its checkpoints.
+
+    The system frees it when the process ends, however it ends. On a file system without locks, a warning says so.
+
+    Example:
+        >>> from swirl_lightning.callbacks import FitLock
+        >>> callback = FitLock()
+    """
+
+    def __init__(self) -> None:
+        self._held: FileLock | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the lock, on the first rank.
+
+        Raises:
+            ValueError: another fit is under way in the run's folder.
+        """
+        if stage != "fit":
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # collective
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._held = FileLock(folder / NAME)
+        try:
+            self._held.acquire(timeout=WAIT_S)
+        except Timeout:
+            raise ValueError(
+                f"another fit is under way in {folder}: wait until it ends, or give another trainer.default_root_dir"
+            ) from None
+        except (NotImplementedError, OSError) as error:
+            rank_zero_warn(f"{folder / NAME} cannot be locked ({error}): see that no second fit writes to this folder")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let another fit begin."""
+        if self._held is not None:
+            self._held.release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let another fit begin."""
+        self.teardown(trainer, pl_module, "fit")
