@@ -36,7 +36,7 @@ from swirl_lightning.transition import Transition
 FLOOR, WALL, KEY, AGENT = (
     INDEX[cell] for cell in (Cell("floor"), Cell("wall"), Cell("key", "red"), Cell("floor", facing="left"))
 )
-SIZES = {"base": 1500, "warmup": 600, "state_only": 600, "validation": 300, "test": 300}
+SIZES = {"base": 900, "warmup": 400, "state_only": 400, "validation": 250, "test": 250}
 
 
 @pytest.fixture(scope="module")

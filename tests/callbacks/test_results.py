@@ -162,7 +162,7 @@ def test_a_folder_in_its_place_is_told(tmp_path):
 
 def test_no_row_of_processes_at_the_same_time_is_lost(gemma_path, tmp_path):
     """Tests of several checkpoints share a run's folder, and each reads the table, adds its row and writes."""
-    names, count = ("a", "b"), 45
+    names, count = ("a", "b"), 20
     with ThreadPoolExecutor() as pool:
         running = [pool.submit(run_module, "support.result_rows", tmp_path, gemma_path, name, count) for name in names]
         while not all((tmp_path / f"ready-{name}").exists() for name in names):

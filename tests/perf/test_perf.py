@@ -55,10 +55,10 @@ def test_the_step_table(tmp_path, capsys, monkeypatch):
 
 def test_the_table_of_drafts(minigrid, tmp_path, capsys):
     out = tmp_path / "drafts.json"
-    drafts.main(f"{minigrid} --prompts 2 --groups 1 3 --repeats 1 --threads 1 --json {out}".split())
+    drafts.main(f"{minigrid} --prompts 2 --groups 2 --repeats 1 --threads 1 --json {out}".split())
     assert "times as fast" in capsys.readouterr().out
     found = json.loads(out.read_text())["seconds"]
-    assert found.keys() == {"1", "3"}
+    assert found.keys() == {"2"}
     assert all(seconds > 0 for row in found.values() for seconds in row.values())
 
 
@@ -129,11 +129,11 @@ def test_the_gpu_day_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
 
 def test_a_stage_out_of_time_leaves_no_process_behind(tmp_path):
     told = tmp_path / "told"
-    child = f"import time; time.sleep(4); open({str(told)!r}, 'w')"
+    child = f"import time; time.sleep(2); open({str(told)!r}, 'w')"
     parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
     with pytest.raises(subprocess.TimeoutExpired):
-        gpu_day._call([sys.executable, "-c", parent], 2)
-    time.sleep(4)
+        gpu_day._call([sys.executable, "-c", parent], 1)
+    time.sleep(2)
     assert not told.exists()
 
 
