@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from support.processes import run_module
-from support.swirl import build, equal, snapshot, trainer
+from support.swirl import SGD, build, equal, snapshot, trainer
 from support.world import Digits
 from swirl_lightning import AdapterConfig, GRPOConfig
 from swirl_lightning.callbacks import CollapseWatch, PhaseSwitch
@@ -237,6 +237,25 @@ def test_a_run_goes_on_within_an_accumulation_window(gemma_path, tmp_path):
             # within a replay, what its rollouts say was logged before the checkpoint
             assert metrics == {name: whole[2][step][name] for name in metrics}, checkpoint.name
             assert len(metrics) > 1
+
+
+class StopAfterOneBatch(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = True
+
+
+def test_a_fit_after_one_that_stopped_within_a_step_begins_it_anew(gemma_path, tmp_path):
+    def fit(module, *callbacks):
+        run = trainer(tmp_path, PhaseSwitch(1, iterations=0), callbacks, accumulate_grad_batches=3)
+        run.fit(module, Digits(size=24, batch_size=8))
+        return snapshot(module), {name: float(value) for name, value in run.callback_metrics.items()}
+
+    stopped = build(gemma_path, optimizer=SGD)  # Adam's first step hides the size of a gradient
+    fit(stopped, StopAfterOneBatch())
+    weights, metrics = fit(stopped)
+    expected, found = fit(build(gemma_path, optimizer=SGD))
+    assert equal(weights, expected)
+    assert metrics == found
 
 
 class StopAt(Callback):

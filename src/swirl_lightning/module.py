@@ -182,8 +182,9 @@ class SWIRL(WorldModelModule):
         self._denominator.add(loss.denominator)
         self.tokens_seen += loss.tokens
         if phase.policy is not None:
-            metrics = loss.metrics | {"loss": loss.total / loss.denominator}
-            self._metrics.add(f"{phase.policy}/", metrics, len(batch))
+            prefix, count = f"{phase.policy}/", loss.denominator
+            self._metrics.add(prefix, loss.metrics, len(batch) if loss.weight is None else loss.weight)
+            self._metrics.add(prefix, {"loss": loss.total / count}, float(count))
         return {"loss": loss.total, "rollouts": rollouts}
 
     def phase_one(self, batches: Sequence[list[Transition]]) -> Iterator[tuple[Samples, Samples, LogProbs]]:
@@ -384,6 +385,8 @@ class SWIRL(WorldModelModule):
 
     def on_train_start(self) -> None:
         """Restore rollouts once the device is known, and random states last: no draw comes before training."""
+        for part in (self._denominator, self._metrics, self._finite, self._updates, self._rollouts):
+            part.clear()  # of a fit that was stopped within a step
         if (state := self._resumed) is not None:
             with ckpt.as_written("the rollouts, summed gradients or random states"):
                 own = state["updates"][self.trainer.global_rank] if any(state["updates"]) else {}

@@ -21,10 +21,11 @@ from swirl_lightning.callbacks import PhaseSwitch
 
 
 class Write(Callback):
-    """Adapters after each epoch; the metrics of its last step; what a step reduced: gradients, and other tensors."""
+    """Adapters after each epoch; the metrics of each step; what a step reduced: gradients, and other tensors."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.reduced, self.wrapped, self.counted = folder, {}, None, Counter()
+        self.metrics = {}
         self.all_reduce = dist.all_reduce
 
     def on_fit_start(self, trainer, pl_module):
@@ -49,6 +50,9 @@ class Write(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         self.reduced[pl_module.phase.name] = dict(self.counted)
+        if trainer.global_step:
+            found = trainer.callback_metrics.items()
+            self.metrics |= {f"{trainer.global_step}/{k}": float(v) for k, v in found if "val/" not in k}
 
     def on_train_epoch_end(self, trainer, pl_module):
         name = f"{trainer.current_epoch}-{pl_module.phase.name}-{trainer.global_rank}"
@@ -56,8 +60,7 @@ class Write(Callback):
 
     def on_fit_end(self, trainer, pl_module):
         dist.all_reduce = self.all_reduce
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "val/" not in name}
-        told = {"reduced": self.reduced, "metrics": metrics}
+        told = {"reduced": self.reduced, "metrics": self.metrics}
         (self.folder / f"fit-{trainer.global_rank}.json").write_text(json.dumps(told))
 
 

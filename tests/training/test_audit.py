@@ -201,7 +201,7 @@ class Audit:
             self.kept[batch.index] = asked, completions, advantages, first
         if self.anchor:
             total = total + self.anchor * G * self.supervised(weights, batch, asked)
-        return total, count, {key: sum(v) / len(v) for key, v in logged.items() if v}
+        return total, count, logged
 
     def supervised(self, weights, batch, asked):
         """-log P of the observed states after the sampled actions, weighted as the rollouts are: one of each G."""
@@ -241,11 +241,10 @@ class Audit:
             other = step.gradients[f"{OTHER[self.role]}.{name}"]
             assert other is None or not other.any()
         # without a KL, groups whose rewards are equal are not run
-        parts = [
-            {"loss": float(total.detach()) / count, **(values if self.grpo.beta else {})}
-            for total, count, values in losses
-        ]
-        expected = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        expected = {"loss": float(mean.detach())}
+        for name in losses[0][2] if self.grpo.beta else ():
+            tokens = [value for *_, logged in losses for value in logged[name]]
+            expected[name] = sum(tokens) / len(tokens)
         assert {name: step.logged[name] for name in expected} == pytest.approx(expected, abs=LOG_ERROR)
 
 

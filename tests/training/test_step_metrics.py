@@ -54,3 +54,17 @@ def test_a_step_goes_on_from_its_state():
     again.add("idm/", {"reward": torch.tensor(4.0)}, 2)
     again.log(module)
     assert module.found == {"idm/reward": 3.0}
+
+
+def test_a_mean_over_no_row_of_any_rank_is_not_logged():
+    metrics, module = StepMetrics(), Log()
+    metrics.add("fwm/", {"anchor_nll": torch.tensor(0.0)}, 0)
+    metrics.add("fwm/", {"reward": torch.tensor(-1.0)}, 2)
+    metrics.log(module)
+    assert module.found == {"fwm/reward": -1.0}
+
+
+@pytest.mark.parametrize("state", [{1: [0.0, 1.0]}, {"fwm/kl": [10**400, 1.0]}, {"fwm/kl": ["x", 1.0]}, ["fwm/kl"]])
+def test_a_damaged_state_is_an_error_of_types(state):
+    with pytest.raises((TypeError, AttributeError)):  # which a checkpoint's reader takes for damage
+        StepMetrics().restore(state, torch.device("cpu"))

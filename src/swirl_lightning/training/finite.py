@@ -58,6 +58,10 @@ class FiniteCheck:
         """Keep the loss of a micro-batch for :meth:`check_step`."""
         self._losses.append((loss.detach().isfinite(), list(transitions)))
 
+    def clear(self) -> None:
+        """Forget the micro-batches of a step that was not taken."""
+        self._losses = []
+
     def check_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Check the losses kept and the gradients, before the optimiser uses them. Collective.
 

@@ -115,7 +115,8 @@ class GRPO(Learner):
         if left_out := sorted(set(range(len(update.prompts))) - set(rows)):  # they count as zeros
             mask = policy.models.token_mask(policy.role, [update.completions[n] for n in left_out])
             denominator = denominator + token_weights(mask, normalization, policy.longest)[1]
-        return Loss(total, denominator, len(update.prompts), normalization, metrics, int(scored.mask.sum()))
+        tokens = int(scored.mask.sum())
+        return Loss(total, denominator, len(update.prompts), normalization, metrics, tokens, weight=tokens)
 
 
 class BestOfN(Learner):

@@ -49,6 +49,10 @@ class SharedDenominator:
                     parameter.grad.mul_(scale)
         self._total = None
 
+    def clear(self) -> None:
+        """Forget the micro-batches of a step that was not taken."""
+        self._total = None
+
     def state(self, module: nn.Module, **beside: Any) -> dict[str, Any]:
         """Return the window so far, for a checkpoint within it: the denominator and summed gradients; {} between two.
 
@@ -82,6 +86,7 @@ class Loss:
         normalization: weighting of their tokens; see :func:`token_weights`.
         metrics: scalars for the log.
         tokens: number of tokens that were scored.
+        weight: number of tokens that the metrics are means over; None where they are means over the pairs.
     """
 
     total: Tensor
@@ -90,6 +95,7 @@ class Loss:
     normalization: str
     metrics: dict[str, Tensor]
     tokens: int
+    weight: int | None = None
 
     def add_supervised(self, scored: LogProbs, weight: float, longest: int) -> None:
         """Add M sequences of supervised training, with ``weight`` times the weight of all others together.

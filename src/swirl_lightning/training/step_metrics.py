@@ -17,20 +17,20 @@ class StepMetrics:
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, float]] = {}  # value times rows, and rows
 
-    def add(self, prefix: str, means: dict[str, Tensor], rows: int) -> None:
+    def add(self, prefix: str, means: dict[str, Tensor], rows: float) -> None:
         """Count means over ``rows`` rows of a micro-batch; of none, where another rank may have some, their value is 0.
 
         Args:
             prefix: of their names.
             means: scalars by name; the names are the same on every rank.
-            rows: number of rows.
+            rows: number of rows, or of tokens, that they are means over.
         """
         for name, mean in means.items():
             total, count = self._sums.get(prefix + name, (0.0, 0.0))
             self._sums[prefix + name] = total + mean.detach().float() * rows, count + rows
 
     def log(self, module: LightningModule) -> None:
-        """Log the means, and begin anew. Collective."""
+        """Log the means, and begin anew; one of no row on any rank is left out. Collective."""
         if not self._sums:
             return
         names = sorted(self._sums)
@@ -38,15 +38,25 @@ class StepMetrics:
         counts = torch.tensor([self._sums[name][1] for name in names], device=totals.device)
         self._sums = {}
         totals, counts = module.trainer.strategy.reduce(torch.stack([totals, counts]), reduce_op="sum")
-        for name, mean in zip(names, totals / counts, strict=True):
-            module.log(name, mean, prog_bar=name.partition("/")[2] in _IN_PROGRESS_BAR)
+        for name, mean, count in zip(names, totals / counts, counts.tolist(), strict=True):
+            if count:
+                module.log(name, mean, prog_bar=name.partition("/")[2] in _IN_PROGRESS_BAR)
+
+    def clear(self) -> None:
+        """Forget the micro-batches of a step that was not taken."""
+        self._sums = {}
 
     def state(self) -> dict[str, Any]:
         """Return the sums so far, for a checkpoint between two micro-batches of a step."""
-        return {name: [float(total), count] for name, (total, count) in self._sums.items()}
+        return {name: [float(total), float(count)] for name, (total, count) in self._sums.items()}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from a :meth:`state`."""
-        self._sums = {
-            name: (torch.tensor(float(total), device=device), float(count)) for name, (total, count) in state.items()
-        }
+        """Go on from a :meth:`state`.
+
+        Raises:
+            TypeError: it is none, as in a damaged checkpoint.
+        """
+        for name, (total, count) in state.items():
+            if not (isinstance(name, str) and isinstance(total, float) and isinstance(count, float)):
+                raise TypeError("metrics of the step are no numbers by name")
+            self._sums[name] = torch.tensor(total, device=device), count
