@@ -182,9 +182,9 @@ class SWIRL(WorldModelModule):
         self._denominator.add(loss.denominator)
         self.tokens_seen += loss.tokens
         if phase.policy is not None:
-            prefix, count = f"{phase.policy}/", loss.denominator
+            prefix, count = f"{phase.policy}/", loss.denominator.detach().float()
             self._metrics.add(prefix, loss.metrics, len(batch) if loss.weight is None else loss.weight)
-            self._metrics.add(prefix, {"loss": loss.total / count}, float(count))
+            self._metrics.add(prefix, {"loss": loss.total / count}, count)
         return {"loss": loss.total, "rollouts": rollouts}
 
     def phase_one(self, batches: Sequence[list[Transition]]) -> Iterator[tuple[Samples, Samples, LogProbs]]:

@@ -125,9 +125,9 @@ def loaded(path, module):
         (("optimizer_states", 0, "state", 0, "exp_avg_sq"), "x"),
     ],
 )
-def test_what_a_training_goes_on_with(checkpoint, tmp_path, place, value):
+def test_what_a_training_goes_on_with(checkpoint, place, value):
     path, last = checkpoint
-    spoilt = tmp_path / "x.ckpt"
+    spoilt = last.with_name("spoilt.ckpt")  # in the run's own folder, or the fit would be another run there
     torch.save(replaced(torch.load(last, weights_only=True), place, value), spoilt)
     with pytest.raises(SystemExit) as end:
         here("fit", "-c", path, "--ckpt_path", spoilt, "--trainer.max_steps", "3")

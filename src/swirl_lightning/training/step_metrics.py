@@ -15,15 +15,15 @@ class StepMetrics:
     """Sums of the metrics of the micro-batches since the last optimiser step."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, float]] = {}  # value times rows, and rows
+        self._sums: dict[str, tuple[Tensor, Tensor | float]] = {}  # value times rows, and rows
 
-    def add(self, prefix: str, means: dict[str, Tensor], rows: float) -> None:
+    def add(self, prefix: str, means: dict[str, Tensor], rows: Tensor | float) -> None:
         """Count means over ``rows`` rows of a micro-batch; of none, where another rank may have some, their value is 0.
 
         Args:
             prefix: of their names.
             means: scalars by name; the names are the same on every rank.
-            rows: number of rows, or of tokens, that they are means over.
+            rows: number of rows, or of tokens, that they are means over; a scalar on the device is not waited for.
         """
         for name, mean in means.items():
             total, count = self._sums.get(prefix + name, (0.0, 0.0))
@@ -35,7 +35,8 @@ class StepMetrics:
             return
         names = sorted(self._sums)
         totals = torch.stack([self._sums[name][0] for name in names])
-        counts = torch.tensor([self._sums[name][1] for name in names], device=totals.device)
+        found = [self._sums[name][1] for name in names]
+        counts = torch.stack([n if isinstance(n, Tensor) else totals.new_full((), n) for n in found])
         self._sums = {}
         totals, counts = module.trainer.strategy.reduce(torch.stack([totals, counts]), reduce_op="sum")
         for name, mean, count in zip(names, totals / counts, counts.tolist(), strict=True):
