@@ -11,7 +11,6 @@ import zipfile
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 
 from support.cli import config, here
 from swirl_lightning.backbones.text import TextLLM
@@ -241,18 +240,6 @@ def test_nor_does_one_that_begins_with_a_checkpoint_of_a_third(copied, tmp_path,
     assert f"{last} is of an earlier run" in line
     assert "--ckpt_path last" in line
     assert last.read_bytes() == before
-
-
-@pytest.mark.parametrize("args", [(), ("--ckpt_path", "last")])
-def test_two_fits_are_not_under_way_in_one_folder(tmp_path, gemma_path, refused, monkeypatch, args):
-    """As of a job that is queued again while the first one still runs, be it before its first checkpoint."""
-    path = config(tmp_path, gemma_path)
-    monkeypatch.setattr("swirl_lightning.callbacks.fit_lock.WAIT_S", 0.0)
-    folder = tmp_path / "runs" / "r"
-    folder.mkdir(parents=True)
-    with FileLock(folder / "fit.lock"):
-        assert f"another fit is under way in {folder}" in refused("fit", "-c", path, *args)
-    assert not (folder / "config.yaml").exists()
 
 
 @pytest.mark.parametrize("left", ["checkpoints", "results"])
