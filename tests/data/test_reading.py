@@ -100,3 +100,22 @@ def test_names_inside_a_folder(name):
 @pytest.mark.parametrize("name", ["", "/a", "..", "../a", "a/../../b", "a/..", "a\0"])
 def test_names_outside_a_folder(name):
     assert not stays_inside(name)
+
+
+def test_the_time_for_many_broken_records_of_a_list_grows_as_their_number(tmp_path, monkeypatch):
+    """As a JSONDecodeError counts the lines before it, each took as long as the file is up to there."""
+    path = tmp_path / "many.json"
+    path.write_text("[" + ", ".join(f'{{"n": {n if n % 2 else "nope"}}}' for n in range(100)) + "]")
+    before = []
+
+    class Counting(json.JSONDecodeError):
+        def __init__(self, msg, doc, pos):
+            before.append(pos)
+            super().__init__(msg, doc, pos)
+
+    monkeypatch.setattr("json.decoder.JSONDecodeError", Counting)
+    skipped = SkippedRecords(path)
+    assert [fields["n"] for _, fields in records(path, skipped)] == list(range(1, 100, 2))
+    assert len(skipped) == 50
+    assert before
+    assert max(before) < 20

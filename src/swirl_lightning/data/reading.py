@@ -223,13 +223,19 @@ def _items(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, str]]:
         skipped.add(str(path), "a JSON list is needed")
         return
     place, number = _skip(text, place + 1), 0
+    broken = False
     while text[place : place + 1] != "]":
+        nested = text.startswith(("[", "{"), place)
+        end = _end(text, place) if broken and nested else len(text)
         try:
-            _, end = decoder.raw_decode(text, place)
+            # after a broken record, by brackets alone: to make an error, json counts all lines before it
+            if end == len(text):
+                _, end = decoder.raw_decode(text, place)
         except RecursionError:
             end = _end(text, place)
         except ValueError as error:
-            end = _end(text, place) if text.startswith(("[", "{"), place) else len(text)
+            broken = True
+            end = _end(text, place) if nested else len(text)
             if end == len(text):
                 skipped.add(f"{path}[{number}]", f"not JSON, nothing is read from here on ({error})")
                 return
