@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from warnings import catch_warnings
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -40,7 +41,11 @@ class FitLock(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         self._held = FileLock(folder / NAME)
         try:
-            self._held.acquire(timeout=WAIT_S)
+            with catch_warnings(action="ignore", category=UserWarning):  # told below
+                self._held.acquire(timeout=WAIT_S)
+            if isinstance(self._held, SoftFileLock):  # filelock's own way out; a killed fit would leave it for ever
+                self._held.release()
+                raise NotImplementedError("no locks on its file system")
         except Timeout:
             raise ValueError(
                 f"another fit is under way in {folder}: wait until it ends, or give another trainer.default_root_dir"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
 from typing import Any
+from warnings import catch_warnings
 
 from filelock import FileLock
 from rich.console import Console
@@ -20,6 +22,9 @@ CONTACT_SHEET = "contact_sheet.png"
 """Name of the image beside the predictions of a run."""
 
 FILE = "results.json"
+WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""Errors of a file system that has no locks."""
+
 COLUMNS = {
     "fwm/sampled/effect_accuracy": "effect",
     "fwm/sampled/preservation": "kept",
@@ -75,10 +80,22 @@ def fitted(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps other processes from writing a results file between reading and writing it here."""
+    """Keeps other processes from writing a results file between reading and writing it here.
+
+    On a file system without locks, it cannot: a fit has warned of that.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        with catch_warnings(action="ignore", category=UserWarning):  # of a file that filelock takes in a lock's place
+            lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
+            raise
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _problem(found: Any) -> str | None:
