@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from warnings import catch_warnings
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from swirl_lightning.files import lock
 
 NAME = "fit.lock"
 WAIT_S = 10.0
@@ -38,20 +39,16 @@ class FitLock(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # collective
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        self._held = FileLock(folder / NAME)
         try:
-            with catch_warnings(action="ignore", category=UserWarning):  # told below
-                self._held.acquire(timeout=WAIT_S)
-            if isinstance(self._held, SoftFileLock):  # filelock's own way out; a killed fit would leave it for ever
-                self._held.release()
-                raise NotImplementedError("no locks on its file system")
+            self._held = lock(folder / NAME, WAIT_S)
         except Timeout:
             raise ValueError(
                 f"another fit is under way in {folder}: wait until it ends, or give another trainer.default_root_dir"
             ) from None
-        except (NotImplementedError, OSError) as error:
-            rank_zero_warn(f"{folder / NAME} cannot be locked ({error}): see that no second fit writes to this folder")
+        if self._held is None:
+            rank_zero_warn(
+                f"{folder / NAME} cannot be locked on this file system: see that no second fit writes to this folder"
+            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let another fit begin."""

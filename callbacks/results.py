@@ -28,7 +28,8 @@ class Results(Callback):
     A name is the checkpoint's own (``SFT``, ``IDM→FWM``, ``SWIRL iteration 2``, ...), with ``shared weights`` and
     ``best of N`` where that is so. Testing the same checkpoint file with the same settings replaces its row. Where a
     row of that name is of another suite, file or setting, both are kept: the new one's name says what differs, as in
-    ``SFT (data.limit 20)``, and a warning tells of it. Rows of fit always replace, as its checkpoints do.
+    ``SFT (data.limit 20)``, and a warning tells of it. Rows of fit always replace, as its checkpoints do. A
+    ``fast_dev_run`` adds none.
 
     Args:
         row: name of the row, which replaces any of that name; None for a name as above.
@@ -48,7 +49,7 @@ class Results(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Add a row during fit if warm-up or an iteration has ended, and not where it goes on or was cut short."""
-        if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.sanity_checking:
             return
         fitting = trainer.training or trainer.state.fn == "fit"
         name = pl_module.phase.ends if fitting else pl_module.label
@@ -62,7 +63,7 @@ class Results(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table."""
         path = _path(trainer)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             show(path, "validation")
 
     def _add(self, trainer: Trainer, pl_module: Any, split: str, prefix: str, label: str) -> None:
@@ -72,7 +73,7 @@ class Results(Callback):
             if key.startswith(prefix) and isinstance(value, torch.Tensor)
         }
         path, rows = _path(trainer), pl_module.evaluator.row_counts()
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             facts = {"label": label, "rows": rows, **about(trainer, pl_module)}
             with locked(path):
                 self._put(trainer, pl_module, split, facts, values, path)

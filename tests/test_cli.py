@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,17 @@ def test_a_development_run_goes_through_and_leaves_no_file(tmp_path, gemma_path)
     path.write_text(yaml.safe_dump(settings))
     here("fit", "-c", path, "--trainer.default_root_dir", run, "--trainer.fast_dev_run", "2")
     assert not run.exists()
+
+
+def test_a_development_run_beside_a_finished_one_tells_of_itself_alone(finished, tmp_path, capsys):
+    """No table of the other's results, and no row of its own, whose two batches would look like a result."""
+    run = shutil.copytree(finished / "runs" / "r", tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    place = ("-c", run / "config.yaml", "--trainer.default_root_dir", run, "--trainer.fast_dev_run", "2")
+    here("fit", *place)
+    here("test", *place, "--ckpt_path", run / "checkpoints" / "last.ckpt")
+    assert "results.json" not in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_test_config_is_laid_over_the_config_of_the_run(finished, tmp_path, recwarn):

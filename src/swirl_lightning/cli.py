@@ -109,7 +109,6 @@ def default_callbacks(config: dict[str, Any], given: list[Callback]) -> list[Cal
         found[LearningRateMonitor] = LearningRateMonitor(logging_interval="step")
     if config.get("enable_progress_bar") is not False:
         found[ProgressBar] = PhaseProgressBar()
-    # with save_last, Lightning would write even in a fast_dev_run, over the last.ckpt of a real run
     if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run"):
         found[Checkpoint] = ModelCheckpoint(
             filename="{epoch}", save_top_k=-1, save_last=True, enable_version_counter=False
@@ -209,6 +208,8 @@ class SwirlCLI(LightningCLI):
             config["plugins"] = [*plugins, WholeCheckpoints()]
         own = config.get("callbacks") or []
         own = own if isinstance(own, list) else [own]
+        if config.get("fast_dev_run"):  # with save_last, Lightning would write over the last.ckpt of a real run
+            own = config["callbacks"] = [callback for callback in own if not isinstance(callback, Checkpoint)]
         trainer = super()._instantiate_trainer(config, [*callbacks, *default_callbacks(config, own)])
         # others read its file
         trainer.callbacks.sort(key=lambda own: not isinstance(own, SaveConfig))  # type: ignore[attr-defined]

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
 from typing import Any
-from warnings import catch_warnings
 
-from filelock import FileLock
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from swirl_lightning.console.run import printable
+from swirl_lightning.files import lock
 
 CONTACT_SHEET = "contact_sheet.png"
 """Name of the image beside the predictions of a run."""
 
 FILE = "results.json"
-WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""Errors of a file system that has no locks."""
 
 COLUMNS = {
     "fwm/sampled/effect_accuracy": "effect",
@@ -84,18 +80,12 @@ def locked(path: Path) -> Iterator[None]:
 
     On a file system without locks, it cannot: a fit has warned of that.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        with catch_warnings(action="ignore", category=UserWarning):  # of a file that filelock takes in a lock's place
-            lock.acquire()
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
-            raise
+    held = lock(path.with_suffix(".lock"))
     try:
         yield
     finally:
-        lock.release()
+        if held is not None:
+            held.release()
 
 
 def _problem(found: Any) -> str | None:
