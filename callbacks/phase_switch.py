@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from swirl_lightning.checkpoints.state import stay_in_unfinished_epoch, stop_after_last_batch, validate_anew
+from swirl_lightning.checkpoints.state import as_written, stay_in_unfinished_epoch, stop_after_last_batch, validate_anew
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseName, PhaseOptimConfig, PhaseSchedule
 from swirl_lightning.training.data_parallel import ReducedAdapters, set_options
@@ -139,18 +139,24 @@ class PhaseSwitch(Callback):
         """Return the schedule and the epoch whose phase has begun, for the checks of a resumed run."""
         return {**asdict(self.schedule), "begun": self._begun}
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Continue after the last finished batch; refuse a schedule that gives other names to the epochs already run.
+    def check_resume(self, checkpoint: dict[str, Any], max_epochs: int | None = None) -> None:
+        """Refuse a schedule that ends before the epochs already run, or gives them other names.
+
+        Args:
+            checkpoint: as saved by a run of SWIRL.
+            max_epochs: the Trainer's.
 
         Raises:
-            ValueError: the names differ, up to and with the epoch that the checkpoint stands in.
+            ValueError: it is one of them; names differ up to and with the epoch that the checkpoint stands in.
         """
         saved = checkpoint["callbacks"].get(self.state_key)
-        if not saved or trainer.state.fn != TrainerFn.FITTING:
+        if not saved:
             return
-        entered = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
-        self._begun = saved.get("begun", entered - 1)
-        before = PhaseSchedule(**{**{k: v for k, v in saved.items() if k != "begun"}, "phases": tuple(saved["phases"])})
+        with as_written("the schedule of phases"):
+            epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+            entered, done = epochs["ready"], epochs["processed"]
+            options = {name: saved[name] for name in PhaseSchedule.__dataclass_fields__}
+            before = PhaseSchedule(**options | {"phases": tuple(options["phases"])})
         # from there on both go round, and a damaged checkpoint may have entered any number of epochs
         common = min(before.warmup_epochs, self.schedule.warmup_epochs)
         told = min(entered, common + len(before.phases) * len(self.schedule.phases))
@@ -163,6 +169,25 @@ class PhaseSwitch(Callback):
                 f"phase_switch.warmup_epochs (there {before.warmup_epochs}) and phases (there {list(before.phases)}) "
                 "so that they agree"
             )
+        ends = {"phase_switch.iterations": self.schedule.epochs, "trainer.max_epochs": max_epochs}
+        for option, end in ends.items():
+            if end not in (None, -1) and done > end:
+                raise ValueError(
+                    f"the checkpoint's run has done {done} epochs, and {option} ends it after {end}: raise it, or test "
+                    "the checkpoint as it is"
+                )
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Continue after the last finished batch.
+
+        Raises:
+            ValueError: as `check_resume`.
+        """
+        saved = checkpoint["callbacks"].get(self.state_key)
+        if not saved or trainer.state.fn != TrainerFn.FITTING:
+            return
+        self.check_resume(checkpoint, trainer.max_epochs)
+        self._begun = saved.get("begun", checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"] - 1)
         self._after_last_batch = stop_after_last_batch(checkpoint)
         validate_anew(checkpoint)
         stay_in_unfinished_epoch(checkpoint)

@@ -62,6 +62,9 @@ def test_a_schedule_that_renames_what_was_done_is_refused(gemma_path, tmp_path):
     fit(gemma_path, tmp_path, PhaseSwitch(warmup_epochs=2, iterations=0))
     with pytest.raises(ValueError, match=r"epochs were \['warmup', 'warmup'\].*phase_switch.warmup_epochs \(there 2\)"):
         fit(gemma_path, tmp_path, PhaseSwitch(warmup_epochs=0, iterations=1), tmp_path / "last.ckpt")
+    run = trainer(tmp_path, PhaseSwitch(warmup_epochs=2, iterations=0), max_epochs=1)
+    with pytest.raises(ValueError, match=r"has done 2 epochs, and trainer\.max_epochs ends it after 1: raise it"):
+        run.fit(build(gemma_path), Digits(size=16, batch_size=8), ckpt_path=tmp_path / "last.ckpt")
     module = build(gemma_path)  # a test trains nothing, so its schedule does not matter
     trainer(tmp_path, PhaseSwitch(0)).test(module, Digits(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
 

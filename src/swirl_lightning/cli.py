@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import is_dataclass
 from inspect import signature
-from itertools import chain, count
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     BasePredictionWriter,
     Checkpoint,
@@ -25,9 +23,8 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     ProgressBar,
 )
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from yaml import YAMLError
@@ -55,12 +52,13 @@ from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore
 from swirl_lightning.console.parsing import Parser, shorten
+from swirl_lightning.console.save_config import SaveConfig
 from swirl_lightning.console.shipped import import_shipped
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.module import SWIRL
 from swirl_lightning.results.table import FILE, fitted, read
 from swirl_lightning.training.trainer_checks import check_trainer
-from swirl_lightning.yaml_files import guarded, load
+from swirl_lightning.yaml_files import guarded
 
 set_loader("yaml", guarded(get_loader("yaml")), (YAMLError,))  # of every configuration
 
@@ -121,46 +119,6 @@ def default_callbacks(config: dict[str, Any], given: list[Callback]) -> list[Cal
             )
         )
     return kept
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` for fit and ``config_<command>.yaml`` for the others, over an older one.
-
-    A fit's is written when training starts: a finished run that is resumed trains nothing, whatever is set then. Where
-    a run goes on with other settings, the file of the steps before is kept as ``config_until_step_<n>.yaml``.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration to a file named by the command, as Lightning does; not yet in a fit."""
-        if stage != "fit":
-            self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
-            super().setup(trainer, pl_module, stage)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what the training is done with."""
-        path = Path(trainer.log_dir or trainer.default_root_dir, self.config_filename)
-        step = trainer.global_step
-        kept = None
-        if trainer.is_global_zero and step and path.is_file():
-            names = (f"{path.stem}_until_step_{step}{n}{path.suffix}" for n in chain([""], map("_{}".format, count(2))))
-            kept = next(place for name in names if not (place := path.with_name(name)).exists())
-            shutil.copy(path, kept)
-        super().setup(trainer, pl_module, "fit")
-        if kept is None:
-            return
-        if _settings(kept) == _settings(path):
-            kept.unlink()
-        else:
-            rank_zero_warn(f"the training goes on with other settings than before: those are kept as {kept}")
-
-
-def _settings(path: Path) -> Any:
-    """What a configuration sets, whichever checkpoint it goes on from; None where it is cut or broken."""
-    try:
-        found = load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError):
-        return None
-    return {**found, "ckpt_path": None} if isinstance(found, dict) else found
 
 
 class SwirlCLI(LightningCLI):
@@ -282,6 +240,8 @@ class SwirlCLI(LightningCLI):
             )
         if self._checkpoint is not None:  # before the base loads, which may take minutes
             check_fits(self._checkpoint, self.model)
+            if fitting:
+                options["phase_switch"].check_resume(self._checkpoint, self.trainer.max_epochs)
 
     def before_predict(self) -> None:
         """Write predictions to files by :class:`Predictions`, unless the config has a writer of its own."""

@@ -1,8 +1,5 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 
 from support.runs import Model
 from support.trainers import quiet_trainer
@@ -107,11 +104,10 @@ def test_a_place_in_the_curve_that_cannot_be_is_refused(changed):
 @pytest.mark.parametrize(("epochs", "told"), [(10**12, "'fwm', 'idm', 'fwm', 'fwm'"), (5, "'fwm', 'idm', 'fwm'")])
 def test_a_checkpoint_of_any_number_of_epochs_is_compared_at_once(epochs, told):
     before, now = PhaseSwitch(2, ["fwm", "idm", "fwm"]), PhaseSwitch(2, ["fwm", "idm", "idm"])
-    progress = {"epoch_progress": {"current": {"ready": epochs}}}
+    progress = {"epoch_progress": {"current": {"ready": epochs, "processed": epochs}}}
     checkpoint = {"callbacks": {now.state_key: before.state_dict()}, "loops": {"fit_loop": progress}}
-    trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING))
     with pytest.raises(ValueError, match=rf"epochs were \['warmup', 'warmup', {told}"):
-        now.on_load_checkpoint(trainer, None, checkpoint)
+        now.check_resume(checkpoint)
 
 
 def test_the_phases_of_a_long_warmup_are_told_at_once():

@@ -152,6 +152,33 @@ def test_a_checkpoint_that_cannot_serve_is_one_line_before_the_base(copied, refu
 
 
 @pytest.mark.parametrize(
+    ("spoil", "options", "told"),
+    [
+        (
+            having(3, "loops", "fit_loop", "epoch_progress", "current", "processed"),
+            ("--phase_switch.iterations", "0"),
+            "has done 3 epochs, and phase_switch.iterations ends it after 1: raise it, or test the checkpoint as it is",
+        ),
+        (
+            having("fwm", "loops", "fit_loop", "epoch_progress", "current", "processed"),
+            (),
+            "epoch_progress.current holds what is no count",
+        ),
+        (lambda path: None, ("--phase_switch.warmup_epochs", "0"), "set phase_switch.warmup_epochs (there 1)"),
+        (having(None, "callbacks", "PhaseSwitch", "phases"), (), "the schedule of phases"),
+        (without("callbacks", "PhaseSwitch", "iterations"), (), "the schedule of phases"),
+    ],
+)
+def test_a_checkpoint_of_another_schedule_is_one_line_before_the_base(
+    copied, refused, spoil, options, told, monkeypatch
+):
+    monkeypatch.setattr("swirl_lightning.backbones.text.TextLLM.load_model", None)
+    path, last = copied
+    spoil(last)
+    assert told in refused("fit", "-c", path, "--ckpt_path", "last", *options)
+
+
+@pytest.mark.parametrize(
     ("command", "value"),
     [("fit", float("nan")), ("test", float("inf")), ("predict", float("nan")), ("fit", 1)],
 )
@@ -383,6 +410,17 @@ def test_a_finished_run_resumed_with_other_settings_keeps_its_export(run, tmp_pa
     )
     here("fit", "-c", config(tmp_path, gemma_path), "--ckpt_path", "last", "--trainer.max_steps", "2", *other)
     assert {path: path.read_bytes() for path in export.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_was_moved_goes_on_with_its_settings(run, tmp_path, gemma_path):
+    moved = shutil.copytree(run.parent, tmp_path / "moved")
+    described = moved / "config.yaml"
+    settings = yaml.safe_load(described.read_text())
+    settings["trainer"] |= {"max_steps": 3, "logger": None, "default_root_dir": str(tmp_path / "before")}
+    described.write_text(yaml.safe_dump(settings))
+    here("fit", "-c", described, "--trainer.default_root_dir", moved, "--ckpt_path", "last")
+    assert yaml.safe_load(described.read_text())["trainer"]["default_root_dir"] == str(moved)
+    assert [path.name for path in moved.glob("config*")] == ["config.yaml"]
 
 
 def test_a_configuration_cut_short_is_no_obstacle_to_a_resume(run, tmp_path, gemma_path):

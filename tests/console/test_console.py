@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from support.processes import run_module
 from swirl_lightning.__main__ import COMMANDS
 from swirl_lightning.console.option_names import mistyped
 from swirl_lightning.console.run import run_command
+from swirl_lightning.data.loader import TransitionLoader
+from swirl_lightning.transition import Transition
 
 HELPED = """
 import sys
@@ -276,6 +279,39 @@ def test_an_error_steers_no_terminal(monkeypatch):
     with pytest.raises(SystemExit) as end:
         run_command(main)
     assert end.value.code == "error: base  [31m of \n  a checkpoint"
+
+
+class Failing(list):
+    """Rows of which the third one ends the process that reads it, or cannot be read."""
+
+    def __init__(self, rows, kill):
+        super().__init__(rows)
+        self.kill = kill
+
+    def __getitem__(self, index):
+        if index == 2 and self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == 2:
+            try:
+                raise KeyError("inner")
+            except KeyError as error:
+                raise OSError("cannot read the image c.png:\nit is cut") from error
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("kill", "told"),
+    [
+        (True, r"error: a process that loads data has ended \(DataLoader worker .*: lower num_workers of the data; .*"),
+        (False, r"error: cannot read the image c\.png:\nit is cut"),
+    ],
+)
+def test_an_error_in_a_process_that_loads_data_is_one_line(kill, told, monkeypatch):
+    monkeypatch.delenv("SWIRL_TRACEBACK", raising=False)
+    rows = Failing([Transition("a", "b", "c", str(n)) for n in range(4)], kill)
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: list(TransitionLoader(rows, batch_size=1, num_workers=1)))
+    assert re.fullmatch(told, end.value.code)
 
 
 def test_no_command_shows_what_a_library_says_to_its_developers():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -14,6 +15,12 @@ MENDABLE = (ValueError, OSError, ImportError, FloatingPointError)
 
 _RANK_GONE = ("Connection closed by peer", "Connection reset by peer")
 """What gloo says to a rank that waits for one that has ended."""
+
+_LOADER_GONE = "DataLoader worker (pid"
+"""What torch says, wherever the program then is, when a process that loads data has ended."""
+
+_IN_LOADER = re.compile(r"Caught (\w+) in DataLoader worker process.*^(?:\w+\.)*\1: (.*)", re.DOTALL | re.MULTILINE)
+"""What torch makes of an error in a process that loads data: its traceback, with what it says at the end."""
 
 _DEPRECATIONS = (  # of libraries among themselves
     r".*is_gradient_checkpointing` is deprecated",
@@ -32,10 +39,18 @@ def run_command(main: Callable[[], None]) -> None:
     except MENDABLE as error:
         if os.environ.get("SWIRL_TRACEBACK"):
             raise
-        message = "\n".join(map(printable, str(error).split("\n")))  # it may quote a file
+        told = found[2] if (found := _IN_LOADER.match(str(error))) else str(error)
+        message = "\n".join(map(printable, told.strip().split("\n")))  # it may quote a file
         sys.exit(f"error: {message}")
     except RuntimeError as error:
-        if os.environ.get("SWIRL_TRACEBACK") or not any(words in str(error) for words in _RANK_GONE):
+        if os.environ.get("SWIRL_TRACEBACK"):
+            raise
+        if _LOADER_GONE in str(error):
+            sys.exit(
+                f"error: a process that loads data has ended ({printable(error).strip()}), as one does that the system "
+                "ends where memory is short: lower num_workers of the data; a fit goes on with --ckpt_path last"
+            )
+        if not any(words in str(error) for words in _RANK_GONE):
             raise
         sys.exit("error: another rank has ended, and this one with it; look for the message of the other one")
 
