@@ -21,6 +21,7 @@ def config(tmp_path, model_path, **changes):
         "trainer": {
             "accelerator": "cpu",
             "enable_progress_bar": False,
+            "limit_val_batches": 1,
             "logger": {
                 "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
                 "init_args": {"save_dir": str(tmp_path / "runs"), "name": "r", "version": ""},
