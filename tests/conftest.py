@@ -37,8 +37,14 @@ def alone() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Gemma on disk, shared by the session."""
+    """A small Gemma of one layer on disk, shared by the session."""
     return gemma_folder(tmp_path_factory.mktemp("gemma"))
+
+
+@pytest.fixture(scope="session")
+def deep_gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of two layers, for what the first hands to the next."""
+    return gemma_folder(tmp_path_factory.mktemp("deep-gemma"), layers=2)
 
 
 @pytest.fixture(scope="session")

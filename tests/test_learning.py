@@ -60,7 +60,7 @@ def measured(module, tmp_path):
 def warm(tmp_path_factory):
     """A base, the adapters after the warm-up, and their mean rewards."""
     tmp_path = tmp_path_factory.mktemp("warm")
-    folder = gemma_folder(tmp_path / "base")
+    folder = gemma_folder(tmp_path / "base", layers=2)
     module = model(folder)
     quiet_trainer(tmp_path, PhaseSwitch(5, iterations=0), limit_val_batches=0).fit(module, Rooms())
     adapters = {key: value.clone() for key, value in module.adapters.state_dict().items()}

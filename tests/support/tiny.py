@@ -29,7 +29,7 @@ def byte_tokenizer(extra: list[str] | None = None) -> PreTrainedTokenizerFast:
     )
 
 
-def gemma_folder(folder: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:
+def gemma_folder(folder: Path, *, hidden: int = 64, layers: int = 1, seed: int = 0) -> Path:
     """A Gemma causal LM with random weights and a byte tokenizer."""
     tokenizer = byte_tokenizer()
     torch.manual_seed(seed)

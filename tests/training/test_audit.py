@@ -39,6 +39,12 @@ OPTIM = PhaseOptimConfig(*[OptimConfig(3e-3, warmup=0, schedule="constant")] * 3
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
+@pytest.fixture(scope="module")
+def gemma_path(deep_gemma_path):
+    """In place of the one of one layer."""
+    return deep_gemma_path
+
+
 def words(text):
     """Ids of a text: the byte tokenizer's alphabet follows its three specials."""
     return [ALPHABET.index({" ": "Ġ", "\n": "Ċ"}.get(c, c)) + 3 for c in text]
