@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
 
-from support.tiny import gemma_folder
-from support.trained import digits_run, minigrid_run
-from swirl_lightning.engine.quantization import import_bitsandbytes
 
-import_bitsandbytes()  # before tests that import parts of it
-torch.set_num_threads(1)  # small models: a second thread costs more than it gives
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare the libraries where tests run: all wait for the process that hands them out, which needs none."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    import torch
+
+    from swirl_lightning.engine.quantization import import_bitsandbytes
+
+    import_bitsandbytes()  # before tests that import parts of it
+    torch.set_num_threads(1)  # small models: a second thread costs more than it gives
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,6 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
     """No test leaves ranks behind: neither their variables, which processes inherit, nor a process group."""
+    import torch.distributed as dist
+
     before = dict(os.environ)
     yield
     if dist.is_initialized():
@@ -38,22 +43,30 @@ def alone() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Gemma of one layer on disk, shared by the session."""
+    from support.tiny import gemma_folder
+
     return gemma_folder(tmp_path_factory.mktemp("gemma"))
 
 
 @pytest.fixture(scope="session")
 def deep_gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of two layers, for what the first hands to the next."""
+    from support.tiny import gemma_folder
+
     return gemma_folder(tmp_path_factory.mktemp("deep-gemma"), layers=2)
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory, gemma_path: Path) -> Path:
     """A run of texts, shared by the session."""
+    from support.trained import digits_run
+
     return digits_run(tmp_path_factory.mktemp("digits"), gemma_path)
 
 
 @pytest.fixture(scope="session")
 def minigrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of frames, shared by the session."""
+    from support.trained import minigrid_run
+
     return minigrid_run(tmp_path_factory.mktemp("minigrid"))
