@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from support.attention import skip_if_torch_cannot_attend
 from support.phantom.device import CUDA, PhantomCuda
 from support.tiny_families import FAMILIES, backbone_of
+from support.tiny_liquid import SIZES
 from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, AdapterConfig, GRPOConfig, SamplingConfig, Transition
 from swirl_lightning.callbacks import CollapseWatch, MemoryReport, PhaseSwitch
@@ -21,7 +22,10 @@ from swirl_lightning.engine.noise import uniforms
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return {name: family.write(tmp_path_factory.mktemp(name)) for name, family in FAMILIES.items()}
+    """Bases of one layer, where they have a choice: a second would call the same operations again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "num_hidden_layers", 1)
+        return {name: family.write(tmp_path_factory.mktemp(name)) for name, family in FAMILIES.items()}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ class Family:
 TEXT = {"max_state_tokens": 10, "max_action_tokens": 6}
 IMAGES = {"max_action_tokens": 6}
 FAMILIES = {
-    "text": Family(gemma_folder, TextLLM, texts, TEXT),
+    "text": Family(partial(gemma_folder, layers=2), TextLLM, texts, TEXT),
     "chat": Family(qwen_folder, TextLLM, texts, TEXT),
     "gguf": Family(gguf_folder, TextLLM, texts, TEXT | {"gguf_file": FILE}),
     "liquid": Family(liquid_folder, Liquid, noise_images, IMAGES),
