@@ -23,8 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from yaml import YAMLError
 
 from recipes import scores
+from swirl_lightning.console.run import nearest, run_command
+from swirl_lightning.files import read_words, whole_file
 from swirl_lightning.results import curves
 from swirl_lightning.yaml_files import load
 
@@ -65,22 +68,50 @@ class Study:
         """Read a study file.
 
         Raises:
-            ValueError: a row starts from one that does not stand before it.
+            OSError: it cannot be read.
+            ValueError: it is no study, or a row starts from one that does not stand before it.
         """
-        given = load(path.read_text())
+        try:
+            given = load(read_words(path))
+        except YAMLError as error:
+            raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        found = _fields(given, path, {"config": str, "seeded": dict, "options": dict, "rows": dict}, ("config", "rows"))
+        if wrong := [option for option, base in found.get("seeded", {}).items() if type(base) is not int]:
+            raise ValueError(f"{path}: seeded has to give a whole number for {', '.join(map(str, wrong))}")
         rows: dict[str, Row] = {}
-        for name, row in given["rows"].items():
-            start = row.get("start")
+        for name, row in found["rows"].items():
+            where = f"{path}: row {name!r}"
+            if not isinstance(name, str):
+                raise ValueError(f"{where} must be named by a text: put it in quotes")
+            own = _fields({} if row is None else row, where, {"start": str | None, "options": dict, "train": bool})
+            start, trains = own.get("start"), own.get("train", True)
             if start is not None and start not in rows:
-                raise ValueError(f"{path}: row {name!r} starts from {start!r}, which does not stand before it")
-            rows[name] = Row(start, row.get("options", {}), row.get("train", True))
-        return cls(given["config"], given.get("seeded", {}), given.get("options", {}), rows)
+                raise ValueError(f"{where} starts from {start!r}, which does not stand before it")
+            if start is None and not trains:
+                raise ValueError(f"{where} trains nothing, and has no start whose checkpoint is tested")
+            if start is not None and not rows[start].trains:
+                raise ValueError(f"{where} starts from {start!r}, which trains nothing and has no checkpoint")
+            rows[name] = Row(start, own.get("options", {}), trains)
+        return cls(found["config"], found.get("seeded", {}), found.get("options", {}), rows)
 
     def arguments(self, name: str, seed: int, folder: Path) -> list[str]:
         """Command-line arguments of a row's runs, after the subcommand."""
         seeds = {option: base + seed for option, base in self.seeded.items()}
         options = {**self.options, **self.rows[name].options, **seeds, "trainer.default_root_dir": str(folder)}
         return ["-c", self.config, *(f"--{option}={written(value)}" for option, value in options.items())]
+
+
+def _fields(given: Any, where: object, kinds: Mapping[str, Any], needed: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the keys of a part of a study; ValueError where it is none, has others, lacks one or has another type."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} must be a mapping of {', '.join(kinds)}, not {str(given)[:60]!r}")
+    if unknown := [str(name) for name in given if name not in kinds]:
+        raise ValueError(f"{where} has no key {unknown[0]!r}{nearest(unknown[0], kinds)}")
+    if lacking := [name for name in needed if name not in given]:
+        raise ValueError(f"{where} lacks {', '.join(lacking)}")
+    if wrong := [name for name in given if not isinstance(given[name], kinds[name])]:
+        raise ValueError(f"{where}: {wrong[0]} cannot be {str(given[wrong[0]])[:60]!r}")
+    return given
 
 
 def written(value: Any) -> str:
@@ -98,13 +129,13 @@ def swirl(folder: Path, command: str, arguments: Sequence[str]) -> None:
     """One run of the command line, on one thread; its output goes to a log file beside the run.
 
     Raises:
-        RuntimeError: it failed.
+        ChildProcessError: it failed.
     """
     line = [sys.executable, "-m", "swirl_lightning", command, *arguments]
     with (folder / f"{command}.log").open("a") as log:
         done = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
-        raise RuntimeError(f"swirl {command} failed: see {folder / f'{command}.log'}")
+        raise ChildProcessError(f"swirl {command} failed: see {folder / f'{command}.log'}")
 
 
 def run(study: Study, name: str, seed: int, out: Path) -> None:
@@ -138,10 +169,15 @@ def run_all(study: Study, seeds: Sequence[int], names: Sequence[str], out: Path,
     """Every row of every seed, ``jobs`` at a time, seed by seed; a row waits for the one it starts from.
 
     Raises:
-        RuntimeError: a run failed; what was running has been finished.
+        ChildProcessError: a run failed; what was running has been finished.
+        ValueError: a row's start is neither among the names nor done; nothing has been run.
     """
     left = [(seed, name) for seed in seeds for name in names]
-    done: set[tuple[int, str]] = set()
+    starts = {(seed, start) for seed, name in left if (start := study.rows[name].start) is not None}
+    done = {job for job in starts - set(left) if (place(out, *job) / "fit.done").exists()}
+    if lacking := sorted(starts - set(left) - done):
+        (seed, name), *_ = lacking
+        raise ValueError(f"the row {name!r} of seed {seed}, which others start from, is not done: add it to --rows")
     running: dict[Future[None], tuple[int, str]] = {}
     with ThreadPoolExecutor(jobs) as pool:
         while left or running:
@@ -220,12 +256,12 @@ def main() -> None:
         scores.pack(own, args.metrics, args.pack)
     found = {name: {**joined[name], **own[name]} for name in study.rows}
     table = scores.tables(found, args.metrics, args.against)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "table.json").write_text(json.dumps(table, indent=2))
+    with whole_file(out / "table.json") as file:
+        file.write(json.dumps(table, indent=2).encode())
     Console(width=160).print(scores.shown(table, args.metrics, args.against))
     if curves.available() and (drawn := panels(study, args.seeds, out, table, args.metrics)):
         curves.draw(drawn, out / "curves.png")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

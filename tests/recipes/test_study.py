@@ -15,6 +15,7 @@ from support import cli, processes
 from support.tiny import gemma_folder
 from swirl_lightning.callbacks.row_scores import read
 from swirl_lightning.cli import swirl_cli
+from swirl_lightning.console.run import run_command
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
@@ -58,6 +59,59 @@ def test_a_row_starts_from_one_before_it(tmp_path):
     path.write_text(yaml.safe_dump({"config": "c", "rows": {"a": {"start": "b"}, "b": {}}}))
     with pytest.raises(ValueError, match="row 'a' starts from 'b', which does not stand before it"):
         study.Study.load(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("rows: [", "s.yaml is no YAML: while parsing"),
+        ("- a", "s.yaml must be a mapping of config, seeded, options, rows, not"),
+        ("config: c", "s.yaml lacks rows"),
+        ("config: c\nrows: [a]", "s.yaml: rows cannot be"),
+        ("config: c\nrows: {a: 7}", "row 'a' must be a mapping of start, options, train"),
+        ("config: c\nrows: {a: {option: {x: 1}}}", "row 'a' has no key 'option'; did you mean 'options'?"),
+        ("config: c\nrows: {a: {train: 'no'}}", "row 'a': train cannot be 'no'"),
+        ("config: c\nrows: {a: {train: false}}", "row 'a' trains nothing, and has no start"),
+        ("config: c\nrows: {a: , b: {start: a, train: false}, c: {start: b}}", "'c' starts from 'b', which trains"),
+        ("config: c\nrows: {1: }", "row 1 must be named by a text"),
+        ("config: c\nseeded: {seed_everything: x}\nrows: {a: }", "a whole number for seed_everything"),
+        (None, "s.yaml"),
+    ],
+)
+def test_what_is_no_study_is_one_line(tmp_path, monkeypatch, given, told):
+    path = tmp_path / "s.yaml"
+    if given is not None:
+        path.write_text(given)
+    monkeypatch.setattr("sys.argv", ["study", str(path)])
+    with pytest.raises(SystemExit) as end:
+        run_command(study.main)
+    (line,) = str(end.value.code).splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+
+
+def test_a_row_alone_waits_for_no_start_that_nobody_trains(tmp_path, monkeypatch):
+    """It did so for ever, also where the start was done."""
+    path, out, ran = tmp_path / "s.yaml", tmp_path / "out", []
+    path.write_text("{config: c, rows: {a: , b: {start: a}}}")
+    monkeypatch.setattr(study, "run", lambda given, name, seed, out: ran.append((seed, name)))
+    monkeypatch.setattr("sys.argv", ["study", str(path), "--rows", "b", "--against", "b", "--out", str(out)])
+    with pytest.raises(ValueError, match="the row 'a' of seed 0, which others start from, is not done"):
+        study.main()
+    assert not ran
+    for seed in range(3):
+        place = study.place(out, seed, "a")
+        place.mkdir(parents=True)
+        (place / "fit.done").touch()
+    study.main()
+    assert ran == [(0, "b"), (1, "b"), (2, "b")]
+
+
+def test_a_run_that_fails_ends_a_study_in_one_line(tmp_path):
+    with pytest.raises(ChildProcessError, match=r"swirl fit failed: see .*fit\.log"):
+        study.swirl(tmp_path, "fit", ["-c", str(tmp_path / "none.yaml")])
+    with pytest.raises(SystemExit, match="error: swirl fit failed"):
+        run_command(lambda: study.swirl(tmp_path, "fit", ["--nosuch"]))
 
 
 def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
