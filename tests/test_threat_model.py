@@ -5,21 +5,24 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers.integrations import hub_kernels
 
 from support.cli import config, here
 from support.image_world import clip_folder
 from support.text_suites import bert_folder
-from support.tiny import byte_tokenizer
+from support.tiny import byte_tokenizer, gemma_folder, text_backbone
+from swirl_lightning import SWIRL
 from swirl_lightning.benchmarks.mind2web import Mind2Web
 from swirl_lightning.callbacks.predictions import file_name
 from swirl_lightning.data import JSONLTransitions
 from swirl_lightning.judge import Judge
-from swirl_lightning.metrics import bert_score, clip, embedding
+from swirl_lightning.metrics import bert_score, clip, embedding, perplexity
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,6 +107,59 @@ def test_no_code_of_a_metrics_model_runs(tmp_path, monkeypatch, name):
         found = str(error)
     assert not marker.exists()
     assert name == "clip" or "custom code" in found or "trust_remote_code" in found
+
+
+KERNEL = "kernels-community/flash@0123456"
+"""A repository of code on the hub, at a commit of anybody's."""
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """What transformers would load from the hub where the package ``kernels`` is installed."""
+    found = []
+    monkeypatch.setattr(hub_kernels, "is_kernels_available", lambda *_, **__: True)
+    monkeypatch.setattr(hub_kernels, "get_kernel", lambda name, **_: found.append(name))
+    return found
+
+
+def asking(folder, key="_attn_implementation"):
+    path = Path(folder, "config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: KERNEL}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", [*(name for name in LOADS if name != "tokenizer"), "perplexity", "base"])
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_no_kernel_that_a_model_names_is_loaded(tmp_path, kernels, name, key):
+    """An attention in config.json may be code of the hub, and no option of transformers keeps it away."""
+    loads = LOADS | {
+        "perplexity": lambda folder: perplexity._load(folder, "cpu"),
+        "base": lambda folder: text_backbone(folder).load_model(),
+    }
+    make = gemma_folder if name in ("perplexity", "base") else clip_folder if name == "clip" else bert_folder
+    folder = make(tmp_path / "model")
+    try:
+        found = loads[name](asking(folder, key))
+    except (OSError, ValueError) as error:
+        found = str(error)
+    assert "asks for code of the hub" in found
+    assert not kernels
+
+
+def test_an_export_names_no_kernel_and_no_folder(minigrid, tmp_path, kernels):
+    folder = shutil.copytree(minigrid / "adapters" / "last", tmp_path / "export")
+    settings = json.loads((folder / "swirl.json").read_text())
+    assert "attn_implementation" not in settings["backbone"]["options"]
+    settings["backbone"]["options"]["attn_implementation"] = KERNEL
+    (folder / "swirl.json").write_text(json.dumps(settings))
+    assert SWIRL.from_pretrained(folder).backbone.attn_implementation == "sdpa"
+    assert not kernels
+    base = gemma_folder(tmp_path / "base")
+    for path in (str(base), "../" * 20 + str(base)):
+        settings["base"]["name"] = f"builtin/{path}"
+        (folder / "swirl.json").write_text(json.dumps(settings))
+        with pytest.raises(FileNotFoundError, match="is shipped with the package"):
+            SWIRL.from_pretrained(folder)
 
 
 IDS = [

@@ -227,11 +227,11 @@ def resolve_model_path(name: str) -> str:
                     f"model_name_or_path {name!r}: there is no such folder, and on the hub names are owner/name"
                 ) from None
         return name
-    folder = Path(__file__).parents[1] / "assets" / name.removeprefix(BUILTIN_PREFIX)
-    if not folder.is_dir():
-        known = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
+    shipped = {BUILTIN_PREFIX + path.name: path for path in Path(__file__).parents[1].glob("assets/*") if path.is_dir()}
+    if name not in shipped:  # which may come from a foreign export, and must lead to no other folder
+        known = sorted(path.name for path in shipped.values())
         raise FileNotFoundError(f"no base {name!r} is shipped with the package; there are: {known}")
-    return str(folder)
+    return str(shipped[name])
 
 
 def _letters(text: str) -> str:

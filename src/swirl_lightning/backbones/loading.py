@@ -36,6 +36,7 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
 
     Raises:
         ValueError: it is of another family.
+        ValueError: its config asks for code of the hub, and the backbone trusts none.
         OSError: there is no such checkpoint (transformers' own message).
         ImportError: it is a GGUF file, and what reads those is missing.
     """
@@ -47,10 +48,31 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
         revision=backbone.revision,
         trust_remote_code=backbone.trust_remote_code,
     )
+    if not backbone.trust_remote_code:
+        refuse_kernels(config, backbone.name)
     if model_types is not None and config.model_type not in model_types:
         other = FAMILIES.get(config.model_type)
         cure = f"use swirl_lightning.backbones.{other}" if other else "use the backbone class of that family"
         misfit(backbone, f"it holds a {config.model_type!r} model, needed: {sorted(model_types)}; {cure}")
+    return config
+
+
+def refuse_kernels(config: Any, name: str) -> None:
+    """Raise ValueError if the config of a model asks for attention that transformers would load as code from the hub.
+
+    It does so for ``owner/repository@revision`` wherever the package ``kernels`` is installed, also over the
+    ``attn_implementation`` that it is called with.
+    """
+    parts = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", {}))]
+    for asked in (getattr(part, "_attn_implementation", None) for part in parts):
+        if isinstance(asked, str) and "/" in asked:
+            raise ValueError(f"the config.json of {name!r} asks for code of the hub, {asked!r}: remove that entry")
+
+
+def plain_config(name: str) -> Any:
+    """Load the config of a model that runs no code of its own; ValueError where it asks for some."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)  # or transformers asks on the terminal
+    refuse_kernels(config, name)
     return config
 
 

@@ -26,6 +26,7 @@ _OF_THIS_MACHINE = (
     "model_name_or_path",
     "vqgan_path",
     "trust_remote_code",
+    "attn_implementation",  # transformers takes the name of a repository for code, which it loads
     "encode_batch",
     "images_kept",
     "cuda_graphs",
@@ -112,6 +113,7 @@ def build_backbone(settings: dict[str, Any], base: str | None) -> Backbone:
         ValueError: it is a family of somebody's own, has unknown options, or its base is known by no public name.
     """
     family, options = settings["backbone"].get("family"), settings["backbone"].get("options", {})
+    options = {key: value for key, value in options.items() if key != "attn_implementation"}  # of older exports
     kind = getattr(backbones, str(family)) if family in backbones.__all__ else None
     if not isinstance(kind, type) or not issubclass(kind, Backbone) or kind is Backbone:
         raise ValueError(f"its backbone {family!r} is none of this package: build it, and give it as backbone=...")

@@ -75,12 +75,14 @@ def missing_model(model: str | None, option: str = "bert", example: str = "rober
         option: of the DataModule, which names the model.
         example: of its value.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from swirl_lightning.backbones.loading import plain_config
 
     if not model:
         return f"set {option}, for example to {example}"
     try:
-        AutoConfig.from_pretrained(model, trust_remote_code=False)  # or transformers asks on the terminal
+        plain_config(model)
         AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         return f"{model!r} cannot be loaded ({str(error).splitlines()[0]})"
@@ -121,5 +123,8 @@ def _load(name: str, device: str) -> tuple[Any, Any]:
     """Load tokenizer and encoder, outside the metric: copies and checkpoints of metrics hold no model."""
     from transformers import AutoModel, AutoTokenizer
 
+    from swirl_lightning.backbones.loading import plain_config
+
+    plain_config(name)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     return tokenizer, AutoModel.from_pretrained(name, trust_remote_code=False).to(device).eval()

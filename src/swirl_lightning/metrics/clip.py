@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from swirl_lightning.backbones.loading import plain_config
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.category_means import CategoryMeans
 from swirl_lightning.transition import State, Transition
@@ -66,6 +67,7 @@ class CLIPEncoder:
 @lru_cache(maxsize=2)
 def _load(name_or_path: str, device: torch.device) -> tuple[Any, PreTrainedTokenizerBase]:
     try:
+        plain_config(name_or_path)
         model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:

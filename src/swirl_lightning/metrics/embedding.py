@@ -108,6 +108,8 @@ def _load(model: str, device: str) -> tuple[Any, Any, int]:
     """Load tokenizer, encoder and its longest input, outside the metric: copies of it hold no model."""
     from transformers import AutoModel, AutoTokenizer
 
+    from swirl_lightning.backbones.loading import plain_config
+
     path = _resolve(model)
     if model == MINILM:
         weights = Path(path) / "model.safetensors"
@@ -116,6 +118,7 @@ def _load(model: str, device: str) -> tuple[Any, Any, int]:
                 f"{weights} has SHA-256 {found}, expected {_SHA256}: its numbers would compare with nobody's; "
                 "install swirl-lightning[embedding] anew"
             )
+    plain_config(path)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     encoder = AutoModel.from_pretrained(path, trust_remote_code=False).to(device).eval()
     longest = _settings(path, "sentence_bert_config.json").get("max_seq_length") or _LONGEST

@@ -61,7 +61,10 @@ def _surprise(network: Any, ids: torch.Tensor, mask: torch.Tensor) -> float:
 def _load(model: str, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from swirl_lightning.backbones.loading import plain_config
+
     try:
+        plain_config(model)
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except OSError as error:
         reason = next(iter(str(error).splitlines()), "")
