@@ -102,14 +102,14 @@ def test_what_stands_in_the_way_of_a_run_is_told_before_it(tmp_path, gemma_path,
     assert end.value.code == f"error: {run} is a {kind}, and a run writes something else there: move it away"
 
 
-WRITTEN = [("fit", "adapters"), ("test", "results.lock"), ("predict", "predictions")]
+WRITTEN = [("fit", "adapters"), ("test", "results.lock"), ("predict", "predictions"), ("fit", "config.yaml")]
 
 
 @pytest.mark.parametrize(("command", "name"), WRITTEN)
 def test_what_may_not_be_written_is_told_before_the_base_loads(tmp_path, gemma_path, monkeypatch, command, name):
     path, place = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / name
     place.parent.mkdir(parents=True)
-    place.touch() if name == "results.lock" else place.mkdir()
+    place.touch() if place.suffix else place.mkdir()
     may = os.access
     monkeypatch.setattr(os, "access", lambda path, *kind: path != place and may(path, *kind))  # root may do all
     with pytest.raises(SystemExit) as end:

@@ -278,8 +278,9 @@ def _check_places(folder: Path, subcommand: str) -> None:
     wrong += [(path, "file") for path in folders if path.exists() and not path.is_dir()]
     for path, kind in wrong:
         raise ValueError(f"{path} is a {kind}, and a run writes something else there: move it away")
+    described = folder / ("config.yaml" if subcommand == "fit" else f"config_{subcommand}.yaml")
     written = {"fit": [*folders[:-1], *locks], "predict": [folder, folders[-1]]}
-    for path in written.get(subcommand, [folder, locks[0]]):
+    for path in [*written.get(subcommand, [folder, locks[0]]), described]:
         if path.exists() and not os.access(path, os.W_OK):
             raise ValueError(f"{path} may not be written: change its rights, or give another trainer.default_root_dir")
 

@@ -91,8 +91,28 @@ def lock(path: Path, timeout: float = -1) -> FileLock | None:
     return held
 
 
+def check_writable(folder: Path) -> None:
+    """Raise if a folder cannot be written to, or made; before the work whose results it will get.
+
+    Raises:
+        FileExistsError: it, or one that it would be made in, is a file.
+        PermissionError: its rights forbid it.
+    """
+    place = next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
+    if not place.is_dir():
+        raise FileExistsError(f"{place} is no folder: name one with --to")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place} may not be written: change its rights, or name another folder with --to")
+
+
 def check_folder(path: Path) -> None:
-    """Raise ValueError for a folder that :func:`whole_folder` must not replace: whoever is in it would be in none."""
+    """Raise if :func:`whole_folder` cannot replace a folder, or must not.
+
+    Raises:
+        ValueError: it is the folder of this process, which would then be in none.
+        OSError: as :func:`check_writable`, of the folder that it lies in.
+    """
+    check_writable(path.parent)
     if Path.cwd().is_relative_to(path.resolve()):
         raise ValueError(f"you are in the folder {path}, and a new one would take its place: give --to another folder")
 

@@ -125,6 +125,7 @@ def weights_only(path):
         (without("state_dict"), "state_dict is missing"),
         (without("optimizer_states"), "optimizer_states is missing"),
         (without("pytorch-lightning_version"), "pytorch-lightning_version is missing"),
+        (having("x", "pytorch-lightning_version"), "pytorch-lightning_version 'x' is no version"),
         (having(3, "swirl"), "swirl.base is missing"),
         (having("", "swirl", "tokens_seen"), "swirl.tokens_seen is missing or no int"),
         (having("a", *BATCHES, "current", "ready"), "epoch_loop.batch_progress.current holds what is no count"),

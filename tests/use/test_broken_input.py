@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import socket
@@ -99,13 +100,24 @@ def taken():
         yield found.getsockname()[1]
 
 
+def loads(*args):
+    raise AssertionError("the base is loaded")
+
+
+@pytest.mark.parametrize("words", ["collapse --to", "export --to", "simulate --state test:0 --action jump --to"])
+def test_a_folder_that_may_not_be_written_is_told_before_the_work(words, minigrid, tmp_path, monkeypatch):
+    monkeypatch.setattr("swirl_lightning.backbones.liquid.load_base", loads)
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, *kind: path != tmp_path and may(path, *kind))  # root may do all
+    command, *args = words.split()
+    with pytest.raises(SystemExit, match=f"error: {tmp_path} may not be written: change its rights, or name another"):
+        here(command, minigrid, *args, tmp_path / "new" / "folder")
+
+
 @pytest.mark.parametrize(("words", "told"), CASES, ids=[words for words, _ in CASES])
 def test_broken_input_is_one_line_with_the_cure(words, told, minigrid, taken, tmp_path, capsys, monkeypatch):
-    def load(*args):
-        raise AssertionError("the base is loaded")
-
     for family in ("liquid", "text"):
-        monkeypatch.setattr(f"swirl_lightning.backbones.{family}.load_base", load)
+        monkeypatch.setattr(f"swirl_lightning.backbones.{family}.load_base", loads)
     (tmp_path / "empty").mkdir()
     shutil.copy(minigrid / "config.yaml", tmp_path / "empty")
     (tmp_path / "blank.txt").write_text("\n \n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -100,6 +101,20 @@ def test_an_interrupted_call_goes_on_and_thresholds_cost_nothing(digits, pairs, 
     pairs.write_text(pairs.read_text().replace('"clip": 0', '"clip": 100', 1).replace('"73"', '"74"'))
     label_files(run, str(pairs), out, accelerator="cpu")
     assert asked.batches == [[f"{pairs}:13", "new"]]
+
+
+def test_a_checkpoint_that_a_training_replaces_meanwhile_labels_nothing(digits, pairs, tmp_path, monkeypatch):
+    """What is written says which weights the labels are of."""
+    folder, own = shutil.copytree(digits, tmp_path / "run"), Run.load
+
+    def replaced(run, *args):
+        (folder / "checkpoints" / "last.ckpt").write_bytes((folder / "checkpoints" / "last.ckpt").read_bytes() + b"x")
+        return own(run, *args)
+
+    monkeypatch.setattr(Run, "load", replaced)
+    with pytest.raises(SystemExit, match=r"error: .*last\.ckpt has been written anew since this began"):
+        here("label", folder, pairs, "--to", tmp_path / "out", *CPU)
+    assert not list((tmp_path / "out").glob("*.jsonl"))
 
 
 def test_two_processes_label_as_one(digits, pairs, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from packaging.version import InvalidVersion, Version
 
 from swirl_lightning.checkpoints.state import check_parts, own_state
 from swirl_lightning.files import whole_file
@@ -79,6 +80,7 @@ def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
     try:
         check_parts(own_state(checkpoint), _OF_OURS, "swirl.")
         check_parts(checkpoint, _OF_ANY)
+        _check_version(checkpoint["pytorch-lightning_version"])
         check_parts(checkpoint["state_dict"], dict.fromkeys(checkpoint["state_dict"], torch.Tensor), "state_dict.")
         if resume and not _OF_A_TRAINING.keys() & checkpoint.keys():
             raise ValueError("it holds weights alone (save_weights_only): test it, or resume from a whole one")
@@ -88,6 +90,14 @@ def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}; {beside}") from None
     return checkpoint
+
+
+def _check_version(version: str) -> None:
+    """Raise ValueError if the version of Lightning is none, by which it brings older checkpoints up to date."""
+    try:
+        Version(version)
+    except InvalidVersion:
+        raise ValueError(f"pytorch-lightning_version {version[:40]!r} is no version") from None
 
 
 def _check_counts(found: dict[str, Any], where: str) -> None:

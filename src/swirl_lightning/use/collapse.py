@@ -15,7 +15,7 @@ from swirl_lightning.checkpoints.file import check_file
 from swirl_lightning.checkpoints.state import own_state
 from swirl_lightning.data.module import Split
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import whole_file
+from swirl_lightning.files import check_writable, whole_file
 from swirl_lightning.metrics.perplexity import perplexity
 from swirl_lightning.results import curves
 from swirl_lightning.roles import Role
@@ -91,11 +91,10 @@ def collapse_files(
 
     Raises:
         ValueError: the run has no IDM, a split has no labels, or a checkpoint is none of ours.
-        OSError: the language model cannot be loaded, or the folder is a file.
+        OSError: the language model cannot be loaded, or the folder is a file or may not be written.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is no folder: name one with --to")
+    check_writable(folder)
     model, data = run.build(), run.data()
     if Role.IDM not in model.roles:
         raise ValueError(f"latent actions come from the IDM, and {run.config} trains none")

@@ -192,8 +192,14 @@ class _Labeller(LightningModule):
 
     def configure_model(self) -> None:
         """Load the base and the adapters, if there is something to label."""
-        if self.data.left and self.world.model is None:
-            self.run.load(self.world)
+        if not self.data.left or self.world.model is not None:
+            return
+        self.run.load(self.world)
+        if sha256(self.run.checkpoint) != self.data.log.settings["checkpoint"]:
+            raise ValueError(
+                f"{self.run.checkpoint} has been written anew since this began, by a training that goes on: label with "
+                "a copy of it, or wait for its end"
+            )
 
     def predict_step(self, batch: TransitionBatch, batch_idx: int) -> int:
         """Label a batch and return its size; a pair that the backbone cannot read is skipped."""
