@@ -217,28 +217,16 @@ def records(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str
 def _items(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, str]]:
     """(file[number], text) of the items of a JSON list."""
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    decoder = json.JSONDecoder()
     place = _skip(text, 0)
     if text[place : place + 1] != "[":
         skipped.add(str(path), "a JSON list is needed")
         return
     place, number = _skip(text, place + 1), 0
-    broken = False
     while text[place : place + 1] != "]":
-        nested = text.startswith(("[", "{"), place)
-        end = _end(text, place) if broken and nested else len(text)
-        try:
-            # after a broken record, by brackets alone: to make an error, json counts all lines before it
-            if end == len(text):
-                _, end = decoder.raw_decode(text, place)
-        except RecursionError:
-            end = _end(text, place)
-        except ValueError as error:
-            broken = True
-            end = _end(text, place) if nested else len(text)
-            if end == len(text):
-                skipped.add(f"{path}[{number}]", f"not JSON, nothing is read from here on ({error})")
-                return
+        end = _end(text, place)
+        if end is None:
+            skipped.add(f"{path}[{number}]", f"not JSON, nothing is read from here on ({text[place : place + 60]!r})")
+            return
         yield f"{path}[{number}]", text[place:end]
         number += 1
         place = _skip(text, end)
@@ -251,16 +239,25 @@ def _items(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, str]]:
         skipped.add(str(path), f"text after the list, which is not read ({rest[:60]!r})")
 
 
-def _end(text: str, place: int) -> int:
-    """Where a list or object ends that cannot be parsed, by its brackets; the end of the text if they do not match."""
+def _end(text: str, place: int) -> int | None:
+    """Where an item of a list ends, None if that cannot be told.
+
+    Of an object or list by its brackets: so the items behind one that is no JSON can be read. (json's own errors count
+    the lines before them, which takes a time that grows with the file.)
+    """
+    if not text.startswith(("[", "{"), place):
+        try:
+            return json.JSONDecoder().raw_decode(text, place)[1]
+        except ValueError:
+            return None
     depth = 0
     for match in _BRACKETS.finditer(text, place):
         if match[0] == '"':  # without an end: what was taken for texts before may have been none
-            break
+            return None
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
         if depth == 0:
-            return match.end()
-    return len(text)
+            return match.end() if match.end() < len(text) else None  # the list's own end was taken for the item's
+    return None
 
 
 def _skip(text: str, place: int) -> int:
