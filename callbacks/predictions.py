@@ -42,6 +42,8 @@ class Predictions(Callback):
     - ``generated-rank<r>.jsonl``: the tokens of everything generated. A command that is killed and started
       again with the same settings, weights and data reuses them; with others it generates everything anew.
 
+    Does nothing in a ``fast_dev_run``.
+
     Args:
         folder: name of the folder, in the run's folder, or a path of its own.
         contact_sheet_rows: transitions on the contact sheet; 0 for none.
@@ -70,6 +72,8 @@ class Predictions(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Listen to the evaluator, and give it the earlier generations."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         self._place = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
         self._place.mkdir(parents=True, exist_ok=True)
         self._rank, self._sheet, self._sheet_mode, self._open = trainer.global_rank, {}, None, {}
@@ -87,6 +91,8 @@ class Predictions(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the contact sheet and remove the listener."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         if self._sheet and trainer.is_global_zero:
             contact_sheet(_spread(list(self._sheet.values()), self.contact_sheet_rows)).save(
                 self._place / CONTACT_SHEET

@@ -23,7 +23,7 @@ class RowScores(Callback):
     ``row_scores/rank<r>.jsonl`` has a line per transition and mode: its id, the mode, and the metrics by the names
     that result tables give them. A metric that is pooled over transitions, such as effect accuracy, is that
     transition's own share here, so that its mean over lines differs from the table's. Metrics that compare whole
-    sets of predictions (FID and its like) mean nothing here.
+    sets of predictions (FID and its like) mean nothing here. Does nothing in a ``fast_dev_run``.
     """
 
     def __init__(self) -> None:
@@ -32,6 +32,8 @@ class RowScores(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Listen to the evaluator."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         benchmark: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._lines, self._metrics = [], {"fwm": benchmark.state_metrics(), "idm": benchmark.action_metrics()}
         for metrics in self._metrics.values():
@@ -41,6 +43,8 @@ class RowScores(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the file."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         pl_module.evaluator.listeners.remove(self._score)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)

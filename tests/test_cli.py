@@ -261,12 +261,18 @@ def test_a_development_run_goes_through_and_leaves_no_file(tmp_path, gemma_path)
 
 
 def test_a_development_run_beside_a_finished_one_tells_of_itself_alone(finished, tmp_path, capsys):
-    """No table of the other's results, and no row of its own, whose two batches would look like a result."""
+    """No table of the other's results, and nothing of its own, whose two batches would look like a result."""
     run = shutil.copytree(finished / "runs" / "r", tmp_path / "run")
+    for kind in ("predictions", "row_scores"):
+        (run / kind).mkdir()
+        for name in ("predict-rank0", "greedy-rank0", "sampled-rank0", "rank0"):
+            (run / kind / f"{name}.jsonl").write_text("of a real run\n")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     place = ("-c", run / "config.yaml", "--trainer.default_root_dir", run, "--trainer.fast_dev_run", "2")
     here("fit", *place)
-    here("test", *place, "--ckpt_path", run / "checkpoints" / "last.ckpt")
+    scores = [f"--trainer.callbacks+=swirl_lightning.callbacks.{name}" for name in ("RowScores", "Predictions")]
+    here("test", *place, "--ckpt_path", run / "checkpoints" / "last.ckpt", *scores)
+    here("predict", *place, "--ckpt_path", run / "checkpoints" / "last.ckpt")
     assert "results.json" not in capsys.readouterr().out
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
