@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 from support.cli import here
 from support.processes import run_module
@@ -312,6 +313,20 @@ def test_an_error_in_a_process_that_loads_data_is_one_line(kill, told, monkeypat
     with pytest.raises(SystemExit) as end:
         run_command(lambda: list(TransitionLoader(rows, batch_size=1, num_workers=1)))
     assert re.fullmatch(told, end.value.code)
+
+
+class NoText:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, place):
+        return b"\xff".decode()
+
+
+def test_an_error_that_torch_cannot_make_anew_is_one_line_too(monkeypatch):
+    monkeypatch.delenv("SWIRL_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit, match="error: 'utf-8' codec can't decode byte 0xff in position 0"):
+        run_command(lambda: list(DataLoader(NoText(), num_workers=1)))
 
 
 def test_no_command_shows_what_a_library_says_to_its_developers():

@@ -22,6 +22,9 @@ _LOADER_GONE = "DataLoader worker (pid"
 _IN_LOADER = re.compile(r"Caught (\w+) in DataLoader worker process.*^(?:\w+\.)*\1: (.*)", re.DOTALL | re.MULTILINE)
 """What torch makes of an error in a process that loads data: its traceback, with what it says at the end."""
 
+_UNMADE = ("UnicodeDecodeError", "UnicodeEncodeError", "JSONDecodeError")
+"""Mendable errors that torch cannot make anew from a text alone: it makes a RuntimeError in their place."""
+
 _DEPRECATIONS = (  # of libraries among themselves
     r".*is_gradient_checkpointing` is deprecated",
     r".*isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -45,6 +48,8 @@ def run_command(main: Callable[[], None]) -> None:
     except RuntimeError as error:
         if os.environ.get("SWIRL_TRACEBACK"):
             raise
+        if (found := _IN_LOADER.match(str(error))) and found[1] in _UNMADE:
+            sys.exit(f"error: {printable(found[2]).strip()}")
         if _LOADER_GONE in str(error):
             sys.exit(
                 f"error: a process that loads data has ended ({printable(error).strip()}), as one does that the system "
