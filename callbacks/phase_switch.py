@@ -152,11 +152,10 @@ class PhaseSwitch(Callback):
         saved = checkpoint["callbacks"].get(self.state_key)
         if not saved:
             return
-        with as_written("the schedule of phases"):
+        with as_written("the number of epochs"):
             epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
             entered, done = epochs["ready"], epochs["processed"]
-            options = {name: saved[name] for name in PhaseSchedule.__dataclass_fields__}
-            before = PhaseSchedule(**options | {"phases": tuple(options["phases"])})
+        before = _schedule(saved)
         # from there on both go round, and a damaged checkpoint may have entered any number of epochs
         common = min(before.warmup_epochs, self.schedule.warmup_epochs)
         told = min(entered, common + len(before.phases) * len(self.schedule.phases))
@@ -191,3 +190,14 @@ class PhaseSwitch(Callback):
         self._after_last_batch = stop_after_last_batch(checkpoint)
         validate_anew(checkpoint)
         stay_in_unfinished_epoch(checkpoint)
+
+
+def _schedule(saved: dict[str, Any]) -> PhaseSchedule:
+    """Build the schedule of a state of PhaseSwitch; ValueError if it holds none."""
+    try:
+        if type(saved.get("begun", 0)) is not int and saved["begun"] is not None:
+            raise TypeError("begun is no epoch")
+        options = {name: saved[name] for name in PhaseSchedule.__dataclass_fields__}
+        return PhaseSchedule(**options | {"phases": tuple(options["phases"])})
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"the checkpoint's schedule of phases is damaged ({error}): {str(saved)[:200]}") from None

@@ -226,7 +226,8 @@ class SwirlCLI(LightningCLI):
             options["ckpt_path"] = last
         elif given == "last" and not fitting:
             folder = self.trainer.log_dir or self.trainer.default_root_dir
-            raise FileNotFoundError(f"--ckpt_path last: there is none in {folder}; train first, or name one")
+            looked = "a fast_dev_run looks for none" if self.trainer.fast_dev_run else f"there is none in {folder}"  # type: ignore[attr-defined]
+            raise FileNotFoundError(f"--ckpt_path last: {looked}; train first, or name one")
         elif fitting and _of_another(self.trainer, given) and (left := last or _left(self.trainer)):
             cure = "go on from it with --ckpt_path last, " if left == last else ""
             raise ValueError(

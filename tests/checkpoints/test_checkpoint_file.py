@@ -125,6 +125,10 @@ def weights_only(path):
         (without("state_dict"), "state_dict is missing"),
         (without("optimizer_states"), "optimizer_states is missing"),
         (without("pytorch-lightning_version"), "pytorch-lightning_version is missing"),
+        (
+            having({"max_state_tokens": "4"}, "swirl", "lengths"),
+            "length max_state_tokens is no number of tokens but '4'",
+        ),
         (having("x", "pytorch-lightning_version"), "pytorch-lightning_version 'x' is no version"),
         (having(3, "swirl"), "swirl.base is missing"),
         (having("", "swirl", "tokens_seen"), "swirl.tokens_seen is missing or no int"),
@@ -158,8 +162,11 @@ def test_a_checkpoint_that_cannot_serve_is_one_line_before_the_base(copied, refu
             "epoch_progress.current holds what is no count",
         ),
         (lambda path: None, ("--phase_switch.warmup_epochs", "0"), "set phase_switch.warmup_epochs (there 1)"),
-        (having(None, "callbacks", "PhaseSwitch", "phases"), (), "the schedule of phases"),
-        (without("callbacks", "PhaseSwitch", "iterations"), (), "the schedule of phases"),
+        (having(None, "callbacks", "PhaseSwitch", "phases"), (), "the checkpoint's schedule of phases is damaged"),
+        (having(-1, "callbacks", "PhaseSwitch", "warmup_epochs"), (), "the checkpoint's schedule of phases is damaged"),
+        (having("x", "callbacks", "PhaseSwitch", "begun"), (), "the checkpoint's schedule of phases is damaged"),
+        (without("callbacks", "PhaseSwitch", "iterations"), (), "the checkpoint's schedule of phases is damaged"),
+        (without("loops", "fit_loop"), (), "the number of epochs in the checkpoint cannot be restored"),
     ],
 )
 def test_a_checkpoint_of_another_schedule_is_one_line_before_the_base(

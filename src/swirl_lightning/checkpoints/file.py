@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from packaging.version import InvalidVersion, Version
 
-from swirl_lightning.checkpoints.state import check_parts, own_state
+from swirl_lightning.checkpoints.state import check_parts, chosen_lengths, own_state
 from swirl_lightning.files import whole_file
 
 _OF_ANY = {"state_dict": dict, "loops": dict, "pytorch-lightning_version": str}
@@ -80,6 +80,7 @@ def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
     try:
         check_parts(own_state(checkpoint), _OF_OURS, "swirl.")
         check_parts(checkpoint, _OF_ANY)
+        chosen_lengths(own_state(checkpoint))
         _check_version(checkpoint["pytorch-lightning_version"])
         check_parts(checkpoint["state_dict"], dict.fromkeys(checkpoint["state_dict"], torch.Tensor), "state_dict.")
         if resume and not _OF_A_TRAINING.keys() & checkpoint.keys():
