@@ -197,9 +197,9 @@ class Evaluator:
 
         ``identifiability`` is E[log Q(z | x, ŷ)], ``likelihood`` E[log P(y | x, ẑ)], in nats per token.
         """
-        values = {f"{name}/{key}": v for name, m in self._metrics.items() for key, v in m.compute().items()}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*MeanMetric was called before the ``update``")
+        with warnings.catch_warnings():  # which a rank without rows gives, though the others have some
+            warnings.filterwarnings("ignore", message=".*was called before the ``update``")
+            values = {f"{name}/{key}": v for name, m in self._metrics.items() for key, v in m.compute().items()}
             means = {name: mean.compute() for name, mean in self._means.items()}
         return values | {name: mean for name, mean in means.items() if not mean.isnan()}  # NaN: no transition
 
