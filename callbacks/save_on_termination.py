@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 
 class SaveOnTermination(Callback):
@@ -21,7 +23,10 @@ class SaveOnTermination(Callback):
     The signal may reach all ranks or one of them. A training that it ends within a validation begins that validation
     anew when it is resumed. Before the first batch it ends the process without a checkpoint.
 
-    Lightning's own handler calls a collective wherever the signal finds its rank, and the others wait for ever.
+    Under SLURM, SIGUSR1 does the same, and the job is requeued: with ``--ckpt_path last`` in its command it goes on.
+
+    Lightning's own handlers call a collective wherever the signal finds its rank, and the others wait for ever; that of
+    SIGUSR1 saves a training in the middle of a batch.
 
     Example:
         >>> from swirl_lightning.callbacks import SaveOnTermination
@@ -29,7 +34,7 @@ class SaveOnTermination(Callback):
     """
 
     def __init__(self) -> None:
-        self._asked = self._running = False
+        self._asked = self._requeue = self._running = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -52,9 +57,14 @@ class SaveOnTermination(Callback):
             raise SIGTERMException
         self._asked = True
 
+    def _ask_and_requeue(self, *_: Any) -> None:
+        self._requeue = True
+        self._ask()
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the place of Lightning's handler."""
+        """Take the place of Lightning's handlers, which it registers later on."""
         trainer._signal_connector._sigterm_notifier_fn = self._ask  # type: ignore[method-assign, assignment]
+        trainer._signal_connector._slurm_sigusr_handler_fn = self._ask_and_requeue  # type: ignore[method-assign, assignment]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the end of a batch from now on."""
@@ -75,11 +85,26 @@ class SaveOnTermination(Callback):
         if fitting and keeper is not None and keeper.dirpath is not None:
             path = Path(keeper.dirpath, keeper.CHECKPOINT_NAME_LAST + keeper.FILE_EXTENSION)
             trainer.save_checkpoint(path)
-            rank_zero_info(f"SIGTERM: saved {path}; go on with --ckpt_path last")
+            rank_zero_info(f"asked to end: saved {path}; go on with --ckpt_path last")
+        if trainer.strategy.reduce_boolean_decision(self._requeue, all=False) and trainer.is_global_zero:
+            _requeue_job()
         raise SIGTERMException
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end  # type: ignore[assignment]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the signal, for a Trainer that is used again."""
-        self._asked = self._running = False
+        self._asked = self._requeue = self._running = False
+
+
+def _requeue_job() -> None:
+    """Ask SLURM to run this job again; warn if it does not."""
+    array, job = (os.environ.get(f"SLURM_{name}") for name in ("ARRAY_JOB_ID", "JOB_ID"))
+    name = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else str(job)
+    try:
+        done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
+        problem = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        problem = str(error)
+    if problem:
+        rank_zero_warn(f"SLURM has not requeued job {name} ({problem}): start it again yourself")

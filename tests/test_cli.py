@@ -264,7 +264,7 @@ def test_a_development_run_beside_a_finished_one_tells_of_itself_alone(finished,
     """No table of the other's results, and nothing of its own, whose two batches would look like a result."""
     run = shutil.copytree(finished / "runs" / "r", tmp_path / "run")
     for kind in ("predictions", "row_scores"):
-        (run / kind).mkdir()
+        (run / kind).mkdir(exist_ok=True)
         for name in ("predict-rank0", "greedy-rank0", "sampled-rank0", "rank0"):
             (run / kind / f"{name}.jsonl").write_text("of a real run\n")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -28,7 +28,7 @@ def one_process(tmp_path_factory, gemma_path):
 
 def test_two_processes_train_the_same_weights_as_one(tmp_path, gemma_path, one_process):
     """``pairs_per_step: 8`` on one process and on two, with batches of a step's size and of half of it."""
-    done = run_module("support.ddp_run", gemma_path, tmp_path, 2, "4-group", "2-group", "4-batch", ranks=2)
+    done = run_module("support.ddp_run", gemma_path, tmp_path, 2, "4-group", "2-group", "4-batch", ranks=2, slurm=True)
     assert done.returncode == 0, done.stderr[-3000:]
     folders = {folder.name: folder for place in (one_process, tmp_path) for folder in place.iterdir()}
     assert {case: (folder / "steps.txt").read_text() for case, folder in folders.items()} == dict.fromkeys(folders, "6")

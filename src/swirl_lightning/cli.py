@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from yaml import YAMLError
 
 from swirl_lightning.callbacks import (
@@ -224,7 +224,10 @@ class SwirlCLI(LightningCLI):
         if given == "last" and last is not None:
             self._checkpoint = check_file(last, resume=fitting)
             options["ckpt_path"] = last
-        elif given == "last" and not fitting:
+        elif given == "last" and fitting:  # Lightning would say that none is ever written
+            options["ckpt_path"] = None
+            rank_zero_info("--ckpt_path last: there is none yet, so the training begins")
+        elif given == "last":
             folder = self.trainer.log_dir or self.trainer.default_root_dir
             looked = "a fast_dev_run looks for none" if self.trainer.fast_dev_run else f"there is none in {folder}"  # type: ignore[attr-defined]
             raise FileNotFoundError(f"--ckpt_path last: {looked}; train first, or name one")

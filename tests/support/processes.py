@@ -29,13 +29,14 @@ STARTING = threading.Lock()
 CONTEXT.set_forkserver_preload(["support.swirl", "support.suites", "swirl_lightning.cli"])
 
 
-def run_module(name: str, *args: Any, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+def run_module(name: str, *args: Any, ranks: int = 1, slurm: bool = False) -> subprocess.CompletedProcess[str]:
     """Run ``python -m name args``, which may import ``support``; it is stopped after 400 seconds.
 
     Args:
         name: the module.
         args: its arguments.
         ranks: processes of one run that the launcher starts, as torchrun does; 1 leaves this to Lightning.
+        slurm: they are told so by SLURM's variables.
 
     Returns:
         What they wrote, rank by rank, and the first exit status that is not 0, of a signal its negative number.
@@ -47,7 +48,7 @@ def run_module(name: str, *args: Any, ranks: int = 1) -> subprocess.CompletedPro
     with tempfile.TemporaryDirectory() as folder:
         running = []
         for rank in range(ranks):
-            place = {"WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if ranks > 1 else {}
+            place = _place(rank, ranks, slurm) if ranks > 1 else {}
             own = (name, arguments, environment | place, os.getcwd(), Path(folder, str(rank)))
             running.append(CONTEXT.Process(target=_run, args=own))
         if sys.platform == "linux":
@@ -89,6 +90,15 @@ def _run(name: str, arguments: Sequence[str], environment: Mapping[str, str], fo
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # which multiprocessing leaves out
+
+
+def _place(rank: int, ranks: int, slurm: bool) -> dict[str, str]:
+    """Return the variables by which a launcher tells a process its rank."""
+    if not slurm:
+        return {"WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+    given = {"JOB_ID": 17, "JOB_NAME": "swirl", "NTASKS": ranks, "NTASKS_PER_NODE": ranks}
+    given |= {"PROCID": rank, "LOCALID": rank, "NODEID": 0}
+    return {f"SLURM_{name}": str(value) for name, value in given.items()}
 
 
 def _environment() -> dict[str, str]:
