@@ -26,7 +26,7 @@ def test_the_fused_norm_computes_and_differentiates_what_the_model_s_does(kind, 
     assert fuse_norms(nn.Sequential(norm)) == 1
     assert torch.equal(norm(x), expected)  # on a CPU its own
     _, chosen, eps = norm.forward.args
-    found = chosen(norm, x, eps)
+    found = chosen(norm.fused_scale, x, eps)
     assert found.dtype == expected.dtype
     close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
     torch.testing.assert_close(found, expected, **close)

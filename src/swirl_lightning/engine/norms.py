@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Norm = Callable[[Any, Tensor, float], Tensor]
+Norm = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def fuse_norms(model: nn.Module) -> int:
-    """Have a model's norms run torch's fused kernel on GPUs.
+    """Have a model's norms run torch's fused kernel on GPUs. Their weights are frozen.
 
     What a norm computes is found by a trial, for it goes by no name: some scale by 1 plus the weight, some round before
     they scale. One that computes something else is left alone.
@@ -25,7 +25,9 @@ def fuse_norms(model: nn.Module) -> int:
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and isinstance(getattr(module, "weight", None), Tensor):
             eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-            if isinstance(eps, float) and (norm := _same(module, eps)) is not None:
+            if isinstance(eps, float) and (same := _same(module, eps)) is not None:
+                norm, scale = same
+                module.register_buffer("fused_scale", scale, persistent=False)
                 module.forward = partial(_forward, module, norm, eps)
                 found += 1
     return found
@@ -34,22 +36,22 @@ def fuse_norms(model: nn.Module) -> int:
 def _forward(module: Any, norm: Norm, eps: float, *args: Any, **kwargs: Any) -> Any:
     if kwargs or len(args) != 1 or args[0].device.type == "cpu":  # a gate, or no kernel of its own there
         return type(module).forward(module, *args, **kwargs)
-    return norm(module, *args, eps)
+    return norm(module.fused_scale, *args, eps)
 
 
-def _round_then_scale(module: Any, x: Tensor, eps: float) -> Tensor:
-    """Compute as Llama and Qwen do."""
-    return module.weight * nn.functional.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype)
+def _round_then_scale(scale: Tensor, x: Tensor, eps: float) -> Tensor:
+    """Compute as Llama and Qwen do; torch's kernel reads any dtype, computes in float32 and rounds once."""
+    return scale * nn.functional.rms_norm(x, x.shape[-1:], None, eps)
 
 
-def _scale_by_one_more(module: Any, x: Tensor, eps: float) -> Tensor:
+def _scale_then_round(scale: Tensor, x: Tensor, eps: float) -> Tensor:
     """Compute as Gemma does: all of it in float32."""
-    return nn.functional.rms_norm(x.float(), x.shape[-1:], 1 + module.weight.float(), eps).to(x.dtype)
+    return nn.functional.rms_norm(x.float(), x.shape[-1:], scale, eps).to(x.dtype)
 
 
 @torch.no_grad()
-def _same(module: Any, eps: float) -> Norm | None:
-    """Return what computes the same as a norm on a few numbers; None if nothing does."""
+def _same(module: Any, eps: float) -> tuple[Norm, Tensor] | None:
+    """Return what computes the same as a norm on a few numbers, and the scale for it; None if nothing does."""
     weight = module.weight
     if weight.is_meta or weight.dim() != 1:
         return None
@@ -58,8 +60,12 @@ def _same(module: Any, eps: float) -> Norm | None:
         expected = type(module).forward(module, x)
     except TypeError:  # it takes more than what it normalises
         return None
-    for norm in (_round_then_scale, _scale_by_one_more):
-        got, near = norm(module, x, eps), max(1e-5, 2 * torch.finfo(x.dtype).eps)
+    choices: list[tuple[Norm, Tensor]] = [
+        (_round_then_scale, weight.detach()),
+        (_scale_then_round, 1 + weight.detach().float()),
+    ]
+    for norm, scale in choices:
+        got, near = norm(scale, x, eps), max(1e-5, 2 * torch.finfo(x.dtype).eps)
         if got.dtype == expected.dtype and torch.allclose(got, expected, rtol=near, atol=1e-6):
-            return norm
+            return norm, scale
     return None
