@@ -162,6 +162,19 @@ def test_an_export_names_no_kernel_and_no_folder(minigrid, tmp_path, kernels):
             SWIRL.from_pretrained(folder)
 
 
+def test_no_expression_of_an_export_is_matched(minigrid, tmp_path):
+    """This one takes for ever: the modules are those whose adapters are in the folder."""
+    folder = shutil.copytree(minigrid / "adapters" / "last", tmp_path / "export")
+    settings = json.loads((folder / "swirl.json").read_text())
+    own = SWIRL.from_pretrained(folder).adapters.state_dict()
+    for given in (r"(\w+\.?)+!", "["):
+        settings["lora"]["target_modules"] = given
+        (folder / "swirl.json").write_text(json.dumps(settings))
+        loaded = SWIRL.from_pretrained(folder).adapters.state_dict()
+        assert own.keys() == loaded.keys()
+        assert all(own[key].equal(loaded[key]) for key in own)
+
+
 IDS = [
     "../../x",
     "/etc/passwd",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -31,7 +32,7 @@ class AdapterConfig:
         target_modules: PEFT's ``target_modules``; None takes the backbone's own choice.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range or none, or ``target_modules`` are neither names nor a regular expression.
     """
 
     r: int = 16
@@ -41,6 +42,19 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         check_ranges("model.lora", vars(self), r="[1, 65536]", alpha="[1, inf)", dropout="[0, 1)")
+        if type(self.r) is not int:
+            raise ValueError(f"model.lora.r must be a whole number, got {self.r!r}")
+        targets = self.target_modules
+        if not (targets is None or isinstance(targets, str)):
+            if not isinstance(targets, list | tuple) or not all(isinstance(name, str) for name in targets):
+                raise ValueError(f"model.lora.target_modules must be names of modules, got {targets!r}")
+        elif targets is not None:
+            try:
+                re.compile(targets)
+            except (re.error, RecursionError) as error:
+                raise ValueError(
+                    f"model.lora.target_modules is no regular expression ({error}): {targets[:60]!r}"
+                ) from None
 
 
 class Adapters:
@@ -264,6 +278,22 @@ class Adapters:
 
     def _policy_of(self, name: AdapterName) -> AdapterName:
         return AdapterName(name.removesuffix("_ref").removesuffix("_reward"))
+
+
+def adapted_modules(folder: str | Path) -> set[str]:
+    """Names of the modules of the base that the adapters of an export belong to.
+
+    Raises:
+        ValueError: a file is no safetensors file.
+    """
+    found: set[str] = set()
+    for path in Path(folder).glob("*/adapter_model.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                found |= {_own_key(key).rpartition(".")[0] for key in file.keys()}  # noqa: SIM118 - it is no mapping
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+    return found
 
 
 def _own_key(key: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from swirl_lightning.adapters import adapted_modules
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints.restore import load_into
 from swirl_lightning.exports.card import adapter_card
@@ -57,7 +58,7 @@ def load_export(
 
         folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=_NEEDED))
     settings = read(folder)
-    module = build(cls, settings, base, backbone)
+    module = build(cls, settings, base, backbone, adapted_modules(folder))
     module.configure_model()
     own = {name: settings.get(name, {}) for name in ("base", "label", "lora", "parts", "lengths")}
     state = module.adapters.exported_state(folder, device)

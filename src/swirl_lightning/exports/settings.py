@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     Module = TypeVar("Module", bound=WorldModelModule)
 
 FILE = "swirl.json"
+ALL_LINEAR = "all-linear"
+"""PEFT's name for all linear layers, the one text of ``target_modules`` that is no regular expression."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _OF_THIS_MACHINE = (
     "model_name_or_path",
@@ -127,12 +130,20 @@ def build_backbone(settings: dict[str, Any], base: str | None) -> Backbone:
     return built
 
 
-def build(cls: type[Module], settings: dict[str, Any], base: str | None, backbone: Backbone | None = None) -> Module:
+def build(
+    cls: type[Module],
+    settings: dict[str, Any],
+    base: str | None,
+    backbone: Backbone | None = None,
+    adapted: Collection[str] = (),
+) -> Module:
     """Build the module that settings describe; its base is not loaded yet.
 
     Args:
         cls: SWIRL.
         settings: of :func:`read`.
+        adapted: modules that the export has adapters of; they take the place of a regular expression in the settings,
+            which may be made to be matched for ever.
         base: as for :func:`build_backbone`.
         backbone: takes the place of the one in the settings.
 
@@ -141,8 +152,11 @@ def build(cls: type[Module], settings: dict[str, Any], base: str | None, backbon
     """
     lora = settings["lora"]
     try:
+        targets = lora.get("target_modules")
+        if isinstance(targets, str) and targets != ALL_LINEAR:
+            targets = "|".join(map(re.escape, sorted(adapted)))
         options: dict[str, Any] = {
-            "lora": AdapterConfig(lora["r"], lora["alpha"], target_modules=lora.get("target_modules")),
+            "lora": AdapterConfig(lora["r"], lora["alpha"], target_modules=targets),
             "shared_weights": bool(settings.get("shared_weights", False)),
             "roles": tuple(settings.get("roles", ("fwm", "idm"))),
             "sampling": SamplingConfig(**settings["sampling"]),
