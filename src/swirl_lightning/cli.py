@@ -51,7 +51,7 @@ from swirl_lightning.callbacks.fit_lock import NAME as FIT_LOCK
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore
-from swirl_lightning.console.parsing import Parser, shorten
+from swirl_lightning.console.parsing import Parser, shorten, takes_null
 from swirl_lightning.console.save_config import SaveConfig
 from swirl_lightning.console.shipped import import_shipped
 from swirl_lightning.data import TransitionDataModule
@@ -180,6 +180,8 @@ class SwirlCLI(LightningCLI):
             ValueError: it cannot be built; one line.
         """
         _check_groups(self._get(self.config, "model"))
+        for key in ("model", "data"):
+            _check_nulls(self._get(self.config, key), key)
         try:
             super().instantiate_classes()
             check_trainer(self.trainer)  # here too: others pickle the model before it can refuse them
@@ -271,6 +273,16 @@ def _check_groups(model: Namespace) -> None:
     for name, parameter in signature(SWIRL).parameters.items():
         if is_dataclass(parameter.default) and not isinstance(given := options.get(name, Namespace()), Namespace):
             raise ValueError(f"model.{name} must be a mapping of its options, got {given}: leave it out for defaults")
+
+
+def _check_nulls(given: Any, place: str) -> None:
+    """Raise ValueError for a null that the type of a class's option forbids: jsonargparse lets it pass within classes."""
+    if not isinstance(given, Namespace) or "class_path" not in given:
+        return
+    for name, value in given.get("init_args", Namespace()).__dict__.items():
+        if value is None and not takes_null(given.class_path, name):
+            raise ValueError(f"{place}.{name} must not be null: leave it out for its default")
+        _check_nulls(value, f"{place}.{name}")
 
 
 def _check_places(folder: Path, subcommand: str) -> None:

@@ -6,11 +6,14 @@ import re
 import sys
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any, NoReturn
+from inspect import isfunction, signature
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
+from swirl_lightning.console.option_names import Names
 from swirl_lightning.console.run import nearest
 from swirl_lightning.console.training_help import ALL
 
@@ -96,7 +99,9 @@ def shorten(message: str, parser: ArgumentParser | None = None) -> str:
     if missing := _NO_ATTRIBUTE.search(problem):
         problem = missing[0] + nearest(missing["name"], dir(import_module(missing["module"])))
     problem = re.sub(r"a (?:typing\.|<class '(?:\w+\.)*)(\w+)(?:'>)?", r"\1", problem)
-    problem = re.sub(r"Expected a dot import path string: (\S+)", r"'\1' is no class path (package.Class)", problem)
+    if strange := re.search(r"Expected a dot import path string: (\S+)", problem):
+        likely = nearest(strange[1], Names().classes.get(".".join(keys), ()))
+        problem = f"{strange[1]!r} is no class path (package.Class){likely}"
     return ": ".join(filter(None, [".".join(keys), problem]))
 
 
@@ -111,6 +116,22 @@ def options_of(owner: type) -> list[str]:
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_class_arguments(owner, fail_untyped=False)
     return [str(option) for option in parser.get_defaults().keys()]  # noqa: SIM118 - a Namespace iterates otherwise
+
+
+def takes_null(class_path: str, name: str) -> bool:
+    """Tell whether an option of a class may be null, as far as its type can be told."""
+    module, _, owner = class_path.rpartition(".")
+    for kind in getattr(getattr(import_module(module), owner), "__mro__", ()):
+        init = vars(kind).get("__init__")
+        parameter = signature(init).parameters.get(name) if isfunction(init) else None
+        if parameter is None:
+            continue
+        try:
+            hint = get_type_hints(init)[name]
+        except (NameError, KeyError, TypeError):  # a name for type checkers alone
+            return True
+        return parameter.default is None or hint in (Any, object) or NoneType in get_args(hint)
+    return True
 
 
 def _with_parents(options: Iterable[str]) -> list[str]:
