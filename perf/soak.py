@@ -31,6 +31,7 @@ from perf.attempt import Attempt
 from perf.common import build_base
 from perf.parts import CASE
 from swirl_lightning.cli import swirl_cli
+from swirl_lightning.console.options import OneLineParser
 
 PARTS = ("start", "warmup", "fwm", "idm", "validation", "checkpoint", "export", "results")
 CASES: dict[str, dict[str, Any]] = {
@@ -203,7 +204,9 @@ def show(runs: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Soak for so many minutes, or until so many kills are done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        prog="python -m perf.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/soak"), help="folder of the runs and of soak.jsonl")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--kills", type=int, default=10**9, help="stop after so many, if that comes first")

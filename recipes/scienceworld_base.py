@@ -8,7 +8,6 @@ neither an FWM nor an IDM. Only training episodes are read; actions are read as 
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import time
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
 from swirl_lightning.benchmarks.scienceworld import ScienceWorld
+from swirl_lightning.console.options import OneLineParser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.transition import Transition
 
@@ -165,7 +165,7 @@ def _padded(rows: list[list[int]]) -> Tensor:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of the command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = OneLineParser(prog="python -m recipes.scienceworld_base", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, help="folder with gold_transitions.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--steps", type=int, default=BaseConfig.steps, help="of the training")

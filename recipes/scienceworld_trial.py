@@ -8,7 +8,6 @@ seeds with standard errors. Finished parts are not repeated, so an interrupted t
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from statistics import mean, stdev
 
 import yaml
 
+from swirl_lightning.console.options import OneLineParser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.results.table import FILE, read
 
@@ -67,12 +67,14 @@ def markdown(seeds: list[dict[str, dict[str, float]]]) -> str:
 
 
 def _swirl(command: str, config: Path, arguments: Sequence[str]) -> None:
-    subprocess.run([sys.executable, "-m", "swirl_lightning", command, "-c", str(config), *arguments], check=True)
+    line = [sys.executable, "-m", "swirl_lightning", command, "-c", str(config), *arguments]
+    if code := subprocess.run(line).returncode:
+        raise ChildProcessError(f"swirl {command} of {config} failed (exit code {code}): see above")
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of the command; unknown options go to ``swirl fit`` and ``swirl test``."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = OneLineParser(prog="python -m recipes.scienceworld_trial", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--config", type=Path, default=Path("configs/scienceworld_tiny.yaml"))
     parser.add_argument("--out", type=Path, default=Path("runs/scienceworld_tiny"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

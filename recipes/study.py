@@ -26,7 +26,9 @@ from rich.console import Console
 from yaml import YAMLError
 
 from recipes import scores
+from swirl_lightning.console.options import OneLineParser
 from swirl_lightning.console.run import nearest, run_command
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import read_words, whole_file
 from swirl_lightning.results import curves
 from swirl_lightning.yaml_files import load
@@ -223,7 +225,9 @@ METRICS = ("fwm/sampled/exact_match", "fwm/greedy/exact_match", "fwm/sampled/pre
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        prog="python -m recipes.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="*", help="these alone; those they start from must be done or among them")
@@ -235,6 +239,7 @@ def main() -> None:
     parser.add_argument("--join", type=Path, nargs="+", default=[], help="packed scores of seeds trained elsewhere")
     parser.add_argument("--table", action="store_true", help="train nothing, show what is there")
     args = parser.parse_args()
+    check_ranges("study", vars(args), jobs="[1, inf)")
     study, out = Study.load(args.study), args.out or Path("runs") / args.study.stem
     joined: scores.Found = {name: {} for name in study.rows}
     if unknown := {*(args.rows or []), args.against} - set(study.rows):

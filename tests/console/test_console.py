@@ -130,6 +130,10 @@ def test_the_other_commands_suggest_the_nearest_option_too(capsys):
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: unrecognized arguments: --bach_size 3; did you mean '--batch_size'?")
+    with pytest.raises(SystemExit):
+        here("export", "run", "--tto", "folder")  # the option that is missing is the mistyped one
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: unrecognized arguments: --tto; did you mean '--to'?")
 
 
 def test_help_names_every_command(capsys):
@@ -351,9 +355,4 @@ def test_a_preparing_command_tells_a_mistyped_option_before_it_imports_the_libra
     lines = done.stderr.splitlines()
     assert len(lines) == len(ended)
     for name, line in zip(ended, lines, strict=True):
-        told = (
-            "the following arguments are required: --out"
-            if name == "scienceworld 2"
-            else "unrecognized arguments: --bogus"
-        )
-        assert line.startswith(f"error: {told}")
+        assert line.startswith("error: unrecognized arguments: --bogus"), name

@@ -90,6 +90,24 @@ def test_what_is_no_study_is_one_line(tmp_path, monkeypatch, given, told):
     assert told in line
 
 
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ([], "the following arguments are required: study"),
+        (["s.yaml", "--sedes", "1"], "unrecognized arguments: --sedes 1; did you mean '--seeds'?"),
+        (["s.yaml", "--seed", "1"], "unrecognized arguments: --seed 1; did you mean '--seeds'?"),
+        (["--tabel"], "unrecognized arguments: --tabel; did you mean '--table'?"),
+        (["s.yaml", "--jobs", "0"], "study.jobs must lie in [1, inf), got 0"),
+    ],
+)
+def test_a_mistyped_option_is_one_line(monkeypatch, capsys, args, told):
+    monkeypatch.setattr("sys.argv", ["study", *args])
+    with pytest.raises(SystemExit) as end:
+        run_command(study.main)
+    (line,) = (str(end.value.code) if isinstance(end.value.code, str) else capsys.readouterr().err).splitlines()
+    assert line.startswith(f"error: {told}")
+
+
 def test_a_row_alone_waits_for_no_start_that_nobody_trains(tmp_path, monkeypatch):
     """It did so for ever, also where the start was done."""
     path, out, ran = tmp_path / "s.yaml", tmp_path / "out", []

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import NoReturn
+import sys
+from typing import Any, NoReturn
 
 from swirl_lightning.console.run import nearest
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """argparse's parser, whose errors are one line with the nearest known name, and which takes no abbreviations."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+        self._given: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        known = ""
+        """Exit with one line; what was mistyped comes before what is missing, which may be the same option."""
+        known = self._option_string_actions
+        given = [found[0] for token in self._given if (found := re.match(r"--[a-zA-Z][\w-]*", token))]
+        strange = next((option for option in given if option not in known), None)
+        if strange and message.startswith("the following arguments are required"):
+            message = f"unrecognized arguments: {strange}"
         if (found := re.match(r"unrecognized arguments: (--[\w-]+)", message)) is not None:
-            known = nearest(found[1], self._option_string_actions)
-        self.exit(2, f"error: {message}{known} (all options: {self.prog} --help)\n")
+            message += nearest(found[1], known)
+        self.exit(2, f"error: {message} (all options: {self.prog} --help)\n")
 
 
 def subcommand_parser(
@@ -29,11 +46,10 @@ def subcommand_parser(
         example: a whole command.
         program: what is typed before the arguments, ``{}`` for the name; of a recipe, another than ``swirl``.
     """
-    return _Parser(
+    return OneLineParser(
         prog=program.format(name),
         usage=f"{program.format(name)} {usage} [options]",
         description=about,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
