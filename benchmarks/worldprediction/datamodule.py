@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swirl_lightning.benchmarks.image_suite import ImageSuite
-from swirl_lightning.benchmarks.worldprediction.records import Plan, answer_base, read_plan
+from swirl_lightning.benchmarks.worldprediction.records import Plan, answer_base, read_plan, read_samples
 from swirl_lightning.data.image_records import ImageRecord
 from swirl_lightning.data.images import open_rgb
 from swirl_lightning.data.module import Split
@@ -159,13 +157,8 @@ class WorldPrediction(ImageSuite):
                 raise FileNotFoundError(f"WorldPrediction: no WorldPrediction-*.json in {self.data_dir}. {self.source}")
         plans = []
         for task, path in paths.items():
-            try:
-                content = json.loads(self.require(path).read_bytes(), parse_int=_whole_number)
-            except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
-                skipped.add(str(path), f"not JSON ({error})")
-                continue
-            if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-                skipped.add(str(path), "not {dataset: {uid: sample}}")
+            content = read_samples(self.require(path), skipped)
+            if content is None:
                 continue
             chosen = self.datasets or list(content)
             unknown = sorted(set(chosen) - set(content))
@@ -214,11 +207,6 @@ class WorldPrediction(ImageSuite):
     @staticmethod
     def _groups(dataset: str, turn: int) -> list[str]:
         return [f"turn {turn}", dataset, f"{dataset}/turn {turn}"]
-
-
-def _whole_number(digits: str) -> float:
-    """Parse a number; one of more digits than Python converts costs its sample, and not the file."""
-    return int(digits) if len(digits) < 4000 else math.inf
 
 
 class _Rollouts(Sequence[Transition]):

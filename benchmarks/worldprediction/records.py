@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swirl_lightning.data.reading import BrokenRecord, check_values, stays_inside
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, check_values, shallow, stays_inside
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,40 @@ class Plan:
     answer: int
 
 
+def read_samples(path: Path, skipped: SkippedRecords) -> dict[str, dict[str, Any]] | None:
+    """Read ``{dataset: {uid: sample}}``; None if the file has another layout, which ``skipped`` gets.
+
+    A sample that is nested too deeply, or whose bytes are no UTF-8, can be read as JSON here, and is refused by
+    `read_plan`: it costs itself alone.
+    """
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+
+    def named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for name, times in Counter(name for name, _ in pairs).items() if len(dict(pairs)) < len(pairs) else ():
+            if times > 1:
+                skipped.add(str(path), f"{name!r} comes {times} times in one object, and the last one counts")
+        return dict(pairs)
+
+    try:
+        content = json.loads(shallow(text), parse_int=_whole_number, object_pairs_hook=named)
+    except (ValueError, RecursionError) as error:
+        skipped.add(str(path), f"not JSON ({error})")
+        return None
+    if not isinstance(content, dict):
+        skipped.add(str(path), "not {dataset: {uid: sample}}")
+        return None
+    for name in [name for name, samples in content.items() if not isinstance(samples, dict)]:
+        skipped.add(f"{path}, {name}", f"the dataset must be an object, got {type(content.pop(name)).__name__}")
+    return content
+
+
+def _whole_number(digits: str) -> float:
+    """Parse a number; one of more digits than Python converts costs its sample, and not the file."""
+    return int(digits) if len(digits) < 4000 else math.inf
+
+
 def answer_base(content: dict[str, dict[str, Any]], path: Path) -> int:
-    """Find the first index of ``ground_truth``, 0 or 1, from all samples of a file.
+    """Find the first index of ``ground_truth``, 0 or 1, from all samples of a file that can be used at all.
 
     Raises:
         ValueError: both 0 and the number of candidates occur, or neither does.
@@ -57,9 +91,10 @@ def answer_base(content: dict[str, dict[str, Any]], path: Path) -> int:
     zero = beyond = False
     for samples in content.values():
         for sample in samples.values():
-            if isinstance(sample, dict) and isinstance(sample.get("candidates"), list):
-                zero = zero or sample.get("ground_truth") == 0
-                beyond = beyond or sample.get("ground_truth") == len(sample["candidates"])
+            if not isinstance(sample, dict) or type(truth := sample.get("ground_truth")) is not int:
+                continue
+            if isinstance(given := sample.get("candidates"), list) and len(given) > 1 and 0 <= truth <= len(given):
+                zero, beyond = zero or truth == 0, beyond or truth == len(given)
     if zero == beyond:
         why = "both 0 and the number of candidates occur" if zero else "neither 0 nor the number of candidates occurs"
         raise ValueError(f"{path} does not tell whether ground_truth counts from 0 or 1 ({why}); set ground_truth")

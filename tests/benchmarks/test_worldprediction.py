@@ -113,7 +113,7 @@ def test_broken_data_is_named_counted_and_the_rest_is_scored(tmp_path):
     assert -1 <= results["test/fwm/sampled/clip_target/turn 3"] <= 1
     (tmp_path / "data" / "WorldPrediction-WM.json").write_bytes(wm.encode().replace(b"open", b"\xffpen"))
     module = model(base)
-    with pytest.raises(ValueError, match=r"WM\.json: not JSON \('utf-8'"):
+    with pytest.raises(ValueError, match=r"WM/COIN/y: a text holds half"):
         trainer(tmp_path).test(module, WorldPrediction(data_dir=folder, ground_truth="0", strict=True), verbose=False)
     assert module.model is None
 
@@ -166,6 +166,36 @@ def test_no_frame_is_written_outside_the_folder_of_frames(tmp_path, name):
         data.setup("test")
     assert {path for path in tmp_path.rglob("*") if (tmp_path / "a" / "data") not in path.parents} == before
     assert all((tmp_path / "a" / "data" / "frames") in path.parents for path in tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"[" * 50_000 + b"]" * 50_000,
+        b'{"video": "\xff"}',
+        json.dumps(sample(0) | {"candidates": []}).encode(),
+        json.dumps(sample(False)).encode(),
+    ],
+    ids=["deep", "no UTF-8", "no candidates", "no number"],
+)
+def test_one_sample_does_not_cost_its_file(tmp_path, odd):
+    folder = write(tmp_path, {"COIN": {"one": sample(1), "odd": "{odd}", "other": sample(3)}})
+    path = tmp_path / "WorldPrediction-PP.json"
+    path.write_bytes(path.read_bytes().replace(b'"{odd}"', odd))
+    data = WorldPrediction(data_dir=folder)
+    with pytest.warns(UserWarning, match=r"1 of 3 records cannot be used .*\n  PP/COIN/odd: "):
+        data.setup("test")
+    assert [row.id for row in data.split("test")] == ["PP/COIN/one", "PP/COIN/other"]
+
+
+def test_a_dataset_that_is_none_costs_itself_and_a_name_that_comes_twice_is_told(tmp_path):
+    folder = write(tmp_path, {"COIN": {"one": sample(1), "twice": sample(3), "again": sample(3)}, "IKEA": [1]})
+    path = tmp_path / "WorldPrediction-PP.json"
+    path.write_text(path.read_text().replace('"again"', '"twice"'))
+    data = WorldPrediction(data_dir=folder)
+    with pytest.warns(UserWarning, match=r"2 of 4 records(.|\n)*'twice' comes 2 times(.|\n)*IKEA: the dataset must be"):
+        data.setup("test")
+    assert [row.id for row in data.split("test")] == ["PP/COIN/one", "PP/COIN/twice"]
 
 
 def test_a_file_nested_too_deeply_is_named(tmp_path):
