@@ -14,13 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from yaml import YAMLError
@@ -134,10 +136,34 @@ def swirl(folder: Path, command: str, arguments: Sequence[str]) -> None:
         ChildProcessError: it failed.
     """
     line = [sys.executable, "-m", "swirl_lightning", command, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (folder / f"{command}.log").open("a") as log:
-        done = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if done.returncode:
+        with _STARTING:
+            if _ENDED.is_set():
+                raise ChildProcessError("the study has been ended")
+            _RUNNING.add(process := subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment))
+        code = process.wait()
+        _RUNNING.discard(process)
+    if code:
         raise ChildProcessError(f"swirl {command} failed: see {folder / f'{command}.log'}")
+
+
+_RUNNING: set[subprocess.Popen[bytes]] = set()
+_STARTING = threading.RLock()  # a signal may come while this very thread holds it
+_ENDED = threading.Event()
+
+
+def end_on_sigterm() -> None:
+    """Hand a SIGTERM on to the runs, each of which saves a checkpoint; they would go on without the study."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        with _STARTING:
+            _ENDED.set()
+            for process in list(_RUNNING):
+                process.terminate()
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def run(study: Study, name: str, seed: int, out: Path) -> None:
@@ -269,4 +295,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     run_command(main)

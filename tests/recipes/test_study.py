@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +134,32 @@ def test_a_run_that_fails_ends_a_study_in_one_line(tmp_path):
         study.swirl(tmp_path, "fit", ["-c", str(tmp_path / "none.yaml")])
     with pytest.raises(SystemExit, match="error: swirl fit failed"):
         run_command(lambda: study.swirl(tmp_path, "fit", ["--nosuch"]))
+
+
+def test_a_study_that_is_ended_ends_its_runs(tmp_path):
+    """They went on, and the study begun again found their folders in use."""
+    (tmp_path / "s.yaml").write_text("{config: c, rows: {recipe: }}")
+    said = tmp_path / "said"
+    code = (
+        "import subprocess, sys; from recipes import study; from pathlib import Path\n"
+        "own = subprocess.Popen\n"
+        f"busy = \"import time; open({str(said)!r}, 'w').close(); time.sleep(100)\"\n"
+        "started = []\n"
+        "def popen(line, **options): started.append(own([sys.executable, '-c', busy], **options)); return started[-1]\n"
+        "study.subprocess.Popen = popen\n"
+        f"sys.argv = ['study', {str(tmp_path / 's.yaml')!r}, '--out', {str(tmp_path / 'out')!r}]\n"
+        "study.end_on_sigterm()\n"
+        "try: study.main()\n"
+        "finally: print([run.poll() for run in started])\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT, text=True) as running:
+        while not said.exists():
+            assert running.poll() is None
+            time.sleep(0.05)
+        running.terminate()
+        out, _ = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert out.split() == [f"[-{signal.SIGTERM.value}]"]
 
 
 def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
