@@ -118,7 +118,7 @@ def test_what_may_not_be_written_is_told_before_the_base_loads(tmp_path, gemma_p
 
 
 @pytest.mark.parametrize("window", [1, 2])
-def test_sigterm_saves_at_the_next_batch_and_ends_with_its_own_code(finished, tmp_path, gemma_path, window):
+def test_sigterm_saves_at_the_next_batch_and_ends_with_its_own_code(finished, tmp_path, gemma_path, caplog, window):
     """In the second step of Phase I; checkpoints of its own accord at the end of epochs alone."""
     own = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}]
     path, last = config(tmp_path, gemma_path, **{"trainer/callbacks": own}), tmp_path / "runs/r/checkpoints/last.ckpt"
@@ -128,6 +128,8 @@ def test_sigterm_saves_at_the_next_batch_and_ends_with_its_own_code(finished, tm
     with pytest.raises(SystemExit) as end:
         here("fit", "-c", path, *options, *kill, "--trainer.callbacks.name=SIGTERM")
     assert end.value.code == 128 + 15
+    assert "SIGTERM: saved" in caplog.text
+    assert "weights_only" not in caplog.text
     saved = torch.load(last, weights_only=True)
     assert saved["global_step"] == (steps + 2 if window == 1 else steps + 1)
     assert any(saved["swirl"]["window"]) == (window == 2)  # half of one

@@ -276,7 +276,7 @@ def _check_groups(model: Namespace) -> None:
 
 
 def _check_nulls(given: Any, place: str) -> None:
-    """Raise ValueError for a null that the type of a class's option forbids: jsonargparse lets it pass within classes."""
+    """Raise ValueError for a null that the type of a class's option forbids: within classes, jsonargparse does not."""
     if not isinstance(given, Namespace) or "class_path" not in given:
         return
     for name, value in given.get("init_args", Namespace()).__dict__.items():

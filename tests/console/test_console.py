@@ -214,7 +214,7 @@ def refused(capsys):
         (["--model.reward", "Foo"], "model.reward: 'Foo' is no class path"),
         (["--data", "MiniGird"], "data: 'MiniGird' is no class path (package.Class); did you mean 'MiniGrid'?"),
         (["--model.backbone.class_path", "Liqid"], "model.backbone: 'Liqid' is no class .*; did you mean 'Liquid'?"),
-        (["--data", "TextWorld", "--data.data_dir", "null"], "data.data_dir must not be null: leave it out for its default"),
+        (["--data", "TextWorld", "--data.data_dir", "null"], "data.data_dir must not be null: leave it out for"),
         (["--model.backbone.quantization", "int8"], "quantization must be 'nf4' or null, got 'int8'"),
         (["--trainer.precision", "half"], "trainer.precision: Expected .*'bf16-mixed'"),
         (["--trainer.strategy", "ddp_spawn", "--trainer.devices", "2"], "trainer.strategy would send .* use ddp"),

@@ -107,6 +107,17 @@ def test_values_of_a_checkpoint(checkpoint, gemma_path, tmp_path):
     assert sum(line is not None for line in told) > 50
 
 
+def test_what_torch_says_at_length_of_a_tensor_is_one_line(checkpoint, gemma_path, tmp_path):
+    module = SWIRL.load_from_checkpoint(checkpoint[1], backbone=build(gemma_path).backbone)
+    state, path = torch.load(checkpoint[1], weights_only=True), tmp_path / "x.ckpt"
+    name, tensor = next(iter(state["state_dict"].items()))
+    torch.save(replaced(state, ("state_dict", name), tensor.to_sparse()), path)
+    told = outcome(loaded, path, module)[1]
+    assert "cannot be restored (NotImplementedError" in told
+    assert len(told.splitlines()) == 1
+    assert len(told) < 800
+
+
 def loaded(path, module):
     load_into(module, torch.load(path, weights_only=True))
 

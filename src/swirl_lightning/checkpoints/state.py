@@ -89,6 +89,8 @@ def check_parts(found: Any, parts: Mapping[str, type], where: str = "") -> None:
 _MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta", "sum"}
 """What torch's optimisers keep of each weight in the weight's shape; others keep rows, columns or blocks."""
 
+_LONGEST = 500  # characters of an error's reason
+
 UNLIKE = (AttributeError, IndexError, KeyError, TypeError, RuntimeError)
 """Errors of code that reads an entry which is not as it was written."""
 
@@ -112,7 +114,9 @@ def as_written(what: str) -> Iterator[None]:
 
 
 def cannot_restore(what: str, error: Exception, reason: str) -> ValueError:
-    """Make the one line that is told of an error of `UNLIKE`."""
+    """Make the one line that is told of an error of `UNLIKE`; torch's own may list every backend it has."""
+    reason = " ".join(reason.split())
+    reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}…"
     return ValueError(
         f"{what} cannot be restored ({type(error).__name__}: {reason}): it is damaged, or another program or version "
         "wrote it"
