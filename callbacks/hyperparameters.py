@@ -37,9 +37,17 @@ class HyperparameterText(Callback):
 
     def __init__(self, filename: str = "config.yaml") -> None:
         self.filename = filename
+        self._written = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the configuration once."""
+        """Begin a training."""
+        self._written = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Write the configuration once, when that of a training that goes on has been saved."""
+        if self._written:
+            return
+        self._written = True
         text = self._text(log_dir(trainer), pl_module)
         if text:
             media(trainer).text("hyperparameters", f"```yaml\n{text.rstrip()}\n```", trainer.global_step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 import yaml
 
 from support.cli import config, here
@@ -50,6 +51,18 @@ def test_a_finished_run_resumed_with_other_settings_keeps_its_export(run, tmp_pa
     )
     here("fit", "-c", config(tmp_path, gemma_path), "--ckpt_path", "last", "--trainer.max_steps", "2", *other)
     assert {path: path.read_bytes() for path in export.rglob("*") if path.is_file()} == before
+
+
+def test_so_does_one_whose_last_checkpoint_is_of_its_last_step(tmp_path, gemma_path):
+    """Its last epoch is validated anew, and nothing is trained."""
+    here("fit", "-c", config(tmp_path, gemma_path, **{"phase_switch/iterations": 0}))
+    last, described = (tmp_path / "runs" / "r" / name for name in ("checkpoints/last.ckpt", "config.yaml"))
+    before, step = described.read_bytes(), torch.load(last, weights_only=True)["global_step"]
+    again = config(tmp_path, gemma_path, **{"phase_switch/iterations": 0})
+    here("fit", "-c", again, "--ckpt_path", "last", "--model.sampling.temperature", "0.3")
+    assert torch.load(last, weights_only=True)["global_step"] == step
+    assert described.read_bytes() == before
+    assert [path.name for path in described.parent.glob("config*")] == ["config.yaml"]
 
 
 def test_a_run_that_was_moved_goes_on_with_its_settings(run, tmp_path, gemma_path):

@@ -19,8 +19,9 @@ from swirl_lightning.yaml_files import load
 class SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` for fit and ``config_<command>.yaml`` for the others, over an older one.
 
-    A fit's is written when training starts: a finished run that is resumed trains nothing, whatever is set then. Where
-    a run goes on with other settings, the file of the steps before is kept as ``config_until_step_<n>.yaml``.
+    A fit's is written when training starts, and of one that goes on with its first batch: a finished run that is
+    resumed trains nothing, whatever is set then, be it that the last epoch is validated and exported. Where a run goes
+    on with other settings, the file of the steps before is kept as ``config_until_step_<n>.yaml``.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -29,8 +30,21 @@ class SaveConfig(SaveConfigCallback):
             self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
             super().setup(trainer, pl_module, stage)
 
+    _written = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what the training is done with."""
+        """Write what a training that begins is done with."""
+        self._written = not trainer.global_step
+        if self._written:
+            self._write(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Write what a training that goes on is done with."""
+        if not self._written:
+            self._written = True
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = Path(trainer.log_dir or trainer.default_root_dir, self.config_filename)
         step = trainer.global_step
         kept = None
