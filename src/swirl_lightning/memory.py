@@ -141,11 +141,12 @@ def report(
     adapters: dict[str, Size] = {name: size_of(module.adapters.parameters(name)) for name in module.adapters.names}
     trained = [p for name in module.adapters.trainable for p in module.adapters.parameters(name)]
     ours = {id(p) for name in module.adapters.names for p in module.adapters.parameters(name)}
-    base = size_of(t for t in [*module.parameters(), *module.buffers()] if id(t) not in ours)
+    held = [p for p in module.parameters() if id(p) not in ours]
+    base = size_of([*held, *module.buffers()])
     copied = dense_bytes(module, module.device) + sum(module.models.vocabulary(r).copied_bytes for r in module.roles)
     kept = [m for m in vars(module.backbone).values() if isinstance(m, nn.Module)]
     return MemoryEstimate(
-        base=Size(base.parameters, base.bytes + copied),
+        base=Size(size_of(held).parameters, base.bytes + copied),
         adapters=adapters,
         trainable=module.adapters.trainable,
         codec=size_of(t for m in kept for t in [*m.parameters(), *m.buffers()]),

@@ -27,6 +27,7 @@ def fuse_norms(model: nn.Module) -> int:
             eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
             if isinstance(eps, float) and (same := _same(module, eps)) is not None:
                 norm, scale = same
+                # beside the weight, so that it follows the module to its device
                 module.register_buffer("fused_scale", scale, persistent=False)
                 module.forward = partial(_forward, module, norm, eps)
                 found += 1
