@@ -129,12 +129,15 @@ def transition(fields: Mapping[str, Any]) -> Transition:
         BrokenRecord: a field is missing or no text.
     """
     task, split = text_field(fields, "task"), text_field(fields, "split")
-    episode = f"{task}/{fields.get('variation')}"
+    for name in ("variation", "step"):
+        if fields.get(name) is None:
+            raise BrokenRecord(f"{name} is missing")
+    episode = f"{task}/{fields['variation']}"
     return Transition(
         state(*(text_field(fields, name, empty=True) for name in ("prev_obs", "look_before", "inv_before"))),
         state(*(text_field(fields, name, empty=True) for name in ("obs", "look_after", "inv_after"))),
         text_field(fields, "action"),
-        id=f"{split}/{episode}/{fields.get('step')}",
+        id=f"{split}/{episode}/{fields['step']}",
         meta={"task": task, "split": split, "episode": episode},
     )
 

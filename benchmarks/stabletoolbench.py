@@ -120,7 +120,9 @@ class StableToolBench(TextSuite):
                 if not isinstance(apis, list) or not all(isinstance(api, dict) for api in apis):
                     skipped.add(place, "api_list must be a list of objects")
                     continue
-                found[str(fields.get("query"))] = "\n".join(json.dumps(_brief(api)) for api in apis)
+                query, briefs = str(fields.get("query")), "\n".join(json.dumps(_brief(api)) for api in apis)
+                if found.setdefault(query, briefs) != briefs:
+                    skipped.add(place, "the query has come before with other APIs, which count")
         return found
 
     def groups(self) -> dict[str, Any]:
@@ -148,7 +150,8 @@ def _mirror(fields: Mapping[str, Any]) -> Transition:
 
 def _call(fields: Mapping[str, Any], documentation: Mapping[str, str], said: dict[str, list[str]]) -> Transition:
     """Parse a call of a run; earlier calls of the same run are its conversation."""
-    query, episode = text_field(fields, "query"), str(fields.get("file", ""))
+    query = text_field(fields, "query")
+    episode = str(fields.get("file") or query)
     action = f"{text_field(fields, 'action')} {_compact(fields.get('action_input'))}"
     after = _answer(fields, "observation")
     apis = [f"APIs:\n{documentation[query]}"] if query in documentation else []

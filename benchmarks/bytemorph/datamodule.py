@@ -89,6 +89,8 @@ class ByteMorph(ImageSuite):
         images = [image_bytes(row["src_img"]), image_bytes(row["tgt_img"])]
         if not isinstance(words, str) or not words.strip():
             problem: str | None = "no edit prompt"
+        elif row["image_id"] is None:
+            problem = "no image_id"
         elif images[0] is None or images[1] is None:
             problem = "missing"
         else:

@@ -30,6 +30,9 @@ def test_broken_rows_and_files(tmp_path):
     with pytest.warns(UserWarning, match="3 of 4 records cannot be used"):
         data.setup("test")
     assert [r.action for r in data.split("test")] == ["move 3"]
+    nameless = ByteMorph(data_dir=write(tmp_path / "nameless", {0: {"image_id": None}}))
+    with pytest.warns(UserWarning, match="no image_id"):
+        nameless.setup("test")
     with pytest.raises(ValueError, match="3 of 4"):
         ByteMorph(data_dir=str(tmp_path), strict=True).setup("test")
     path = tmp_path / "data" / "test-00000.parquet"

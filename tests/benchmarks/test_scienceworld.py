@@ -105,6 +105,7 @@ BROKEN = [
     ({**step("boil", 5, "test", 0), "obs": None}, "obs must be a text"),
     ({**step("boil", 5, "test", 0), "obs": "\ud83d"}, "half of a surrogate pair"),
     ("[1]", "an object is needed"),
+    ({**step("boil", 5, "test", 0), "variation": None}, "variation is missing"),
     (step("boil", 9, "test", 0), "comes twice"),
 ]
 
@@ -120,13 +121,13 @@ def broken_file(folder: Path) -> Path:
 def test_broken_lines_are_named_counted_and_the_rest_is_scored(tmp_path, gemma_path):
     path = broken_file(tmp_path)
     data = ScienceWorld(str(tmp_path))
-    with pytest.warns(UserWarning, match="8 of 9 records cannot be used") as caught:
+    with pytest.warns(UserWarning, match="9 of 10 records cannot be used") as caught:
         results = evaluated(data, gemma_path, tmp_path)
     message = next(str(w.message) for w in caught if "cannot be used" in str(w.message))
     for number, (_, reason) in enumerate(BROKEN, start=2):
         assert f"{path}:{number}: {reason}" in message or reason in message.split(f":{number}: ")[1]
-    assert f"{path}:9: not JSON" in message
-    assert data.counts["all"] == {"records": 9, "used": 1, "skipped": 8}
+    assert f"{path}:10: not JSON" in message
+    assert data.counts["all"] == {"records": 10, "used": 1, "skipped": 9}
     assert results["fwm/sampled/rouge_l"] >= 0
 
 

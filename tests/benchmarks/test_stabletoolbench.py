@@ -71,6 +71,22 @@ def test_calls_carry_documentation_and_conversation(tmp_path):
     assert third.after == 'ERROR: e\\"\nRESPONSE: "cut sho...'
 
 
+def test_calls_that_name_no_run_are_told_apart_by_query_and_a_query_that_comes_again_is_told(tmp_path):
+    api = {"tool_name": "T", "api_name": "A"}
+    other = {"query": "what?", "api_list": [api | {"api_name": "B"}]}
+    write(tmp_path / "q.json", [{"query": "what?", "api_list": [api]}, {"query": "what?", "api_list": [api]}, other])
+    calls = [call(query, "a", {"error": "", "response": query}) for query in ("what?", "who?", "who?")]
+    for each in calls:
+        del each["file"]
+    write(tmp_path / "calls.jsonl", "\n".join(map(json.dumps, calls)))
+    data = StableToolBench(str(tmp_path), test_files={"OOD": "calls.jsonl"}, query_files=["q.json"])
+    with pytest.warns(UserWarning, match=r"q\.json\[2\]: the query has come before with other APIs"):
+        first, second, third = data.split("test")
+    assert '"api_name": "A"' in first.before
+    assert second.before == "Query: who?"
+    assert third.before.startswith("Query: who?\n\nCall: ")
+
+
 def test_end_to_end_by_split_and_as_the_mean_over_splits(folder, gemma_path, tmp_path):
     data = StableToolBench(str(folder), eval_batch_size=8, bert=str(bert_folder(tmp_path / "bert")))
     results = evaluated(data, gemma_path, tmp_path)
