@@ -113,7 +113,7 @@ class StableToolBench(TextSuite):
 
     def _documentation(self, skipped: SkippedRecords) -> dict[str, str]:
         """Read the APIs of each query."""
-        found = {}
+        found: dict[str, str] = {}
         for name in self.query_files:
             for place, fields in records(self.data_dir / name, skipped):
                 apis = fields.get("api_list")
