@@ -84,7 +84,7 @@ class SaveOnTermination(Callback):
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if fitting and keeper is not None and keeper.dirpath is not None:
             path = Path(keeper.dirpath, keeper.CHECKPOINT_NAME_LAST + keeper.FILE_EXTENSION)
-            trainer.save_checkpoint(path, weights_only=False)  # or Lightning says that it was not set
+            trainer.save_checkpoint(path, weights_only=False)  # the optimiser, too; nothing is loaded
             rank_zero_info(f"asked to end: saved {path}; go on with --ckpt_path last")
         if trainer.strategy.reduce_boolean_decision(self._requeue, all=False) and trainer.is_global_zero:
             _requeue_job()

@@ -78,9 +78,10 @@ def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
     if damaged is not None:
         raise ValueError(f"checkpoint {path} is damaged: the checksum of {damaged!r} in it is wrong; {beside}")
     try:
-        check_parts(own_state(checkpoint), _OF_OURS, "swirl.")
+        state = own_state(checkpoint)
+        check_parts(state, _OF_OURS, "swirl.")
         check_parts(checkpoint, _OF_ANY)
-        chosen_lengths(own_state(checkpoint))
+        chosen_lengths(state)
         _check_version(checkpoint["pytorch-lightning_version"])
         check_parts(checkpoint["state_dict"], dict.fromkeys(checkpoint["state_dict"], torch.Tensor), "state_dict.")
         if resume and not _OF_A_TRAINING.keys() & checkpoint.keys():
