@@ -51,3 +51,17 @@ def test_a_transition_with_choices_is_enough_for_their_accuracy(gemma_path):
     module.evaluator.step(asked, CPU)
     found = module.evaluator.compute()
     assert [float(found[f"choice/{role}_accuracy"]) for role in ("fwm", "idm")] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("role", "best_of"), [("fwm", 1), ("idm", 3)])
+def test_a_model_that_is_not_a_number_stops_the_evaluation(gemma_path, role, best_of):
+    """Its means would leave the rows out, and of several futures such a one would be the best."""
+    module, rows, _ = evaluated(gemma_path, best_of=best_of)
+    weight = next(p for name, p in module.named_parameters() if f".{role}." in name and "lora_B" in name)
+    weight.data.fill_(float("nan"))
+    message = f"record {rows[0].id!r}: the {role.upper()}'s log-probability is not a number"
+    with pytest.raises(ValueError, match=message):
+        module.evaluator.step(rows[:2], CPU)
+    if role == "idm":
+        with pytest.raises(ValueError, match=message):
+            module.evaluator.predict([replace(row, after=None) for row in rows[:2]], CPU)

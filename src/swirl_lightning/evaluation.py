@@ -131,7 +131,7 @@ class Evaluator:
         known = [n for n, row in enumerate(rows) if row.after is not None]
         seen, x = [rows[n] for n in known], [before[n] for n in known]
         if seen:
-            self._teacher_forced(x, y, [actions[n] for n in known])
+            self._teacher_forced(seen, x, y, [actions[n] for n in known])
         for mode in self._config.modes:
             states: list[State] = []
             words: list[str | None] = [None] * len(rows)
@@ -145,9 +145,9 @@ class Evaluator:
                     words[n] = self._backbone.decode_action(guess)
                 self._metrics[f"idm/{mode}"].update([words[n] for n in known], seen)
             if mode == self._config.modes[0] and self._forward and self._inverse:
-                self._means["identifiability"].update(self._identifiability(before, futures, actions))
+                self._means["identifiability"].update(self._identifiability(rows, before, futures, actions))
                 if seen:
-                    self._means["likelihood"].update(self._likelihood(x, guesses, y))
+                    self._means["likelihood"].update(self._likelihood(seen, x, guesses, y))
             self._tell(mode, rows, states or [None] * len(rows), words)
             if self._forward:
                 self._roll_on(rows, futures, states, mode, device)
@@ -185,9 +185,9 @@ class Evaluator:
             count = len(actions)
             values = {}
             if self._inverse:
-                values["idm"] = self._identifiability([x] * count, [y] * count, actions)
+                values["idm"] = self._identifiability([row], [x] * count, [y] * count, actions)
             if self._forward:
-                values["fwm"] = self._likelihood([x] * count, actions, [y] * count)
+                values["fwm"] = self._likelihood([row], [x] * count, actions, [y] * count)
             for role, value in values.items():
                 right = int(value.argmax()) == choices.answer
                 self._means[f"choice/{role}_accuracy"].update(float(right))
@@ -290,20 +290,46 @@ class Evaluator:
         futures = self._sample(self._fwm, rows, before, actions, mode, count)
         if count == 1:
             return futures
-        value = self._identifiability(before, futures, actions)
+        value = self._identifiability(rows, before, futures, actions)
         best = value.view(-1, count).argmax(1).tolist()
         return [futures[n * count + k] for n, k in enumerate(best)]
 
-    def _identifiability(self, before: list[TokenIds], futures: list[TokenIds], actions: list[TokenIds]) -> Tensor:
+    def _identifiability(
+        self, rows: Sequence[Transition], before: list[TokenIds], futures: list[TokenIds], actions: list[TokenIds]
+    ) -> Tensor:
         """Compute mean log Q(z | x, ŷ) per token, (N,)."""
-        return self._idm.log_prob(actions, before, futures).mean_per_token()
+        return _checked(self._idm.log_prob(actions, before, futures).mean_per_token(), rows, Role.IDM)
 
-    def _likelihood(self, before: list[TokenIds], actions: list[TokenIds], after: list[TokenIds]) -> Tensor:
+    def _likelihood(
+        self, rows: Sequence[Transition], before: list[TokenIds], actions: list[TokenIds], after: list[TokenIds]
+    ) -> Tensor:
         """Compute mean log P(y | x, ẑ) per token, (N,)."""
-        return self._fwm.log_prob(after, before, actions).mean_per_token()
+        return _checked(self._fwm.log_prob(after, before, actions).mean_per_token(), rows, Role.FWM)
 
-    def _teacher_forced(self, before: list[TokenIds], after: list[TokenIds], actions: list[TokenIds]) -> None:
+    def _teacher_forced(
+        self,
+        rows: Sequence[Transition],
+        before: list[TokenIds],
+        after: list[TokenIds],
+        actions: list[TokenIds],
+    ) -> None:
         if self._forward:
-            self._means["fwm/log_prob"].update(self._likelihood(before, actions, after))
+            self._means["fwm/log_prob"].update(self._likelihood(rows, before, actions, after))
         if self._inverse:
-            self._means["idm/log_prob"].update(self._identifiability(before, after, actions))
+            self._means["idm/log_prob"].update(self._identifiability(rows, before, after, actions))
+
+
+def _checked(values: Tensor, rows: Sequence[Transition], role: Role) -> Tensor:
+    """Return the log-probabilities, (N,); each of the rows has the same number of them, side by side.
+
+    Raises:
+        ValueError: one is not a number: means would leave it out, and the highest of several would be it.
+    """
+    broken = values.isnan()
+    if broken.any():
+        row = rows[int(broken.nonzero()[0]) * len(rows) // len(values)]
+        raise ValueError(
+            f"record {row.id!r}: the {role.upper()}'s log-probability is not a number. Its weights are damaged, or "
+            "numbers overflow in this precision: try another checkpoint, or bf16-mixed or 32-true as precision"
+        )
+    return values
