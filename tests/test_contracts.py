@@ -77,3 +77,13 @@ def test_no_file_is_longer_than_400_lines():
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 300
     assert not [path for path in files if len(path.read_text().splitlines()) > 400]
+
+
+def test_no_test_module_is_imported_by_another():
+    """Helpers of several test modules are in tests/support."""
+    files = list((ROOT / "tests").rglob("*.py"))
+    imported = {
+        name for path in files for name in re.findall(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), flags=re.M)
+    }
+    assert "support.trainers" in imported
+    assert not [name for name in imported if any(part.startswith("test_") for part in name.split("."))]

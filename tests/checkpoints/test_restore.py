@@ -232,3 +232,21 @@ def test_what_is_loaded_trains_as_a_run_of_its_own(run, tmp_path):
     assert trainer.global_step == 1
     assert not equal(module.state_dict(), before)
     assert not torch.equal(random.seen, saved(middle)["swirl"]["rng"][0]["torch"])
+
+
+LATER = ("parts", "lengths", "optimizer", "window")
+"""What the first checkpoints did not hold."""
+
+
+def test_a_checkpoint_of_the_old_layout_loads_and_goes_on(run, tmp_path, gemma_path):
+    folder = shutil.copytree(run, tmp_path / "runs" / "r")
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        state = saved(path)
+        state["swirl"] = {name: value for name, value in state["swirl"].items() if name not in LATER}
+        torch.save(state, path)
+    last, ended = folder / "checkpoints" / "last.ckpt", saved(run / "checkpoints" / "last.ckpt")
+    assert set(saved(last)["swirl"]) == {"base", "label", "lora", "tokens_seen", "rng", "updates"}
+    assert equal(SWIRL.load_from_checkpoint(last).state_dict(), ended["state_dict"])
+    within = folder / "checkpoints" / "epoch=1-step=6.ckpt"
+    here("fit", "-c", config(tmp_path, gemma_path), "--ckpt_path", within)
+    assert equal(saved(last)["state_dict"], ended["state_dict"])

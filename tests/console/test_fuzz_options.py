@@ -10,7 +10,7 @@ import pytest
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
-from engine.test_ranges import ANY_NUMBER, BASE, INF, MADE_WITH, NAN, PLAIN, make, numbers
+from support.numeric_options import ANY_NUMBER, BASE, INF, MADE_WITH, NAN, PLAIN, make, numbers
 from swirl_lightning import SWIRL
 from swirl_lightning.backbones import Chameleon, Liquid, TextLLM
 from swirl_lightning.benchmarks.aurora import Aurora

@@ -7,22 +7,13 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, seed_everything
 
+from support.named_rows import SIZES, Data, data
 from support.tiny import text_backbone
 from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, OptimConfig, PhaseOptimConfig
 from swirl_lightning.callbacks import PhaseSwitch
-from swirl_lightning.data import TransitionBatch, TransitionDataModule
+from swirl_lightning.data import TransitionBatch
 from swirl_lightning.transition import Transition
-
-SIZES = {"warmup": 7, "state_only": 12, "validation": 5, "test": 3}
-
-
-class Data(TransitionDataModule):
-    loads = ()
-
-    def load_split(self, split):
-        self.loads = (*self.loads, split)
-        return [Transition(f"x{i}", f"y{i}", f"z{i}", id=f"{split}-{i}") for i in range(SIZES[split])]
 
 
 class Recorder(LightningModule):
@@ -89,10 +80,6 @@ def trainer(tmp_path, callbacks=(), **options):
     settings = {"max_epochs": 5, "num_sanity_val_steps": 0, "reload_dataloaders_every_n_epochs": 1}
     callbacks = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
     return quiet_trainer(tmp_path, *callbacks, **(settings | options))
-
-
-def data(**options):
-    return Data(**{"batch_size": 2, "seed": 5, "pairs_per_iteration": 8, **options})
 
 
 def test_each_phase_sees_its_split(tmp_path):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.test_fuzz import ODD, Damage
 from support.cli import config, here
+from support.damage import ODD, Damage
 from support.suites.scienceworld import step
 from support.swirl import build, equal
 from swirl_lightning import SWIRL

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from data.test_data_module import SIZES, Data, data
+from support.named_rows import SIZES, Data, data
 from swirl_lightning.data.loader import TransitionLoader
 
 

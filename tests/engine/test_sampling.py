@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from support.plain_rollouts import Counting, plain_rollouts
 from support.tiny import text_backbone
 from swirl_lightning.engine.attention import install
 from swirl_lightning.engine.config import EngineConfig
@@ -100,25 +101,6 @@ def world(gemma_path):
     return model, Engine(backbone.trunk(model), backbone.head(model), config), backbone.action_grammar.allowed
 
 
-def plain_rollouts(model, allowed, grammar, prompts, noise, config):
-    """No cache, no padding, one row at a time, the whole vocabulary masked at every step."""
-    rows, group = [], len(noise) // len(prompts)
-    mask = torch.full((model.config.vocab_size,), -torch.inf)
-    mask[list(allowed)] = 0
-    for n, u in enumerate(noise):
-        ids = list(prompts[n // group])
-        out = []
-        for step in range(grammar.max_length):
-            logits = model(torch.tensor([ids])).logits[0, -1] + mask
-            token = int(draw(logits[None], u[step : step + 1], config))
-            ids.append(token)
-            out.append(token)
-            if token == grammar.eos:
-                break
-        rows.append(out)
-    return rows
-
-
 @pytest.mark.parametrize("config", [SamplingConfig(), GREEDY, SamplingConfig(1.5, 1.0)])
 @torch.no_grad()
 def test_rollouts_equal_the_plain_path_whatever_the_padding(world, config):
@@ -145,18 +127,6 @@ def test_completions_stay_inside_the_grammar_and_end_with_eos_once(world):
     assert any(1 in row for row in rows)
     assert all(1 in row or len(row) == 9 for row in rows)
     assert not got.ids[~got.mask].any()
-
-
-class Counting(torch.nn.Module):
-    """A trunk that notes how many tokens it runs."""
-
-    def __init__(self, trunk):
-        super().__init__()
-        self.trunk, self.tokens = trunk, []
-
-    def forward(self, input_ids, **kwargs):
-        self.tokens.append(input_ids.numel())
-        return self.trunk(input_ids=input_ids, **kwargs)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.test_sampling import Counting, plain_rollouts
+from support.plain_rollouts import Counting, plain_rollouts
 from support.tiny import text_backbone
 from swirl_lightning.engine.attention import install
 from swirl_lightning.engine.config import EngineConfig
