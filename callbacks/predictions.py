@@ -21,7 +21,7 @@ from swirl_lightning.data.token_cache import state_key
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import MODES
 from swirl_lightning.files import remove_ranks, whole_file
-from swirl_lightning.generation_memory import GenerationMemory
+from swirl_lightning.generation_store import GenerationStore
 from swirl_lightning.results.table import CONTACT_SHEET
 from swirl_lightning.transition import State, Transition
 
@@ -61,7 +61,7 @@ class Predictions(Callback):
     def __init__(self, folder: str = "predictions", contact_sheet_rows: int = 16, resume: bool = True) -> None:
         check_ranges("Predictions", {"contact_sheet_rows": contact_sheet_rows}, contact_sheet_rows="[0, inf)")
         self.folder, self.contact_sheet_rows, self.resume = folder, contact_sheet_rows, resume
-        self.memory: GenerationMemory | None = None
+        self.generations: GenerationStore | None = None
         self._sheet: dict[str, list[_SheetRow]] = {}  # by task
         self._sheet_mode: str | None = None  # the first one
         self._category_key = ""
@@ -84,9 +84,9 @@ class Predictions(Callback):
             if trainer.is_global_zero:
                 remove_ranks(self._place, f"{mode}-rank", trainer.world_size)
         if self.resume:
-            self.memory = GenerationMemory(self._place, generation_settings(pl_module), self._rank)
+            self.generations = GenerationStore(self._place, generation_settings(pl_module), self._rank)
         self._evaluator = pl_module.evaluator
-        self._evaluator.memory = self.memory
+        self._evaluator.generations = self.generations
         self._evaluator.listeners.append(self._write)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -114,7 +114,7 @@ class Predictions(Callback):
         self._open, self._sheet = {}, {}
         evaluator, self._evaluator = self._evaluator, None
         if evaluator is not None and self._write in evaluator.listeners:
-            evaluator.memory = None
+            evaluator.generations = None
             evaluator.listeners.remove(self._write)
 
     def _write(

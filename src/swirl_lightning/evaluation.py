@@ -16,7 +16,7 @@ from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.generation_memory import GenerationMemory
+from swirl_lightning.generation_store import GenerationStore
 from swirl_lightning.metrics.row_counts import row_counts
 from swirl_lightning.roles import ROLES, Role
 from swirl_lightning.transition import State, Transition
@@ -77,11 +77,11 @@ class Evaluator:
         roles: the models that are used; metrics that need the other one are left out.
 
     Attributes:
-        memory: generations to reuse and to add to; None generates everything.
+        generations: those to reuse and to add to; None generates everything.
         listeners: called with every batch of predictions.
     """
 
-    memory: GenerationMemory | None = None
+    generations: GenerationStore | None = None
 
     def __init__(
         self,
@@ -265,20 +265,20 @@ class Evaluator:
         mode: str,
         count: int = 1,
     ) -> list[TokenIds]:
-        """Sample ``count`` contents of each row, those of a row side by side; known ones come from memory."""
-        memory, found = self.memory, cast(list[list[TokenIds] | None], [None] * len(rows))
+        """Sample ``count`` contents of each row, those of a row side by side; known ones come from the store."""
+        store, found = self.generations, cast(list[list[TokenIds] | None], [None] * len(rows))
         names = [""] * len(rows)
-        if memory is not None:
+        if store is not None:
             prompts = model.prompts(before, condition)
-            names = [memory.key(model.role, mode, t.id, count, prompt) for t, prompt in zip(rows, prompts, strict=True)]
-            found = [memory.get(name, count) for name in names]
+            names = [store.key(model.role, mode, t.id, count, prompt) for t, prompt in zip(rows, prompts, strict=True)]
+            found = [store.get(name, count) for name in names]
         if fresh := [n for n, samples in enumerate(found) if samples is None]:
             x, given = [before[n] for n in fresh], [condition[n] for n in fresh]
             keys = [f"eval|{self._config.seed}|{model.role}|{rows[n].id}" for n in fresh]
             contents = model.sample(x, given, keys, self._sampling[mode], group=count).contents
             groups = [contents[start : start + count] for start in range(0, len(contents), count)]
-            if memory is not None:
-                memory.put([names[n] for n in fresh], groups)
+            if store is not None:
+                store.put([names[n] for n in fresh], groups)
             for n, group in zip(fresh, groups, strict=True):
                 found[n] = group
         return [ids for group in found if group is not None for ids in group]

@@ -22,6 +22,7 @@ from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.engine.samples import Samples
 from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.evaluation import EvaluationConfig
+from swirl_lightning.pretrained_module import PretrainedModule
 from swirl_lightning.prompts import PromptTemplates
 from swirl_lightning.roles import Role
 from swirl_lightning.rollout_engines import RolloutEngine
@@ -35,10 +36,9 @@ from swirl_lightning.training.rewards import MeanLogProb, Reward
 from swirl_lightning.training.rollouts import Rollouts, Update, with_counterfactuals
 from swirl_lightning.training.step_metrics import StepMetrics
 from swirl_lightning.transition import Transition
-from swirl_lightning.world_model_module import WorldModelModule
 
 
-class SWIRL(WorldModelModule):
+class SWIRL(PretrainedModule):
     """A forward world model and an inverse dynamics model that improve each other from state-only pairs.
 
     Args:

@@ -1,10 +1,9 @@
-"""LightningModule of two world models on one base: loading, prediction, evaluation and checkpoints, no training."""
+"""LightningModule of two world models on one base: loading of the base, prediction and evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,10 +12,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from swirl_lightning.adapters import AdapterConfig, Adapters
 from swirl_lightning.backbones.base import Backbone
-from swirl_lightning.checkpoints import state as ckpt
-from swirl_lightning.checkpoints.fit import check_fits
-from swirl_lightning.checkpoints.restore import restore
-from swirl_lightning.checkpoints.shared import is_shared, separate
+from swirl_lightning.backbones.identity import base_identity
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.module import TransitionDataModule
 from swirl_lightning.data.token_cache import StateTokens
@@ -24,7 +20,6 @@ from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import EvaluationConfig, Evaluator
-from swirl_lightning.exports.folder import load_export, write_export
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.roles import ROLES, AdapterName, Role
 from swirl_lightning.rollout_engines import RolloutEngine
@@ -89,7 +84,7 @@ class WorldModelModule(LightningModule):
             self.set_ddp_adapters(self.adapters.names)
             return
         base = self.backbone.load_model()
-        self.base_identity, self.base_parts = ckpt.base_identity(base), self.backbone.parts()
+        self.base_identity, self.base_parts = base_identity(base), self.backbone.parts()
         adapters = Adapters(base, self.lora, self.backbone.lora_targets, self.shared_weights)
         self.model = adapters.model.train()  # Hugging Face loads in eval mode, and Lightning keeps it
         if self.backbone.gradient_checkpointing:
@@ -180,50 +175,6 @@ class WorldModelModule(LightningModule):
             trained = [name.value for name in self.roles]
             raise ValueError(f"this module has no {role.upper()}, which predicts here: model.roles are {trained}")
 
-    # ---- sharing ---------------------------------------------------------------------------------
-    def export(
-        self, folder: str | Path, data: str = "", results: Mapping[str, Mapping[str, float]] | None = None
-    ) -> None:
-        """Write the adapters in PEFT format with a model card and what :meth:`from_pretrained` needs.
-
-        Args:
-            folder: gets a folder for each adapter, ``swirl.json`` and ``README.md``.
-            data: name of the training data, for the card.
-            results: rows of a table by name, each {metric: value}, for the card.
-        """
-        write_export(self, Path(folder), data, results or {})
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        *,
-        base: str | None = None,
-        backbone: Backbone | None = None,
-        revision: str | None = None,
-        device: str | torch.device = "cpu",
-    ) -> Self:
-        """Load what :meth:`export`, ``swirl export`` or ``swirl push`` has written, in eval mode and ready for use.
-
-        Nothing in it names a class that is imported, and only safetensors and JSON are read.
-
-        Args:
-            name_or_path: folder, or name on the Hugging Face hub.
-            base: your own folder or hub name of the base; None takes the export's own.
-            backbone: in place of the export's settings, for a family of your own.
-            revision: hub revision of the export.
-            device: of the module.
-
-        Raises:
-            FileNotFoundError: the folder is no export.
-            ValueError: its settings cannot be used, or its adapters belong to another base.
-
-        Example::
-
-            model = SWIRL.from_pretrained("runs/quickstart/adapters/last")
-        """
-        return load_export(cls, name_or_path, base, backbone, revision, device)
-
     # ---- training --------------------------------------------------------------------------------
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass, which is not repeated if memory runs out: its gradients are summed in part.
@@ -282,7 +233,7 @@ class WorldModelModule(LightningModule):
         for name, value in self.evaluator.compute().items():
             self.log(f"{split}/{name}", value, rank_zero_only=False, sync_dist=False)
 
-    # ---- checkpoints: adapters, never the base ---------------------------------------------------
+    # ---- weights: those of the adapters, never the base's ----------------------------------------
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the adapters' tensors alone."""
         return self.adapters.state_dict()
@@ -290,68 +241,6 @@ class WorldModelModule(LightningModule):
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load exactly all adapter tensors; see :meth:`Adapters.load_state_dict`."""
         self.adapters.load_state_dict(state_dict)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls,
-        checkpoint_path: str | Path,
-        map_location: Any = "cpu",
-        config_path: str | Path | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Load a module from a checkpoint, in eval mode and ready for use; no Trainer is needed.
-
-        Only adapters are taken from a checkpoint. The module's settings come from ``kwargs``, the constructor's
-        arguments, or from the run's ``config.yaml``, whose classes are imported and called. So give ``backbone`` for
-        a checkpoint that is not your own: then no file beside the checkpoint is read.
-
-        Args:
-            checkpoint_path: file saved by a run of SWIRL.
-            map_location: device of the module, as for ``torch.load``.
-            config_path: your own configuration with the key ``model``. None takes the ``config.yaml`` in the
-                checkpoint's folder or the one above, unless there is a ``backbone``.
-            kwargs: constructor arguments, which replace those of the configuration. With a ``backbone`` and no
-                configuration, rank and α of the adapters are the checkpoint's unless ``lora`` is given.
-
-        Raises:
-            FileNotFoundError: no such checkpoint, or neither a ``backbone`` nor a configuration.
-            ValueError: not a checkpoint of SWIRL, or of another base or other settings of the adapters.
-
-        Example::
-
-            model = SWIRL.load_from_checkpoint("runs/quickstart/checkpoints/last.ckpt")
-            model = SWIRL.load_from_checkpoint("last.ckpt", backbone=Liquid("builtin/tiny-liquid", dtype="float32"))
-        """
-        return restore(cls, checkpoint_path, map_location, config_path, kwargs)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the identity of the base, and the settings of the adapters."""
-        checkpoint["swirl"] = {
-            "base": {"name": self.backbone.name, "revision": self.backbone.revision, **self.base_identity},
-            "label": self.label,
-            "lora": {"r": self.lora.r, "alpha": self.lora.alpha},
-            "parts": self.base_parts,
-            "lengths": self.backbone.chosen_lengths,
-            "optimizer": next((type(optimizer).__name__ for optimizer in self.trainer.optimizers), None),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the adapters were trained with these settings, and take the lengths that were left to the data.
-
-        Shared weights become those of both models where those are separate.
-
-        Raises:
-            ValueError: another base, other parts beside it, or other settings of the adapters; or shared weights
-                within a phase.
-        """
-        state = ckpt.own_state(checkpoint)
-        check_fits(checkpoint, self)
-        if not self.shared_weights and is_shared(checkpoint):
-            separate(checkpoint)
-        self.backbone.set_lengths(ckpt.chosen_lengths(state))
-        if self._trainer is not None:
-            ckpt.forget_foreign_files(checkpoint.get("callbacks", {}), self.trainer.checkpoint_callbacks)
-        self.label = state["label"]
 
 
 def _loaded(part: Any) -> Any:

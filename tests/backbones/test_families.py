@@ -9,8 +9,8 @@ from transformers import GraniteConfig, GraniteForCausalLM
 from support.tiny import byte_tokenizer
 from support.tiny_families import CPU, FAMILIES, SIDE, backbone_of, noise_images
 from support.tiny_liquid import SIZES
+from swirl_lightning.backbones.identity import base_identity
 from swirl_lightning.backbones.text import TextLLM
-from swirl_lightning.checkpoints.state import base_identity
 
 
 @pytest.mark.parametrize("scaling", [1.0, 8.0])

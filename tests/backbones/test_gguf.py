@@ -9,7 +9,7 @@ import torch
 
 from support.tiny_gguf import FILE, TEMPLATE, write_gguf
 from swirl_lightning.backbones import TextLLM, gguf
-from swirl_lightning.checkpoints.state import base_identity
+from swirl_lightning.backbones.identity import base_identity
 
 IDS = torch.arange(40).view(2, 20)
 

@@ -155,7 +155,7 @@ def test_end_to_end_and_resumed(tmp_path, base, clip, monkeypatch):
     assert [line["predicted_action"] is None for line in lines] == [False] * 4 + [True] * 2
     assert all(Image.open(folder / line["predicted_state"]).size == (16, 16) for line in lines)
     assert Image.open(folder / "contact_sheet.png").height > 3 * 128
-    assert first.memory.hits == 0
+    assert first.generations.hits == 0
 
     # killed after two batches: the last line is cut short
     path = folder / "generated-rank0.jsonl"
@@ -163,13 +163,13 @@ def test_end_to_end_and_resumed(tmp_path, base, clip, monkeypatch):
     path.write_text("".join(kept[:5]) + kept[5][:20])
     again, second = run(base, data(), tmp_path)
     assert again == results
-    assert (second.memory.hits, second.memory.misses) == (5, len(kept) - 5)
+    assert (second.generations.hits, second.generations.misses) == (5, len(kept) - 5)
     again, third = run(base, data(), tmp_path)
-    assert (again, third.memory.misses) == (results, 0)
+    assert (again, third.generations.misses) == (results, 0)
 
     # other settings: nothing is reused
     _, fourth = run(base, data(), tmp_path, templates=model(base).templates.__class__(fwm="{before}{action}="))
-    assert fourth.memory.hits == 0
+    assert fourth.generations.hits == 0
 
 
 def test_models_that_cannot_be_loaded_leave_their_metrics_out(tmp_path, base, clip):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from swirl_lightning.checkpoints.shared import is_shared
 from swirl_lightning.checkpoints.state import own_state
-
-if TYPE_CHECKING:
-    from swirl_lightning.world_model_module import WorldModelModule
+from swirl_lightning.world_model_module import WorldModelModule
 
 
 def check_fits(checkpoint: dict[str, Any], module: WorldModelModule) -> None:

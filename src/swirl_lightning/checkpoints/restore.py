@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jsonargparse import ArgumentError
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.checkpoints.file import check_file
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import as_written, own_state
+from swirl_lightning.world_model_module import WorldModelModule
 from swirl_lightning.yaml_files import load
 
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule, LightningModule
-
-    from swirl_lightning.world_model_module import WorldModelModule
-
-    Module = TypeVar("Module", bound=WorldModelModule)
-    Built = TypeVar("Built", bound=LightningModule | LightningDataModule)
+Module = TypeVar("Module", bound=WorldModelModule)
+Built = TypeVar("Built", bound=LightningModule | LightningDataModule)
 
 
 def restore(

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -15,11 +15,9 @@ from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints.restore import load_into
 from swirl_lightning.exports.card import adapter_card
 from swirl_lightning.exports.settings import FILE, build, is_public, read, settings_of
+from swirl_lightning.world_model_module import WorldModelModule
 
-if TYPE_CHECKING:
-    from swirl_lightning.world_model_module import WorldModelModule
-
-    Module = TypeVar("Module", bound=WorldModelModule)
+Module = TypeVar("Module", bound=WorldModelModule)
 
 _NEEDED = [FILE, "*/adapter_model.safetensors"]
 

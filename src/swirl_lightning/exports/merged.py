@@ -5,16 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from swirl_lightning.exports.card import merged_card
 from swirl_lightning.exports.folder import readable
 from swirl_lightning.exports.settings import settings_of
-
-if TYPE_CHECKING:
-    from swirl_lightning.world_model_module import WorldModelModule
+from swirl_lightning.world_model_module import WorldModelModule
 
 
 @torch.no_grad()

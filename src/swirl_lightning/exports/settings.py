@@ -8,18 +8,16 @@ import re
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from swirl_lightning import backbones
 from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.backbones.base import BUILTIN_PREFIX, Backbone
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.prompts import PromptTemplates
+from swirl_lightning.world_model_module import WorldModelModule
 
-if TYPE_CHECKING:
-    from swirl_lightning.world_model_module import WorldModelModule
-
-    Module = TypeVar("Module", bound=WorldModelModule)
+Module = TypeVar("Module", bound=WorldModelModule)
 
 FILE = "swirl.json"
 ALL_LINEAR = "all-linear"
@@ -93,7 +91,10 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {FILE}: give a folder that swirl export or a training has written")
+        raise FileNotFoundError(
+            f"{folder} has no {FILE}: give a folder that swirl export or a training has written (older versions wrote "
+            "none: export such a run again, swirl export RUN --to FOLDER)"
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         kinds = {"base": dict, "label": str, "backbone": dict, "lora": dict, "sampling": dict, "templates": dict}

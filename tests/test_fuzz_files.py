@@ -23,7 +23,7 @@ from swirl_lightning.checkpoints.restore import load_into
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.exports.settings import build as build_shared
 from swirl_lightning.exports.settings import read as read_settings
-from swirl_lightning.generation_memory import GenerationMemory
+from swirl_lightning.generation_store import GenerationStore
 from swirl_lightning.judge.client import _read
 from swirl_lightning.judge.endpoint import Unanswered, _message, _reply, _retry_after
 from swirl_lightning.judge.templates import builtin
@@ -229,9 +229,9 @@ def test_what_was_generated(tmp_path, seed):
     damage = Damage(seed)
     lines = [{"key": str(n), "ids": [[n, 2, 3], [4]]} for n in range(12)]
     damage.lists(tmp_path / "generated-rank0.jsonl", lines, lines=True)
-    memory = GenerationMemory(tmp_path, {})
-    assert all(memory.get(str(n), 3) is None for n in range(12))
-    for ids in filter(None, (memory.get(str(n), 2) for n in range(12))):
+    store = GenerationStore(tmp_path, {})
+    assert all(store.get(str(n), 3) is None for n in range(12))
+    for ids in filter(None, (store.get(str(n), 2) for n in range(12))):
         assert all(type(number) is int and 0 <= number < 2**31 for sample in ids for number in sample)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from swirl_lightning.engine.grammar import TokenIds
 
 
-class GenerationMemory:
+class GenerationStore:
     """Store of sampled token ids, keyed by all that they depend on.
 
     A key covers the settings (weights, sampling, seed, ...), the role, the mode, the record's id and the
