@@ -238,8 +238,15 @@ class Adapters:
             parameter.copy_(state[key])
 
     def export(self, folder: str | Path) -> None:
-        """Write the trained adapters in plain PEFT format, ``folder/<adapter>/``, as safetensors."""
-        self.model.save_pretrained(str(folder), selected_adapters=list(self.trainable), save_embedding_layers=False)
+        """Write the trained adapters in plain PEFT format, ``folder/<adapter>/``, as safetensors.
+
+        Raises:
+            OSError: they cannot be written, as on a full disk.
+        """
+        try:
+            self.model.save_pretrained(str(folder), selected_adapters=list(self.trainable), save_embedding_layers=False)
+        except SafetensorError as error:  # in place of the system's own error
+            raise OSError(f"adapters cannot be written to {folder}: {error}") from error
 
     def exported_state(self, folder: str | Path, device: str | torch.device) -> dict[str, Tensor]:
         """Read what :meth:`export` has written as a state of :meth:`state_dict`; frozen copies are as their policies.

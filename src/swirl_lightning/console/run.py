@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 MENDABLE = (ValueError, OSError, ImportError, FloatingPointError)
 """Errors whose message tells the user what to change. Others are faults of the program, and keep their traceback."""
 
-_RANK_GONE = ("Connection closed by peer", "Connection reset by peer")
-"""What gloo says to a rank that waits for one that has ended."""
+_RANK_GONE = ("Connection closed by peer", "Connection reset by peer", "Connection was likely closed")
+"""What gloo, and the store where ranks meet, say to a rank that waits for one that has ended."""
 
 _LOADER_GONE = "DataLoader worker (pid"
 """What torch says, wherever the program then is, when a process that loads data has ended."""
