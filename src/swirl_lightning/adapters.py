@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from swirl_lightning.engine.lora import cast, fuse, uncast
 from swirl_lightning.engine.quantization import dequantized, merge, mergeable, unmerge
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files import written_to
 from swirl_lightning.roles import ROLES, AdapterName, Role
 
 
@@ -243,10 +244,8 @@ class Adapters:
         Raises:
             OSError: they cannot be written, as on a full disk.
         """
-        try:
+        with written_to(folder):
             self.model.save_pretrained(str(folder), selected_adapters=list(self.trainable), save_embedding_layers=False)
-        except SafetensorError as error:  # in place of the system's own error
-            raise OSError(f"adapters cannot be written to {folder}: {error}") from error
 
     def exported_state(self, folder: str | Path, device: str | torch.device) -> dict[str, Tensor]:
         """Read what :meth:`export` has written as a state of :meth:`state_dict`; frozen copies are as their policies.

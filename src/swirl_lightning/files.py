@@ -19,6 +19,25 @@ _WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
+def written_to(path: str | Path) -> Iterator[None]:
+    """Have an error of the block's writes, as on a full disk, name the file or folder.
+
+    Raises:
+        OSError: that error, and safetensors' own in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:  # of a write: those of opening have the name
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":  # the library is imported where it is used
+            raise OSError(f"{path} cannot be written: {error}") from error
+        raise
+
+
+@contextmanager
 def whole_file(path: str | Path, alone: bool = True) -> Iterator[BinaryIO]:
     """A file that takes the place of ``path`` when the block ends: until then, what stood there stays.
 
@@ -28,12 +47,15 @@ def whole_file(path: str | Path, alone: bool = True) -> Iterator[BinaryIO]:
         path: the file.
         alone: nobody else writes it at the same time. False gives each writer an unfinished file of its own; one that
             is killed leaves it behind, where the next writer would otherwise take its place.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; it says which file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial" if alone else f".{path.name}.{uuid4().hex}.partial")
     try:
-        with open(partial, "wb") as file:
+        with written_to(path), open(partial, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from support.cli import config, here
+from support.small_disk import room_for
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.cli import swirl_cli
@@ -328,18 +329,25 @@ def test_what_stood_there_stays_until_the_new_file_is_on_the_disk(tmp_path, monk
 @pytest.mark.parametrize("room", [0, 3_000, 300_000])
 def test_a_full_disk_is_told_with_the_path(tmp_path, room):
     """torch itself raises RuntimeError, of positions in the file, where less than a part of it fits."""
-    resource = pytest.importorskip("resource")
     path, io = tmp_path / "last.ckpt", WholeCheckpoints()
     io.save_checkpoint({"step": 1}, path)
-    most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, most[1]))
-        with pytest.raises(OSError, match=r"^checkpoint .*last\.ckpt cannot be written \(.*too large\)"):
-            io.save_checkpoint({"step": 2, "tensors": [torch.zeros(5_000) for _ in range(40)]}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    told = r"^checkpoint .*last\.ckpt cannot be written \(.*too large\)"
+    with room_for(room), pytest.raises(OSError, match=told):
+        io.save_checkpoint({"step": 2, "tensors": [torch.zeros(5_000) for _ in range(40)]}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_full_disk_is_told_with_the_path_of_any_file(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with (
+        room_for(10),
+        pytest.raises(OSError, match=r"too large: '.*results\.json'$"),
+        whole_file(tmp_path / "results.json") as file,
+    ):
+        file.write(b"x" * 100_000)
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == "{}"
 
 
 def test_an_unfinished_file_or_folder_is_no_obstacle(tmp_path):

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from support.small_disk import room_for
 from swirl_lightning.backbones import Liquid
 from swirl_lightning.data import StateTokens
 
@@ -81,6 +82,15 @@ def test_another_run_reads_what_was_written(tmp_path):
     other = Backbone("another tokeniser")
     StateTokens(other, cache_dir=tmp_path).encode(["a"], CPU)
     assert other.calls == [["a"]]
+
+
+def test_a_full_disk_ends_the_keeping_alone(tmp_path):
+    """What a run has trained is not lost for a cache."""
+    cache = StateTokens(Backbone(), cache_dir=tmp_path, shard_size=1)
+    with room_for(10), pytest.warns(UserWarning, match=r"tokens of states are not kept from now on: .*too large"):
+        assert cache.encode(["a"], CPU) == [[97]]
+    assert cache.encode(["a", "b"], CPU) == [[97], [98]]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_evicted_states_are_not_written_twice(tmp_path):

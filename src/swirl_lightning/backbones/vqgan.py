@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from swirl_lightning.backbones.vqgan_layers import Codebook, Decoder, Encoder
+from swirl_lightning.files import written_to
 from swirl_lightning.yaml_files import load
 
 CONFIG_FILE = "vqgan.yaml"
@@ -228,7 +229,8 @@ def convert_to_safetensors(folder: str | Path) -> Path:
         expected = VQGAN(VQGANConfig.from_yaml(folder / CONFIG_FILE)).state_dict()
     check_weights(state, expected, ckpt)
     partial = out.with_suffix(".partial")
-    save_file({k: v.contiguous().clone() for k, v in state.items()}, partial)
+    with written_to(out):
+        save_file({k: v.contiguous().clone() for k, v in state.items()}, partial)
     os.replace(partial, out)
     return out
 

@@ -46,7 +46,8 @@ class WholeCheckpoints(TorchCheckpointIO):
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
-            raise OSError(f"checkpoint {path} cannot be written ({cause}); an earlier one stays") from error
+            why = cause.strerror or cause
+            raise OSError(f"checkpoint {path} cannot be written ({why}); an earlier one stays") from error
 
 
 def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:

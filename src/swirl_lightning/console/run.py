@@ -28,7 +28,10 @@ _UNMADE = ("UnicodeDecodeError", "UnicodeEncodeError", "JSONDecodeError")
 _DEPRECATIONS = (  # of libraries among themselves
     r".*is_gradient_checkpointing` is deprecated",
     r".*isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"torch\.distributed\.nn\.functional\.\w+ is deprecated",
 )
+_REDUCED = r"It is recommended to use `self\.log\('(val|test|warmup|bootstrap|fwm|idm)/.*sync_dist=True"
+"""Lightning's advice where the value logged is that of all ranks already."""
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -72,7 +75,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _silence_libraries() -> None:
-    """Drop advertisements, deprecations that libraries cause in one another, and an optional kernel's absence.
+    """Drop advertisements, deprecations, advice that is followed already, and the absence of an optional kernel.
 
     The kernel is bitsandbytes' for inference on CPUs, which training cannot use (see ``engine.quantization``).
     """
@@ -81,6 +84,7 @@ def _silence_libraries() -> None:
     for message in _DEPRECATIONS:
         warnings.filterwarnings("ignore", message, FutureWarning)
         warnings.filterwarnings("ignore", message, DeprecationWarning)
+    warnings.filterwarnings("ignore", _REDUCED, UserWarning)
 
 
 def _no_tip(record: logging.LogRecord) -> bool:

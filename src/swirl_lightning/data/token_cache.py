@@ -8,6 +8,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.engine.grammar import TokenIds
+from swirl_lightning.files import written_to
 from swirl_lightning.transition import State
 
 _KEY_BYTES = 16
@@ -103,21 +105,27 @@ class StateTokens:
         return [found[key].tolist() for key in keys]
 
     def flush(self) -> None:
-        """Write the states encoded since the last file; without a ``cache_dir`` do nothing."""
+        """Write the states encoded since the last file; without a ``cache_dir`` do nothing.
+
+        Where they cannot be written, as on a full disk, it warns, and no more are kept: they can be encoded again.
+        """
         if self._folder is None or not self._new:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        name = uuid.uuid4().hex  # never an existing file: processes and runs only ever add
-        partial = self._folder / f"{name}.partial"
-        save_file(
-            {
-                "keys": np.frombuffer(b"".join(self._new), np.uint8).reshape(-1, _KEY_BYTES).copy(),
-                "lengths": np.array([len(ids) for ids in self._new.values()], np.int64),
-                "ids": np.concatenate(list(self._new.values())),
-            },
-            partial,
-        )
-        os.replace(partial, self._folder / f"{name}.safetensors")
+        partial = self._folder / f"{uuid.uuid4().hex}.partial"  # a new name: processes and runs only ever add
+        tensors: dict[str, NDArray[Any]] = {
+            "keys": np.frombuffer(b"".join(self._new), np.uint8).reshape(-1, _KEY_BYTES).copy(),
+            "lengths": np.array([len(ids) for ids in self._new.values()], np.int64),
+            "ids": np.concatenate(list(self._new.values())),
+        }
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with written_to(partial):
+                save_file(tensors, partial)
+            os.replace(partial, partial.with_suffix(".safetensors"))
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            rank_zero_warn(f"tokens of states are not kept from now on: {error}")
+            self._cache_dir = self._folder = None
         self._stored.update(self._new)
         self._new = {}
 

@@ -11,6 +11,7 @@ import torch
 from swirl_lightning.exports.card import merged_card
 from swirl_lightning.exports.folder import readable
 from swirl_lightning.exports.settings import settings_of
+from swirl_lightning.files import written_to
 from swirl_lightning.world_model_module import WorldModelModule
 
 
@@ -34,7 +35,8 @@ def write_merged(module: WorldModelModule, folder: Path, data: str, results: Map
     for name in module.adapters.trainable:
         for path, weight in module.adapters.merged_weights(name):
             weights[f"{path}.weight"].data.copy_(weight)
-        model.save_pretrained(folder / name)
+        with written_to(folder / name):
+            model.save_pretrained(folder / name)
         tokenizer = getattr(module.backbone, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder / name)
