@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """Rows to compare, and the options that they share.
 
     Attributes:
         config: configuration that all rows share.

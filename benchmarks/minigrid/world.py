@@ -88,7 +88,7 @@ def _check_action(action: str) -> None:
 
 
 def _held(actions: Sequence[str]) -> Cell | None:
-    """What the agent must carry at the start for the first action that needs its hand."""
+    """Choose what the agent must carry at the start for the first action that needs its hand."""
     for action in actions:
         verb, _, thing = action.partition(" the ")
         colour, _, kind = thing.partition(" ")

@@ -332,7 +332,7 @@ def _places(trainer: Trainer) -> list[Path]:
 
 
 def _left(trainer: Trainer) -> str | None:
-    """What else an earlier fit has left in the run's folder: a checkpoint, or rows of a run that writes none."""
+    """Find what else an earlier fit has left in the run's folder: a checkpoint, or rows of a run that writes none."""
     places = _places(trainer)
     for place in places:
         if found := sorted(place.glob(f"*{ModelCheckpoint.FILE_EXTENSION}")):

@@ -62,7 +62,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 def _settings(path: Path) -> Any:
-    """What a configuration sets, wherever its run lies and goes on from; None where it is cut or broken."""
+    """Return what a configuration sets, wherever its run lies and goes on from; None where it is cut or broken."""
     try:
         found = load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError):

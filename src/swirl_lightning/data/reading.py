@@ -259,7 +259,7 @@ def _items(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, str]]:
 
 
 def _end(text: str, place: int) -> int | None:
-    """Where an item of a list ends, None if that cannot be told.
+    """Find the end of an item of a list, None if that cannot be told.
 
     Of an object or list by its brackets: so the items behind one that is no JSON can be read. (json's own errors count
     the lines before them, which takes a time that grows with the file.)

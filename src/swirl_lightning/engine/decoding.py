@@ -11,7 +11,7 @@ from swirl_lightning.engine.cuda_graph import CapturedTrunk
 from swirl_lightning.engine.drawing import SamplingConfig, draw
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.kv_cache import RolloutCache
-from swirl_lightning.engine.prompts import read_prompts
+from swirl_lightning.engine.prefill import prefill
 from swirl_lightning.engine.rollout_layout import RolloutLayout, side_by_side
 from swirl_lightning.engine.vocabulary import VocabularySlice
 
@@ -46,7 +46,7 @@ def decode(
     """
     device, total, longest = noise.device, noise.shape[0], grammar.max_length
     columns = side_by_side(members, device)
-    cache, mask, padded, hidden, start = read_prompts(trunk, prompts, device)
+    cache, mask, padded, hidden, start = prefill(trunk, prompts, device)
     clock = torch.zeros(1, dtype=torch.long, device=device) if config.replays(device, longest) else None
     if config.shared_attention:
         cache = RolloutCache(cache, mask if padded else None, columns.shape[1], longest, clock)

@@ -139,7 +139,7 @@ class BranchCache(Cache):
 
 
 class _Window:
-    """Where the tokens of a pass stand, for all layers."""
+    """Places of the tokens of a pass, for all layers."""
 
     def __init__(self) -> None:
         self.positions, self.used = torch.empty(0), 0

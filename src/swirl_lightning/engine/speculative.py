@@ -24,7 +24,7 @@ from swirl_lightning.engine.drawing import SamplingConfig, draw_several
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.kv_cache import BranchCache
 from swirl_lightning.engine.packing import MASK_UNREAD
-from swirl_lightning.engine.prompts import read_prompts
+from swirl_lightning.engine.prefill import prefill
 from swirl_lightning.engine.vocabulary import VocabularySlice, logits_per_chunk
 
 FIRST_RATE, TRIAL_RATE, LARGEST_WINDOW = 0.91, 0.5, 64
@@ -88,7 +88,7 @@ def decode_speculatively(
         Completions (N, L), as :func:`swirl_lightning.engine.decoding.decode` draws them.
     """
     known = [_Draft(ids, grammar) for ids in drafts]
-    read = read_prompts(trunk, prompts, noise.device)
+    read = prefill(trunk, prompts, noise.device)
     cache = BranchCache(read.cache, read.mask if read.padded else None, grammar.max_length)
     tokens = np.zeros((len(members), grammar.max_length), dtype=np.int64)
     lengths = np.zeros(len(members), dtype=np.int64)

@@ -188,7 +188,7 @@ class Judge:
         return {"model": self.model, "messages": messages, "max_tokens": self.max_tokens, **options}
 
     def _path(self, template: JudgeTemplate, content: list[dict[str, Any]]) -> Path:
-        """Where the answer is kept."""
+        """Place of the answer in the cache."""
         asked = {
             "model": self.model,
             "base_url": self.base_url,

@@ -225,7 +225,7 @@ def _count(value: Any) -> int:
 
 
 def _message(content: bytes) -> str:
-    """What an error's body says, as OpenAI's API has it, or as it is."""
+    """Return what an error's body says, as OpenAI's API has it, or as it is."""
     text = content.decode(errors="replace")
     try:
         return str(json.loads(text)["error"]["message"])

@@ -89,7 +89,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _problem(found: Any) -> str | None:
-    """What keeps a parsed file from being read as a table, or None."""
+    """Return what keeps a parsed file from being read as a table, or None."""
     if not isinstance(found, dict):
         return "an object is needed"
     for split, rows in found.items():
@@ -108,7 +108,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_about(facts: Any) -> bool:
-    """Whether facts have the types in which `swirl_lightning.results.about` writes what reports read of them."""
+    """Tell whether facts have the types in which `swirl_lightning.results.about` writes what reports read of them."""
     if not isinstance(facts, dict):
         return False
     kinds = {"label": str, "suite": str, "counts": dict, "rows": dict, "missing": dict, "settings": dict}

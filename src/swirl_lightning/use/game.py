@@ -19,7 +19,7 @@ MOST = 16
 
 @dataclass(frozen=True)
 class _Moment:
-    """What undo comes back to: the state, and the actions that led to it from the start."""
+    """Point that undo comes back to: the state, and the actions that led to it from the start."""
 
     state: State
     actions: tuple[str, ...]

@@ -120,7 +120,7 @@ def label_files(
 
 
 def _settings(run: Run, pairs: Pairs, config: LabelConfig) -> dict[str, Any]:
-    """What the labels depend on beside the pairs themselves."""
+    """Collect what the labels depend on beside the pairs themselves."""
     made = {"videos": ("seconds",), "frames": ("step",)}.get(pairs.kind, ())
     files = {name: sha256(path) for name, path in (("checkpoint", run.checkpoint), ("config", run.config))}
     return {**files, "alternatives": config.alternatives, "seed": config.seed, **{n: getattr(config, n) for n in made}}

@@ -1,4 +1,4 @@
-"""The one run of each prompt, before anything is decoded."""
+"""Prefill: the one run of each prompt, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.padding import pad_left, positions
 
 
-class ReadPrompts(NamedTuple):
+class Prefilled(NamedTuple):
     """B prompts that have been run.
 
     Attributes:
@@ -30,7 +30,7 @@ class ReadPrompts(NamedTuple):
     start: Tensor
 
 
-def read_prompts(trunk: nn.Module, prompts: list[TokenIds], device: torch.device) -> ReadPrompts:
+def prefill(trunk: nn.Module, prompts: list[TokenIds], device: torch.device) -> Prefilled:
     """Run prompts on the device."""
     ids, mask = pad_left(prompts, device)  # (B, P)
     padded = len({len(prompt) for prompt in prompts}) > 1
@@ -45,4 +45,4 @@ def read_prompts(trunk: nn.Module, prompts: list[TokenIds], device: torch.device
     start = mask.sum(1, keepdim=True)
     if (deltas := getattr(output, "rope_deltas", None)) is not None:
         start = start + deltas
-    return ReadPrompts(cache, mask, padded, output.last_hidden_state[:, -1:], start)
+    return Prefilled(cache, mask, padded, output.last_hidden_state[:, -1:], start)
