@@ -267,7 +267,7 @@ def _template(judge: dict[str, Any], kind: str) -> str:
 
 
 def _as_in_the_paper(key: str, rows: Sequence[TestedRow], model: str) -> bool:
-    """Tell whether all rows with a value are judged by the paper's model, in what their templates say is its wording."""
+    """Tell whether all rows with a value are judged by the paper's model, in its wording as their templates say."""
     kinds = [kind for kind, keys in JUDGED_BY.items() if keys.search(key)]
     judges = [facts.get("settings", {}).get("judge") or {} for _, values, facts, _ in rows if key in values]
     return all(
