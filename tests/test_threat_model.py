@@ -146,6 +146,26 @@ def test_no_kernel_that_a_model_names_is_loaded(tmp_path, kernels, name, key):
     assert not kernels
 
 
+@pytest.mark.parametrize("name", ["bert", "clip", "perplexity", "base"])
+def test_no_adapter_beside_a_model_leads_to_another(tmp_path, kernels, name):
+    """Transformers would load the model that it names, whose config.json nobody has looked at."""
+    loads = LOADS | {
+        "perplexity": lambda folder: perplexity._load(folder, "cpu"),
+        "base": lambda folder: text_backbone(folder).load_model(),
+    }
+    make = gemma_folder if name in ("perplexity", "base") else clip_folder if name == "clip" else bert_folder
+    folder, other = make(tmp_path / "model"), asking(make(tmp_path / "other"))
+    if name == "clip":
+        byte_tokenizer().save_pretrained(folder)
+    Path(folder, "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": other}))
+    try:
+        found = loads[name](str(folder))
+    except (OSError, ValueError) as error:
+        found = str(error)
+    assert "holds an adapter (adapter_config.json)" in found
+    assert not kernels
+
+
 def test_an_export_names_no_kernel_and_no_folder(minigrid, tmp_path, kernels):
     folder = shutil.copytree(minigrid / "adapters" / "last", tmp_path / "export")
     settings = json.loads((folder / "swirl.json").read_text())

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.gguf import gguf_path, set_split
@@ -36,7 +37,7 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
 
     Raises:
         ValueError: it is of another family.
-        ValueError: its config asks for code of the hub, and the backbone trusts none.
+        ValueError: its config asks for code of the hub, and the backbone trusts none; or an adapter lies beside it.
         OSError: there is no such checkpoint (transformers' own message).
         ImportError: it is a GGUF file, and what reads those is missing.
     """
@@ -48,6 +49,7 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
         revision=backbone.revision,
         trust_remote_code=backbone.trust_remote_code,
     )
+    refuse_adapter(backbone.path, backbone.revision)
     if not backbone.trust_remote_code:
         refuse_kernels(config, backbone.name)
     if model_types is not None and config.model_type not in model_types:
@@ -69,9 +71,23 @@ def refuse_kernels(config: Any, name: str) -> None:
             raise ValueError(f"the config.json of {name!r} asks for code of the hub, {asked!r}: remove that entry")
 
 
+def refuse_adapter(name: str, revision: str | None = None) -> None:
+    """Raise ValueError if an adapter of PEFT lies beside a model.
+
+    Transformers loads the model that ``adapter_config.json`` names in place of one of the hub, whose own config was
+    looked at, and puts the adapter in, which no run would use.
+    """
+    if find_adapter_config_file(name, revision=revision) is not None:
+        raise ValueError(
+            f"{name!r} holds an adapter (adapter_config.json), and what is needed is a whole model: give the folder or "
+            "the hub name of one, or of a copy without that file"
+        )
+
+
 def plain_config(name: str) -> Any:
-    """Load the config of a model that runs no code of its own; ValueError where it asks for some."""
+    """Load the config of a model that runs no code of its own; ValueError where it asks for some, or for another."""
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)  # or transformers asks on the terminal
+    refuse_adapter(name)
     refuse_kernels(config, name)
     return config
 
