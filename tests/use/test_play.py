@@ -6,7 +6,10 @@ import http.client
 import io
 import json
 import shutil
+import socket
+import struct
 import threading
+import time
 from base64 import b64decode, b64encode
 from contextlib import contextmanager
 
@@ -19,7 +22,7 @@ from swirl_lightning import SWIRL
 from swirl_lightning.transition import Transition
 from swirl_lightning.use import label, playing, simulate
 from swirl_lightning.use.game import Game
-from swirl_lightning.use.page import Page
+from swirl_lightning.use.page import Page, _Handler
 from swirl_lightning.use.playing import open_page
 from swirl_lightning.use.runs import Run
 
@@ -164,6 +167,9 @@ def test_the_game_is_played_by_requests(models):
             ("/act", b"{", {}, 400, "Expecting property name"),
             ("/act", [], {}, 400, "send an object"),
             ("/act", {"action": "inc", "count": [1]}, {}, 400, "int()"),
+            ("/act", b'{"action": "inc", "count": 1e999}', {}, 400, "cannot convert float infinity"),
+            ("/act", b"[" * 100_000, {}, 400, "recursion"),
+            ("/act", {"action": "inc"}, {"Content_Length": "9" * 5000}, 413, "send at most 32 MiB"),
             ("/act", {"action": "increase"}, {}, 400, "outside the grammar of TextLLM"),
             ("/begin", {"state": " "}, {}, 400, "the state is empty"),
             ("/begin", {"image": b64encode(b"none").decode()}, {}, 400, "cannot read the image"),
@@ -174,6 +180,26 @@ def test_the_game_is_played_by_requests(models):
             found, answer = send(page, path, given, **({"Host": host} | headers))
             assert (found, told in answer["error"]) == (status, True), (path, answer)
         assert send(page, "/game")[1]["state"] == {"text": "in words"}
+
+
+def test_a_browser_that_leaves_or_says_nothing(models, monkeypatch, capfd):
+    """Its answer goes nowhere, without a traceback on the terminal; a silent connection is closed."""
+    monkeypatch.setattr(_Handler, "timeout", 0.2)
+    with served(Page(Game(models), {}.__getitem__, port=0)) as page:
+        silent = socket.create_connection(page.server_address, timeout=10)
+        gone = socket.create_connection(page.server_address)
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset, not ended
+        body = b'{"state": "37"}'
+        head = "POST /begin HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        with page.lock:
+            gone.sendall(f"{head}{len(body)}\r\n\r\n".encode() + body)
+            time.sleep(0.1)
+            gone.close()
+        assert silent.recv(1) == b""
+        silent.close()
+        assert send(page, "/game")[0] == 200
+    assert page.game.state == "37"
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LocalHost", "127.1"])

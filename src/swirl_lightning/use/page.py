@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -77,6 +78,11 @@ class Page(ThreadingHTTPServer):
         """Address of the page."""
         return f"http://{self.server_address[0]!s}:{self.server_address[1]}/"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that has gone, as one does that loads the page anew during a prediction."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
     def seen(self) -> dict[str, Any]:
         """Return all that the page shows."""
         game = self.game
@@ -129,6 +135,7 @@ class Page(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Page
+    timeout = 60  # seconds, of each read and write; a connection that says nothing is closed then
 
     def do_GET(self) -> None:
         """Give the page, or the game as JSON."""
@@ -149,17 +156,20 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if self.headers.get("Content-Type", "").partition(";")[0] != "application/json":
             self._json(415, {"error": "send application/json"})
-        elif not length.isdecimal() or int(length) > _MOST_BYTES:
+        elif not length.isdecimal() or len(length) > 9 or int(length) > _MOST_BYTES:
             self.close_connection = True
             self._json(413, {"error": f"send at most {_MOST_BYTES >> 20} MiB"})
         else:
-            try:
-                given = json.loads(self.rfile.read(int(length)))
-                if not isinstance(given, dict):
-                    raise ValueError("send an object")
-                self._json(200, self.server.take(self.path.removeprefix("/"), given))
-            except (*MENDABLE, TypeError) as error:
-                self._json(400, {"error": str(error)})
+            self._json(*self._taken(int(length)))
+
+    def _taken(self, length: int) -> tuple[int, dict[str, Any]]:
+        try:
+            given = json.loads(self.rfile.read(length))
+            if not isinstance(given, dict):
+                raise ValueError("send an object")
+            return 200, self.server.take(self.path.removeprefix("/"), given)
+        except (*MENDABLE, TypeError, OverflowError, RecursionError) as error:
+            return 400, {"error": str(error)}
 
     def _host_is_served(self) -> bool:
         name = re.sub(r":\d+$", "", self.headers.get("Host", "")).strip("[]").lower()  # at port 80 it has no port
