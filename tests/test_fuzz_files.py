@@ -169,6 +169,12 @@ def test_settings_of_a_shared_folder(tmp_path, seed):
         assert told is not None or type(module.backbone).__name__ == settings["backbone"]["family"]
 
 
+def test_words_of_a_shared_folder_that_cannot_be_encoded(tmp_path):
+    given = SHARED | {"templates": {"fwm": "\ud800{before}{action}", "idm": "{before}{after}"}}
+    (tmp_path / "swirl.json").write_text(json.dumps(given))
+    assert "no text that can be encoded" in outcome(build_shared, SWIRL, read_settings(tmp_path), None)[1]
+
+
 # ---- a judge's answers -----------------------------------------------------------------------------
 def completion(damage):
     """A body as OpenAI's API gives it, and what servers of other minds make of it."""

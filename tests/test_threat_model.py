@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -193,6 +194,18 @@ def test_no_expression_of_an_export_is_matched(minigrid, tmp_path):
         loaded = SWIRL.from_pretrained(folder).adapters.state_dict()
         assert own.keys() == loaded.keys()
         assert all(own[key].equal(loaded[key]) for key in own)
+
+
+def test_no_pipe_in_an_export_is_waited_for(minigrid, tmp_path):
+    """Archives may hold one in place of a file."""
+    folder = shutil.copytree(minigrid / "adapters" / "last", tmp_path / "export")
+    (folder / "other").mkdir()
+    os.mkfifo(folder / "other" / "adapter_model.safetensors")
+    SWIRL.from_pretrained(folder)
+    (folder / "fwm" / "adapter_model.safetensors").unlink()
+    os.mkfifo(folder / "fwm" / "adapter_model.safetensors")
+    with pytest.raises(FileNotFoundError, match="not a whole export"):
+        SWIRL.from_pretrained(folder)
 
 
 IDS = [

@@ -293,7 +293,7 @@ def adapted_modules(folder: str | Path) -> set[str]:
         ValueError: a file is no safetensors file.
     """
     found: set[str] = set()
-    for path in Path(folder).glob("*/adapter_model.safetensors"):
+    for path in filter(Path.is_file, Path(folder).glob("*/adapter_model.safetensors")):  # a pipe would be waited for
         try:
             with safe_open(path, "pt") as file:
                 found |= {_own_key(key).rpartition(".")[0] for key in file.keys()}  # noqa: SIM118 - it is no mapping

@@ -33,6 +33,10 @@ class PromptTemplates:
             ("fwm", self.fwm, {"before", "action"}),
             ("idm", self.idm, {"before", "after"}),
         ):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"templates.{name} is no text that can be encoded ({error.reason}): {text!r}") from None
             used = [slot for _, slot, _, _ in Formatter().parse(text) if slot is not None]
             if set(used) != needed or len(used) != len(needed):
                 raise ValueError(
