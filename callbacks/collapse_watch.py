@@ -100,11 +100,14 @@ class CollapseWatch(Callback):
         return {"first": dict(self._first), "seen": over_ranks(torch.tensor(self._seen).view(-1, 2))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
-        self._first = {str(phase): float(share) for phase, share in state_dict["first"].items()}
-        seen = state_dict.get("seen", [])
+        """Restore them; ValueError if the state is none of this callback."""
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self._seen = [(int(name), int(length)) for name, length in seen[rank]] if len(seen) == ranks else []
+        try:
+            self._first = {str(phase): float(share) for phase, share in state_dict["first"].items()}
+            seen = state_dict.get("seen", [])
+            self._seen = [(int(name), int(length)) for name, length in seen[rank]] if len(seen) == ranks else []
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"the checkpoint's state of CollapseWatch is damaged ({error})") from None
 
 
 def _hash(action: str) -> int:

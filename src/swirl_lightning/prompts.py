@@ -36,7 +36,9 @@ class PromptTemplates:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"templates.{name} is no text that can be encoded ({error.reason}): {text!r}") from None
+                raise ValueError(
+                    f"templates.{name} is no text that can be encoded ({error.reason}): {text!r}"
+                ) from None
             used = [slot for _, slot, _, _ in Formatter().parse(text) if slot is not None]
             if set(used) != needed or len(used) != len(needed):
                 raise ValueError(

@@ -91,8 +91,9 @@ def test_the_first_share_survives_a_checkpoint():
     second = CollapseWatch()
     second.load_state_dict(first.state_dict())
     assert second._first == {"fwm": 0.5}
-    with pytest.raises(ValueError, match="'x'"):
-        second.load_state_dict({"first": {"fwm": "x"}})
+    for damaged in ({"first": {"fwm": "x"}}, {"first": {}, "seen": "x"}, {"first": []}, {}):
+        with pytest.raises(ValueError, match=r"the checkpoint's state of CollapseWatch is damaged \(.+\)"):
+            second.load_state_dict(damaged)
     with pytest.raises(ValueError, match="threshold"):
         CollapseWatch(threshold=2)
 
