@@ -267,7 +267,8 @@ def test_choices_are_scored_by_log_probability(tmp_path):
     evaluator, backbone = module.evaluator, module.backbone
     x, y = backbone.encode_states([row.before, row.choices.after], torch.device("cpu"))
     actions = [backbone.encode_action(words) for words in row.choices.actions]
-    best = int(torch.stack([evaluator._identifiability([x], [y], [z])[0] for z in actions]).argmax())
+    scored = [module.models.idm.log_prob([z], [x], [y]).mean_per_token()[0] for z in actions]
+    best = int(torch.stack(scored).argmax())
     for answer in range(3):
         row = replace(row, choices=replace(row.choices, answer=answer))
         evaluator.start(data, torch.device("cpu"))

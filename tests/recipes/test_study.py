@@ -42,7 +42,7 @@ def test_the_parser_takes_the_rows(path, name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     loaded = study.Study.load(path)
     cli = swirl_cli(loaded.arguments(name, 3, tmp_path), run=False)
-    usual = "BestOfN" if path.stem in ("minigrid_video", "minigrid_unseen", "minigrid_rare") else "GRPO"
+    usual = "BestOfN" if loaded.config == "configs/minigrid_quickstart.yaml" else "GRPO"
     learner = loaded.rows[name].options.get("model.init_args.learner", usual)
     assert type(cli.model.learner).__name__ == learner.rpartition(".")[2]
     assert cli.trainer.default_root_dir == str(tmp_path)
@@ -53,6 +53,7 @@ def test_the_parser_takes_the_rows(path, name, tmp_path, monkeypatch):
         "minigrid_video": 5003,
         "minigrid_unseen": 5003,
         "minigrid_rare": 6003,
+        "minigrid_single": 8003,
         "textworld": 0,  # the same games for all seeds
     }
     assert cli.datamodule.world_seed == worlds[path.stem]

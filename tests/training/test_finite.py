@@ -117,7 +117,8 @@ def test_a_model_that_has_diverged_ends_in_words(tmp_path, gemma_path, capsys):
     path = config(tmp_path, gemma_path, **{"model/init_args/optim": rates})
     told = stopped(capsys, "fit", "-c", path)
     assert "the loss is not finite in phase 'fwm', epoch 1, optimiser step 6, records 'state_only-" in told
-    here("test", "-c", path, "--ckpt_path", "last")
+    told = stopped(capsys, "test", "-c", path, "--ckpt_path", "last")
+    assert "record 'test-0': the FWM's log-probability is not a number" in told
 
 
 def test_accumulated_batches_are_all_checked(tmp_path, gemma_path, capsys):
