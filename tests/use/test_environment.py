@@ -11,7 +11,6 @@ gymnasium = pytest.importorskip("gymnasium")
 
 from gymnasium.utils.env_checker import check_env  # noqa: E402
 
-from support.swirl import build, randomize  # noqa: E402
 from support.tiny import text_backbone  # noqa: E402
 from swirl_lightning import SWIRL  # noqa: E402
 from swirl_lightning.backbones.liquid import Liquid  # noqa: E402
@@ -25,13 +24,6 @@ STARTS = ["37", "12", "90"]
 
 def reward(before, action, after):
     return len(set(after) - set(before)) + ACTIONS.index(action) / 10
-
-
-@pytest.fixture(scope="module")
-def model(gemma_path):
-    module = build(gemma_path, quantization=None)
-    randomize(module)
-    return module.eval()
 
 
 @pytest.fixture(scope="module")

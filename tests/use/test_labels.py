@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from support.swirl import build, randomize
 from support.tiny import text_backbone
 from support.world import Digits
 from swirl_lightning import SWIRL, Transition
 from swirl_lightning.use import Label, label
-
-
-@pytest.fixture(scope="module")
-def model(gemma_path):
-    module = build(gemma_path, quantization=None)
-    randomize(module)
-    return module.eval()
 
 
 @pytest.fixture(scope="module")

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from support.swirl import build, randomize
 from support.tiny import text_backbone
 from swirl_lightning import SWIRL
 from swirl_lightning.engine.drawing import GREEDY
 from swirl_lightning.use import simulate
 
 ACTIONS = ["inc", "swap", "dec"]
-
-
-@pytest.fixture(scope="module")
-def model(gemma_path):
-    module = build(gemma_path, quantization=None)
-    randomize(module)
-    return module.eval()
 
 
 def test_each_step_starts_from_the_tokens_of_the_last_one(model):

@@ -177,7 +177,7 @@ class VQGANTokens(ImageTokens):
     """
 
     cure = f"set vqgan_path to the folder that holds {CONFIG_FILE} and vqgan.safetensors or vqgan.ckpt"
-    """Say what to do about a VQGAN that is missing, or that is not the model's."""
+    """Advice about a VQGAN that is missing, or that is not the model's."""
 
     def __init__(self, model_name_or_path: str, vqgan_path: str | None = None, **kwargs: Any) -> None:
         super().__init__(model_name_or_path, **kwargs)
