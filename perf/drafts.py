@@ -22,7 +22,6 @@ from swirl_lightning.engine.completions import Completions
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.module import SWIRL
-from swirl_lightning.roles import Role
 from swirl_lightning.use import Run
 from swirl_lightning.world_models import draft_of
 
@@ -71,9 +70,7 @@ def compare(model: SWIRL, x: list[TokenIds], z: list[TokenIds], group: int, repe
         for way in WAYS:
             models.engine.config = replace(config, speculative=way in drafts)
             began = time.perf_counter()
-            drawn: Completions = models.sample(
-                Role.FWM, fwm.adapter, prompts, noise, model.sampling, drafts.get(way, ())
-            )
+            drawn: Completions = fwm.sample_ids(prompts, noise, model.sampling, drafts.get(way, ()))
             states[way] = drawn.rows()  # waits for the device
             if number:
                 seconds[way].append(time.perf_counter() - began)

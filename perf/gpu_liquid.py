@@ -25,7 +25,6 @@ from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.engine import vocabulary
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import uniforms
-from swirl_lightning.roles import Role
 from swirl_lightning.rollout_engines import Generate
 
 
@@ -70,7 +69,7 @@ def _sampling(module: SWIRL, rows: int, length: int, case: Case) -> Callable[[],
 
     def call() -> None:
         module.backbone.state_grammar = Grammar(allowed, length)
-        module.models.sample(Role.FWM, module.adapters.names[0], prompts, noise, module.sampling)
+        module.models.fwm.sample_ids(prompts, noise, module.sampling)
 
     return call
 
@@ -125,7 +124,7 @@ def update(stage: Stage) -> None:
 def _say_update(stage: Stage, case: Case, kind: str, shared: bool, options: dict[str, Any]) -> None:
     """Say what the scoring and the update of a group take, and which kernels."""
     module = liquid(stage.device, stage.small, options)
-    models, name = module.models, module.adapters.names[0]
+    models = module.models
     models.engine.config = replace(models.engine.config, shared_attention=shared)
     allowed = models.grammars["fwm"].allowed
     prompts = [[allowed[n % len(allowed)] for n in range(case.prompt)]] * 8
@@ -133,10 +132,10 @@ def _say_update(stage: Stage, case: Case, kind: str, shared: bool, options: dict
 
     def score() -> None:
         with torch.no_grad():
-            models.score("fwm", name, prompts, completions, group_size=8)
+            models.fwm.score_ids(prompts, completions, group_size=8)
 
     def learn() -> None:
-        models.score("fwm", name, prompts, completions, group_size=8, training=True).values.sum().backward()
+        models.fwm.score_ids(prompts, completions, group_size=8, training=True).values.sum().backward()
         module.zero_grad()
 
     stage.say(f"{kind}: score, s", stage.seconds(score, 2))

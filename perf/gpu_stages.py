@@ -25,7 +25,6 @@ from swirl_lightning.callbacks import CollapseWatch, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import uniforms
-from swirl_lightning.roles import Role
 from swirl_lightning.transition import Transition
 
 
@@ -126,7 +125,7 @@ def _tiny(device: str, folder: Path, **options: Any) -> SWIRL:
 
 def _drawn(module: SWIRL, drafts: Sequence[list[int]] = ()) -> Tensor:
     noise, sampling = uniforms(["a", "b"], 4, 40), SamplingConfig(1.0, 0.95)
-    return module.models.sample(Role.FWM, module.adapters.names[0], PROMPTS, noise, sampling, drafts).ids.cpu()
+    return module.models.fwm.sample_ids(PROMPTS, noise, sampling, drafts).ids.cpu()
 
 
 def parity(stage: Stage) -> None:
@@ -139,7 +138,7 @@ def parity(stage: Stage) -> None:
     def run(device: str, dtype: str) -> tuple[Tensor, Tensor, Tensor]:
         module = _tiny(device, folder, dtype=dtype)
         name = module.adapters.names[0]
-        scored = module.models.score("fwm", name, rows, fixed, group_size=4, training=True)
+        scored = module.models.fwm.score_ids(rows, fixed, group_size=4, training=True)
         gradients = torch.autograd.grad(scored.values.sum(), module.adapters.parameters(name))
         return _drawn(module), scored.values.detach().cpu(), torch.cat([g.flatten().cpu() for g in gradients])
 

@@ -20,6 +20,7 @@ from swirl_lightning import SWIRL
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.training.grpo import group_advantages, grpo_loss
+from swirl_lightning.world_models import WorldModel
 
 GAP = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """Largest difference of log-probabilities from ours, in nats, by dtype of computation."""
@@ -146,7 +147,7 @@ class Plain:
             drawn = torch.randint(len(grammar.allowed), (2, grammar.max_length), generator=generator)
             completions = [[grammar.allowed[place] for place in row] for row in drawn.tolist()]
             for adapter in (adapters.policy(role), adapters.reference(role)):
-                ours = models.score(role, adapter, [prompt] * 2, completions, group_size=2).values
+                ours = WorldModel(models, role, adapter).score_ids([prompt] * 2, completions, group_size=2).values
                 plain = self._score(role, adapter, [prompt] * 2, completions)
                 worst = max(worst, float((ours - plain).abs().max()))
         if worst > GAP[self.case.dtype]:

@@ -19,12 +19,12 @@ def test_best_of_takes_the_future_with_the_likeliest_action(gemma_path):
     chosen = []
     for row in rows:
         (x,), z = backbone.encode_states([row.before], CPU), backbone.encode_action(row.action)
-        noise = uniforms([f"eval|4|fwm|{row.id}"], 5, models.grammars["fwm"].max_length)
-        drawn = models.contents("fwm", models.sample("fwm", "fwm", [prompts.fwm(x, z)], noise, module.sampling))
+        grammar = models.fwm.grammar
+        noise = uniforms([f"eval|4|fwm|{row.id}"], 5, grammar.max_length)
+        rows_drawn = models.fwm.sample_ids([prompts.fwm(x, z)], noise, module.sampling).rows()
+        drawn = [grammar.content(ids) for ids in rows_drawn]
         completion = models.grammars["idm"].complete(z)
-        values = [
-            float(models.score("idm", "idm", [prompts.idm(x, y)], [completion]).mean_per_token()[0]) for y in drawn
-        ]
+        values = [float(models.idm.score_ids([prompts.idm(x, y)], [completion]).mean_per_token()[0]) for y in drawn]
         assert len(set(values)) > 1
         chosen.append(values.index(max(values)))
         assert backbone.decode_states([drawn[chosen[-1]]], CPU) == [shown[len(chosen) - 1]]
@@ -34,9 +34,10 @@ def test_best_of_takes_the_future_with_the_likeliest_action(gemma_path):
 def test_best_of_one_is_the_first_draw(gemma_path):
     module, rows, shown = evaluated(gemma_path, best_of=1)
     (x,), z = module.backbone.encode_states([rows[0].before], CPU), module.backbone.encode_action(rows[0].action)
-    noise = uniforms([f"eval|4|fwm|{rows[0].id}"], 1, module.models.grammars["fwm"].max_length)
-    drawn = module.models.sample("fwm", "fwm", [module.prompts.fwm(x, z)], noise, module.sampling)
-    assert module.backbone.decode_states(module.models.contents("fwm", drawn), CPU) == shown[:1]
+    fwm = module.models.fwm
+    noise = uniforms([f"eval|4|fwm|{rows[0].id}"], 1, fwm.grammar.max_length)
+    (drawn,) = fwm.sample_ids([module.prompts.fwm(x, z)], noise, module.sampling).rows()
+    assert module.backbone.decode_states([fwm.grammar.content(drawn)], CPU) == shown[:1]
     with pytest.raises(ValueError, match=r"best_of must lie in \[1, 100000\], got 0"):
         EvaluationConfig(best_of=0)
 

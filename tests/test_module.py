@@ -16,6 +16,7 @@ from swirl_lightning import GRPOConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.training.rewards import MeanLogProb
 from swirl_lightning.training.rollouts import Update
+from swirl_lightning.world_models import WorldModel
 
 
 def of(state, name):
@@ -164,7 +165,14 @@ class EvenGroupsAlike(MeanLogProb):
 def test_groups_without_signal_are_not_run_and_count_all_the_same(
     gemma_path, tmp_path, monkeypatch, phase, normalization
 ):
-    ends, ran = [], []
+    ends, ran, score_ids = [], [], WorldModel.score_ids
+
+    def watch(self, prompts, completions, **kwargs):
+        if kwargs.get("training"):
+            ran[-1].append(len(prompts))
+        return score_ids(self, prompts, completions, **kwargs)
+
+    monkeypatch.setattr(WorldModel, "score_ids", watch)
     for skipping in (True, False):
         module = build(
             gemma_path,
@@ -177,14 +185,9 @@ def test_groups_without_signal_are_not_run_and_count_all_the_same(
         randomize(module)
         if not skipping:
             monkeypatch.setattr(Update, "teaching_rows", lambda self: list(range(len(self.prompts))))
-        score, rows = module.models.score, []
-        module.models.score = lambda *a, score=score, rows=rows, **k: (
-            rows.append(len(a[2])) if k.get("training") else None,
-            score(*a, **k),
-        )[1]
+        ran.append([])
         trainer(tmp_path, PhaseSwitch(0, [phase], iterations=1)).fit(module, Digits(size=8, batch_size=4))
         ends.append(snapshot(module))
-        ran.append(rows)
     assert ran == [[8] * 4, [16] * 4]
     for key in ends[0]:
         torch.testing.assert_close(ends[0][key], ends[1][key], atol=1e-6, rtol=1e-5)
@@ -240,23 +243,24 @@ def test_a_backward_pass_without_memory_names_the_cure(gemma_path, tmp_path, mon
         trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1)).fit(module, Digits(size=2, batch_size=2))
 
 
-def test_a_latent_action_is_judged_as_it_was_sampled(gemma_path, tmp_path):
+def test_a_latent_action_is_judged_as_it_was_sampled(gemma_path, tmp_path, monkeypatch):
     """The same holds for an action that reached max_length before its EOS."""
     module = build(gemma_path, quantization=None)
     randomize(module)
-    sample, score = module.models.sample, module.models.score
+    sample_ids, score_ids = WorldModel.sample_ids, WorldModel.score_ids
     sampled, judged = [], []
 
-    def watch_sample(role, *args):
-        out = sample(role, *args)
-        sampled.extend(out.rows() if role == "idm" else [])
+    def watch_sample(self, *args):
+        out = sample_ids(self, *args)
+        sampled.extend(out.rows() if self.role == "idm" else [])
         return out
 
-    def watch_score(role, adapter, prompts, completions, **kwargs):
-        judged.extend(completions[:: kwargs["group_size"]] if role == "idm" else [])
-        return score(role, adapter, prompts, completions, **kwargs)
+    def watch_score(self, prompts, completions, **kwargs):
+        judged.extend(completions[:: kwargs["group_size"]] if self.role == "idm" else [])
+        return score_ids(self, prompts, completions, **kwargs)
 
-    module.models.sample, module.models.score = watch_sample, watch_score
+    monkeypatch.setattr(WorldModel, "sample_ids", watch_sample)
+    monkeypatch.setattr(WorldModel, "score_ids", watch_score)
     trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1)).fit(module, Digits(size=8, batch_size=4))
     longest = module.models.grammars["idm"].max_length
     assert judged == sampled

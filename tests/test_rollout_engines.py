@@ -79,23 +79,22 @@ def test_a_run_on_another_engine_is_the_run_on_ours(gemma_path, tmp_path):
 @pytest.mark.parametrize(("ratio", "weight"), [(0.5, 0.5), (1.0, 1.0), (1.7, 1.7), (4.0, 2.0)])
 def test_the_surrogate_of_another_engines_tokens_is_weighed_up_to_two(module, ratio, weight):
     """π / μ of every token is ``ratio``; rows of equal rewards are left out of the update and of the weights."""
-    models = module.models
-    noise, grammar = uniforms(["p", "q", "r"], 4, 9), models.grammars["idm"]
-    drawn = models.sample("idm", "idm", PROMPTS, noise, SamplingConfig(1.0, 1.0))
+    idm, noise = module.models.idm, uniforms(["p", "q", "r"], 4, 9)
+    drawn = idm.sample_ids(PROMPTS, noise, SamplingConfig(1.0, 1.0))
     repeated = [prompt for prompt in PROMPTS for _ in range(4)]
-    exact = models.score("idm", "idm", repeated, drawn.rows(), group_size=4).values
+    exact = idm.score_ids(repeated, drawn.rows(), group_size=4).values
     advantages = torch.tensor([0.0] * 4 + [1.0, -1.0, 0.5, -0.5] + [0.3, 0.1, -0.2, -0.2])
-    policy = Policy(models, "idm", module.grpo, 1.0, None)
+    policy = Policy(idm, module.grpo, 1.0, None)
     totals = []
     for engine in (None, (exact - math.log(ratio)) * drawn.mask):
-        samples = Samples(PROMPTS, drawn._replace(log_probs=engine), models.contents("idm", drawn))
+        samples = Samples(PROMPTS, drawn._replace(log_probs=engine), [idm.grammar.content(row) for row in drawn.rows()])
         loss = GRPO().loss(policy, GRPO().update(policy, samples, advantages))
         totals.append(torch.autograd.grad(loss.total, module.adapters.parameters("idm")))
     assert loss.metrics["importance"] == pytest.approx(weight, rel=1e-4)
     for plain, weighted in zip(*totals, strict=True):
         torch.testing.assert_close(weighted, weight * plain, atol=1e-5, rtol=1e-3)
     assert any(part.any() for part in totals[0])
-    assert grammar.eos is not None
+    assert idm.grammar.eos is not None
 
 
 @pytest.mark.parametrize(("name", "told"), [("qwen_vl", "cannot show images"), ("chameleon", "masks the ids")])
@@ -109,4 +108,4 @@ def test_a_family_that_generate_would_read_differently_is_refused(tmp_path, name
     grammar = replace(module.models.grammars[role], max_length=3, forced=())
     module.models.grammars[role] = grammar
     with pytest.raises(ValueError, match=told):
-        module.models.sample(role, role, [prompt], uniforms(["a"], 2, 3), module.sampling)
+        module.models.of(role).sample_ids([prompt], uniforms(["a"], 2, 3), module.sampling)

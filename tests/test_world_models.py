@@ -36,8 +36,8 @@ def test_the_forward_model_draws_what_its_prompts_draw(module, ids):
     noise = uniforms(KEYS, 3, module.models.grammars["fwm"].max_length)
     assert drawn.prompts == prompts
     assert drawn.group_size == 3
-    assert drawn.completions.rows() == module.models.sample("fwm", "fwm", prompts, noise, CONFIG).rows()
-    assert drawn.contents == module.models.contents("fwm", drawn.completions)
+    assert drawn.completions.rows() == module.models.fwm.sample_ids(prompts, noise, CONFIG).rows()
+    assert drawn.contents == [module.models.fwm.grammar.content(row) for row in drawn.completions.rows()]
 
 
 @pytest.mark.parametrize("given", ["samples", "contents"])
@@ -50,7 +50,7 @@ def test_one_action_stands_for_its_group_of_states(module, ids, given):
     rewards = module.models.idm.log_prob(target, x, y_hat).mean_per_token()
     rows = z.completions.rows() if given == "samples" else [module.models.idm.grammar.complete(c) for c in z.contents]
     for n, y in enumerate(y_hat.contents):
-        alone = module.models.score("idm", "idm", [module.prompts.idm(x[n // 3], y)], [rows[n // 3]])
+        alone = module.models.idm.score_ids([module.prompts.idm(x[n // 3], y)], [rows[n // 3]])
         torch.testing.assert_close(rewards[n : n + 1], alone.mean_per_token(), atol=1e-5, rtol=1e-5)
 
 
@@ -62,7 +62,7 @@ def test_one_state_stands_for_its_group_of_actions(module, ids):
     rewards = module.models.fwm.log_prob(y, x, z_hat).mean_per_token()
     for n, z in enumerate(z_hat.contents):
         completion = module.models.fwm.grammar.complete(y[n // 3])
-        alone = module.models.score("fwm", "fwm", [module.prompts.fwm(x[n // 3], z)], [completion])
+        alone = module.models.fwm.score_ids([module.prompts.fwm(x[n // 3], z)], [completion])
         torch.testing.assert_close(rewards[n : n + 1], alone.mean_per_token(), atol=1e-5, rtol=1e-5)
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-from swirl_lightning.engine.engine import Engine
 from swirl_lightning.engine.grammar import Grammar
-from swirl_lightning.engine.padding import positions
 from swirl_lightning.engine.quantization import dense_bytes, merged_bytes
 from swirl_lightning.engine.speculative import LARGEST_WINDOW, PASS_TOKENS
 from swirl_lightning.engine.tensor_memory import peak_of
@@ -242,7 +239,7 @@ class _Estimator:
         """Estimate a rollout: keys and values, the pass of the prompts, the drawing of a token, merged weights."""
         budget = self.module.max_cached_tokens or self.module.max_tokens_per_forward
         groups, size = self._at_once(budget, groups, (length.prompt, size, length.completion))
-        per_token, layers = self._cache_bytes()
+        per_token, layers = self.models.engine.cache_bytes(self.models.of(role).grammar)
         prompts, rollouts = groups * length.prompt * per_token, groups * size * length.completion * per_token
         if not self.shares:  # every rollout has a prompt, and a layer grows by being copied
             rollouts = (size * prompts + rollouts) * (layers + 1) // layers - prompts
@@ -321,30 +318,16 @@ class _Estimator:
         return self._fits[kind]
 
     def _run(self, prompt: int, size: int, completion: int, training: bool, graphs: int) -> None:
-        """Score groups of different rows through a head of a few ids, and differentiate."""
-        adapters, allowed = self.module.adapters, list(self.models.grammars[Role.FWM].allowed[:4])
-        few = Grammar(tuple(allowed), completion)
-        config = replace(self.models.engine.config, max_tokens=None)
-        engine = Engine(self.models.engine.trunk, self.models.engine.head, config)
+        """Score groups of different rows through a head of a few ids, and differentiate.
+
+        By ids, since in most families of images transitions have one length.
+        """
+        allowed = self.models.fwm.grammar.allowed[:4]
+        model = self.models.fwm.probe(Grammar(allowed, completion))
         spread = [[allowed[n // 4**k % len(allowed)] for k in range(3)] for n in range(size)]
         rows = [row + [allowed[0]] * (completion - 3) for row in spread]
-        prompts, name = [[allowed[0]] * prompt] * size, adapters.policy(Role.FWM)
-        with adapters.use(name, training), torch.set_grad_enabled(training):
-            scored = [engine.score(few, prompts, rows, group_size=size) for _ in range(graphs)]
+        prompts = [[allowed[0]] * prompt] * size
+        scored = [model.score_ids(prompts, rows, group_size=size, training=training) for _ in range(graphs)]
         if training:  # as in training, after the switch back
             total = torch.stack([part.values.sum() for part in scored]).sum()
-            torch.autograd.grad(total, adapters.parameters(name))
-
-    @torch.no_grad()
-    def _cache_bytes(self) -> tuple[int, int]:
-        """Measure the bytes of keys and values per token, and count the layers."""
-        cache, adapters = DynamicCache(), self.module.adapters
-        ids = torch.full((1, 8), self.models.grammars[Role.FWM].allowed[0], device=self.device)
-        with adapters.use(adapters.policy(Role.FWM)):
-            mask = torch.ones_like(ids)
-            self.models.engine.trunk(
-                input_ids=ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache, use_cache=True
-            )
-        kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
-        held = [t for t in kept if isinstance(t, Tensor)]
-        return sum(t.nbytes for t in held) // 8, max(1, len(cache.layers))
+            torch.autograd.grad(total, self.module.adapters.parameters(model.adapter))

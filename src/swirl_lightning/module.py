@@ -253,7 +253,7 @@ class SWIRL(PretrainedModule):
 
     def _policy(self, role: Role) -> Policy:
         temperature = self.policy_sampling[role].temperature
-        return Policy(self.models, role, self.grpo, temperature, self.trainer.strategy)
+        return Policy(self.models.of(role), self.grpo, temperature, self.trainer.strategy)
 
     def _update_policy(self, role: Role, batch: TransitionBatch) -> Loss:
         """Compute the policy's loss on this micro-batch's rollouts, with the anchor."""
@@ -261,7 +261,7 @@ class SWIRL(PretrainedModule):
         loss = self.learner.loss(policy, update)
         nll, rows = loss.total.new_zeros(()), 0 if update.observed is None else len(update.observed[0])
         if update.observed is not None:
-            observed = self.models.score(role, self.models.of(role).adapter, *update.observed, training=True)
+            observed = policy.model.score_ids(*update.observed, training=True)
             nll = -observed.mean_per_token().mean()
             loss.add_supervised(observed, self.anchor_weight * rows / update.pairs, policy.longest)  # 0 for the others
         if role == Role.FWM and self.anchor_weight > 0:  # of no row, too: another rank may have some

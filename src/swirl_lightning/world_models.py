@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -37,29 +39,36 @@ class WorldModel:
         models: the base that both models share.
         role: role of this model.
         adapter: the adapter that is active in every call.
+        grammar: of what is generated; None for the role's.
     """
 
-    def __init__(self, models: WorldModels, role: Role, adapter: AdapterName) -> None:
-        self._models, self.role, self.adapter = models, role, adapter
+    def __init__(self, models: WorldModels, role: Role, adapter: AdapterName, grammar: Grammar | None = None) -> None:
+        self.models, self.role, self.adapter, self._grammar = models, role, adapter, grammar
 
     @property
     def frozen(self) -> WorldModel:
         """The model that gives rewards while the other one is the policy."""
-        return WorldModel(self._models, self.role, self._models.adapters.frozen(self.role))
+        return WorldModel(self.models, self.role, self.models.adapters.frozen(self.role))
 
     @property
     def reference(self) -> WorldModel:
         """Frozen copy to which the KL of this model is taken."""
-        return WorldModel(self._models, self.role, self._models.adapters.reference(self.role))
+        return WorldModel(self.models, self.role, self.models.adapters.reference(self.role))
 
     @property
     def grammar(self) -> Grammar:
         """Grammar of the generated state (FWM) or action (IDM)."""
-        return self._models.grammars[self.role]
+        return self._grammar or self.models.grammars[self.role]
+
+    def probe(self, grammar: Grammar) -> WorldModel:
+        """Return this model as one that scores each batch of completions of ``grammar`` in one pass, for measuring."""
+        models, engine = copy(self.models), self.models.engine
+        models.engine = Engine(engine.trunk, engine.head, replace(engine.config, max_tokens=None))
+        return WorldModel(models, self.role, self.adapter, grammar)
 
     def prompts(self, before: Sequence[TokenIds], condition: Sequence[TokenIds]) -> list[TokenIds]:
         """Build B prompts from B states before and B actions (FWM) or states after (IDM)."""
-        build = self._models.prompts.fwm if self.role == Role.FWM else self._models.prompts.idm
+        build = self.models.prompts.fwm if self.role == Role.FWM else self.models.prompts.idm
         return [build(x, c) for x, c in zip(before, condition, strict=True)]
 
     def sample(
@@ -82,8 +91,8 @@ class WorldModel:
         prompts = self.prompts(before, _contents(condition))
         noise = uniforms(keys, group, self.grammar.max_length)
         drafts = [draft_of(self.grammar, x) for x in before] if self.role == Role.FWM else []
-        completions = self._models.sample(self.role, self.adapter, prompts, noise, config, drafts)
-        return Samples(prompts, completions, self._models.contents(self.role, completions))
+        completions = self.sample_ids(prompts, noise, config, drafts)
+        return Samples(prompts, completions, [self.grammar.content(row) for row in completions.rows()])
 
     def log_prob(
         self,
@@ -110,13 +119,35 @@ class WorldModel:
         given = (completions, before, _contents(condition))
         count, fewest = max(map(len, given)), min(map(len, given))
         rows, x, c = (_repeat(part, count) for part in given)
-        return self._models.score(
-            self.role, self.adapter, self.prompts(x, c), rows, group_size=count // fewest, training=training
-        )
+        return self.score_ids(self.prompts(x, c), rows, group_size=count // fewest, training=training)
+
+    # ---- prompts and completions as ids ----------------------------------------------------------
+    def sample_ids(
+        self, prompts: Sequence[TokenIds], noise: Tensor, config: SamplingConfig, drafts: Sequence[TokenIds] = ()
+    ) -> Completions:
+        """Draw completions: see :meth:`swirl_lightning.rollout_engines.RolloutEngine.sample`."""
+        models = self.models
+        return models.rollout_engine.sample(models.adapters, self.adapter, self.grammar, prompts, noise, config, drafts)
+
+    def score_ids(
+        self,
+        prompts: Sequence[TokenIds],
+        completions: Sequence[TokenIds],
+        *,
+        group_size: int = 1,
+        temperature: float = 1.0,
+        training: bool = False,
+    ) -> LogProbs:
+        """Compute log-probabilities of completions: see :meth:`swirl_lightning.engine.engine.Engine.score`."""
+        gradient = nullcontext() if training else torch.no_grad()
+        with self.models.adapters.use(self.adapter, training), gradient:
+            return self.models.engine.score(
+                self.grammar, prompts, completions, group_size=group_size, temperature=temperature
+            )
 
 
 class WorldModels:
-    """Both models on one base, and sampling and scoring of ids under any adapter of it.
+    """Both models on one base.
 
     Args:
         backbone: the family.
@@ -167,43 +198,6 @@ class WorldModels:
     def vocabulary(self, role: Role) -> VocabularySlice:
         """Return the head cut to the ids that ``role`` may generate, on the head's current device."""
         return self.engine.vocabulary(self.grammars[role])
-
-    def sample(
-        self,
-        role: Role,
-        adapter: AdapterName,
-        prompts: Sequence[TokenIds],
-        noise: Tensor,
-        config: SamplingConfig,
-        drafts: Sequence[TokenIds] = (),
-    ) -> Completions:
-        """Sample rollouts of ``role`` by ``adapter``: see :class:`swirl_lightning.rollout_engines.RolloutEngine`."""
-        return self.rollout_engine.sample(self.adapters, adapter, self.grammars[role], prompts, noise, config, drafts)
-
-    def score(
-        self,
-        role: Role,
-        adapter: AdapterName,
-        prompts: Sequence[TokenIds],
-        completions: Sequence[TokenIds],
-        *,
-        group_size: int = 1,
-        temperature: float = 1.0,
-        training: bool = False,
-    ) -> LogProbs:
-        """Compute log-probabilities of ``role``'s completions under ``adapter``; gradient only if ``training``."""
-        with self.adapters.use(adapter, training), nullcontext() if training else torch.no_grad():
-            return self.engine.score(
-                self.grammars[role], prompts, completions, group_size=group_size, temperature=temperature
-            )
-
-    def token_mask(self, role: Role, completions: Sequence[TokenIds]) -> Tensor:
-        """Return a mask (N, L) bool of the tokens of completions that count in losses and means."""
-        return self.engine.token_mask(self.grammars[role], completions)
-
-    def contents(self, role: Role, completions: Completions) -> list[TokenIds]:
-        """Return the contents of completions, without the EOS."""
-        return [self.grammars[role].content(row) for row in completions.rows()]
 
 
 def draft_of(grammar: Grammar, before: TokenIds) -> TokenIds:

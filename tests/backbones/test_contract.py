@@ -19,6 +19,7 @@ from swirl_lightning.engine.drawing import GREEDY, draw
 from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 from swirl_lightning.transition import Transition
+from swirl_lightning.world_models import WorldModel
 
 LABELS = ["go", "turn", "wait"]
 ADAPTERS = ("fwm", "idm")
@@ -148,22 +149,22 @@ def test_prompts_are_the_same_ids_in_warmup_sampling_and_scoring(case, tmp_path,
     expected = {(role, tuple(p), tuple(c)) for role, p, c in examples(module, name)}
     labels = {(role, p): c for role, p, c in expected}
     scored, sampled = set(), set()
-    score = module.models.score
+    score_ids = WorldModel.score_ids
 
-    def label(role, adapter, prompts, noise, config, drafts):
-        sampled.update((role, tuple(p)) for p in prompts)
+    def label(self, prompts, noise, config, drafts):
+        sampled.update((self.role, tuple(p)) for p in prompts)
         group = len(noise) // len(prompts)
-        rows = [labels[role, tuple(p)] for p in prompts for _ in range(group)]
+        rows = [labels[self.role, tuple(p)] for p in prompts for _ in range(group)]
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
         return Completions(ids, torch.tensor([[n < len(row) for n in range(width)] for row in rows]))
 
-    def spy(role, adapter, prompts, completions, **kwargs):
-        scored.update((role, tuple(p), tuple(c)) for p, c in zip(prompts, completions, strict=True))
-        return score(role, adapter, prompts, completions, **kwargs)
+    def spy(self, prompts, completions, **kwargs):
+        scored.update((self.role, tuple(p), tuple(c)) for p, c in zip(prompts, completions, strict=True))
+        return score_ids(self, prompts, completions, **kwargs)
 
-    monkeypatch.setattr(module.models, "sample", label)
-    monkeypatch.setattr(module.models, "score", spy)
+    monkeypatch.setattr(WorldModel, "sample_ids", label)
+    monkeypatch.setattr(WorldModel, "score_ids", spy)
     for switch in (PhaseSwitch(1, iterations=0), PhaseSwitch(0, ["fwm"], 1), PhaseSwitch(0, ["idm"], 1)):
         scored.clear()
         fit(module, name, tmp_path, switch)
@@ -191,9 +192,9 @@ def test_sampling_stays_in_the_vocabulary_and_ends_as_required(case, role):
     grammar = module.models.grammars[role]
     prompts = [p for r, p, _ in examples(module, name) if r == role]
     noise = uniforms(["a", "b", "c"], 4, grammar.max_length)
-    got = module.models.sample(role, role, prompts, noise, SamplingConfig(5.0, 1.0))
+    got = module.models.of(role).sample_ids(prompts, noise, SamplingConfig(5.0, 1.0))
     forced = dict(grammar.forced)
-    for row, content in zip(got.rows(), module.models.contents(role, got), strict=True):
+    for row, content in zip(got.rows(), map(grammar.content, got.rows()), strict=True):
         drawn = [token for place, token in enumerate(row) if place not in forced]
         assert set(drawn) <= set(grammar.allowed)
         assert [row[place] for place in forced] == list(forced.values())
@@ -203,7 +204,7 @@ def test_sampling_stays_in_the_vocabulary_and_ends_as_required(case, role):
             assert grammar.eos not in row[:-1]
             assert row[-1] == grammar.eos or len(row) == grammar.max_length
         assert grammar.complete(content)[: len(row)] == row or len(content) == grammar.max_length
-    alone = module.models.sample(role, role, prompts[1:2], noise[4:8], SamplingConfig(5.0, 1.0))
+    alone = module.models.of(role).sample_ids(prompts[1:2], noise[4:8], SamplingConfig(5.0, 1.0))
     assert alone.rows() == got.rows()[4:8]
 
 
@@ -240,7 +241,7 @@ def test_rollouts_equal_a_full_forward_from_scratch_at_every_token(case, role):
     grammar, config = module.models.grammars[role], SamplingConfig(1.5, 0.95)
     prompts = [p for r, p, _ in examples(module, name) if r == role][:2]
     noise = uniforms(["a", "b"], 2, grammar.max_length)
-    got = module.models.sample(role, role, prompts, noise, config).rows()
+    got = module.models.of(role).sample_ids(prompts, noise, config).rows()
     mask = None
     for n, row in enumerate(got):
         for step, token in enumerate(row):
@@ -262,7 +263,7 @@ def test_log_probs_equal_a_full_forward_followed_by_the_mask(case, adapter):
     for role in ADAPTERS:
         grammar = module.models.grammars[role]
         prompts, completions = [p for r, p, _ in rows if r == role], [c for r, _, c in rows if r == role]
-        got = module.models.score(role, adapter, prompts, completions, group_size=3, temperature=0.7)
+        got = WorldModel(module.models, role, adapter).score_ids(prompts, completions, group_size=3, temperature=0.7)
         free = [n for n in range(grammar.max_length) if n not in dict(grammar.forced)]
         for n, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             with module.adapters.use(adapter):
@@ -283,9 +284,9 @@ def test_padding_and_batch_composition_change_nothing(case):
     rows = examples(module, name)
     for role in ADAPTERS:
         prompts, completions = [p for r, p, _ in rows if r == role], [c for r, _, c in rows if r == role]
-        whole = module.models.score(role, role, prompts, completions, group_size=3)
+        whole = module.models.of(role).score_ids(prompts, completions, group_size=3)
         for n in range(3):
-            one = module.models.score(role, role, prompts[n : n + 1], completions[n : n + 1])
+            one = module.models.of(role).score_ids(prompts[n : n + 1], completions[n : n + 1])
             torch.testing.assert_close(one.values[0], whole.values[n, : one.values.shape[1]], atol=1e-5, rtol=1e-5)
 
 
@@ -298,14 +299,14 @@ def test_a_vlm_names_the_action_between_two_frames(case):
     x, y = module.backbone.encode_states(FAMILIES["liquid"].states(2), CPU)
     prompt, grammar = module.prompts.idm(x, y), module.models.grammars["idm"]
     completion = grammar.complete(module.backbone.encode_action("go"))
-    got = module.models.score("idm", "idm", [prompt], [completion])
+    got = module.models.idm.score_ids([prompt], [completion])
     with module.adapters.use("idm"):
         logits = plain_logits(name, module, prompt + completion)
     log_probs = logits[:, list(grammar.allowed)].log_softmax(-1)
     columns = [grammar.allowed.index(token) for token in completion]
     expected = log_probs[range(len(prompt) - 1, len(prompt) + len(completion) - 1), columns]
     torch.testing.assert_close(got.values[0], expected, atol=1e-5, rtol=1e-5)
-    (drawn,) = module.models.sample("idm", "idm", [prompt], uniforms(["a"], 1, grammar.max_length), GREEDY).rows()
+    (drawn,) = module.models.idm.sample_ids([prompt], uniforms(["a"], 1, grammar.max_length), GREEDY).rows()
     assert set(drawn) <= set(grammar.allowed)
 
 
@@ -348,10 +349,10 @@ def test_training_gives_the_same_numbers_with_and_without_checkpointing(name, fo
         attention = [m for n, m in module.adapters.model.named_modules() if n.endswith("layers.0.self_attn")]
         attention[-1].register_forward_hook(lambda *_, calls=calls: calls.append(1))  # the language model's
         role, prompt, completion = examples(module, name)[0]
-        scored = module.models.score(role, "fwm", [prompt], [completion], training=True)
+        scored = WorldModel(module.models, role, "fwm").score_ids([prompt], [completion], training=True)
         found.append(torch.autograd.grad(scored.values.sum(), module.adapters.parameters("fwm")))
         runs.append(len(calls))
-        plain = module.models.score(role, "fwm", [prompt], [completion])
+        plain = WorldModel(module.models, role, "fwm").score_ids([prompt], [completion])
         torch.testing.assert_close(scored.values, plain.values, atol=1e-5, rtol=1e-5)
     assert runs[1] == 2 * runs[0] > 0
     for one, other in zip(*found, strict=True):

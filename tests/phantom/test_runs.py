@@ -123,6 +123,6 @@ def test_a_decode_step_never_waits_for_the_device(name, folders, monkeypatch):
                 shorter = replace(whole, max_length=length, forced=forced)
                 setattr(module.backbone, {"fwm": "state_grammar", "idm": "action_grammar"}[role], shorter)
                 gpu.waits.clear()
-                module.models.sample(role, role, [prompt], uniforms(["a"], 3, length), module.sampling)
+                module.models.of(role).sample_ids([prompt], uniforms(["a"], 3, length), module.sampling)
                 waits.append(dict(gpu.waits))
             assert waits[1] == waits[2]

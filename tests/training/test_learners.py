@@ -39,13 +39,13 @@ def rollouts(module):
 def log_prob(module, samples, row):
     """Mean log-probability of one rollout, scored on its own; with gradient."""
     prompt, completion = samples.prompts[row // G], samples.completions.rows()[row]
-    return module.models.score("fwm", module.models.fwm.adapter, [prompt], [completion], training=True).mean_per_token()
+    return module.models.fwm.score_ids([prompt], [completion], training=True).mean_per_token()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 def test_the_likeliest_of_the_accepted_rollouts_is_trained_on(module, temperature):
     samples, rewards = rollouts(module)
-    learner, policy = BestOfN(-0.5), Policy(module.models, "fwm", module.grpo, temperature, strategy=None)
+    learner, policy = BestOfN(-0.5), Policy(module.models.fwm, module.grpo, temperature, strategy=None)
     (advantages,) = learner.advantages(policy, [samples], [rewards])
     means = [log_prob(module, samples, row).item() for row in range(3 * G)]
     second = max((G, G + 2, G + 5), key=lambda row: means[row])
@@ -64,7 +64,7 @@ def test_the_likeliest_of_the_accepted_rollouts_is_trained_on(module, temperatur
 
 def test_nothing_accepted_moves_nothing(module):
     samples, rewards = rollouts(module)
-    learner, policy = BestOfN(0.0), Policy(module.models, "fwm", module.grpo, 1.0, strategy=None)
+    learner, policy = BestOfN(0.0), Policy(module.models.fwm, module.grpo, 1.0, strategy=None)
     (advantages,) = learner.advantages(policy, [samples], [rewards])
     loss = learner.loss(policy, learner.update(policy, samples, advantages))
     assert float(loss.total) == 0

@@ -11,23 +11,24 @@ from support.world import Digits
 from swirl_lightning import SWIRL, GRPOConfig
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.engine.grammar import Grammar
+from swirl_lightning.world_models import WorldModel
 
 EOS = 1
 
 
-def test_noise_ends_no_state(gemma_path, tmp_path):
+def test_noise_ends_no_state(gemma_path, tmp_path, monkeypatch):
     """Tokens of y are replaced by any that a state may hold, which its EOS is not."""
     module = build(gemma_path, idm_state_noise=0.99, quantization=None)
     module.configure_model()
     digits = module.backbone.encode_text("0123456789")
     module.backbone.state_grammar = Grammar(tuple(sorted([EOS, *digits])), 4, EOS)
-    score, prompts = module.models.score, []
+    score_ids, prompts = WorldModel.score_ids, []
 
-    def watch(role, adapter, asked, completions, **kwargs):
-        prompts.extend(asked if role == "idm" else [])
-        return score(role, adapter, asked, completions, **kwargs)
+    def watch(self, asked, completions, **kwargs):
+        prompts.extend(asked if self.role == "idm" else [])
+        return score_ids(self, asked, completions, **kwargs)
 
-    module.models.score = watch
+    monkeypatch.setattr(WorldModel, "score_ids", watch)
     data = Digits(size=64, batch_size=64)
     trainer(tmp_path, PhaseSwitch(1, iterations=0)).fit(module, data)
     encode = module.backbone.encode_text

@@ -14,6 +14,7 @@ from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.engine.drawing import draw
 from swirl_lightning.training.grpo import clipped_surrogate, group_advantages, kl_k3
 from swirl_lightning.training.learners import GRPO, BestOfN
+from swirl_lightning.world_models import WorldModel
 
 SEQUENCES = list(itertools.product(range(3), repeat=2))
 """All pairs of two tokens out of three."""
@@ -101,16 +102,16 @@ OTHER = SamplingConfig(0.5, 0.9)
     ],
     ids=["GRPO", "BestOfN", "as in the authors' code"],
 )
-def test_what_the_phases_draw_with(gemma_path, tmp_path, learner, given, fwm, idm):
+def test_what_the_phases_draw_with(gemma_path, tmp_path, monkeypatch, learner, given, fwm, idm):
     """Rollouts as the learner needs them, or as they are set; the actions that condition Phase I as predictions."""
     module = build(gemma_path, learner=learner, sampling=PAPER, quantization=None, **given)
     module.configure_model()
-    sample, seen = module.models.sample, []
+    sample_ids, seen = WorldModel.sample_ids, []
 
-    def watch(role, adapter, prompts, noise, config, drafts):
-        seen.append((module.phase.name.value, role.value, len(noise) // len(prompts), config))
-        return sample(role, adapter, prompts, noise, config, drafts)
+    def watch(self, prompts, noise, config, drafts):
+        seen.append((module.phase.name.value, self.role.value, len(noise) // len(prompts), config))
+        return sample_ids(self, prompts, noise, config, drafts)
 
-    module.models.sample = watch
+    monkeypatch.setattr(WorldModel, "sample_ids", watch)
     trainer(tmp_path, PhaseSwitch(0, iterations=1)).fit(module, Digits(size=4, batch_size=4))
     assert seen == [("fwm", "idm", 1, PAPER), ("fwm", "fwm", 4, fwm), ("idm", "idm", 4, idm)]

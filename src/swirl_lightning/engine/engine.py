@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from swirl_lightning.engine.config import EngineConfig
 from swirl_lightning.engine.decoding import decode
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.grammar import Grammar, TokenIds
+from swirl_lightning.engine.prefill import prefill
 from swirl_lightning.engine.scoring import ContextFunction, LogProbs, score_groups, token_mask, unique_rows
 from swirl_lightning.engine.speculative import decode_speculatively
 from swirl_lightning.engine.vocabulary import VocabularySlice
@@ -145,6 +147,14 @@ class Engine:
             return work()
 
         return LogProbs(*self._in_order(self.scoring_budget.run(groups, run), row_of))
+
+    @torch.no_grad()
+    def cache_bytes(self, grammar: Grammar) -> tuple[int, int]:
+        """Measure the bytes of keys and values per token of a rollout, and count the layers."""
+        length = 8
+        layers: Any = prefill(self.trunk, [[grammar.allowed[0]] * length], self.device).cache.layers
+        parts = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+        return sum(part.nbytes for part in parts if isinstance(part, Tensor)) // length, max(1, len(layers))
 
     def token_mask(self, grammar: Grammar, completions: Sequence[TokenIds]) -> Tensor:
         """Mask (N, L) bool of the tokens that count in losses and means: neither padding nor forced by the grammar."""

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.engine.samples import Samples
-from swirl_lightning.roles import Role
 from swirl_lightning.training.grpo import GRPOConfig, group_advantages, grpo_loss, importance_weights, token_weights
 from swirl_lightning.training.losses import Loss, score_update, std_over_ranks
 from swirl_lightning.training.rollouts import Update
-from swirl_lightning.world_models import WorldModels
+from swirl_lightning.world_models import WorldModel
 
 
 @dataclass(frozen=True)
@@ -24,15 +23,13 @@ class Policy:
     """Model that a phase trains, with the settings of its rollouts.
 
     Attributes:
-        models: both models.
-        role: role of the policy.
+        model: what trains.
         grpo: sizes of groups, β, ε and weights of tokens.
         temperature: of the rollouts.
         strategy: reduces over ranks.
     """
 
-    models: WorldModels
-    role: Role
+    model: WorldModel
     grpo: GRPOConfig
     temperature: float
     strategy: Strategy
@@ -40,7 +37,7 @@ class Policy:
     @property
     def longest(self) -> int:
         """Number of tokens of the longest completion that count in losses."""
-        return self.models.grammars[self.role].free_length
+        return self.model.grammar.free_length
 
 
 class Learner(ABC):
@@ -93,15 +90,14 @@ class GRPO(Learner):
         """Return all rollouts, with their log-probabilities under the reference if there is a KL."""
         update = Update.from_samples(samples, advantages)
         if policy.grpo.beta > 0:
-            reference, rows = policy.models.of(policy.role).reference, range(len(update.prompts))
-            scored = score_update(policy.models, policy.role, update, rows, policy.temperature, reference)
-            update.reference = scored.values
+            rows = range(len(update.prompts))
+            update.reference = score_update(policy.model.reference, update, rows, policy.temperature).values
         return update
 
     def loss(self, policy: Policy, update: Update) -> Loss:
         """Compute clipped surrogate + β KL (GRPO eq. 3); the first use of the rollouts sets ``update.old``."""
         normalization, rows = policy.grpo.loss_normalization, update.teaching_rows()
-        scored = score_update(policy.models, policy.role, update, rows, policy.temperature, training=True)
+        scored = score_update(policy.model, update, rows, policy.temperature, training=True)
         if update.old is None:
             update.old = scored.values.detach()  # on-policy: the ratio is 1, its gradient is not
         reference = None if update.reference is None else update.reference[rows]
@@ -113,7 +109,8 @@ class GRPO(Learner):
             scored, update.old, reference, advantages, policy.grpo, policy.longest, importance
         )
         if left_out := sorted(set(range(len(update.prompts))) - set(rows)):  # they count as zeros
-            mask = policy.models.token_mask(policy.role, [update.completions[n] for n in left_out])
+            given = [update.completions[n] for n in left_out]
+            mask = policy.model.models.engine.token_mask(policy.model.grammar, given)
             denominator = denominator + token_weights(mask, normalization, policy.longest)[1]
         tokens = int(scored.mask.sum())
         return Loss(total, denominator, len(update.prompts), normalization, metrics, tokens, weight=tokens)
@@ -141,7 +138,7 @@ class BestOfN(Learner):
 
     def _chosen(self, policy: Policy, samples: Samples, rewards: Tensor) -> Tensor:
         update = Update.from_samples(samples, rewards)
-        scored = score_update(policy.models, policy.role, update, range(len(update.prompts)), temperature=1.0)
+        scored = score_update(policy.model, update, range(len(update.prompts)), temperature=1.0)
         likelihood = scored.mean_per_token().masked_fill(rewards <= self.threshold, -torch.inf)
         groups = likelihood.view(-1, samples.group_size)
         chosen = torch.zeros_like(groups).scatter(1, groups.argmax(1, keepdim=True), 1.0)
@@ -157,7 +154,7 @@ class BestOfN(Learner):
     def loss(self, policy: Policy, update: Update) -> Loss:
         """Compute -log-probability per token of the chosen rollouts, over the number of pairs."""
         rows = range(len(update.prompts))
-        scored = score_update(policy.models, policy.role, update, rows, temperature=1.0, training=True)
+        scored = score_update(policy.model, update, rows, temperature=1.0, training=True)
         losses = -update.advantages * scored.mean_per_token()
         pairs = losses.new_tensor(float(update.pairs))
         metrics = {"chosen_share": update.advantages.sum() / pairs}

@@ -114,18 +114,10 @@ class Loss:
 
 
 def score_update(
-    models: WorldModels,
-    role: Role,
-    update: Update,
-    rows: Sequence[int],
-    temperature: float,
-    model: WorldModel | None = None,
-    training: bool = False,
+    model: WorldModel, update: Update, rows: Sequence[int], temperature: float, training: bool = False
 ) -> LogProbs:
-    """Compute log-probabilities of rows of an update under the policy, or under another ``model`` of that role."""
-    return models.score(
-        role,
-        (model or models.of(role)).adapter,
+    """Compute log-probabilities of rows of an update."""
+    return model.score_ids(
         [update.prompts[n] for n in rows],
         [update.completions[n] for n in rows],
         group_size=update.group_size,
