@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.callbacks._shared import phase_name, rollouts_of
-from swirl_lightning.checkpoints.state import over_ranks
+from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore, over_ranks
 from swirl_lightning.engine.ranges import check_ranges
 
 _NOT_SAMPLED = (0, -1)
@@ -106,8 +106,8 @@ class CollapseWatch(Callback):
             self._first = {str(phase): float(share) for phase, share in state_dict["first"].items()}
             seen = state_dict.get("seen", [])
             self._seen = [(int(name), int(length)) for name, length in seen[rank]] if len(seen) == ranks else []
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"the checkpoint's state of CollapseWatch is damaged ({error})") from None
+        except (ValueError, *UNLIKE) as error:
+            raise cannot_restore("CollapseWatch in the checkpoint", error, str(error)) from None
 
 
 def _hash(action: str) -> int:

@@ -92,7 +92,7 @@ def test_the_first_share_survives_a_checkpoint():
     second.load_state_dict(first.state_dict())
     assert second._first == {"fwm": 0.5}
     for damaged in ({"first": {"fwm": "x"}}, {"first": {}, "seen": "x"}, {"first": []}, {}):
-        with pytest.raises(ValueError, match=r"the checkpoint's state of CollapseWatch is damaged \(.+\)"):
+        with pytest.raises(ValueError, match=r"CollapseWatch in the checkpoint cannot be restored \(.+it is damaged"):
             second.load_state_dict(damaged)
     with pytest.raises(ValueError, match="threshold"):
         CollapseWatch(threshold=2)
