@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from rich.console import Console
 from yaml import YAMLError
 
@@ -60,12 +61,14 @@ class Study:
         seeded: options that get a seed, and what is added to it.
         options: options of every row.
         rows: by name; a row comes after the one that it starts from.
+        iterations: lines of a diagram by iteration: a name, and the rows of its iterations from 0 on.
     """
 
     config: str
     seeded: dict[str, int]
     options: dict[str, Any]
     rows: dict[str, Row]
+    iterations: dict[str, list[str]]
 
     @classmethod
     def load(cls, path: Path) -> Study:
@@ -79,7 +82,8 @@ class Study:
             given = load(read_words(path))
         except YAMLError as error:
             raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-        found = _fields(given, path, {"config": str, "seeded": dict, "options": dict, "rows": dict}, ("config", "rows"))
+        kinds = {"config": str, "seeded": dict, "options": dict, "rows": dict, "iterations": dict}
+        found = _fields(given, path, kinds, ("config", "rows"))
         if wrong := [option for option, base in found.get("seeded", {}).items() if type(base) is not int]:
             raise ValueError(f"{path}: seeded has to give a whole number for {', '.join(map(str, wrong))}")
         rows: dict[str, Row] = {}
@@ -96,7 +100,12 @@ class Study:
             if start is not None and not rows[start].trains:
                 raise ValueError(f"{where} starts from {start!r}, which trains nothing and has no checkpoint")
             rows[name] = Row(start, own.get("options", {}), trains)
-        return cls(found["config"], found.get("seeded", {}), found.get("options", {}), rows)
+        for line, names in found.get("iterations", {}).items():
+            if not isinstance(names, list) or any(str(name) not in rows for name in names):
+                raise ValueError(f"{path}: iterations of {line!r} must be a list of rows, not {str(names)[:60]!r}")
+        return cls(
+            found["config"], found.get("seeded", {}), found.get("options", {}), rows, found.get("iterations", {})
+        )
 
     def arguments(self, name: str, seed: int, folder: Path) -> list[str]:
         """Command-line arguments of a row's runs, after the subcommand."""
@@ -227,14 +236,33 @@ def tested(study: Study, seeds: Sequence[int], out: Path) -> scores.Found:
     return {name: {seed: rows for seed, rows in by_seed.items() if rows} for name, by_seed in found.items()}
 
 
+def by_iteration(study: Study, found: scores.Found, metric: str) -> curves.Panel | None:
+    """A diagram of the means over transitions by iteration, of the seeds that have all of them; None without one."""
+    lines: dict[str, list[curves.Curve]] = {}
+    for line, names in study.iterations.items():
+        rows = [scores.scores_of(found, name, metric) for name in names]
+        places = np.arange(len(rows), dtype=float)
+        for seed in sorted(set.intersection(*({seed for seed, own in row.items() if own} for row in rows))):
+            means = np.array([np.mean(list(row[seed].values())) for row in rows])
+            lines.setdefault(line, []).append(curves.Curve(places, means))
+    return curves.Panel(f"{metric}, by iteration", lines, across="iteration") if lines else None
+
+
 def panels(
-    study: Study, seeds: Sequence[int], out: Path, table: Mapping[str, Any], metrics: Sequence[str]
+    study: Study,
+    seeds: Sequence[int],
+    out: Path,
+    found: scores.Found,
+    table: Mapping[str, Any],
+    metrics: Sequence[str],
 ) -> list[curves.Panel | curves.Intervals]:
-    """Diagrams of the table's intervals, and of the rewards over the optimiser steps of all rows."""
+    """Diagrams of the table's intervals, of its rows by iteration, and of the rewards over the optimiser steps."""
     drawn: list[curves.Panel | curves.Intervals] = []
     for metric in metrics:
         if rows := {name: row[metric]["mean"] for name, row in table.items() if metric in row}:
             drawn.append(curves.Intervals(metric, rows))
+        if iterated := by_iteration(study, found, metric):
+            drawn.append(iterated)
     for tag in ("fwm/reward", "idm/reward"):
         lines: dict[str, list[curves.Curve]] = {}
         for name in study.rows:
@@ -290,7 +318,7 @@ def main() -> None:
     with whole_file(out / "table.json") as file:
         file.write(json.dumps(table, indent=2).encode())
     Console(width=160).print(scores.shown(table, args.metrics, args.against))
-    if curves.available() and (drawn := panels(study, args.seeds, out, table, args.metrics)):
+    if curves.available() and (drawn := panels(study, args.seeds, out, found, table, args.metrics)):
         curves.draw(drawn, out / "curves.png")
 
 

@@ -70,7 +70,7 @@ def test_a_row_starts_from_one_before_it(tmp_path):
     ("given", "told"),
     [
         ("rows: [", "s.yaml is no YAML: while parsing"),
-        ("- a", "s.yaml must be a mapping of config, seeded, options, rows, not"),
+        ("- a", "s.yaml must be a mapping of config, seeded, options, rows, iterations, not"),
         ("config: c", "s.yaml lacks rows"),
         ("config: c\nrows: [a]", "s.yaml: rows cannot be"),
         ("config: c\nrows: {a: 7}", "row 'a' must be a mapping of start, options, train"),
@@ -79,6 +79,7 @@ def test_a_row_starts_from_one_before_it(tmp_path):
         ("config: c\nrows: {a: {train: false}}", "row 'a' trains nothing, and has no start"),
         ("config: c\nrows: {a: , b: {start: a, train: false}, c: {start: b}}", "'c' starts from 'b', which trains"),
         ("config: c\nrows: {1: }", "row 1 must be named by a text"),
+        ("config: c\nrows: {a: }\niterations: {s: [a, b]}", "iterations of 's' must be a list of rows, not"),
         ("config: c\nseeded: {seed_everything: x}\nrows: {a: }", "a whole number for seed_everything"),
         (None, "s.yaml"),
     ],
@@ -163,6 +164,20 @@ def test_a_study_that_is_ended_ends_its_runs(tmp_path):
     assert out.split() == [f"[-{signal.SIGTERM.value}]"]
 
 
+def test_rows_are_drawn_by_iteration_for_the_seeds_that_have_all(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("config: c\nrows: {a: , b: {start: a}}\niterations: {ours: [a, b]}\n")
+    found = {
+        "a": {0: {"x": {"m": 0.0}, "y": {"m": 1.0}}, 1: {"x": {"m": 1.0}, "y": {"m": 1.0}}},
+        "b": {0: {"x": {"m": 1.0}, "y": {"m": 1.0}}},
+    }
+    drawn = study.by_iteration(study.Study.load(path), found, "m")
+    (curve,) = drawn.lines["ours"]
+    assert curve.positions.tolist() == [0, 1]
+    assert curve.values.tolist() == [0.5, 1.0]
+    assert study.by_iteration(study.Study.load(path), found, "other") is None
+
+
 def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
     """Real runs of the command line; a second call finds everything done."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
@@ -185,6 +200,7 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
             "best of 2": {"start": "SFT", "train": False, "options": {"model.init_args.evaluation.best_of": 2}},
             "Phase I": {"start": "SFT", "options": {"phase_switch.phases": ["fwm"]}},
         },
+        "iterations": {"SWIRL": ["SFT", "Phase I"]},
     }
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(given, sort_keys=False))
