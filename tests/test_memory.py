@@ -158,6 +158,17 @@ def test_the_report_names_what_it_counts(folder, tmp_path, caplog):
         MemoryReport(samples=0)
 
 
+def test_rollouts_keep_a_cache_where_training_checkpoints_its_layers(folder):
+    told = []
+    for on in (False, True):
+        module = swirl(folder, quantization=None, gradient_checkpointing=on)
+        module.configure_model()
+        assert module.adapters.model.training
+        told.append([module.models.of(role).cache_bytes() for role in Role])
+    width = 2 * HIDDEN // 2 * 4  # a key and a value, of half as many heads, in float32
+    assert told == [[(LAYERS * width, LAYERS)] * 2] * 2
+
+
 def test_rollouts_from_drafts_stay_below_the_estimate(folder):
     module, draw = swirl(folder, quantization=None), random.Random(0)
     module.configure_model()

@@ -239,7 +239,7 @@ class _Estimator:
         """Estimate a rollout: keys and values, the pass of the prompts, the drawing of a token, merged weights."""
         budget = self.module.max_cached_tokens or self.module.max_tokens_per_forward
         groups, size = self._at_once(budget, groups, (length.prompt, size, length.completion))
-        per_token, layers = self.models.engine.cache_bytes(self.models.of(role).grammar)
+        per_token, layers = self.models.of(role).cache_bytes()
         prompts, rollouts = groups * length.prompt * per_token, groups * size * length.completion * per_token
         if not self.shares:  # every rollout has a prompt, and a layer grows by being copied
             rollouts = (size * prompts + rollouts) * (layers + 1) // layers - prompts

@@ -145,6 +145,11 @@ class WorldModel:
                 self.grammar, prompts, completions, group_size=group_size, temperature=temperature
             )
 
+    def cache_bytes(self) -> tuple[int, int]:
+        """Measure the bytes of keys and values per token of a rollout, and count the layers."""
+        with self.models.adapters.use(self.adapter):  # in eval mode: one that checkpoints its layers keeps no cache
+            return self.models.engine.cache_bytes(self.grammar)
+
 
 class WorldModels:
     """Both models on one base.
