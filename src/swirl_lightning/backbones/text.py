@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.backbones.chat_template import around_prompt
 from swirl_lightning.backbones.gguf import SUFFIX, load_gguf
 from swirl_lightning.backbones.loading import (
     FAMILIES,
@@ -33,7 +34,6 @@ TOO_LONG = ("cut", "error")
 LENGTHS = {"max_state_tokens": 1024, "max_action_tokens": 64}
 """Options whose default comes from the data, and what they are where there are none."""
 _PERCENTILE = 99
-_SLOT = "\u0001"  # stands for the prompt while the chat template is laid out; no template contains it
 
 
 class TextLLM(Backbone):
@@ -199,14 +199,7 @@ class TextLLM(Backbone):
         tokenizer = self.tokenizer
         if tokenizer.chat_template is None:
             return [[tokenizer.bos_token_id], template] if tokenizer.bos_token_id is not None else [template]
-        framed = str(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": _SLOT}], tokenize=False, add_generation_prompt=True
-            )
-        )
-        if framed.count(_SLOT) != 1:
-            misfit(self, "its chat template does not show the user's message exactly once; mend chat_template")
-        head, tail = framed.split(_SLOT)
+        head, tail = around_prompt(self, tokenizer)
         return [self.encode_text(head), template.rstrip(), self.encode_text(tail)]
 
     # ---- what may be generated -------------------------------------------------------------------
