@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 
@@ -271,6 +272,30 @@ def test_names_from_a_file_have_no_effect_in_any_report(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "\x1b" not in page + text + told
     assert "[/bold][red]x" in told
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_pipes_in_a_runs_folder_hang_nothing(tmp_path):
+    os.mkfifo(tmp_path / "results.json")
+    for ask in (lambda: main([str(tmp_path)]), lambda: read(tmp_path / "results.json")):
+        with pytest.raises(OSError, match=r"no results.json in|is no file of results"):
+            ask()
+    run = write(tmp_path / "run")
+    os.mkfifo(run / "events.out.tfevents.1")
+    with pytest.raises(OSError, match="is no file that TensorBoard has written"):
+        main([str(run)])
+    (run / "events.out.tfevents.1").unlink()
+    os.mkfifo(run / "report.md")
+    main([str(run)])
+    assert (run / "report.md").read_text().startswith("#")
+
+
+def test_numbers_without_an_axis_and_long_names_cost_the_image_alone(tmp_path, capsys):
+    values = {"a": {"fwm/sampled/judge": 1e308}, "b" * 500_000: {"fwm/sampled/judge": -1e308}}
+    (tmp_path / "results.json").write_text(json.dumps({"test": values}))
+    main([str(tmp_path)])
+    assert "the curves cannot be drawn" in capsys.readouterr().out
+    assert (tmp_path / "report.md").is_file()
 
 
 def test_as_a_module(tmp_path, monkeypatch, capsys):

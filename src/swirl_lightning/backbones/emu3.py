@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from swirl_lightning.backbones.errors import readable
 from swirl_lightning.backbones.image_tokens import ImageTokens
 from swirl_lightning.backbones.images import square
 from swirl_lightning.backbones.loading import load_base, load_config, load_tokenizer, misfit
@@ -115,9 +116,10 @@ class Emu3(ImageTokens):
 
     @cached_property
     def _processor(self) -> Any:
-        return AutoImageProcessor.from_pretrained(
-            self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
-        )
+        with readable(self.name):
+            return AutoImageProcessor.from_pretrained(
+                self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
 
     def _codec_on(self, device: torch.device) -> Emu3VQVAE:
         """Return the VQ model alone, read from the same checkpoint, in float32 and eval mode."""

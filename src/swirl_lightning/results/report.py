@@ -20,6 +20,7 @@ from rich.table import Table
 
 from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import printable, run_command
+from swirl_lightning.files import whole_file
 from swirl_lightning.results import curves
 from swirl_lightning.results.paper import SUITES, Row, SuiteTable
 from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, read, show
@@ -27,6 +28,8 @@ from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, read, sh
 _SPLITS = ("test", "validation")
 _REWARDS = ("fwm/reward", "idm/reward")
 _SMOOTHED = 20  # steps of a running mean of rewards
+_MOST_PANELS = 48  # of a report's image
+_LONGEST_NAME = 60  # characters of a label in it
 JUDGED = re.compile(r"/judge(/|$)")
 """Within the keys of a judge's scores."""
 JUDGED_BY = {
@@ -93,11 +96,16 @@ def main(args: Sequence[str] | None = None) -> None:
     drawn = None
     if not curves.available():
         console.print(escape(f"curves over iterations and steps need matplotlib: {curves.PLOTS}"))
-    elif panels := panels_of(files):
+    elif panels := panels_of(files)[:_MOST_PANELS]:
         drawn = Path(f"{out}.png")
-        curves.draw(panels, drawn)
-    Path(f"{out}.md").write_text(markdown(reports, out.parent, drawn), encoding="utf-8")
-    Path(f"{out}.html").write_text(as_html(reports, out.parent, drawn), encoding="utf-8")
+        try:
+            curves.draw(panels, drawn)
+        except (ValueError, ArithmeticError) as error:  # of numbers that have no axis
+            drawn = None
+            console.print(escape(f"the curves cannot be drawn ({error}): look for a value out of range in the tables"))
+    for ending, text in (("md", markdown(reports, out.parent, drawn)), ("html", as_html(reports, out.parent, drawn))):
+        with whole_file(f"{out}.{ending}") as file:
+            file.write(text.encode())
     console.print(f"written: {out}.md, {out}.html" + (f", {drawn}" if drawn else ""))
 
 
@@ -112,7 +120,7 @@ def results_file(run: str | Path) -> Path:
         return run
     if (run / FILE).is_file():
         return run / FILE
-    found = sorted(run.glob(f"**/{FILE}"), key=lambda path: path.stat().st_mtime)
+    found = sorted((path for path in run.glob(f"**/{FILE}") if path.is_file()), key=lambda path: path.stat().st_mtime)
     if not found:
         raise FileNotFoundError(f"no {FILE} in {run}: test a checkpoint first (swirl test), or name another folder")
     return found[-1]
@@ -210,17 +218,22 @@ def panels_of(files: Sequence[Path]) -> list[curves.Panel]:
         keys = dict.fromkeys(key for found in rows.values() for row in found.values() for key in row)
         for key in [key for key in keys if "/sampled/" in key] if len(names) > 1 else []:
             lines = {
-                printable(run): [_over_rows({names.index(name): row[key] for name, row in found.items() if key in row})]
+                _short(run): [_over_rows({names.index(name): row[key] for name, row in found.items() if key in row})]
                 for run, found in rows.items()
                 if any(key in row for row in found.values())
             }
             title = f"{split}: {COLUMNS.get(key, printable(key))}"
-            panels.append(curves.Panel(title, lines, "", [printable(name) for name in names]))
+            panels.append(curves.Panel(title, lines, "", [_short(name) for name in names]))
     found = {_label(path): curves.scalars(path.resolve().parent, _REWARDS) for path in files}
     for tag in _REWARDS:
-        if lines := {printable(run): [tags[tag].smoothed(_SMOOTHED)] for run, tags in found.items() if tag in tags}:
+        if lines := {_short(run): [tags[tag].smoothed(_SMOOTHED)] for run, tags in found.items() if tag in tags}:
             panels.append(curves.Panel(f"{tag}, mean of {_SMOOTHED} steps", lines))
     return panels
+
+
+def _short(name: str) -> str:
+    """A name as a diagram has room for it."""
+    return printable(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…")
 
 
 def _over_rows(values: dict[int, float]) -> curves.Curve:

@@ -55,6 +55,8 @@ def read(path: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
     path = Path(path)
     if not path.exists():
         return {}
+    if not path.is_file():  # a pipe has no end
+        raise OSError(f"{path} is no file of results; move it away to start a new table")
     try:
         found: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -1,0 +1,82 @@
+"""Damaged and crafted files of a base: one error that names the base, whatever transformers makes of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from support.tiny import gemma_folder, text_backbone
+from swirl_lightning import SWIRL
+from swirl_lightning.backbones.errors import readable
+
+JSON = ("{", "[]", "null", '"x"', "[" * 100_000, "\xff")
+VALUES = {
+    "hidden_size": (0, -1, "big", 2**62, None),
+    "vocab_size": (0, "many", 7),
+    "num_attention_heads": (0, None, 3),
+    "num_hidden_layers": ("two",),
+    "hidden_activation": ("unheard_of", 5),
+    "rope_parameters": ({"rope_type": "unheard_of"}, 5),
+    "rms_norm_eps": ("x",),
+    "pad_token_id": (10**9, "x"),
+    "model_type": (["gemma"], 5, "unheard_of"),
+    "dtype": ("os.system", 5),
+    "quantization_config": (5, "x", [1], {"bnb_4bit_compute_dtype": "os.system"}, {"quant_method": "unheard_of"}),
+    "_attn_implementation": (5, ["eager"]),
+    "output_attentions": (True,),
+    "return_dict": (False,),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return gemma_folder(tmp_path_factory.mktemp("errors"))
+
+
+def configured(folder):
+    module = SWIRL(text_backbone(folder, quantization=None))
+    module.configure_model()
+    return module.predict_state("01", "up")
+
+
+@pytest.fixture
+def broken(folder, tmp_path):
+    """Write one file of a copy of the base."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+
+    def write(name, text):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("text", JSON, ids=range(len(JSON)))
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_damaged_json_is_told_or_changes_nothing(broken, name, text):
+    path = broken(name, text)
+    try:
+        configured(path)
+    except (ValueError, OSError) as error:
+        assert str(path) in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [pytest.param(key, v, id=f"{key}-{v}"[:40]) for key, values in VALUES.items() for v in values]
+)
+def test_values_of_a_config_are_told_or_can_be_used(broken, folder, key, value):
+    given = json.loads((folder / "config.json").read_text())
+    path = broken("config.json", json.dumps({**given, key: value}))
+    try:
+        configured(path)
+    except (ValueError, OSError) as error:
+        assert str(path) in str(error)  # noqa: PT017
+
+
+def test_what_names_the_model_stays_as_it_is():
+    for error in (ValueError("a/b: no"), OSError("no"), ImportError("no"), MemoryError()):
+        with pytest.raises(type(error)) as told, readable("a/b"):
+            raise error
+        assert told.value is error
