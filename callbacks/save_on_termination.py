@@ -1,4 +1,4 @@
-"""An orderly end when the process is asked to end, as schedulers of clusters do before they kill it."""
+"""An orderly end when the process is asked to end: by Ctrl+C, or by schedulers of clusters before they kill it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class SaveOnTermination(Callback):
     The signal may reach all ranks or one of them. A training that it ends within a validation begins that validation
     anew when it is resumed. Before the first batch it ends the process without a checkpoint.
 
+    In a command, the first Ctrl+C (SIGINT) does the same; the second one ends the process at once.
+
     Under SLURM, SIGUSR1 does the same, and the job is requeued: with ``--ckpt_path last`` in its command it goes on.
 
     Lightning's own handlers call a collective wherever the signal finds its rank, and the others wait for ever; that of
@@ -34,28 +36,38 @@ class SaveOnTermination(Callback):
     """
 
     def __init__(self) -> None:
-        self._asked = self._requeue = self._running = False
+        self._asked: int | None = None  # the signal
+        self._requeue = self._running = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signal from now on: Lightning does so only when the base is loaded.
+        """Handle the signals from now on: Lightning does so only when the base is loaded, and Ctrl+C saves nothing.
 
         Raises:
-            SIGTERMException: in the block, when the signal comes before the first batch.
+            SIGTERMException: in the block, when SIGTERM comes before the first batch; its code is that of shells.
+            KeyboardInterrupt: in the block, on Ctrl+C before the first batch.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, self._ask)
+        handlers = {signal.SIGTERM: self._ask, signal.SIGINT: self._interrupt}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _ask(self, *_: Any) -> None:
         if not self._running:
-            raise SIGTERMException
-        self._asked = True
+            raise SIGTERMException(128 + signal.SIGTERM)
+        self._asked = signal.SIGTERM
+
+    def _interrupt(self, *_: Any) -> None:
+        if not self._running or self._asked:
+            raise KeyboardInterrupt
+        self._asked = signal.SIGINT
+        rank_zero_info("ending when this batch is done; Ctrl+C again ends at once")
 
     def _ask_and_requeue(self, *_: Any) -> None:
         self._requeue = True
@@ -78,7 +90,7 @@ class SaveOnTermination(Callback):
         Raises:
             SIGTERMException: on every rank.
         """
-        if not trainer.strategy.reduce_boolean_decision(self._asked, all=False):
+        if not trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
             return
         keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
@@ -88,13 +100,13 @@ class SaveOnTermination(Callback):
             rank_zero_info(f"asked to end: saved {path}; go on with --ckpt_path last")
         if trainer.strategy.reduce_boolean_decision(self._requeue, all=False) and trainer.is_global_zero:
             _requeue_job()
-        raise SIGTERMException
+        raise SIGTERMException(128 + (self._asked or signal.SIGTERM))
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end  # type: ignore[assignment]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the signal, for a Trainer that is used again."""
-        self._asked = self._requeue = self._running = False
+        self._asked, self._requeue, self._running = None, False, False
 
 
 def _requeue_job() -> None:

@@ -204,8 +204,8 @@ class SwirlCLI(LightningCLI):
                 raise
             path = self.config_init[subcommand].get("ckpt_path")
             raise cannot_restore(f"checkpoint {path}", error, shorten(str(error))) from error
-        except SIGTERMException:
-            sys.exit(128 + signal.SIGTERM)  # as shells say it; Lightning would end with 0
+        except SIGTERMException as end:
+            sys.exit(end.code or 128 + signal.SIGTERM)  # as shells say it; Lightning would end with 0
 
     def _termination(self) -> AbstractContextManager[None]:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]

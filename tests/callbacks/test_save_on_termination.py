@@ -1,13 +1,40 @@
-"""What SLURM's signal before a job's end does: the run is saved where it can go on, and the job requeued."""
+"""What Ctrl+C, and SLURM's signal before a job's end, do: the run is saved where it can go on, and a job requeued."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
 
 from support.cli import config, here
+from swirl_lightning.console.run import run_command
+
+
+@pytest.mark.parametrize("pressed", [1, 2])
+def test_control_c_saves_at_the_next_batch_and_pressed_twice_ends_at_once(tmp_path, gemma_path, caplog, pressed):
+    path, last = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / "checkpoints" / "last.ckpt"
+    press = ["--trainer.callbacks+=support.world.KillAt", "--trainer.callbacks.step=2"] * pressed
+    names = ["--trainer.callbacks.name=SIGINT"]
+    options = [*press[:2], *names, *press[2:], *names * (pressed - 1)]
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as end:
+        here("fit", "-c", path, *options, "--ckpt_path", "last")
+    assert "Ctrl+C again ends at once" in caplog.text
+    assert (torch.load(last, weights_only=True)["global_step"] == 3) == (pressed == 1)
+    assert end.value.code == (128 + 2 if pressed == 1 else 1)  # 1 is Lightning's
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_control_c_outside_of_a_training_is_one_word(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    assert end.value.code == 128 + 2
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -42,6 +43,11 @@ def run_command(main: Callable[[], None]) -> None:
     _silence_libraries()
     try:
         main()
+    except KeyboardInterrupt:
+        if os.environ.get("SWIRL_TRACEBACK"):
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except MENDABLE as error:
         if os.environ.get("SWIRL_TRACEBACK"):
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,8 +109,8 @@ def label_files(
         trainer.predict(_Labeller(run, model, data, config), data, return_predictions=False)
     except (MisconfigurationException, torch.OutOfMemoryError) as error:
         raise ValueError(str(error)) from error
-    except SIGTERMException:
-        sys.exit(128 + signal.SIGTERM)
+    except SIGTERMException as end:
+        sys.exit(end.code)
     trainer.strategy.barrier("labels are written")
     summary = log.summary(data.keys, config.min_log_prob, config.min_agreement, pairs.skipped)
     if trainer.is_global_zero:
