@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from support.tiny import gemma_folder, text_backbone
 from swirl_lightning import SWIRL
@@ -73,6 +75,38 @@ def test_values_of_a_config_are_told_or_can_be_used(broken, folder, key, value):
         configured(path)
     except (ValueError, OSError) as error:
         assert str(path) in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda name, weight: None if "mlp" in name else weight,
+            r"lack 3 weights \(.*mlp.*would be random",
+        ),
+        (lambda name, weight: None, "which would be random"),
+        (lambda name, weight: weight * torch.nan, "no usable numbers"),
+        (lambda name, weight: weight * 0, "no usable numbers"),
+    ],
+    ids=["without MLPs", "empty", "NaN", "zero"],
+)
+def test_a_base_without_its_weights_is_told(folder, broken, change, told):
+    weights = load_file(folder / "model.safetensors")
+    path = broken("config.json", (folder / "config.json").read_text())
+    kept = {name: new for name, weight in weights.items() if (new := change(name, weight)) is not None}
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=told) as error:
+        configured(path)
+    assert str(path) in str(error.value)
+
+
+def test_weights_that_are_cut_off_are_told(folder, broken):
+    whole = (folder / "model.safetensors").read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:4], b"", b"no tensors at all" * 9):
+        path = broken("model.safetensors", content.decode("latin-1"))
+        with pytest.raises((ValueError, OSError)) as error:
+            configured(path)
+        assert str(path) in str(error.value)
 
 
 def test_what_names_the_model_stays_as_it_is():

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from swirl_lightning.backbones.base import Backbone
-from swirl_lightning.backbones.errors import readable
+from swirl_lightning.backbones.errors import readable, refuse_incomplete
 from swirl_lightning.engine.quantization import prepare_quantized
 
 SUFFIX = ".gguf"
@@ -59,8 +59,9 @@ def load_gguf(backbone: Backbone, auto_class: Any, config: Any) -> PreTrainedMod
     from transformers import GgufConfig
 
     with readable(backbone.name):
-        read = auto_class.from_pretrained(
+        read, found = auto_class.from_pretrained(
             backbone.path,
+            output_loading_info=True,
             gguf_file=backbone.gguf_file,
             config=deepcopy(config),
             revision=backbone.revision,
@@ -68,6 +69,7 @@ def load_gguf(backbone: Backbone, auto_class: Any, config: Any) -> PreTrainedMod
             dtype=backbone.dtype,
             trust_remote_code=backbone.trust_remote_code,
         )
+        refuse_incomplete(backbone.name, found)
     config.architectures = [type(read).__name__]  # as a folder's config has it: the same base, the same identity
     model = type(read).from_pretrained(
         None,

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import find_adapter_config_file
 
 from swirl_lightning.backbones.base import Backbone
-from swirl_lightning.backbones.errors import readable
+from swirl_lightning.backbones.errors import readable, refuse_incomplete
 from swirl_lightning.backbones.gguf import gguf_path, set_split
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.quantization import import_bitsandbytes, prepare_quantized
@@ -99,14 +99,16 @@ def load_base(backbone: Backbone, auto_class: Any) -> PreTrainedModel:
     """Load the base by one of transformers' classes, on torch's default device, quantised as the backbone says."""
     import_bitsandbytes()  # before transformers does
     with readable(backbone.name):
-        model = auto_class.from_pretrained(
+        model, found = auto_class.from_pretrained(
             backbone.path,
+            output_loading_info=True,
             revision=backbone.revision,
             **backbone.quantization_options(),
             dtype=backbone.dtype,
             attn_implementation=backbone.attn_implementation,
             trust_remote_code=backbone.trust_remote_code,
         )
+        refuse_incomplete(backbone.name, found)
         return prepare_quantized(model, backbone.dequantize_once)
 
 

@@ -117,7 +117,10 @@ class TextLLM(Backbone):
         generator = torch.Generator().manual_seed(0)
         # on the CPU as the generator is, whatever device the model is being made on
         hidden = torch.randn(1, 2, head.in_features, generator=generator, device="cpu").to(head.weight)
-        hidden = hidden * (20 / head(hidden).std())  # large enough for a cap to show
+        spread = head(hidden).std()
+        if not 0 < float(spread) < torch.inf:
+            misfit(self, f"the weights of its output layer are no usable numbers (a spread of {float(spread)})")
+        hidden = hidden * (20 / spread)  # large enough for a cap to show
         output: Any = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
         output.router_logits = None  # mixtures of experts ask for it
         forward = trunk.forward
