@@ -99,6 +99,8 @@ class Study:
                 raise ValueError(f"{where} trains nothing, and has no start whose checkpoint is tested")
             if start is not None and not rows[start].trains:
                 raise ValueError(f"{where} starts from {start!r}, which trains nothing and has no checkpoint")
+            if same := [other for other in rows if folder_name(other) == folder_name(name)]:
+                raise ValueError(f"{where} would be trained in the folder of {same[0]!r}: give it another name")
             rows[name] = Row(start, own.get("options", {}), trains)
         for line, names in found.get("iterations", {}).items():
             if not isinstance(names, list) or any(str(name) not in rows for name in names):
@@ -133,9 +135,24 @@ def written(value: Any) -> str:
 
 
 # ---- running -------------------------------------------------------------------------------------
+def folder_name(row: str) -> str:
+    """Name of a row's folder."""
+    return row.replace(" ", "_").replace(",", "")
+
+
 def place(out: Path, seed: int, name: str) -> Path:
     """Folder of a row's runs."""
-    return out / f"seed{seed}" / name.replace(" ", "_").replace(",", "")
+    return out / f"seed{seed}" / folder_name(name)
+
+
+def check_options(folder: Path, arguments: Sequence[str]) -> None:
+    """Raise ValueError if a row's folder holds runs with other options than these, which are kept there otherwise."""
+    own = [argument for argument in arguments if not argument.startswith("--trainer.default_root_dir=")]
+    kept, given = folder / "options.json", json.dumps(own, indent=2)
+    if kept.exists() and kept.read_text(encoding="utf-8") != given:
+        raise ValueError(f"{folder} was trained with other options ({kept}): remove it, or give another --out")
+    with whole_file(kept) as file:
+        file.write(given.encode())
 
 
 def swirl(folder: Path, command: str, arguments: Sequence[str]) -> None:
@@ -181,6 +198,7 @@ def run(study: Study, name: str, seed: int, out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     own, begin = last(folder), last(place(out, seed, row.start)) if row.start else None
     arguments = [*study.arguments(name, seed, folder), "--trainer.enable_progress_bar=false"]
+    check_options(folder, arguments)
     if row.trains and not (folder / "fit.done").exists():
         resumed = own if own.exists() else begin
         swirl(folder, "fit", [*arguments, *([f"--ckpt_path={resumed}"] if resumed else [])])
@@ -314,6 +332,9 @@ def main() -> None:
     if args.pack:
         scores.pack(own, args.metrics, args.pack)
     found = {name: {**joined[name], **own[name]} for name in study.rows}
+    known = {metric for seeds in found.values() for rows in seeds.values() for row in rows.values() for metric in row}
+    if unknown := set(args.metrics) - known if known else set():
+        parser.error(f"--metrics: the scores have no {sorted(unknown)}; they have {sorted(known)}")
     table = scores.tables(found, args.metrics, args.against)
     with whole_file(out / "table.json") as file:
         file.write(json.dumps(table, indent=2).encode())

@@ -79,6 +79,7 @@ def test_a_row_starts_from_one_before_it(tmp_path):
         ("config: c\nrows: {a: {train: false}}", "row 'a' trains nothing, and has no start"),
         ("config: c\nrows: {a: , b: {start: a, train: false}, c: {start: b}}", "'c' starts from 'b', which trains"),
         ("config: c\nrows: {1: }", "row 1 must be named by a text"),
+        ("config: c\nrows: {a b: , 'a, b': }", "row 'a, b' would be trained in the folder of 'a b'"),
         ("config: c\nrows: {a: }\niterations: {s: [a, b]}", "iterations of 's' must be a list of rows, not"),
         ("config: c\nseeded: {seed_everything: x}\nrows: {a: }", "a whole number for seed_everything"),
         (None, "s.yaml"),
@@ -228,6 +229,15 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
     assert "--join has the seeds [0] already: leave them out of --seeds" in capsys.readouterr().err
     with Image.open(out / "curves.png") as image:  # of the intervals: these runs log no rewards
         assert np.array(image.convert("L")).std() > 5
+    monkeypatch.setattr("sys.argv", [*line, "--metrics", "no/such"])
+    with pytest.raises(SystemExit):
+        study.main()
+    assert "--metrics: the scores have no ['no/such']; they have [" in capsys.readouterr().err
+    given["rows"]["Phase I"]["options"]["model.init_args.grpo.beta"] = 0.5
+    path.write_text(yaml.safe_dump(given, sort_keys=False))
+    monkeypatch.setattr("sys.argv", line)
+    with pytest.raises(ValueError, match=r"Phase_I was trained with other options .*give another --out"):
+        study.main()
     scores = [read(study.place(out, 0, name)) for name in ("SFT", "Phase I")]
     assert scores[0].keys() == scores[1].keys()
     metric = "idm/greedy/exact_match"
