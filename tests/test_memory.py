@@ -46,7 +46,7 @@ def narrow(tmp_path_factory):
 
 
 def swirl(folder, **kwargs):
-    options = {k: kwargs.pop(k) for k in ("quantization", "gradient_checkpointing") if k in kwargs}
+    options = {k: kwargs.pop(k) for k in ("quantization", "gradient_checkpointing", "dequantize_once") if k in kwargs}
     backbone = text_backbone(folder, max_state_tokens=48, max_action_tokens=12, **options)
     return SWIRL(backbone, grpo=GRPOConfig(group_size=6), lora=AdapterConfig(r=RANK), **kwargs)
 
@@ -167,6 +167,24 @@ def test_rollouts_keep_a_cache_where_training_checkpoints_its_layers(folder):
         told.append([module.models.of(role).cache_bytes() for role in Role])
     width = 2 * HIDDEN // 2 * 4  # a key and a value, of half as many heads, in float32
     assert told == [[(LAYERS * width, LAYERS)] * 2] * 2
+
+
+def test_a_budget_cuts_no_probe(folder):
+    fits = []
+    for budget in (None, 64):  # less than some probes have
+        module = swirl(folder, quantization=None, max_tokens_per_forward=budget)
+        module.configure_model()
+        fits.append([_Estimator(module)._fitted(kind) for kind in ("scoring", "update")])
+    torch.testing.assert_close(fits[1], fits[0])
+
+
+def test_adapters_that_are_merged_while_sampling_count(folder):
+    told = []
+    for kept in (True, False):
+        module = swirl(folder, quantization="nf4", dequantize_once=kept)
+        module.configure_model()
+        told.append(_Estimator(module)._rollout(Role.FWM, 4, 6, Lengths(40, 48)))
+    assert told[0] - told[1] == pytest.approx(LAYERS * 9 * HIDDEN**2 * 4, rel=0.1)  # all linear layers, in float32
 
 
 def test_rollouts_from_drafts_stay_below_the_estimate(folder):

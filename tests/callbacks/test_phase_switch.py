@@ -1,8 +1,11 @@
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from support.runs import Model
+from support.swirl import build
 from support.trainers import quiet_trainer
+from support.world import Digits
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.schedule import OptimConfig, PhaseLR, PhaseOptimConfig, PhaseSchedule
 
@@ -115,3 +118,23 @@ def test_the_phases_of_a_long_warmup_are_told_at_once():
     assert PhaseSchedule(10**12, ("fwm", "idm")).names(max_epochs=3 * 10**11) == ["warmup"]
     assert PhaseSchedule(2, ("fwm",), 1).names(max_epochs=1) == ["warmup"]
     assert PhaseSchedule(0, ("idm", "idm")).names() == ["idm"]
+
+
+class Moments(Callback):
+    """Parameters of which the optimiser keeps something, before each batch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append((pl_module.phase.name.value, batch_idx, len(trainer.optimizers[0].state)))
+
+
+def test_each_phase_begins_without_the_moments_of_the_last(gemma_path, tmp_path):
+    moments = Moments()
+    switch = PhaseSwitch(1, iterations=2)
+    quiet_trainer(tmp_path, switch, moments, max_epochs=-1, limit_val_batches=0).fit(
+        build(gemma_path), Digits(size=8, batch_size=4)
+    )
+    assert [phase for phase, place, _ in moments.seen if place == 0] == ["warmup", "fwm", "idm", "fwm", "idm"]
+    assert all((count == 0) == (place == 0) for _, place, count in moments.seen)

@@ -241,3 +241,6 @@ def test_what_no_export_holds_is_not_uploaded(tmp_path, refused):
     (tmp_path / "README.md").write_text("card")
     (tmp_path / "last.ckpt").write_text("pickle")
     assert "holds what no export does, and is not uploaded: last.ckpt" in refused("push", tmp_path, "me/world")
+    (tmp_path / "last.ckpt").unlink()
+    (tmp_path / "secret.json").symlink_to("/etc/hostname")
+    assert "is not uploaded: secret.json" in refused("push", tmp_path, "me/world")
