@@ -249,6 +249,11 @@ def test_no_redirect_takes_the_key_elsewhere(server, tmp_path):
     assert len(server.requests) == 1
 
 
+def test_a_redirect_to_nowhere_costs_one_question(server, tmp_path):
+    server.script = [body(b"", 307, Location="//:80")]
+    assert scored(JudgeScore(judge(server, tmp_path), "aurora"), [block_image(5)], rows(1))["judge"] == 7  # asked again
+
+
 @pytest.mark.parametrize("date", [False, True])
 def test_a_server_is_given_the_time_that_it_asks_for(server, tmp_path, date):
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)

@@ -135,7 +135,7 @@ class Endpoint:
                 content = await _body(response)
         except TimeoutError:
             raise _MayPass(f"no whole answer within {seconds:.3g} s") from None
-        except (httpx2.HTTPError, OSError) as error:
+        except (httpx2.HTTPError, OSError, ValueError) as error:  # ValueError: of where a redirect leads
             raise _MayPass(f"{type(error).__name__}: {redacted(str(error), key)}") from None
         except httpx2.InvalidURL as error:
             raise ValueError(f"judge: base_url cannot be used ({error})") from None
