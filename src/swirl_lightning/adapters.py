@@ -46,16 +46,19 @@ class AdapterConfig:
         if type(self.r) is not int:
             raise ValueError(f"model.lora.r must be a whole number, got {self.r!r}")
         targets = self.target_modules
-        if not (targets is None or isinstance(targets, str)):
-            if not isinstance(targets, list | tuple) or not all(isinstance(name, str) for name in targets):
-                raise ValueError(f"model.lora.target_modules must be names of modules, got {targets!r}")
-        elif targets is not None:
+        if targets is None:
+            return
+        if not targets:
+            raise ValueError("model.lora.target_modules is empty; null takes the backbone's own choice")
+        if isinstance(targets, str):
             try:
                 re.compile(targets)
             except (re.error, RecursionError) as error:
                 raise ValueError(
                     f"model.lora.target_modules is no regular expression ({error}): {targets[:60]!r}"
                 ) from None
+        elif not isinstance(targets, list | tuple) or not all(isinstance(name, str) for name in targets):
+            raise ValueError(f"model.lora.target_modules must be names of modules, got {targets!r}")
 
 
 class Adapters:
@@ -109,6 +112,9 @@ class Adapters:
         layers: dict[str, Any] = {
             path: module for path, module in self.model.named_modules() if isinstance(module, BaseTunerLayer)
         }
+        named = [] if isinstance(targets, str) else targets
+        if unknown := [name for name in named if not any(f".{path}".endswith(f".{name}") for path in layers)]:
+            raise ValueError(f"the base has no modules {unknown} to adapt: mend model.lora.target_modules")
         self._layers = list(layers.values())
         fuse(self._layers)
         self._params = {name: dict(_parameters(layers, name)) for name in self.names}

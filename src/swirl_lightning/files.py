@@ -113,8 +113,12 @@ def lock(path: Path, timeout: float = -1) -> FileLock | None:
     return held
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--to") -> None:
     """Raise if a folder cannot be written to, or made; before the work whose results it will get.
+
+    Args:
+        folder: that folder.
+        option: that names it, for the message.
 
     Raises:
         FileExistsError: it, or one that it would be made in, is a file.
@@ -122,9 +126,9 @@ def check_writable(folder: Path) -> None:
     """
     place = next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
     if not place.is_dir():
-        raise FileExistsError(f"{place} is no folder: name one with --to")
+        raise FileExistsError(f"{place} is no folder: name one with {option}")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"{place} may not be written: change its rights, or name another folder with --to")
+        raise PermissionError(f"{place} may not be written: change its rights, or name another folder with {option}")
 
 
 def check_folder(path: Path) -> None:

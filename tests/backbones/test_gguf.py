@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 
 import pytest
 import torch
@@ -79,6 +80,27 @@ def test_the_file_is_part_of_the_fingerprint(written):
     folder, _ = written
     shutil.copy(folder / FILE, folder / "other.gguf")
     assert backbone(folder).fingerprint() != backbone(folder, gguf_file="other.gguf").fingerprint()
+
+
+ARRAY = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<I", 9)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**40), "it ends within its header"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**63), "more than the file has bytes"),
+        (ARRAY + struct.pack("<IQ", 4, 2**40) + bytes(100), "a length of 4,398,046,511,104"),
+        (ARRAY + struct.pack("<IQ", 8, 2**40) + bytes(1000), "it ends within its header"),
+        (ARRAY + struct.pack("<IQ", 9, 1) * 5000, "type 9, 4 deep"),
+        (ARRAY + struct.pack("<IQ", 9, 2**40) + struct.pack("<IQ", 4, 0) * 1000, "it ends within its header"),
+        (ARRAY[:-4] + struct.pack("<I", 99), "type 99"),
+    ],
+)
+def test_lengths_that_the_file_does_not_have_are_told_at_once(tmp_path, content, told):
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{FILE} cannot be read as a GGUF file \(.*{told}"):
+        backbone(tmp_path).load_model()
 
 
 def test_what_cannot_be_read_is_named(written, tmp_path, monkeypatch):

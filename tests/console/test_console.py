@@ -291,6 +291,14 @@ def test_an_error_steers_no_terminal(monkeypatch):
     assert end.value.code == "error: base  [31m of \n  a checkpoint"
 
 
+def test_letters_that_a_file_has_no_code_for_end_nothing(monkeypatch, tmp_path):
+    """Windows writes a redirected output in cp1252, which has no ŷ."""
+    with open(tmp_path / "log", "w", encoding="cp1252") as log:
+        monkeypatch.setattr("sys.stdout", log)
+        run_command(lambda: print("logQ(z|x,ŷ)"))
+    assert (tmp_path / "log").read_text() == "logQ(z|x,?)\n"
+
+
 class Failing(list):
     """Rows of which the third one ends the process that reads it, or cannot be read."""
 

@@ -133,6 +133,12 @@ def test_a_file_of_other_parts_is_ignored(tmp_path, change):
         assert StateTokens(Backbone(), cache_dir=tmp_path).encode(["a"], CPU) == [[97]]
 
 
+def test_a_folder_that_cannot_be_is_told_before_anything_is_encoded(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file is no folder: name one with model.token_cache"):
+        StateTokens(Backbone(), cache_dir=tmp_path / "file" / "cache")
+
+
 @pytest.mark.parametrize("name", ["max_entries", "shard_size"])
 def test_bad_sizes(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):

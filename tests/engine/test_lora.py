@@ -166,6 +166,15 @@ def test_sampling_casts_an_adapter_once(gemma_path, monkeypatch):
     assert torch.equal(again, expected)
 
 
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [(["q_proj", "nosuch"], r"no modules \['nosuch'\] to adapt"), ("", "is empty"), ([], "is empty")],
+)
+def test_targets_that_are_not_there_are_told(gemma_path, targets, told):
+    with pytest.raises(ValueError, match=rf"{told}.*|model.lora.target_modules {told}"):
+        Adapters(text_backbone(gemma_path).load_model(), AdapterConfig(r=4, target_modules=targets), "")
+
+
 @pytest.mark.parametrize("options", [{}, {"quantization": None}], ids=["nf4", "unquantised"])
 def test_an_adapter_of_an_embedding_samples_as_it_scores(gemma_path, options):
     backbone = text_backbone(gemma_path, **options)

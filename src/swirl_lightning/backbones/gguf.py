@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from copy import deepcopy
 from functools import lru_cache
 from importlib.util import find_spec
@@ -17,6 +19,11 @@ from swirl_lightning.backbones.errors import readable, refuse_incomplete
 from swirl_lightning.engine.quantization import prepare_quantized
 
 SUFFIX = ".gguf"
+
+_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of a value in the header, by its type; of others the length is given."""
+_STRING, _ARRAY = 8, 9
+_DEEPEST = 4  # arrays within arrays
 
 
 def require_packages() -> None:
@@ -99,9 +106,55 @@ def _pre_tokenizer(path: str) -> str | None:
     from gguf import GGUFReader
 
     try:
+        _check_header(Path(path))
         field = GGUFReader(path).fields.get("tokenizer.ggml.pre")
         return None if field is None else str(field.contents())
     except Exception as error:  # which error a damaged file raises depends on the place of the damage
         raise ValueError(
             f"{path} cannot be read as a GGUF file ({type(error).__name__}: {error}); is it complete?"
         ) from None
+
+
+def _check_header(path: Path) -> None:
+    """Raise ValueError if the header gives a length that the file does not have: ``gguf`` would count up to it.
+
+    Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+
+        def number(letter: str) -> int:
+            found = file.read(struct.calcsize(letter))
+            if len(found) < struct.calcsize(letter):
+                raise ValueError("it ends within its header")
+            return int(struct.unpack(order + letter, found)[0])
+
+        def skip(count: int) -> None:
+            if count > size - file.tell():
+                raise ValueError(f"its header has a length of {count:,}, more than the file has bytes")
+            file.seek(count, os.SEEK_CUR)
+
+        def pass_value(kind: int, depth: int = 0) -> None:
+            if kind in _BYTES:
+                skip(_BYTES[kind])
+            elif kind == _STRING:
+                skip(number("Q"))
+            elif kind == _ARRAY and depth < _DEEPEST:
+                inner, count = number("I"), number("Q")
+                if inner in _BYTES:
+                    skip(count * _BYTES[inner])
+                else:
+                    for _ in range(count):  # ends with the file: each takes some bytes of it
+                        pass_value(inner, depth + 1)
+            else:
+                raise ValueError(f"its header has a value of type {kind}, {depth} deep")
+
+        order = "<"
+        if file.read(4) != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        if number("I") > 0xFFFF:
+            order = ">"
+        number("Q")
+        for _ in range(number("Q")):
+            skip(number("Q"))
+            pass_value(number("I"))

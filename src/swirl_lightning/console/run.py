@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import logging
 import os
 import re
@@ -41,6 +42,8 @@ def run_command(main: Callable[[], None]) -> None:
     ``SWIRL_TRACEBACK=1`` shows where the error came from.
     """
     _silence_libraries()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # tables have letters that the encoding of a file may lack
+        sys.stdout.reconfigure(errors="replace")
     try:
         main()
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.engine.grammar import TokenIds
-from swirl_lightning.files import written_to
+from swirl_lightning.files import check_writable, written_to
 from swirl_lightning.transition import State
 
 _KEY_BYTES = 16
@@ -59,6 +59,8 @@ class StateTokens:
         self._backbone = backbone
         self._max_entries = max_entries
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        if self._cache_dir is not None:
+            check_writable(self._cache_dir, "model.token_cache")
         self._shard_size = shard_size
         self._folder: Path | None = None  # known when the backbone is first used
         self._memory: OrderedDict[bytes, NDArray[np.int32]] = OrderedDict()  # lists would take ten times as much

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,10 @@ def show(path: str | Path, split: str) -> None:
         console = Console()
         if not console.is_terminal:
             console = Console(width=120)  # a log file has no width; 80 would cut the columns
-        console.print(table(rows, title=escape(f"{split} · {path}")))
+        try:
+            console.print(table(rows, title=escape(f"{split} · {path}")))
+        except OSError as error:  # the log is on a full disk: what is shown is in the file
+            warnings.warn(f"the table of {path} cannot be shown: {error}", stacklevel=2)
 
 
 def read(path: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
