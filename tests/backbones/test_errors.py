@@ -109,6 +109,13 @@ def test_weights_that_are_cut_off_are_told(folder, broken):
         assert str(path) in str(error.value)
 
 
+def test_a_base_that_is_quantised_already_is_told(folder, broken):
+    given = json.loads((folder / "config.json").read_text())
+    path = broken("config.json", json.dumps({**given, "quantization_config": {"quant_method": "awq", "bits": 4}}))
+    with pytest.raises(ValueError, match="quantised already, by 'awq'; give the model that it was made from"):
+        configured(path)
+
+
 def test_what_names_the_model_stays_as_it_is():
     for error in (ValueError("a/b: no"), OSError("no"), ImportError("no"), MemoryError()):
         with pytest.raises(type(error)) as told, readable("a/b"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
@@ -54,6 +55,10 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
     refuse_adapter(backbone.path, backbone.revision)
     if not backbone.trust_remote_code:
         refuse_kernels(config, backbone.name)
+    quantized = getattr(config, "quantization_config", None)
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+    if method not in (None, "bitsandbytes"):
+        misfit(backbone, f"its weights are quantised already, by {method!r}; give the model that it was made from")
     if model_types is not None and config.model_type not in model_types:
         other = FAMILIES.get(config.model_type)
         cure = f"use swirl_lightning.backbones.{other}" if other else "use the backbone class of that family"
@@ -131,6 +136,7 @@ def load_tokenizer(backbone: Backbone, marks: Sequence[str] = (), bos: bool = Fa
             revision=backbone.revision,
             trust_remote_code=backbone.trust_remote_code,
         )
+        tokenizer.encode(string.printable, add_special_tokens=False)  # some damage shows in use
     if path is not None:
         set_split(tokenizer, path)
     vocabulary = tokenizer.get_vocab()
