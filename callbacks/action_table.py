@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule
 
 from swirl_lightning.callbacks._shared import RolloutWriter, table, table_cell
 from swirl_lightning.callbacks.media import Media
+from swirl_lightning.roles import Role
 from swirl_lightning.training.rollouts import Rollouts
 
 
@@ -31,7 +32,7 @@ class ActionTable(RolloutWriter):
 
     def write(self, to: Media, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:
         """Write a table."""
-        build = _sampled_actions if rollouts.role == "idm" else _latent_actions
+        build = _sampled_actions if rollouts.role == Role.IDM else _latent_actions
         to.text(f"{rollouts.role}/actions", build(rollouts, self.max_rows), step)
 
 

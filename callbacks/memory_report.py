@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.memory import GIB, Lengths, MemoryEstimate, report
+from swirl_lightning.roles import Role
 from swirl_lightning.schedule import WARMUP, PhaseName, PhaseSchedule
 
 
@@ -63,15 +64,15 @@ class MemoryReport(Callback):
                     "max_cached_tokens, or turn backbone.gradient_checkpointing on"
                 )
 
-    def _lengths(self, module: Any, data: TransitionDataModule, labelled: bool) -> dict[str, Lengths]:
+    def _lengths(self, module: Any, data: TransitionDataModule, labelled: bool) -> dict[Role, Lengths]:
         rows = data.split("warmup") if labelled else data.pairs(0)
         chosen = [rows[n] for n in range(min(self.samples, len(rows)))]
-        longest = [0] * (module.models.grammars["idm"].max_length - 1)  # of an action that is still to be sampled
+        longest = [0] * (module.models.grammars[Role.IDM].max_length - 1)  # of an action that is still to be sampled
         fwm, idm = 0, 0
         for x, y in zip(*module.encode_pairs(chosen), strict=True):
             fwm, idm = max(fwm, len(module.prompts.fwm(x, longest))), max(idm, len(module.prompts.idm(x, y)))
         grammars = module.models.grammars
         return {
-            "fwm": Lengths(fwm, grammars["fwm"].max_length),
-            "idm": Lengths(idm, grammars["idm"].max_length),
+            Role.FWM: Lengths(fwm, grammars[Role.FWM].max_length),
+            Role.IDM: Lengths(idm, grammars[Role.IDM].max_length),
         }

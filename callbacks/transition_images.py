@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from swirl_lightning.callbacks._shared import RolloutWriter, table, table_cell
 from swirl_lightning.callbacks.media import Media
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.roles import Role
 from swirl_lightning.training.rollouts import Rollouts
 from swirl_lightning.transition import State
 
@@ -71,7 +72,7 @@ def _rows(rollouts: Rollouts, pl_module: LightningModule, max_rows: int) -> list
     shown = rollouts.transitions[:max_rows]
     rewards = rollouts.rewards.detach().float().cpu().view(-1, size)[: len(shown)]  # (rows, G)
     best, worst = rewards.argmax(1).tolist(), rewards.argmin(1).tolist()
-    if rollouts.role == "idm":
+    if rollouts.role == Role.IDM:
         return [
             _Row(
                 ["before", "after"],

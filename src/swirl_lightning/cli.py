@@ -142,7 +142,7 @@ class SwirlCLI(LightningCLI):
         return {self._command: every[self._command]} if self._command in every else every
 
     def _set_seed(self) -> None:
-        """As in Lightning, whose error does not name the option."""
+        """Do as Lightning does, whose error does not name the option."""
         try:
             super()._set_seed()
         except ValueError as error:
@@ -191,7 +191,7 @@ class SwirlCLI(LightningCLI):
             raise ValueError(f"{type(error).__name__}: {shorten(str(error))}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """As in Lightning, from a checkpoint that has been checked, and with what the user can mend as a ValueError."""
+        """Do as Lightning does, from a checkpoint that has been checked, with what the user can mend as a ValueError."""
         try:
             _check_places(Path(self.trainer.log_dir or self.trainer.default_root_dir), subcommand)
             self._find_checkpoint(subcommand)

@@ -15,7 +15,7 @@ from swirl_lightning.engine.speculative import LARGEST_WINDOW, PASS_TOKENS
 from swirl_lightning.engine.tensor_memory import peak_of
 from swirl_lightning.engine.vocabulary import logits_per_chunk
 from swirl_lightning.roles import Role
-from swirl_lightning.schedule import WARMUP
+from swirl_lightning.schedule import WARMUP, PhaseName
 
 if TYPE_CHECKING:
     from swirl_lightning.module import SWIRL
@@ -118,8 +118,8 @@ def report(
     batch_size: int,
     warmup_batch_size: int,
     sampled_pairs: int,
-    lengths: dict[str, Lengths],
-    phases: Sequence[str],
+    lengths: dict[Role, Lengths],
+    phases: Sequence[PhaseName],
 ) -> MemoryEstimate:
     """Estimate the memory of training on this device, from the module's settings and a few short passes.
 
@@ -177,8 +177,8 @@ class _Estimator:
         batch_size: int,
         warmup_batch_size: int,
         sampled_pairs: int,
-        lengths: dict[str, Lengths],
-        phases: Sequence[str],
+        lengths: dict[Role, Lengths],
+        phases: Sequence[PhaseName],
     ) -> dict[str, int]:
         """Estimate the bytes that each part of the phases adds."""
         found: dict[str, int] = {}
@@ -186,10 +186,10 @@ class _Estimator:
         with torch.random.fork_rng(devices=devices):  # leave no trace in random states
             if WARMUP in phases:
                 found["warmup"] = self._supervised(warmup_batch_size, lengths, self.module.roles)
-            if "bootstrap" in phases:
+            if PhaseName.BOOTSTRAP in phases:
                 found["bootstrap"] = self._supervised(batch_size, lengths, (Role.FWM,))
-            for role, judge in ((Role.FWM, Role.IDM), (Role.IDM, Role.FWM)):
-                if role in phases:
+            for phase, role, judge in ((PhaseName.ONE, Role.FWM, Role.IDM), (PhaseName.TWO, Role.IDM, Role.FWM)):
+                if phase in phases:
                     size = self.module.group_size(role)
                     found[f"{role} rollout"] = self._rollout(role, sampled_pairs, size, lengths[role])
                     found[f"{role} reward"] = self._judge(judge, batch_size, size, lengths[judge], lengths[role])
@@ -197,7 +197,7 @@ class _Estimator:
         return found
 
     # ---- parts of a step -------------------------------------------------------------------------
-    def _supervised(self, rows: int, lengths: dict[str, Lengths], roles: Sequence[Role]) -> int:
+    def _supervised(self, rows: int, lengths: dict[Role, Lengths], roles: Sequence[Role]) -> int:
         """Estimate SFT: graphs of all models live until the backward pass; the head's temporaries do not overlap."""
         shapes = [(lengths[role].prompt, 1, lengths[role].completion) for role in roles]
         tokens = sum(rows * self._tokens(shape) for shape in shapes)
@@ -206,13 +206,13 @@ class _Estimator:
         heads = [self._logits(role, rows * lengths[role].completion) for role in roles]
         return max(0, round(float(fitted[0] + fitted[1] * tokens))) + masks + max(heads)
 
-    def _update(self, role: Role, groups: int, size: int, lengths: dict[str, Lengths]) -> int:
+    def _update(self, role: Role, groups: int, size: int, lengths: dict[Role, Lengths]) -> int:
         length = lengths[role]
         budget = self.module.max_tokens_per_forward
         at_once, members = self._at_once(budget, groups, (length.prompt, size, length.completion))
         total = self._predict("update", at_once, (length.prompt, members, length.completion))
         total += self._logits(role, at_once * members * length.completion)
-        if role == "fwm" and self.module.anchor_weight > 0:  # one row more per group
+        if role == Role.FWM and self.module.anchor_weight > 0:  # one row more per group
             anchor = (length.prompt, 1, length.completion)
             total += round(self._kept_per_token() * groups * self._tokens(anchor)) + self._mask(groups, anchor, True)
         return total

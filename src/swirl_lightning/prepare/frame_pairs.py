@@ -59,7 +59,7 @@ def _pairs(sequence: Sequence[Path], step: int) -> Iterable[tuple[Path, Path]]:
 
 
 def _order(path: Path) -> tuple[Path, list[tuple[bool, int, str]]]:
-    """By folder, then by name with numbers by their value: frame2 comes before frame10."""
+    """Return a key that sorts by folder, then by name with numbers by their value: frame2 before frame10."""
     parts = re.findall(r"\d+|\D+", path.name)
     return path.parent, [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 

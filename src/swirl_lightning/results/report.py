@@ -248,7 +248,7 @@ def _best_of(facts: dict[str, Any]) -> str:
 
 
 def _own_layout(rows: Sequence[Row]) -> SuiteTable:
-    """Of a suite that the paper does not have: the quickstart's columns, then everything else by its key, as it is."""
+    """Return the columns of a suite that the paper does not have: the quickstart's, then all others by their keys."""
     columns = {**COLUMNS, **{key: COLUMNS.get(key, printable(key)) for values in rows for key in values}}
     return SuiteTable(columns, factors={key: 100 for key in COLUMNS if key.startswith(("fwm/", "idm/"))})
 

@@ -78,7 +78,7 @@ class GRPO(Learner):
     untrimmed = True
 
     def advantages(self, policy: Policy, samples: Sequence[Samples], rewards: Sequence[Tensor]) -> list[Tensor]:
-        """Reward less the mean of its group, divided as ``advantage_scale`` says."""
+        """Return the reward less the mean of its group, divided as ``advantage_scale`` says."""
         scale = policy.grpo.advantage_scale
         spread = std_over_ranks(torch.cat(list(rewards)), policy.strategy) if scale == "batch" else None
         return [
@@ -133,7 +133,7 @@ class BestOfN(Learner):
         check_ranges("model.learner", vars(self), threshold="(-inf, inf)")
 
     def advantages(self, policy: Policy, samples: Sequence[Samples], rewards: Sequence[Tensor]) -> list[Tensor]:
-        """1 for the chosen rollout of each group, 0 for the others."""
+        """Return 1 for the chosen rollout of each group, 0 for the others."""
         return [self._chosen(policy, drawn, earned) for drawn, earned in zip(samples, rewards, strict=True)]
 
     def _chosen(self, policy: Policy, samples: Samples, rewards: Tensor) -> Tensor:
