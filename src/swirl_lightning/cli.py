@@ -191,7 +191,7 @@ class SwirlCLI(LightningCLI):
             raise ValueError(f"{type(error).__name__}: {shorten(str(error))}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Do as Lightning does, from a checkpoint that has been checked, with what the user can mend as a ValueError."""
+        """Do as Lightning does, from a checked checkpoint, with what the user can mend as a ValueError."""
         try:
             _check_places(Path(self.trainer.log_dir or self.trainer.default_root_dir), subcommand)
             self._find_checkpoint(subcommand)
