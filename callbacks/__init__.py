@@ -14,6 +14,7 @@ from swirl_lightning.callbacks.predictions import Predictions
 from swirl_lightning.callbacks.progress import PhaseProgressBar
 from swirl_lightning.callbacks.results import Results
 from swirl_lightning.callbacks.row_scores import RowScores
+from swirl_lightning.callbacks.save_at_end import SaveAtEnd
 from swirl_lightning.callbacks.save_on_termination import SaveOnTermination
 from swirl_lightning.callbacks.throughput import Throughput
 from swirl_lightning.callbacks.transition_images import TransitionImages
@@ -33,6 +34,7 @@ __all__ = [
     "Predictions",
     "Results",
     "RowScores",
+    "SaveAtEnd",
     "SaveOnTermination",
     "Throughput",
     "TransitionImages",

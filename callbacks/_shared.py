@@ -1,12 +1,14 @@
-"""Helpers of several callbacks: the rollouts of a step, tables."""
+"""Helpers of several callbacks: the rollouts of a step, tables, places of files."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from swirl_lightning.callbacks.media import Media, media
 from swirl_lightning.engine.ranges import check_ranges
@@ -77,6 +79,14 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """Lay out a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def last_checkpoint(trainer: Trainer) -> Path | None:
+    """Return where the first ModelCheckpoint keeps ``last.ckpt``; None without one, or before it has a folder."""
+    keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+    if keeper is None or keeper.dirpath is None:
+        return None
+    return Path(keeper.dirpath, keeper.CHECKPOINT_NAME_LAST + keeper.FILE_EXTENSION)
 
 
 def log_dir(trainer: Trainer) -> str | None:

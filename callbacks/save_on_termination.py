@@ -8,13 +8,13 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from swirl_lightning.callbacks._shared import last_checkpoint
 
 
 class SaveOnTermination(Callback):
@@ -92,10 +92,8 @@ class SaveOnTermination(Callback):
         """
         if not trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
             return
-        keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and keeper is not None and keeper.dirpath is not None:
-            path = Path(keeper.dirpath, keeper.CHECKPOINT_NAME_LAST + keeper.FILE_EXTENSION)
+        if fitting and (path := last_checkpoint(trainer)) is not None:
             trainer.save_checkpoint(path, weights_only=False)  # the optimiser, too; nothing is loaded
             rank_zero_info(f"asked to end: saved {path}; go on with --ckpt_path last")
         if trainer.strategy.reduce_boolean_decision(self._requeue, all=False) and trainer.is_global_zero:

@@ -1,0 +1,56 @@
+"""``last.ckpt`` at the end of a training whose last epoch is not validated, and so not saved by Lightning."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from support.cli import config, here
+from support.swirl import equal
+
+
+def last(folder):
+    return torch.load(folder / "runs" / "r" / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture
+def run(tmp_path, gemma_path):
+    def fit(name, *options):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        path = folder / "config.yaml"
+        if not path.exists():
+            path = config(folder, gemma_path, **{"trainer/callbacks": []})
+        here("fit", "-c", path, "--trainer.check_val_every_n_epoch", "2", *options)
+        return last(folder)
+
+    return fit
+
+
+def test_the_end_is_saved_and_goes_on_as_if_never_stopped(run, tmp_path):
+    """Three epochs, of which the second one is validated; then two more."""
+    ended = run("short")
+    assert ended["swirl"]["label"] == "SWIRL iteration 1"
+    again = run("short", "--ckpt_path", "last")
+    assert again["global_step"] == ended["global_step"]
+    assert equal(again["state_dict"], ended["state_dict"])
+    longer = run("short", "--ckpt_path", "last", "--phase_switch.iterations", "2")
+    alone = run("long", "--phase_switch.iterations", "2")
+    assert longer["global_step"] == alone["global_step"] > ended["global_step"]
+    assert equal(longer["state_dict"], alone["state_dict"])
+
+
+@pytest.mark.parametrize(
+    ("options", "written"),
+    [
+        (["--trainer.check_val_every_n_epoch", "1"], False),
+        (["--trainer.check_val_every_n_epoch", "1", "--trainer.limit_val_batches", "0"], False),
+        (["--trainer.check_val_every_n_epoch", "3"], False),
+        (["--trainer.check_val_every_n_epoch", "2"], True),
+    ],
+)
+def test_an_end_that_lightning_has_saved_is_left_alone(run, tmp_path, monkeypatch, options, written):
+    extra = tmp_path / "extra.ckpt"
+    monkeypatch.setattr("swirl_lightning.callbacks.save_at_end.last_checkpoint", lambda trainer: extra)
+    run("run", *options)
+    assert extra.exists() == written
