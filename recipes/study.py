@@ -263,7 +263,9 @@ def by_iteration(study: Study, found: scores.Found, metric: str) -> curves.Panel
         for seed in sorted(set.intersection(*({seed for seed, own in row.items() if own} for row in rows))):
             means = np.array([np.mean(list(row[seed].values())) for row in rows])
             lines.setdefault(line, []).append(curves.Curve(places, means))
-    return curves.Panel(f"{metric}, by iteration", lines, across="iteration") if lines else None
+    count = max(map(len, study.iterations.values()), default=0)
+    ticks = [str(n) for n in range(count)]
+    return curves.Panel(f"{metric}, by iteration", lines, "iteration", ticks) if lines else None
 
 
 def panels(
