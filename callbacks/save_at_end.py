@@ -22,7 +22,7 @@ class SaveAtEnd(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state that the training ends with."""
         keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, ModelCheckpoint)]
-        at_epochs = [keeper for keeper in keepers if not keeper._every_n_train_steps]
+        at_epochs = [keeper for keeper in keepers if keeper.every_n_epochs]
         saved = any(keeper._last_global_step_saved == trainer.global_step for keeper in at_epochs)
         path = last_checkpoint(trainer)
         if trainer.global_step and not saved and path is not None and any(keeper.save_last for keeper in keepers):

@@ -46,12 +46,7 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
     if backbone.gguf_file is not None:
         gguf_path(backbone)
     with readable(backbone.name):
-        config = AutoConfig.from_pretrained(
-            backbone.path,
-            gguf_file=backbone.gguf_file,
-            revision=backbone.revision,
-            trust_remote_code=backbone.trust_remote_code,
-        )
+        config = _read(backbone, AutoConfig)
     refuse_adapter(backbone.path, backbone.revision)
     if not backbone.trust_remote_code:
         refuse_kernels(config, backbone.name)
@@ -130,12 +125,7 @@ def load_tokenizer(backbone: Backbone, marks: Sequence[str] = (), bos: bool = Fa
     """
     path = gguf_path(backbone) if backbone.gguf_file is not None else None
     with readable(backbone.name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            backbone.path,
-            gguf_file=backbone.gguf_file,
-            revision=backbone.revision,
-            trust_remote_code=backbone.trust_remote_code,
-        )
+        tokenizer: PreTrainedTokenizerBase = _read(backbone, AutoTokenizer)
         tokenizer.encode(string.printable, add_special_tokens=False)  # some damage shows in use
     if path is not None:
         set_split(tokenizer, path)
@@ -149,6 +139,16 @@ def load_tokenizer(backbone: Backbone, marks: Sequence[str] = (), bos: bool = Fa
             "(eos_token and bos_token are set in tokenizer_config.json)",
         )
     return tokenizer
+
+
+def _read(backbone: Backbone, auto_class: Any) -> Any:
+    """Read what lies beside the weights by one of transformers' classes."""
+    return auto_class.from_pretrained(
+        backbone.path,
+        gguf_file=backbone.gguf_file,
+        revision=backbone.revision,
+        trust_remote_code=backbone.trust_remote_code,
+    )
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def label_files(
     except (MisconfigurationException, torch.OutOfMemoryError) as error:
         raise ValueError(str(error)) from error
     except SIGTERMException as end:
-        sys.exit(end.code)
+        sys.exit(end.code or 128 + signal.SIGTERM)
     trainer.strategy.barrier("labels are written")
     summary = log.summary(data.keys, config.min_log_prob, config.min_agreement, pairs.skipped)
     if trainer.is_global_zero:
