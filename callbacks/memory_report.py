@@ -10,19 +10,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.memory import GIB, Lengths, MemoryEstimate, report
-from swirl_lightning.roles import Role
+from swirl_lightning.memory import GIB, LongestPair, MemoryEstimate, MicroBatch, report
 from swirl_lightning.schedule import WARMUP, PhaseName, PhaseSchedule
 
 
 class MemoryReport(Callback):
     """Prints parameters, bytes and the estimated peak before training, and warns if that does not fit.
 
-    The longest prompts of a few transitions and the longest completions that may be generated are assumed;
-    see :func:`swirl_lightning.memory.report`. Takes a few short forward and backward passes.
+    The longest states of a few transitions and the longest completions that may be generated are assumed. Takes a few
+    forward and backward passes with one and with two pairs; see :func:`swirl_lightning.memory.report`.
 
     Args:
-        samples: number of transitions whose prompts are measured.
+        samples: number of transitions among which the longest states are sought.
 
     Attributes:
         estimate: the printed estimate, None before that and on other ranks than 0.
@@ -49,11 +48,15 @@ class MemoryReport(Callback):
         schedule: PhaseSchedule = pl_module.schedule
         last = schedule.warmup_epochs + len(schedule.phases) if schedule.iterations != 0 else schedule.epochs
         phases = [schedule.at(epoch).name for epoch in range(trainer.current_epoch, last or 0)]
-        lengths = self._lengths(pl_module, data, WARMUP in phases)
         # within max_cached_tokens, the rollouts of an optimiser step are sampled together
         together = data.accumulation(PhaseName.ONE) if pl_module.max_cached_tokens else 1
-        sizes = data.batch_size, data.warmup_batch_size, together * data.batch_size
-        self.estimate = report(pl_module, *sizes, lengths, phases)
+        batch = MicroBatch(
+            pairs=data.batch_size,
+            warmup=data.warmup_batch_size,
+            labelled=data.labelled_per_batch,
+            sampled=together * data.batch_size,
+        )
+        self.estimate = report(pl_module, batch, self._longest(pl_module, data, WARMUP in phases), phases)
         rank_zero_info(str(self.estimate))
         if pl_module.device.type == "cuda":
             there = torch.cuda.get_device_properties(pl_module.device).total_memory
@@ -64,15 +67,7 @@ class MemoryReport(Callback):
                     "max_cached_tokens, or turn backbone.gradient_checkpointing on"
                 )
 
-    def _lengths(self, module: Any, data: TransitionDataModule, labelled: bool) -> dict[Role, Lengths]:
+    def _longest(self, module: Any, data: TransitionDataModule, labelled: bool) -> LongestPair:
         rows = data.split("warmup") if labelled else data.pairs(0)
-        chosen = [rows[n] for n in range(min(self.samples, len(rows)))]
-        longest = [0] * (module.models.grammars[Role.IDM].max_length - 1)  # of an action that is still to be sampled
-        fwm, idm = 0, 0
-        for x, y in zip(*module.encode_pairs(chosen), strict=True):
-            fwm, idm = max(fwm, len(module.prompts.fwm(x, longest))), max(idm, len(module.prompts.idm(x, y)))
-        grammars = module.models.grammars
-        return {
-            Role.FWM: Lengths(fwm, grammars[Role.FWM].max_length),
-            Role.IDM: Lengths(idm, grammars[Role.IDM].max_length),
-        }
+        before, after = module.encode_pairs([rows[n] for n in range(min(self.samples, len(rows)))])
+        return LongestPair(max(before, key=len), max(after, key=len))

@@ -15,14 +15,14 @@ from swirl_lightning import SWIRL, AdapterConfig, GRPOConfig, Transition
 from swirl_lightning.callbacks import MemoryReport, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.drawing import SamplingConfig
-from swirl_lightning.engine.grammar import Grammar
 from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.engine.tensor_memory import peak_of
-from swirl_lightning.memory import Lengths, _Estimator, size_of
+from swirl_lightning.memory import LongestPair, MicroBatch, _Estimator, size_of
 from swirl_lightning.roles import Role
 
 CPU = torch.device("cpu")
 HIDDEN, LAYERS, RANK = 128, 2, 8
+PAIR = LongestPair([40] * 47, [41] * 47)
 
 
 class Letters(TransitionDataModule):
@@ -46,7 +46,8 @@ def narrow(tmp_path_factory):
 
 
 def swirl(folder, **kwargs):
-    options = {k: kwargs.pop(k) for k in ("quantization", "gradient_checkpointing", "dequantize_once") if k in kwargs}
+    names = ("quantization", "gradient_checkpointing", "dequantize_once", "speculative")
+    options = {k: kwargs.pop(k) for k in names if k in kwargs}
     backbone = text_backbone(folder, max_state_tokens=48, max_action_tokens=12, **options)
     return SWIRL(backbone, grpo=GRPOConfig(group_size=6), lora=AdapterConfig(r=RANK), **kwargs)
 
@@ -108,30 +109,32 @@ def test_the_estimate_is_within_a_quarter_of_what_training_takes(folder, tmp_pat
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_masks_count_as_often_as_attention_copies_them(narrow, dtype, attention, checkpointed):
-    """What grows with the square of a row: measured at three lengths, of rows that are padded and share nothing."""
+    """Rows that are padded and share nothing: what grows with the square of a row outweighs all else."""
     skip_if_torch_cannot_attend(getattr(torch, dtype))
     options = {"dtype": dtype, "attn_implementation": attention, "gradient_checkpointing": checkpointed}
-    module = SWIRL(text_backbone(narrow, quantization=None, **options), lora=AdapterConfig(r=2))
+    backbone = text_backbone(narrow, quantization=None, max_state_tokens=256, max_action_tokens=12, **options)
+    module = SWIRL(backbone, lora=AdapterConfig(r=2))
     module.configure_model()
-    models, token = module.models, module.models.grammars["idm"].allowed[:2]
+    models = module.models
     models.engine.config = replace(models.engine.config, shared_attention=False)
-    estimator, name = _Estimator(module), module.adapters.names[0]
-    grammar = Grammar(tuple(token), 4)
-    lengths = (256, 512, 768)
-    for training in (True, False):
+    letter, end = models.grammars["fwm"].allowed[0], 256
+    states = [[letter] * (end - n) for n in range(2, 8)]
+    estimator = _Estimator(module, LongestPair(states[0], states[0]))
+    actions = [[letter] * 8] * len(states)
 
-        def score(length, training=training):
-            prompts = [[token[0]] * (length - 4 - n) for n in range(2)]  # of unequal length, so that there is a mask
-            with module.adapters.use(name, training), torch.set_grad_enabled(training):
-                scored = models.engine.score(grammar, prompts, [[token[0]] * 4, [token[1]] * 4])
-            if training:
-                torch.autograd.grad(scored.values.sum(), module.adapters.parameters(name))
+    def update():
+        scored = models.fwm.log_prob(states, states, actions, training=True)
+        torch.autograd.grad(scored.values.sum(), module.adapters.parameters(models.fwm.adapter))
 
-        score(8)
-        peaks = [peak_of(lambda length=length: score(length), CPU) for length in lengths]
-        square = (peaks[2] - 2 * peaks[1] + peaks[0]) / 2 / 256**2  # bytes per square of tokens
-        told = estimator._mask(2, (4, 1, 4), training) / 8**2
-        assert told == pytest.approx(square, rel=0.25), training
+    def reward():
+        models.idm.log_prob(actions[:2], states[:2], states)
+
+    for run, told in (
+        (update, estimator._supervised(len(states), (Role.FWM,))),
+        (reward, estimator._reward(Role.IDM, 2, 3)),
+    ):
+        run()
+        assert told == pytest.approx(peak_of(run, CPU), rel=0.25)
 
 
 def test_the_report_names_what_it_counts(folder, tmp_path, caplog):
@@ -169,22 +172,28 @@ def test_rollouts_keep_a_cache_where_training_checkpoints_its_layers(folder):
     assert told == [[(LAYERS * width, LAYERS)] * 2] * 2
 
 
-def test_a_budget_cuts_no_probe(folder):
-    fits = []
-    for budget in (None, 64):  # less than some probes have
+def test_a_budget_bounds_what_runs_at_one_time(folder):
+    told = []
+    for budget in (None, 800, 64):  # all eight pairs, two of them, part of one
         module = swirl(folder, quantization=None, max_tokens_per_forward=budget)
         module.configure_model()
-        fits.append([_Estimator(module)._fitted(kind) for kind in ("scoring", "update")])
-    torch.testing.assert_close(fits[1], fits[0])
+        told.append(_Estimator(module, PAIR)._update(Role.FWM, MicroBatch(8, 8, 0, 8), 6))
+    assert told[0] > 2.5 * told[1] > 5 * told[2] > 0
 
 
-def test_adapters_that_are_merged_while_sampling_count(folder):
-    told = []
-    for kept in (True, False):
-        module = swirl(folder, quantization="nf4", dequantize_once=kept)
-        module.configure_model()
-        told.append(_Estimator(module)._rollout(Role.FWM, 4, 6, Lengths(40, 48)))
-    assert told[0] - told[1] == pytest.approx(LAYERS * 9 * HIDDEN**2 * 4, rel=0.1)  # all linear layers, in float32
+@pytest.mark.parametrize("kept", [True, False])  # where weights are kept, adapters are merged into them while sampling
+def test_a_rollout_takes_what_the_estimate_says(folder, kept):
+    module = swirl(folder, quantization="nf4", dequantize_once=kept, speculative=False)
+    module.configure_model()
+    model, state = module.models.fwm, PAIR.before
+    actions = [[40] * 11] * 4
+
+    def rollout():
+        model.sample([state] * 4, actions, [str(n) for n in range(4)], SamplingConfig(), 6)
+
+    told = _Estimator(module, PAIR)._rollout(Role.FWM, 4, 6)
+    rollout()
+    assert 1 < told / peak_of(rollout, CPU) < 1.5
 
 
 def test_rollouts_from_drafts_stay_below_the_estimate(folder):
@@ -195,7 +204,8 @@ def test_rollouts_from_drafts_stay_below_the_estimate(folder):
     prompts = [[draw.randrange(10, 200) for _ in range(40)] for _ in range(count)]
     noise = uniforms([str(n) for n in range(count)], 1, length).repeat_interleave(group, 0)
     noise[:, 1:3] = uniforms(["apart"], count * group, 2)  # so that rollouts differ, and go on as much alike
-    estimate = _Estimator(module)._rollout(Role.FWM, count, group, Lengths(40, length))
+    before = [draw.randrange(10, 200) for _ in range(40 - len(module.prompts.fwm([], [])))]
+    estimate = _Estimator(module, LongestPair(before, before))._rollout(Role.FWM, count, group)
     with module.adapters.use(module.adapters.names[0]):
         rows = engine.sample(grammar, prompts, noise, SamplingConfig()).rows()
         drafts = rows[::group]

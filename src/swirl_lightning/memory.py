@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from swirl_lightning.engine.grammar import Grammar
-from swirl_lightning.engine.quantization import dense_bytes, merged_bytes
+from swirl_lightning.engine.grammar import Grammar, TokenIds
+from swirl_lightning.engine.quantization import dense_bytes
+from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.engine.speculative import LARGEST_WINDOW, PASS_TOKENS
-from swirl_lightning.engine.tensor_memory import peak_of
+from swirl_lightning.engine.tensor_memory import PeakMemory, peak_of
 from swirl_lightning.engine.vocabulary import logits_per_chunk
 from swirl_lightning.roles import Role
 from swirl_lightning.schedule import WARMUP, PhaseName
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from swirl_lightning.module import SWIRL
 
 GIB = 2**30
-_PROBES = ((16, 2, 16), (48, 2, 16), (16, 2, 48), (16, 6, 16))  # (prompt, group, completion) in tokens
+_IDS = 64  # of a head that is small beside the trunk
 _LOGITS_COPIES = 3  # logits, probabilities and a temporary live at once in the chunked head
 _DRAW_BYTES = 32  # a token's logit while sampling: logits, probabilities, sorted values, sums and temporaries
 
@@ -56,11 +57,28 @@ def _statistics(state: Any) -> int:
 
 # ---- estimating ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Lengths:
-    """Lengths of the longest prompt and completion of a role, in tokens."""
+class LongestPair:
+    """The longest states of some transitions, as content ids. What is generated is taken at the grammar's longest."""
 
-    prompt: int
-    completion: int
+    before: TokenIds
+    after: TokenIds
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Sizes of what runs at one time on a device.
+
+    Attributes:
+        pairs: transitions of a micro-batch.
+        warmup: the same in the warm-up.
+        labelled: labelled triples beside the pairs.
+        sampled: transitions whose rollouts may be sampled together.
+    """
+
+    pairs: int
+    warmup: int
+    labelled: int
+    sampled: int
 
 
 @dataclass(frozen=True)
@@ -113,26 +131,16 @@ class MemoryEstimate:
         )
 
 
-def report(
-    module: SWIRL,
-    batch_size: int,
-    warmup_batch_size: int,
-    sampled_pairs: int,
-    lengths: dict[Role, Lengths],
-    phases: Sequence[PhaseName],
-) -> MemoryEstimate:
-    """Estimate the memory of training on this device, from the module's settings and a few short passes.
+def report(module: SWIRL, batch: MicroBatch, longest: LongestPair, phases: Sequence[PhaseName]) -> MemoryEstimate:
+    """Estimate the memory of training on this device: run each part of the phases on a few rows.
 
-    Saved activations, caches and temporaries are measured on prompts of a few dozen tokens and extrapolated, so
-    that any family, adapter size and kernel is covered. Memory that depends on the vocabulary is computed.
-    Completions are taken at their longest.
+    The parts run as in training, by ``sample`` and ``log_prob``, and so with any family, adapter size and kernel; more
+    rows are extrapolated. Rollouts are drawn for two tokens alone: keys and values of the others are computed.
 
     Args:
         module: configured, on its device.
-        batch_size: transitions per micro-batch and device.
-        warmup_batch_size: the same in the warm-up.
-        sampled_pairs: transitions whose rollouts may be sampled together.
-        lengths: of both roles.
+        batch: sizes of a micro-batch.
+        longest: the states that the parts run on.
         phases: those that will run.
     """
     adapters: dict[str, Size] = {name: size_of(module.adapters.parameters(name)) for name in module.adapters.names}
@@ -148,7 +156,7 @@ def report(
         trainable=module.adapters.trainable,
         codec=size_of(t for m in kept for t in [*m.parameters(), *m.buffers()]),
         training=round(sum(p.nbytes for p in trained) * (1 + _optimizer_ratio(module))),
-        steps=_Estimator(module).steps(batch_size, warmup_batch_size, sampled_pairs, lengths, phases),
+        steps=_Estimator(module, longest).steps(batch, phases),
     )
 
 
@@ -162,172 +170,210 @@ def _optimizer_ratio(module: SWIRL) -> float:
     return sum(t.nbytes for t in held) / parameter.nbytes
 
 
-class _Estimator:
-    """Estimator of the peaks of a step's parts, linear in the tokens that run."""
+@dataclass(frozen=True)
+class _Passes:
+    """A pass over a few rows, and one over some more: what is linear in the tokens that run at one time.
 
-    def __init__(self, module: SWIRL) -> None:
-        self.module = module
+    Attributes:
+        shared: tokens that the rows of a group share, and that run once.
+        own: tokens that each row has for itself.
+        tokens: that ran in each pass.
+        kept: bytes that the graph of each keeps.
+        peaks: bytes of each at its peak, of the backward pass where there is one.
+    """
+
+    shared: int
+    own: int
+    tokens: tuple[int, int]
+    kept: tuple[int, int]
+    peaks: tuple[int, int]
+
+    def at(self, values: tuple[int, int], tokens: int) -> int:
+        """Extrapolate ``kept`` or ``peaks``."""
+        return round(values[0] + self.slope(values) * (tokens - self.tokens[0]))
+
+    def slope(self, values: tuple[int, int]) -> float:
+        """Bytes per token."""
+        return (values[1] - values[0]) / max(1, self.tokens[1] - self.tokens[0])
+
+
+_Run = Callable[[int, int], dict[Role, LogProbs]]
+"""Scores some groups of some rows."""
+
+
+class _Estimator:
+    """Estimator of the peaks of a step's parts, linear in the tokens that run at one time."""
+
+    def __init__(self, module: SWIRL, longest: LongestPair) -> None:
+        self.module, self.longest = module, longest
         self.models = module.models
         self.device = module.device
+        self.budget = module.max_tokens_per_forward
         self.shares = self.models.engine.config.shared_attention
-        self._fits: dict[str, Tensor] = {}
+        # made once: the engine keeps a head for each
+        self._narrow = {role: _few_ids(self.models.of(role).grammar) for role in module.roles}
 
-    def steps(
-        self,
-        batch_size: int,
-        warmup_batch_size: int,
-        sampled_pairs: int,
-        lengths: dict[Role, Lengths],
-        phases: Sequence[PhaseName],
-    ) -> dict[str, int]:
+    def steps(self, batch: MicroBatch, phases: Sequence[PhaseName]) -> dict[str, int]:
         """Estimate the bytes that each part of the phases adds."""
         found: dict[str, int] = {}
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # leave no trace in random states
             if WARMUP in phases:
-                found["warmup"] = self._supervised(warmup_batch_size, lengths, self.module.roles)
+                found["warmup"] = self._supervised(batch.warmup, self.module.roles)
             if PhaseName.BOOTSTRAP in phases:
-                found["bootstrap"] = self._supervised(batch_size, lengths, (Role.FWM,))
+                found["bootstrap"] = self._supervised(batch.pairs, (Role.FWM,), batch.labelled)
             for phase, role, judge in ((PhaseName.ONE, Role.FWM, Role.IDM), (PhaseName.TWO, Role.IDM, Role.FWM)):
                 if phase in phases:
                     size = self.module.group_size(role)
-                    found[f"{role} rollout"] = self._rollout(role, sampled_pairs, size, lengths[role])
-                    found[f"{role} reward"] = self._judge(judge, batch_size, size, lengths[judge], lengths[role])
-                    found[f"{role} update"] = self._update(role, batch_size, size, lengths)
+                    found[f"{role} rollout"] = self._rollout(role, batch.sampled, size)
+                    found[f"{role} reward"] = self._reward(judge, batch.pairs, size)
+                    found[f"{role} update"] = self._update(role, batch, size)
         return found
 
     # ---- parts of a step -------------------------------------------------------------------------
-    def _supervised(self, rows: int, lengths: dict[Role, Lengths], roles: Sequence[Role]) -> int:
-        """Estimate SFT: graphs of all models live until the backward pass; the head's temporaries do not overlap."""
-        shapes = [(lengths[role].prompt, 1, lengths[role].completion) for role in roles]
-        tokens = sum(rows * self._tokens(shape) for shape in shapes)
-        fitted = self._fitted("warmup" if len(roles) > 1 else "update")
-        masks = sum(self._mask(rows, shape, True) for shape in shapes)
-        heads = [self._logits(role, rows * lengths[role].completion) for role in roles]
-        return max(0, round(float(fitted[0] + fitted[1] * tokens))) + masks + max(heads)
+    def _supervised(self, pairs: int, roles: Sequence[Role], labelled: int = 0) -> int:
+        """Estimate SFT: graphs of all models, and of labelled triples, live until the backward pass."""
 
-    def _update(self, role: Role, groups: int, size: int, lengths: dict[Role, Lengths]) -> int:
-        length = lengths[role]
-        budget = self.module.max_tokens_per_forward
-        at_once, members = self._at_once(budget, groups, (length.prompt, size, length.completion))
-        total = self._predict("update", at_once, (length.prompt, members, length.completion))
-        total += self._logits(role, at_once * members * length.completion)
-        if role == Role.FWM and self.module.anchor_weight > 0:  # one row more per group
-            anchor = (length.prompt, 1, length.completion)
-            total += round(self._kept_per_token() * groups * self._tokens(anchor)) + self._mask(groups, anchor, True)
-        return total
+        def run(groups: int, size: int) -> dict[Role, LogProbs]:
+            return {role: self._log_prob(role, groups * size, 1, training=True) for role in roles}
 
-    def _kept_per_token(self) -> float:
-        """Measure the bytes that a graph keeps per token while another one is differentiated.
+        passes = self._passes(run, 1, pairs, training=True)
+        return self._trained(passes, roles, 1, pairs) + self._beside(passes, labelled)
 
-        One graph takes k + t per token, with t for temporaries of its backward pass; two of equal size take
-        k + t / 2 per token, since only one at a time is differentiated.
-        """
-        one, two = (float(self._fitted(kind)[1]) for kind in ("update", "warmup"))
-        return min(max(2 * two - one, two / 2), two)
+    def _update(self, role: Role, batch: MicroBatch, size: int) -> int:
+        """Estimate a policy update, beside which the graphs of the anchor and of labelled triples are kept."""
 
-    def _judge(self, role: Role, groups: int, size: int, length: Lengths, judged: Lengths) -> int:
-        """Estimate a reward: members of a group share all of the prompt but the part that is scored."""
-        own = min(judged.completion, length.prompt)
-        shape = (length.prompt - own, size, own + length.completion)
-        groups, size = self._at_once(self.module.max_tokens_per_forward, groups, shape)
-        shape = (shape[0], size, shape[2])
-        head = self._logits(role, groups * size * length.completion)
-        return max(self._predict("scoring", groups, shape), head)  # nothing of a layer is kept
+        def run(groups: int, size: int) -> dict[Role, LogProbs]:
+            return {role: self._log_prob(role, groups, size, training=True)}
 
-    def _rollout(self, role: Role, groups: int, size: int, length: Lengths) -> int:
-        """Estimate a rollout: keys and values, the pass of the prompts, the drawing of a token, merged weights."""
-        budget = self.module.max_cached_tokens or self.module.max_tokens_per_forward
-        groups, size = self._at_once(budget, groups, (length.prompt, size, length.completion))
-        per_token, layers = self.models.of(role).cache_bytes()
-        prompts, rollouts = groups * length.prompt * per_token, groups * size * length.completion * per_token
-        if not self.shares:  # every rollout has a prompt, and a layer grows by being copied
-            rollouts = (size * prompts + rollouts) * (layers + 1) // layers - prompts
-        vocabulary, tokens = len(self.models.vocabulary(role)), groups * size
-        several = 0  # tokens of a pass that runs drafts
-        if role == Role.FWM and self.models.engine.config.speculates(self.device):
-            several = min(PASS_TOKENS, tokens * LARGEST_WINDOW, tokens * length.completion)
-        drawing = (
-            max(tokens, min(several, logits_per_chunk(self.module.device) // vocabulary)) * vocabulary * _DRAW_BYTES
-        )
-        running = 0
-        if several:  # with the mask of a layer, which attention wants of every head
-            decoder = self.module.adapters.model.config.get_text_config(decoder=True)
-            mask = several * length.completion * (decoder.num_attention_heads + 1) * self.module.backbone.dtype.itemsize
-            running = self._predict("scoring", 1, (0, 1, several)) + mask
-        prefill = self._predict("scoring", groups, (length.prompt, 1, 0))
-        return prompts + max(prefill, rollouts + max(drawing, running)) + merged_bytes(self.module)
+        passes = self._passes(run, batch.pairs, size, training=True)
+        anchors = batch.pairs if role == Role.FWM and self.module.anchor_weight > 0 else 0
+        return self._trained(passes, (role,), batch.pairs, size) + self._beside(passes, anchors + batch.labelled)
 
-    def _at_once(self, budget: int | None, groups: int, shape: tuple[int, int, int]) -> tuple[int, int]:
-        """Return the groups, and the rows of each, that run at one time within the budget."""
-        prompt, size, completion = shape
-        tokens = self._tokens(shape)
-        if budget is None or budget >= tokens:
-            return min(groups, (budget or groups * tokens) // tokens), size
-        shared = prompt if self.shares else 0
-        return 1, max(1, (budget - shared) // (completion if self.shares else prompt + completion))
+    def _trained(self, passes: _Passes, roles: Sequence[Role], groups: int, size: int) -> int:
+        """Estimate a backward pass; the head's temporaries are gone before that of the layers."""
+        tokens = self._at_once(passes, groups, size)
+        heads = max(self._logits(role, groups * size, tokens) for role in roles)
+        return max(passes.at(passes.peaks, tokens), passes.at(passes.kept, tokens) + heads)
 
-    def _logits(self, role: Role, tokens: int) -> int:
-        return (
-            min(tokens * len(self.models.vocabulary(role)), logits_per_chunk(self.module.device)) * 4 * _LOGITS_COPIES
-        )
+    def _beside(self, passes: _Passes, rows: int) -> int:
+        """Estimate what graphs of other rows keep, each with a prompt of its own."""
+        return round(passes.slope(passes.kept) * rows * (passes.shared + passes.own))
 
-    # ---- probes ----------------------------------------------------------------------------------
-    def _tokens(self, shape: tuple[int, int, int]) -> int:
-        """Count the tokens of a group that run."""
-        prompt, size, completion = shape
-        return prompt + size * completion if self.shares else size * (prompt + completion)
+    def _reward(self, judge: Role, pairs: int, size: int) -> int:
+        """Estimate a reward: log-probability of one action or state under each of a group's conditions."""
+        passes = self._passes(lambda *shape: {judge: self._log_prob(judge, *shape)}, pairs, size)
+        tokens = self._at_once(passes, pairs, size)
+        # nothing of a layer is kept
+        return max(passes.at(passes.peaks, tokens), self._logits(judge, pairs * size, tokens))
 
-    def _mask(self, groups: int, shape: tuple[int, int, int], training: bool) -> int:
-        """Compute the bytes that are quadratic in a row's tokens, and too few to measure in a probe: of masks, and
-        with ``attn_implementation: eager`` of attention's weights.
+    def _rollout(self, role: Role, pairs: int, size: int) -> int:
+        """Estimate a rollout: two tokens are drawn, and the keys and values of the others are computed."""
+        model, actions = self.models.of(role), self.models.idm.grammar
 
-        SDPA adds its mask to the products, and so makes a copy of it in their type in every layer, which the backward
-        pass of that layer reads again. Where layers are checkpointed, one layer's exists at a time.
-        """
-        prompt, size, completion = shape
-        if self.shares:
+        def conditions(count: int) -> list[TokenIds]:
+            return _contents(actions, count) if role == Role.FWM else [self.longest.after] * count
+
+        prompt, longest = len(model.prompts([self.longest.before], conditions(1))[0]), model.grammar.max_length
+        budget = self.module.max_cached_tokens or self.budget
+        if budget is not None:
+            shared, own = (prompt, longest) if self.shares else (0, prompt + longest)
+            pairs = max(1, min(pairs, budget // (shared + size * own)))
+            size = size if pairs > 1 else min(size, max(1, (budget - shared) // own))
+        short = model.within(replace(model.grammar, max_length=2, forced=()))
+
+        def run(count: int) -> None:
+            before, keys = [self.longest.before] * count, [str(n) for n in range(count)]
+            short.sample(before, conditions(count), keys, self.module.policy_sampling[role], size)
+
+        run(1)  # what is made once and stays is not part of a step
+        total = peak_of(lambda: run(min(pairs, 2)), self.device)
+        if pairs > 2:
+            total += (peak_of(lambda: run(3), self.device) - total) * (pairs - 2)
+        per_token, layers = model.cache_bytes()
+        cached = pairs * size * longest * per_token
+        if not self.shares:  # a layer grows by being copied
+            cached += (cached + pairs * size * prompt * per_token) // layers
+        return total + cached + self._drafted(role, pairs * size)
+
+    def _drafted(self, role: Role, rollouts: int) -> int:
+        """Estimate a pass that runs drafts: its layers, masks of attention, and logits."""
+        longest = self.models.of(role).grammar.max_length
+        if role != Role.FWM or not self.models.engine.config.speculates(self.device):
             return 0
-        entries = groups * size * (prompt + completion) ** 2
-        backbone, decoder = self.module.backbone, self.module.adapters.model.config.get_text_config(decoder=True)
-        kept = decoder.num_hidden_layers if training and not backbone.gradient_checkpointing else 1
-        width = backbone.dtype.itemsize
-        if backbone.attn_implementation != "eager":
-            return entries * (1 + kept * width)
-        weights = 4 + (width if width < 4 else 0)  # the softmax is in float32
-        return entries * (width + decoder.num_attention_heads * (kept * weights + 4 + width * training))
+        tokens = min(PASS_TOKENS, rollouts * min(LARGEST_WINDOW, longest))
+        decoder = self.module.adapters.model.config.get_text_config(decoder=True)
+        mask = tokens * longest * (decoder.num_attention_heads + 1) * self.module.backbone.dtype.itemsize
+        passes = self._passes(lambda *shape: {role: self._log_prob(role, *shape)}, 1, rollouts)
+        vocabulary = len(self.models.vocabulary(role))
+        drawing = min(tokens, logits_per_chunk(self.device) // vocabulary) * vocabulary * _DRAW_BYTES
+        return max(drawing, mask + max(0, passes.at(passes.peaks, tokens)))
 
-    def _predict(self, kind: str, groups: int, shape: tuple[int, int, int]) -> int:
-        fitted = self._fitted(kind)
-        linear = max(0, round(float(fitted[0] + fitted[1] * groups * self._tokens(shape))))
-        return linear + self._mask(groups, shape, kind != "scoring")
+    # ---- passes ----------------------------------------------------------------------------------
+    def _log_prob(self, role: Role, pairs: int, size: int, training: bool = False) -> LogProbs:
+        """Score ``size`` sequences for each pair, all of them different, through a head of a few ids.
 
-    def _fitted(self, kind: str) -> Tensor:
-        """Fit bytes, and bytes per token, of an ``update``, a ``warmup`` or of ``scoring`` without gradient; (2,)."""
-        if kind not in self._fits:
-            graphs = 2 if kind == "warmup" else 1
-            rows, peaks = [], []
-            if not self._fits:
-                self._run(*_PROBES[0], False, 1)  # what is made once and stays is not part of a step
-            for shape in _PROBES:
-                rows.append([1.0, float(graphs * self._tokens(shape))])
-                peak = peak_of(lambda: self._run(*shape, kind != "scoring", graphs), self.device)  # noqa: B023
-                peaks.append([float(peak - graphs * self._mask(1, shape, kind != "scoring"))])
-            matrix, target = (torch.tensor(m, dtype=torch.float64) for m in (rows, peaks))
-            self._fits[kind] = torch.linalg.lstsq(matrix, target).solution[:, 0]
-        return self._fits[kind]
-
-    def _run(self, prompt: int, size: int, completion: int, training: bool, graphs: int) -> None:
-        """Score groups of different rows through a head of a few ids, and differentiate.
-
-        By ids, since in most families of images transitions have one length.
+        With gradient they are different completions of one prompt, as in an update; without they are equal ones under
+        different conditions, as in a reward.
         """
-        allowed = self.models.fwm.grammar.allowed[:4]
-        model = self.models.fwm.probe(Grammar(allowed, completion))
-        spread = [[allowed[n // 4**k % len(allowed)] for k in range(3)] for n in range(size)]
-        rows = [row + [allowed[0]] * (completion - 3) for row in spread]
-        prompts = [[allowed[0]] * prompt] * size
-        scored = [model.score_ids(prompts, rows, group_size=size, training=training) for _ in range(graphs)]
-        if training:  # as in training, after the switch back
-            total = torch.stack([part.values.sum() for part in scored]).sum()
-            torch.autograd.grad(total, self.module.adapters.parameters(model.adapter))
+        model, x, count = self.models.of(role), [self.longest.before] * pairs, pairs * size
+        actions, states = (self.models.of(each).grammar for each in (Role.IDM, Role.FWM))
+        own, other = (states, actions) if role == Role.FWM else (actions, states)
+        if not training:
+            return model.frozen.within(self._narrow[role]).log_prob(
+                _contents(own, 1) * pairs, x, _contents(other, count)
+            )
+        condition = _contents(actions, pairs) if role == Role.FWM else [self.longest.after] * pairs
+        return model.within(self._narrow[role]).log_prob(_contents(own, count), x, condition, training=True)
+
+    def _passes(self, run: _Run, groups: int, size: int, training: bool = False) -> _Passes:
+        """Measure passes over parts of some groups, and their backward passes if ``training``."""
+        run(1, 1)  # what is made once and stays is not part of a step
+        one, few = self._scored_at_once, min(size, 2)
+        # of several rows, since rows of one length have no mask
+        measured = [self._measured(run, 1, few, training)]
+        two = self._scored_at_once
+        measured += [self._measured(run, *((1, 4) if size >= 4 else (min(groups, 2), size)), training)]
+        tokens, kept, peaks = zip(*measured, strict=True)
+        own = two - one if few == 2 else one
+        return _Passes(one - own, own, tokens, kept, peaks)
+
+    def _measured(self, run: _Run, groups: int, size: int, training: bool) -> tuple[int, int, int]:
+        """Return the tokens that ran at one time, the bytes that are kept, and those of the peak."""
+        with PeakMemory(self.device) as memory:
+            scored = run(groups, size)
+            kept = memory.now
+            if training:  # after the switch back from the adapters in use
+                total = torch.stack([part.values.sum() for part in scored.values()]).sum()
+                names = {self.models.of(role).adapter for role in scored}
+                torch.autograd.grad(total, [p for name in names for p in self.module.adapters.parameters(name)])
+            return self._scored_at_once, kept, memory.peak
+
+    @property
+    def _scored_at_once(self) -> int:
+        return self.models.engine.scoring_budget.largest
+
+    def _at_once(self, passes: _Passes, groups: int, size: int) -> int:
+        """Count the tokens that run at one time within the budget."""
+        tokens = groups * (passes.shared + size * passes.own)
+        return tokens if self.budget is None else max(passes.tokens[0], min(tokens, self.budget))
+
+    def _logits(self, role: Role, rows: int, tokens: int) -> int:
+        """Compute the bytes of the logits that exist at one time for completions, with ``tokens`` at once."""
+        entries = min(rows * self.models.of(role).grammar.max_length, tokens) * len(self.models.vocabulary(role))
+        return min(entries, logits_per_chunk(self.device)) * 4 * _LOGITS_COPIES
+
+
+def _few_ids(grammar: Grammar) -> Grammar:
+    """Return the grammar with some of its ids."""
+    ends = () if grammar.eos is None else (grammar.eos,)
+    return replace(grammar, allowed=tuple(sorted({*grammar.content_ids[:_IDS], *ends})))
+
+
+def _contents(grammar: Grammar, count: int) -> list[TokenIds]:
+    """Make different contents from a few ids: of the greatest length or, where lengths vary, by turns a token less."""
+    ids, ends = grammar.content_ids[:_IDS], grammar.eos is not None
+    length = grammar.free_length - ends
+    digits = [[ids[n // len(ids) ** k % len(ids)] for k in range(3)] for n in range(count)]
+    whole = [row[:length] + [ids[0]] * (length - len(row)) for row in digits]
+    return [row[: max(1, length - n % 2)] if ends else row for n, row in enumerate(whole)]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from copy import copy
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -60,11 +58,9 @@ class WorldModel:
         """Grammar of the generated state (FWM) or action (IDM)."""
         return self._grammar or self.models.grammars[self.role]
 
-    def probe(self, grammar: Grammar) -> WorldModel:
-        """Return this model as one that scores each batch of completions of ``grammar`` in one pass, for measuring."""
-        models, engine = copy(self.models), self.models.engine
-        models.engine = Engine(engine.trunk, engine.head, replace(engine.config, max_tokens=None))
-        return WorldModel(models, self.role, self.adapter, grammar)
+    def within(self, grammar: Grammar) -> WorldModel:
+        """Return this model for states or actions of another grammar."""
+        return WorldModel(self.models, self.role, self.adapter, grammar)
 
     def prompts(self, before: Sequence[TokenIds], condition: Sequence[TokenIds]) -> list[TokenIds]:
         """Build B prompts from B states before and B actions (FWM) or states after (IDM)."""

@@ -50,13 +50,42 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
 
 
+class PeakMemory:
+    """Bytes that tensors made within it hold, now and at their peak: by the allocator on CUDA, by tensors elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        self._tensors, self._before = TensorMemory(), 0
+
+    def __enter__(self) -> PeakMemory:
+        if self._device is None:
+            self._tensors.__enter__()
+        else:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._device is None:
+            self._tensors.__exit__(*exception)
+
+    @property
+    def now(self) -> int:
+        """Bytes that live."""
+        if self._device is None:
+            return self._tensors.now
+        return int(torch.cuda.memory_allocated(self._device) - self._before)
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that lived at one time."""
+        if self._device is None:
+            return self._tensors.peak
+        return int(torch.cuda.max_memory_allocated(self._device) - self._before)
+
+
 def peak_of(run: Callable[[], Any], device: torch.device) -> int:
-    """Measure the bytes that ``run()`` adds at its peak: allocator on CUDA, live tensors elsewhere."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    """Measure the bytes that ``run()`` adds at its peak."""
+    with PeakMemory(device) as memory:
         run()
-        return int(torch.cuda.max_memory_allocated(device) - before)
-    with TensorMemory() as memory:
-        run()
-    return memory.peak
+        return memory.peak
