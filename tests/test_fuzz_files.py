@@ -134,6 +134,12 @@ def loaded(path, module):
         (("swirl", "window"), [7]),
         (("optimizer_states", 0, "state", 0, "exp_avg"), torch.ones(7)),
         (("optimizer_states", 0, "state", 0, "exp_avg_sq"), "x"),
+        (("optimizer_states", 0, "state", 0, "exp_avg_sq"), torch.ones(4, 64).to_sparse()),
+        (("optimizer_states", 0, "state", 0), {"step": torch.tensor(1.0), "exp_avg": torch.ones(4, 64)}),
+        (("optimizer_states", 0, "state", 0, "step"), -1),
+        (("optimizer_states", 0, "state", 0, "step"), torch.tensor(0.0)),
+        (("optimizer_states", 0, "state", 0, "step"), torch.ones(3)),
+        (("swirl", "rng", 0, "numpy", 1), [2**40] * 624),
     ],
 )
 def test_what_a_training_goes_on_with(checkpoint, place, value):

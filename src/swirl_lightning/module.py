@@ -395,5 +395,5 @@ class SWIRL(PretrainedModule):
                     self._denominator.restore(self, begun := window[self.trainer.global_rank])
                     self._metrics.restore(begun.get("metrics", {}), self.device)
                 ckpt.restore_rng(state["rng"])
-            ckpt.check_optimizer(state, self.trainer.optimizers[0])
+            ckpt.check_optimizer(state, self.trainer.optimizers[0], self.optimizer_factory)
             self._resumed = None

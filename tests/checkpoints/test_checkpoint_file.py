@@ -136,6 +136,7 @@ def weights_only(path):
         (having("a", *BATCHES, "current", "ready"), "epoch_loop.batch_progress.current holds what is no count"),
         (having(-1, *BATCHES, "total", "ready"), "epoch_loop.batch_progress.total holds what is no count"),
         (having(1, *BATCHES, "is_last_batch"), "is_last_batch is missing or no bool"),
+        (having(5, "callbacks", "PhaseSwitch"), "callbacks.PhaseSwitch is missing or no dict"),
         (having("x", *STEPPED), "epoch_loop.state_dict._batches_that_stepped is missing or no int"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

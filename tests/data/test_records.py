@@ -8,6 +8,7 @@ from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.data import JSONLTransitions
+from swirl_lightning.data.reading import LONGEST_TEXT
 
 
 def write(path, *records):
@@ -149,6 +150,20 @@ def test_parquet_with_images_in_it_or_beside_it(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"w\.parquet\[0\]: nothing is read from here on"):
         JSONLTransitions(warmup=str(path), strict=True).split("warmup")
+
+
+def test_a_text_that_fills_the_memory_costs_its_row_alone(tmp_path):
+    """It compresses to nothing: a file of some kilobytes holds it."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    long = "a" * (LONGEST_TEXT + 1)
+    table = pa.table({"before": ["x", long], "after": ["y", "y"], "action": ["go", "go"]})
+    parquet.write_table(table, tmp_path / "w.parquet", compression="zstd")
+    assert (tmp_path / "w.parquet").stat().st_size < 10_000
+    with pytest.warns(UserWarning, match=r"w\.parquet\[1\]: a text is longer than 10,000,000 characters \(before\)"):
+        (row,) = JSONLTransitions(warmup=str(tmp_path / "w.parquet")).load_split("warmup")
+    assert row.before == "x"
 
 
 def test_bytes_that_are_no_text_break_one_row_of_a_parquet_file_only(tmp_path):

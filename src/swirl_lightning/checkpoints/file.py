@@ -89,6 +89,7 @@ def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
             raise ValueError("it holds weights alone (save_weights_only): test it, or resume from a whole one")
         if resume:
             check_parts(checkpoint, _OF_A_TRAINING)
+            check_parts(checkpoint["callbacks"], dict.fromkeys(checkpoint["callbacks"], dict), "callbacks.")
             _check_counts(checkpoint["loops"], "loops")
     except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}; {beside}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -59,12 +59,9 @@ def check_parts(found: Any, parts: Mapping[str, type], where: str = "") -> None:
             raise ValueError(f"{where}{name} is missing or no {kind.__name__}: another program or version wrote it")
 
 
-_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta", "sum"}
-"""What torch's optimisers keep of each weight in the weight's shape; others keep rows, columns or blocks."""
-
 _LONGEST = 500  # characters of an error's reason
 
-UNLIKE = (AttributeError, IndexError, KeyError, TypeError, RuntimeError)
+UNLIKE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, RuntimeError)
 """Errors of code that reads an entry which is not as it was written."""
 
 
@@ -96,27 +93,53 @@ def cannot_restore(what: str, error: Exception, reason: str) -> ValueError:
     )
 
 
-def check_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(
+    state: dict[str, Any], optimizer: torch.optim.Optimizer, build: Callable[[Any], torch.optim.Optimizer]
+) -> None:
     """Raise ValueError if a training is to go on with an optimiser that cannot use the other's moments.
+
+    What is kept of each weight is compared with what a step here keeps of a weight of its shape.
 
     Args:
         state: of :func:`own_state`.
         optimizer: the one here, restored.
+        build: makes another one like it, from parameter groups.
     """
     saved, here = state.get("optimizer"), type(optimizer).__name__
     if saved not in (None, here):
         raise ValueError(
             f"the checkpoint's optimiser is {saved}, and it is {here} here: set model.optimizer to the former"
         )
+    fresh: dict[tuple[int, ...], dict[str, Any]] = {}
     for parameter, kept in optimizer.state.items():
-        for name in _MOMENTS & kept.keys():
-            if name == "momentum_buffer" and kept[name] is None:  # of SGD without momentum
-                continue
-            like = isinstance(kept[name], Tensor) and kept[name].is_floating_point()
-            if not like or kept[name].shape != parameter.shape:
-                raise cannot_restore(
-                    "the optimiser's state in the checkpoint", ValueError(), f"{name} is not like its weight"
-                )
+        if not kept:
+            continue
+        if (shape := tuple(parameter.shape)) not in fresh:
+            fresh[shape] = _kept_after_a_step(parameter, build)
+        if unlike := next((name for name, value in fresh[shape].items() if not _like(kept.get(name), value)), None):
+            raise cannot_restore(
+                "the optimiser's state in the checkpoint", ValueError(), f"{unlike} is not like that of a step here"
+            )
+        if not float(kept.get("step", 1)) >= 1:
+            raise cannot_restore(
+                "the optimiser's state in the checkpoint", ValueError(), f"step {float(kept['step'])} is below 1"
+            )
+
+
+def _kept_after_a_step(parameter: Tensor, build: Callable[[Any], torch.optim.Optimizer]) -> dict[str, Any]:
+    blank = torch.nn.Parameter(torch.zeros_like(parameter))
+    optimizer = build([{"params": [blank]}])
+    blank.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return dict(optimizer.state[blank])
+
+
+def _like(value: Any, fresh: Any) -> bool:
+    """Tell whether a value is of a kind with another one; a number may also be a scalar tensor."""
+    if isinstance(fresh, Tensor) and isinstance(value, Tensor):
+        same = value.shape == fresh.shape and value.layout == fresh.layout
+        return same and value.is_floating_point() == fresh.is_floating_point()
+    return type(value) is type(fresh) or (isinstance(fresh, (int, float)) and isinstance(value, (int, float)))
 
 
 def take_no_options(groups: Sequence[dict[str, Any]], fresh: torch.optim.Optimizer) -> None:

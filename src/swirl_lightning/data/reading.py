@@ -17,6 +17,9 @@ SHOWN = 10
 DEEPEST = 100
 """Levels of lists and objects within each other in a record; copying or printing more may fail."""
 
+LONGEST_TEXT = 10_000_000
+"""Characters of a text in a record; a compressed file of a few kilobytes can hold one that fills the memory."""
+
 _TOO_DEEP = f"nested deeper than {DEEPEST} levels"
 _LONGEST = 500  # characters of a message about a record
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -39,6 +42,8 @@ def python_row(part: Any, number: int) -> dict[str, Any]:
         raise BrokenRecord(f"not UTF-8 ({error})") from None
     except (ValueError, OverflowError) as error:  # a time that Python's cannot be, say
         raise BrokenRecord(f"holds what Python cannot ({error})") from None
+    if long := [name for name, value in row.items() if isinstance(value, str) and len(value) > LONGEST_TEXT]:
+        raise BrokenRecord(f"a text is longer than {LONGEST_TEXT:,} characters ({long[0]})")
     return dict(row)
 
 
