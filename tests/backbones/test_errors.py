@@ -36,8 +36,8 @@ def folder(tmp_path_factory):
     return gemma_folder(tmp_path_factory.mktemp("errors"))
 
 
-def configured(folder):
-    module = SWIRL(text_backbone(folder, quantization=None))
+def configured(folder, quantization=None):
+    module = SWIRL(text_backbone(folder, quantization=quantization))
     module.configure_model()
     return module.predict_state("01", "up")
 
@@ -109,11 +109,28 @@ def test_weights_that_are_cut_off_are_told(folder, broken):
         assert str(path) in str(error.value)
 
 
-def test_a_base_that_is_quantised_already_is_told(folder, broken):
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes to 8 bits"),
+    ],
+)
+def test_a_base_that_is_quantised_already_is_told(folder, broken, said, told):
     given = json.loads((folder / "config.json").read_text())
-    path = broken("config.json", json.dumps({**given, "quantization_config": {"quant_method": "awq", "bits": 4}}))
-    with pytest.raises(ValueError, match="quantised already, by 'awq'; give the model that it was made from"):
+    path = broken("config.json", json.dumps({**given, "quantization_config": said}))
+    with pytest.raises(ValueError, match=f"quantised already, by '{told}'; give the model that it was made from"):
         configured(path)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_a_base_that_is_not_quantised_as_it_says_is_told(folder, broken, quantization):
+    given = json.loads((folder / "config.json").read_text())
+    said = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path = broken("config.json", json.dumps({**given, "quantization_config": said}))
+    with pytest.raises(ValueError, match="says that the weights are quantised already, and they are not") as error:
+        configured(path, quantization=quantization)
+    assert str(path) in str(error.value)
 
 
 def test_what_names_the_model_stays_as_it_is():

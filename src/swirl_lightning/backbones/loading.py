@@ -51,7 +51,8 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
     if not backbone.trust_remote_code:
         refuse_kernels(config, backbone.name)
     quantized = getattr(config, "quantization_config", None)
-    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+    given = quantized if isinstance(quantized, dict) else {}
+    method = "bitsandbytes to 8 bits" if given.get("load_in_8bit") else given.get("quant_method")
     if method not in (None, "bitsandbytes"):
         misfit(backbone, f"its weights are quantised already, by {method!r}; give the model that it was made from")
     if model_types is not None and config.model_type not in model_types:

@@ -49,12 +49,17 @@ def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = Fal
 
     Returns:
         The same model.
+
+    Raises:
+        ValueError: its layers are 4-bit, as its config said, and the weights in its files are not.
     """
     import_bitsandbytes()
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn import Linear4bit, Params4bit
 
     model.requires_grad_(False)
     layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    if not all(isinstance(layer.weight, Params4bit) for layer in layers):
+        raise ValueError("its quantization_config says that the weights are quantised already, and they are not")
     for layer in layers:
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
