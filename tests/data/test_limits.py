@@ -83,3 +83,16 @@ def test_an_interval_that_leaves_out_the_end_of_an_epoch_is_told(interval, phase
         *phases,
         *(["idm"] if phases else []),
     }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"check_val_every_n_epoch": 2},
+        {"check_val_every_n_epoch": None, "val_check_interval": 3},
+        {"val_check_interval": "00:00:00:01"},
+    ],
+)
+def test_validation_that_leaves_out_phases_is_told(options, tmp_path, gemma_path):
+    with pytest.warns(UserWarning, match="no row of those"), pytest.raises(Loads):
+        run("fit", tmp_path, gemma_path, **options)

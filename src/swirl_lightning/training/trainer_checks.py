@@ -38,7 +38,7 @@ def check_trainer(trainer: Trainer) -> None:
     Raises:
         ValueError: one lies outside its range, or SWIRL cannot be trained with the strategy.
     """
-    interval = trainer.val_check_interval
+    interval = getattr(trainer, "val_check_interval", None)  # Lightning sets none for a time
     sanity = min(trainer.num_sanity_val_steps, 2**31)  # infinite where all batches are asked for
     limits = {"min_epochs": trainer.min_epochs, "min_steps": trainer.min_steps, "num_sanity_val_steps": sanity}
     check_ranges(
