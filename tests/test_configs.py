@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -38,6 +39,17 @@ def launch(path):
 def files(words):
     """The configs that are laid over each other, the last on top."""
     return [FOLDER.parent / word for flag, word in itertools.pairwise(words) if flag == "-c"]
+
+
+def merged(paths):
+    """The settings of configs that are laid over each other."""
+
+    def lay(below, above):
+        if not (isinstance(below, dict) and isinstance(above, dict)):
+            return above
+        return below | {key: lay(below.get(key), value) for key, value in above.items()}
+
+    return functools.reduce(lay, [yaml.safe_load(path.read_text()) for path in paths])
 
 
 def build(path, *args):
@@ -177,7 +189,7 @@ PAPER = {  # pairs a step, learning rate of RL, its warm-up steps, group sizes, 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_hyperparameters(name):
-    config = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    config = merged(files(launch(FOLDER / f"{name}.yaml")))
     batch, rate, steps, groups, iterations, pairs = PAPER[name]
     model, data, switch = config["model"]["init_args"], config["data"]["init_args"], config["phase_switch"]
     backbone, images = model["backbone"]["init_args"], name.startswith("liquid")

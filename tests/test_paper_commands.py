@@ -81,6 +81,8 @@ def run(command, small, warm, folder):
     options = [*words[2 * len(configs) :], "--trainer.default_root_dir", folder]
     if task == "fit":
         config = [small(folder, configs[0]), *(ROOT / overlay for overlay in configs[1:])]
+        for phase in ("fwm", "idm"):  # a phase has one step here
+            options += [f"--model.optim.{phase}.warmup", "0"]
     else:  # a run's config, or one that no run has yet
         config = [warm / "config.yaml" if configs[0].startswith("runs/") else small(folder, configs[0])]
     layers = [word for path in config for word in ("-c", path)]
