@@ -20,7 +20,7 @@ from swirl_lightning.callbacks.transition_images import CELL, image_grid
 from swirl_lightning.data.token_cache import state_key
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import MODES
-from swirl_lightning.files import remove_ranks, whole_file
+from swirl_lightning.files import remove_ranks, whole_file, written_to
 from swirl_lightning.generation_store import GenerationStore
 from swirl_lightning.results.table import CONTACT_SHEET
 from swirl_lightning.transition import State, Transition
@@ -134,7 +134,8 @@ class Predictions(Callback):
             file.write(json.dumps(meta | entry, ensure_ascii=False) + "\n")
             if isinstance(state, Image.Image) and isinstance(row.before, Image.Image):
                 self._keep_for_sheet(mode, row, state, guess)
-        self._file(mode).flush()
+        with written_to(self._file(mode).name):
+            self._file(mode).flush()
 
     def _shown(self, state: State | None, name: str | None = None) -> str | None:
         """Words, or the name of the file that an image is written to: of a name of its own, or by its content, once."""

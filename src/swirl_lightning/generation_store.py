@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swirl_lightning.engine.grammar import TokenIds
+from swirl_lightning.files import written_to
 
 
 class GenerationStore:
@@ -59,7 +60,7 @@ class GenerationStore:
         self._known.update(zip(keys, samples, strict=True))
         self.folder.mkdir(parents=True, exist_ok=True)
         whole = not self._path.exists() or self._path.read_bytes()[-1:] in (b"", b"\n")
-        with open(self._path, "a", encoding="utf-8") as file:
+        with written_to(self._path), open(self._path, "a", encoding="utf-8") as file:
             file.write("" if whole else "\n")
             for key, ids in zip(keys, samples, strict=True):
                 file.write(json.dumps({"key": key, "ids": ids}) + "\n")

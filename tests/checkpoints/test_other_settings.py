@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from support.cli import config, here
+from support.small_disk import room_for
 
 
 def test_a_finished_run_makes_up_for_an_export_it_was_killed_in(run, tmp_path, gemma_path):
@@ -83,3 +84,15 @@ def test_a_configuration_cut_short_is_no_obstacle_to_a_resume(run, tmp_path, gem
     with pytest.warns(UserWarning, match="config_until_step_2"):
         here("fit", "-c", config(tmp_path, gemma_path), "--ckpt_path", "last", "--trainer.max_steps", "3")
     assert yaml.safe_load(described.read_text())["model"]
+
+
+def test_a_full_disk_cuts_no_configuration(run, tmp_path, gemma_path, capsys):
+    shutil.copytree(run.parents[1], tmp_path / "runs")
+    described = tmp_path / "runs" / "r" / "config.yaml"
+    before = described.read_bytes()
+    on = ("--ckpt_path", "last", "--trainer.max_steps", "3", "--trainer.gradient_clip_val", "0.5")
+    alone = ("--trainer.logger", "false", "--trainer.default_root_dir", described.parent)  # no other file is written
+    with room_for(len(before) // 2), pytest.raises(SystemExit) as end:
+        here("fit", "-c", config(tmp_path, gemma_path), *on, *alone)
+    assert "config_until_step_2.yaml" in str(end.value.code)
+    assert [path.read_bytes() for path in described.parent.glob("*config*")] == [before]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from yaml import YAMLError
 
+from swirl_lightning.files import whole_file
 from swirl_lightning.yaml_files import load
 
 
@@ -24,47 +24,60 @@ class SaveConfig(SaveConfigCallback):
     on with other settings, the file of the steps before is kept as ``config_until_step_<n>.yaml``.
     """
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration to a file named by the command, as Lightning does; not yet in a fit."""
-        if stage != "fit":
-            self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
-            super().setup(trainer, pl_module, stage)
-
     _written = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the configuration to a file named by the command; not yet in a fit."""
+        if stage != "fit":
+            self._save(trainer, _folder(trainer) / f"config_{TrainerFn(stage).value}.yaml")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what a training that begins is done with."""
         self._written = not trainer.global_step
         if self._written:
-            self._write(trainer, pl_module)
+            self._write(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Write what a training that goes on is done with."""
         if not self._written:
             self._written = True
-            self._write(trainer, pl_module)
+            self._write(trainer)
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        path = Path(trainer.log_dir or trainer.default_root_dir, self.config_filename)
-        step = trainer.global_step
-        kept = None
+    def _write(self, trainer: Trainer) -> None:
+        path, step = _folder(trainer) / self.config_filename, trainer.global_step
         if trainer.is_global_zero and step and path.is_file():
-            names = (f"{path.stem}_until_step_{step}{n}{path.suffix}" for n in chain([""], map("_{}".format, count(2))))
-            kept = next(place for name in names if not (place := path.with_name(name)).exists())
-            shutil.copy(path, kept)
-        super().setup(trainer, pl_module, "fit")
-        if kept is None:
-            return
-        if _settings(kept) == _settings(path):
-            kept.unlink()
-        else:
-            rank_zero_warn(f"the training goes on with other settings than before: those are kept as {kept}")
+            before = path.read_bytes()
+            if _settings(before) != _settings(self._content()):
+                kept = _free(path.with_name(f"{path.stem}_until_step_{step}{path.suffix}"))
+                with whole_file(kept) as file:
+                    file.write(before)
+                rank_zero_warn(f"the training goes on with other settings than before: those are kept as {kept}")
+        self._save(trainer, path)
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        if trainer.is_global_zero:
+            with whole_file(path) as file:
+                file.write(self._content())
+
+    def _content(self) -> bytes:
+        return self.parser.dump(self.config, skip_none=False).encode()
 
 
-def _settings(path: Path) -> Any:
+def _folder(trainer: Trainer) -> Path:
+    """Return the folder of the run. Collective."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _free(path: Path) -> Path:
+    """Return the path, or the first of ``NAME_2``, ``NAME_3``, ... that is not there."""
+    others = (path.with_stem(f"{path.stem}_{n}") for n in count(2))
+    return next(place for place in chain([path], others) if not place.exists())
+
+
+def _settings(content: bytes) -> Any:
     """Return what a configuration sets, wherever its run lies and goes on from; None where it is cut or broken."""
     try:
-        found = load(path.read_text(encoding="utf-8"))
+        found = load(content.decode())
     except (YAMLError, UnicodeDecodeError):
         return None
     if not isinstance(found, dict) or not isinstance(trainer := found.get("trainer"), dict):

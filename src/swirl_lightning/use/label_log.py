@@ -12,7 +12,7 @@ from statistics import quantiles
 from typing import Any
 
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, parse_object, read_settings
-from swirl_lightning.files import whole_file
+from swirl_lightning.files import whole_file, written_to
 
 LABELLED, SETTINGS = "labelled.jsonl", "settings.json"
 CONFIDENCES = ("log_prob", "agreement")
@@ -98,7 +98,7 @@ class LabelLog:
     def add(self, lines: Iterable[dict[str, Any]], rank: int) -> None:
         """Write the lines of a batch at once."""
         path = self.folder / f"all-rank{rank}.jsonl"
-        with open(path, "ab+") as file:
+        with written_to(path), open(path, "ab+") as file:
             if file.tell() and _last_byte(file) != b"\n":
                 file.write(b"\n")  # after a line that was cut short
             file.write("".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines).encode())
