@@ -1,4 +1,4 @@
-"""The memory that a run will need, printed before it starts."""
+"""The memory that a training will need, printed before it starts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.memory import GIB, LongestPair, MemoryEstimate, MicroBatch, report
-from swirl_lightning.schedule import WARMUP, PhaseName, PhaseSchedule
+from swirl_lightning.schedule import PhaseName, PhaseSchedule
 
 
 class MemoryReport(Callback):
     """Prints parameters, bytes and the estimated peak before training, and warns if that does not fit.
 
-    The longest states of a few transitions and the longest completions that may be generated are assumed. Takes a few
-    forward and backward passes with one and with two pairs; see :func:`swirl_lightning.memory.report`.
+    Validation is left out: ``data.eval_batch_size`` bounds what it takes.
+
+    The longest states of a few transitions of each split and the longest completions that may be generated are
+    assumed. Takes a few forward and backward passes with a few rows; see :func:`swirl_lightning.memory.report`.
 
     Args:
-        samples: number of transitions among which the longest states are sought.
+        samples: number of transitions of each split among which the longest states are sought.
 
     Attributes:
         estimate: the printed estimate, None before that and on other ranks than 0.
@@ -45,9 +47,9 @@ class MemoryReport(Callback):
         data = getattr(trainer, "datamodule", None)
         if not trainer.is_global_zero or not isinstance(data, TransitionDataModule):
             return
-        schedule: PhaseSchedule = pl_module.schedule
-        last = schedule.warmup_epochs + len(schedule.phases) if schedule.iterations != 0 else schedule.epochs
-        phases = [schedule.at(epoch).name for epoch in range(trainer.current_epoch, last or 0)]
+        phases = _phases(pl_module.schedule, trainer)
+        if not phases:
+            return
         # within max_cached_tokens, the rollouts of an optimiser step are sampled together
         together = data.accumulation(PhaseName.ONE) if pl_module.max_cached_tokens else 1
         batch = MicroBatch(
@@ -56,7 +58,16 @@ class MemoryReport(Callback):
             labelled=data.labelled_per_batch,
             sampled=together * data.batch_size,
         )
-        self.estimate = report(pl_module, batch, self._longest(pl_module, data, WARMUP in phases), phases)
+        device, engine = pl_module.device, pl_module.models.engine
+        try:  # without a trace in random states, of parts that load or of dropout
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                self.estimate = report(pl_module, batch, self._longest(pl_module, data), phases)
+        except torch.OutOfMemoryError as error:
+            rank_zero_warn(f"the memory of the training is not estimated, for a few rows alone do not fit: {error}")
+            return
+        finally:
+            for budget in (engine.scoring_budget, engine.sampling_budget):
+                budget.reset()
         rank_zero_info(str(self.estimate))
         if pl_module.device.type == "cuda":
             there = torch.cuda.get_device_properties(pl_module.device).total_memory
@@ -67,7 +78,13 @@ class MemoryReport(Callback):
                     "max_cached_tokens, or turn backbone.gradient_checkpointing on"
                 )
 
-    def _longest(self, module: Any, data: TransitionDataModule, labelled: bool) -> LongestPair:
-        rows = data.split("warmup") if labelled else data.pairs(0)
-        before, after = module.encode_pairs([rows[n] for n in range(min(self.samples, len(rows)))])
+    def _longest(self, module: Any, data: TransitionDataModule) -> LongestPair:
+        before, after = module.encode_pairs(data.sample("fit", self.samples))
         return LongestPair(max(before, key=len), max(after, key=len))
+
+
+def _phases(schedule: PhaseSchedule, trainer: Trainer) -> list[PhaseName]:
+    """List the phases that will run: of the warm-up, if some is left, and of the next iteration."""
+    begin, end = trainer.current_epoch, max(trainer.current_epoch, schedule.warmup_epochs) + len(schedule.phases)
+    limits = [limit for limit in (schedule.epochs, trainer.max_epochs) if limit is not None and limit >= 0]
+    return [schedule.at(epoch).name for epoch in range(begin, min([end, *limits]))]

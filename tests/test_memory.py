@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +14,15 @@ from support.tiny import gemma_folder, text_backbone
 from support.trainers import quiet_trainer
 from swirl_lightning import SWIRL, AdapterConfig, GRPOConfig, Transition
 from swirl_lightning.callbacks import MemoryReport, PhaseSwitch
+from swirl_lightning.callbacks.memory_report import _phases
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.engine.tensor_memory import peak_of
 from swirl_lightning.memory import LongestPair, MicroBatch, _Estimator, size_of
 from swirl_lightning.roles import Role
+from swirl_lightning.rollout_engines import Generate
+from swirl_lightning.training.learners import BestOfN
 
 CPU = torch.device("cpu")
 HIDDEN, LAYERS, RANK = 128, 2, 8
@@ -49,7 +53,7 @@ def swirl(folder, **kwargs):
     names = ("quantization", "gradient_checkpointing", "dequantize_once", "speculative")
     options = {k: kwargs.pop(k) for k in names if k in kwargs}
     backbone = text_backbone(folder, max_state_tokens=48, max_action_tokens=12, **options)
-    return SWIRL(backbone, grpo=GRPOConfig(group_size=6), lora=AdapterConfig(r=RANK), **kwargs)
+    return SWIRL(backbone, lora=AdapterConfig(r=RANK), **{"grpo": GRPOConfig(group_size=6)} | kwargs)
 
 
 def test_a_4_bit_base_counts_as_many_parameters_as_a_plain_one(folder):
@@ -76,14 +80,18 @@ def test_peak_counts_what_lives_at_once():
 
 
 @pytest.mark.parametrize(
-    ("phase", "kwargs"),
+    ("phase", "kwargs", "sizes"),
     [
-        ("fwm", {"quantization": "nf4", "anchor_weight": 0.5}),
-        ("idm", {"quantization": None, "gradient_checkpointing": True}),
-        ("warmup", {"quantization": "nf4"}),
+        ("fwm", {"quantization": "nf4", "anchor_weight": 0.5}, {}),
+        ("fwm", {"quantization": None, "grpo": GRPOConfig(group_size=2)}, {"batch_size": 1, "labelled_per_batch": 4}),
+        ("fwm", {"quantization": None, "rollout_engine": Generate(), "max_tokens_per_forward": 300}, {"batch_size": 4}),
+        ("fwm", {"quantization": None, "learner": BestOfN(threshold=-100.0)}, {"batch_size": 4}),
+        ("bootstrap", {"quantization": None}, {"labelled_per_batch": 4}),
+        ("idm", {"quantization": None, "gradient_checkpointing": True}, {}),
+        ("warmup", {"quantization": "nf4"}, {}),
     ],
 )
-def test_the_estimate_is_within_a_quarter_of_what_training_takes(folder, tmp_path, phase, kwargs):
+def test_the_estimate_is_within_a_quarter_of_what_training_takes(folder, tmp_path, phase, kwargs, sizes):
     module, callback = swirl(folder, **kwargs), MemoryReport(samples=2)
     switch = PhaseSwitch(1, iterations=0) if phase == "warmup" else PhaseSwitch(0, [phase], 1)
 
@@ -93,7 +101,7 @@ def test_the_estimate_is_within_a_quarter_of_what_training_takes(folder, tmp_pat
     module.configure_model()
     before = {k: v.clone() for k, v in module.adapters.state_dict().items()}
     random_state = torch.get_rng_state()
-    data = Letters(batch_size=2, warmup_batch_size=4)
+    data = Letters(**{"batch_size": 2, "warmup_batch_size": 4} | sizes)
     trainer(callback, limit_train_batches=0).fit(module, data)
     assert callback.estimate is not None
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -137,11 +145,61 @@ def test_masks_count_as_often_as_attention_copies_them(narrow, dtype, attention,
         assert told == pytest.approx(peak_of(run, CPU), rel=0.25)
 
 
+@pytest.mark.parametrize("long", ["warmup", "state_only", "validation"])
+def test_the_longest_states_may_be_in_any_split(folder, tmp_path, long):
+    class Uneven(Letters):
+        def load_split(self, split):
+            rows = super().load_split(split)
+            return rows if split == long else [Transition("ab", "ba", "a", id=row.id) for row in rows]
+
+    class Noted(MemoryReport):
+        def _longest(self, module, data):
+            self.longest = super()._longest(module, data)
+            return self.longest
+
+    callback = Noted()
+    run = quiet_trainer(tmp_path, PhaseSwitch(1, iterations=1), callback, max_epochs=-1, limit_train_batches=0)
+    run.fit(swirl(folder, quantization=None), Uneven(batch_size=2))
+    assert (len(callback.longest.before), len(callback.longest.after)) == (47, 47)
+
+
+@pytest.mark.parametrize(
+    ("switch", "epoch", "max_epochs", "told"),
+    [
+        (PhaseSwitch(5, ["fwm", "idm"], 3), 0, -1, ["warmup"] * 5 + ["fwm", "idm"]),
+        (PhaseSwitch(5, ["fwm", "idm"], 3), 4, None, ["warmup", "fwm", "idm"]),
+        (PhaseSwitch(5, ["fwm", "idm"], 3), 9, -1, ["fwm", "idm"]),
+        (PhaseSwitch(5, ["fwm", "idm"], None), 10, -1, ["idm", "fwm"]),
+        (PhaseSwitch(5, ["fwm", "idm"], 3), 11, -1, []),
+        (PhaseSwitch(5, ["fwm", "idm"], 3), 0, 1, ["warmup"]),
+        (PhaseSwitch(5, ["fwm"], 0), 0, -1, ["warmup"] * 5),
+    ],
+)
+def test_the_phases_that_will_run(switch, epoch, max_epochs, told):
+    assert _phases(switch.schedule, SimpleNamespace(current_epoch=epoch, max_epochs=max_epochs)) == told
+
+
+def test_memory_that_runs_out_in_the_report_is_told(folder, tmp_path, monkeypatch):
+    """Training may find a way with less at a time, and begins with its own budget."""
+
+    def none_left(*args, **kwargs):
+        module.models.engine.scoring_budget.tokens = 7
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr("swirl_lightning.memory._Estimator.steps", none_left)
+    module, callback = swirl(folder, quantization=None), MemoryReport(samples=1)
+    run = quiet_trainer(tmp_path, PhaseSwitch(1, iterations=0), callback, max_epochs=-1, limit_val_batches=0)
+    with pytest.warns(UserWarning, match="not estimated, for a few rows alone do not fit: none left"):
+        run.fit(module, Letters(batch_size=1))
+    assert callback.estimate is None
+    assert module.models.engine.scoring_budget.tokens is None
+
+
 def test_the_report_names_what_it_counts(folder, tmp_path, caplog):
     module, callback = swirl(folder, shared_weights=True), MemoryReport(samples=1)
     with caplog.at_level("INFO"):
         switch = PhaseSwitch(1, iterations=1)
-        run = quiet_trainer(tmp_path, switch, callback, fast_dev_run=True, limit_val_batches=0)
+        run = quiet_trainer(tmp_path, switch, callback, max_epochs=-1, limit_train_batches=0, limit_val_batches=0)
         run.fit(module, Letters(batch_size=1))
     estimate = callback.estimate
     assert set(estimate.steps) == {

@@ -1,4 +1,4 @@
-"""Memory of a run: parameters and bytes of the base and the adapters, and the estimated peak of training."""
+"""Memory of a training: parameters and bytes of the base and the adapters, and the estimated peak."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from swirl_lightning.engine.grammar import Grammar, TokenIds
-from swirl_lightning.engine.quantization import dense_bytes
+from swirl_lightning.engine.quantization import dense_bytes, merged_bytes
 from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.engine.speculative import LARGEST_WINDOW, PASS_TOKENS
 from swirl_lightning.engine.tensor_memory import PeakMemory, peak_of
 from swirl_lightning.engine.vocabulary import logits_per_chunk
 from swirl_lightning.roles import Role
+from swirl_lightning.rollout_engines import SharedPrompts
 from swirl_lightning.schedule import WARMUP, PhaseName
 
 if TYPE_CHECKING:
@@ -216,39 +217,39 @@ class _Estimator:
     def steps(self, batch: MicroBatch, phases: Sequence[PhaseName]) -> dict[str, int]:
         """Estimate the bytes that each part of the phases adds."""
         found: dict[str, int] = {}
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):  # leave no trace in random states
-            if WARMUP in phases:
-                found["warmup"] = self._supervised(batch.warmup, self.module.roles)
-            if PhaseName.BOOTSTRAP in phases:
-                found["bootstrap"] = self._supervised(batch.pairs, (Role.FWM,), batch.labelled)
-            for phase, role, judge in ((PhaseName.ONE, Role.FWM, Role.IDM), (PhaseName.TWO, Role.IDM, Role.FWM)):
-                if phase in phases:
-                    size = self.module.group_size(role)
-                    found[f"{role} rollout"] = self._rollout(role, batch.sampled, size)
-                    found[f"{role} reward"] = self._reward(judge, batch.pairs, size)
-                    found[f"{role} update"] = self._update(role, batch, size)
+        if WARMUP in phases:
+            found["warmup"] = self._supervised(batch.warmup, self.module.roles)
+        if PhaseName.BOOTSTRAP in phases:
+            found["bootstrap"] = self._supervised(batch.pairs, (Role.FWM,), batch.labelled)
+        for phase, role, judge in ((PhaseName.ONE, Role.FWM, Role.IDM), (PhaseName.TWO, Role.IDM, Role.FWM)):
+            if phase in phases:
+                size = self.module.group_size(role)
+                found[f"{role} rollout"] = self._rollout(role, batch.sampled, size)
+                found[f"{role} reward"] = self._reward(judge, batch.pairs, size)
+                found[f"{role} update"] = self._update(role, batch, size)
         return found
 
     # ---- parts of a step -------------------------------------------------------------------------
-    def _supervised(self, pairs: int, roles: Sequence[Role], labelled: int = 0) -> int:
-        """Estimate SFT: graphs of all models, and of labelled triples, live until the backward pass."""
+    def _supervised(self, pairs: int, roles: Sequence[Role], beside: int = 0) -> int:
+        """Estimate SFT: graphs of all models, and of the rows beside, live until the backward pass."""
 
         def run(groups: int, size: int) -> dict[Role, LogProbs]:
             return {role: self._log_prob(role, groups * size, 1, training=True) for role in roles}
 
-        passes = self._passes(run, 1, pairs, training=True)
-        return self._trained(passes, roles, 1, pairs) + self._beside(passes, labelled)
+        passes = self._passes(run, pairs, training=True)
+        return self._trained(passes, roles, 1, pairs) + self._beside(passes, beside)
 
     def _update(self, role: Role, batch: MicroBatch, size: int) -> int:
         """Estimate a policy update, beside which the graphs of the anchor and of labelled triples are kept."""
+        beside = batch.labelled + (batch.pairs if role == Role.FWM and self.module.anchor_weight > 0 else 0)
+        if self.module.learner.trains_one:
+            return self._supervised(batch.pairs, (role,), beside)
 
         def run(groups: int, size: int) -> dict[Role, LogProbs]:
             return {role: self._log_prob(role, groups, size, training=True)}
 
-        passes = self._passes(run, batch.pairs, size, training=True)
-        anchors = batch.pairs if role == Role.FWM and self.module.anchor_weight > 0 else 0
-        return self._trained(passes, (role,), batch.pairs, size) + self._beside(passes, anchors + batch.labelled)
+        passes = self._passes(run, size, training=True)
+        return self._trained(passes, (role,), batch.pairs, size) + self._beside(passes, beside)
 
     def _trained(self, passes: _Passes, roles: Sequence[Role], groups: int, size: int) -> int:
         """Estimate a backward pass; the head's temporaries are gone before that of the layers."""
@@ -257,12 +258,13 @@ class _Estimator:
         return max(passes.at(passes.peaks, tokens), passes.at(passes.kept, tokens) + heads)
 
     def _beside(self, passes: _Passes, rows: int) -> int:
-        """Estimate what graphs of other rows keep, each with a prompt of its own."""
-        return round(passes.slope(passes.kept) * rows * (passes.shared + passes.own))
+        """Estimate what graphs of other rows keep, each with a prompt of its own; beyond the budget they run again."""
+        tokens = rows * (passes.shared + passes.own)
+        return 0 if self.budget is not None and tokens > self.budget else round(passes.slope(passes.kept) * tokens)
 
     def _reward(self, judge: Role, pairs: int, size: int) -> int:
         """Estimate a reward: log-probability of one action or state under each of a group's conditions."""
-        passes = self._passes(lambda *shape: {judge: self._log_prob(judge, *shape)}, pairs, size)
+        passes = self._passes(lambda *shape: {judge: self._log_prob(judge, *shape)}, size)
         tokens = self._at_once(passes, pairs, size)
         # nothing of a layer is kept
         return max(passes.at(passes.peaks, tokens), self._logits(judge, pairs * size, tokens))
@@ -275,9 +277,10 @@ class _Estimator:
             return _contents(actions, count) if role == Role.FWM else [self.longest.after] * count
 
         prompt, longest = len(model.prompts([self.longest.before], conditions(1))[0]), model.grammar.max_length
-        budget = self.module.max_cached_tokens or self.budget
-        if budget is not None:
-            shared, own = (prompt, longest) if self.shares else (0, prompt + longest)
+        ours = isinstance(self.models.rollout_engine, SharedPrompts)
+        shares, budget = self.shares and ours, self.module.max_cached_tokens or self.budget
+        if ours and budget is not None:
+            shared, own = (prompt, longest) if shares else (0, prompt + longest)
             pairs = max(1, min(pairs, budget // (shared + size * own)))
             size = size if pairs > 1 else min(size, max(1, (budget - shared) // own))
         short = model.within(replace(model.grammar, max_length=2, forced=()))
@@ -291,10 +294,16 @@ class _Estimator:
         if pairs > 2:
             total += (peak_of(lambda: run(3), self.device) - total) * (pairs - 2)
         per_token, layers = model.cache_bytes()
-        cached = pairs * size * longest * per_token
-        if not self.shares:  # a layer grows by being copied
-            cached += (cached + pairs * size * prompt * per_token) // layers
-        return total + cached + self._drafted(role, pairs * size)
+        rollouts = pairs * size
+        prompts, cached = (pairs if shares else rollouts) * prompt * per_token, rollouts * longest * per_token
+        if not shares:  # a layer grows by being copied
+            cached += (prompts + cached) // layers
+        drawing = max(self._drawing(role, rollouts), self._drafted(role, rollouts) if shares else 0)
+        return max(total, merged_bytes(self.module) + prompts + cached + drawing)
+
+    def _drawing(self, role: Role, tokens: int) -> int:
+        """Compute the bytes of the logits that tokens are drawn from."""
+        return tokens * len(self.models.vocabulary(role)) * _DRAW_BYTES
 
     def _drafted(self, role: Role, rollouts: int) -> int:
         """Estimate a pass that runs drafts: its layers, masks of attention, and logits."""
@@ -304,10 +313,9 @@ class _Estimator:
         tokens = min(PASS_TOKENS, rollouts * min(LARGEST_WINDOW, longest))
         decoder = self.module.adapters.model.config.get_text_config(decoder=True)
         mask = tokens * longest * (decoder.num_attention_heads + 1) * self.module.backbone.dtype.itemsize
-        passes = self._passes(lambda *shape: {role: self._log_prob(role, *shape)}, 1, rollouts)
-        vocabulary = len(self.models.vocabulary(role))
-        drawing = min(tokens, logits_per_chunk(self.device) // vocabulary) * vocabulary * _DRAW_BYTES
-        return max(drawing, mask + max(0, passes.at(passes.peaks, tokens)))
+        passes = self._passes(lambda *shape: {role: self._log_prob(role, *shape)}, rollouts)
+        drawn = min(tokens, logits_per_chunk(self.device) // len(self.models.vocabulary(role)))
+        return max(self._drawing(role, drawn), mask + max(0, passes.at(passes.peaks, tokens)))
 
     # ---- passes ----------------------------------------------------------------------------------
     def _log_prob(self, role: Role, pairs: int, size: int, training: bool = False) -> LogProbs:
@@ -326,14 +334,14 @@ class _Estimator:
         condition = _contents(actions, pairs) if role == Role.FWM else [self.longest.after] * pairs
         return model.within(self._narrow[role]).log_prob(_contents(own, count), x, condition, training=True)
 
-    def _passes(self, run: _Run, groups: int, size: int, training: bool = False) -> _Passes:
-        """Measure passes over parts of some groups, and their backward passes if ``training``."""
+    def _passes(self, run: _Run, size: int, training: bool = False) -> _Passes:
+        """Measure passes over rows of groups of ``size``, and their backward passes if ``training``."""
         run(1, 1)  # what is made once and stays is not part of a step
         one, few = self._scored_at_once, min(size, 2)
         # of several rows, since rows of one length have no mask
         measured = [self._measured(run, 1, few, training)]
         two = self._scored_at_once
-        measured += [self._measured(run, *((1, 4) if size >= 4 else (min(groups, 2), size)), training)]
+        measured += [self._measured(run, *((1, 4) if size >= 4 else (2, size)), training)]
         tokens, kept, peaks = zip(*measured, strict=True)
         own = two - one if few == 2 else one
         return _Passes(one - own, own, tokens, kept, peaks)

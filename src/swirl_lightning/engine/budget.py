@@ -60,6 +60,10 @@ class TokenBudget:
         self.tokens, self.option, self.largest = tokens, option, 0
         self._given, self._fitted = tokens, 0
 
+    def reset(self) -> None:
+        """Forget that memory ran out: take the limit that was given."""
+        self.tokens, self._fitted = self._given, 0
+
     def run(
         self, groups: Sequence[Group], work: Callable[[list[Group], bool], Result]
     ) -> list[tuple[list[int], Result]]:

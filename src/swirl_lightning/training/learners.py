@@ -46,9 +46,11 @@ class Learner(ABC):
     Attributes:
         untrimmed: rollouts are drawn without top-p and top-k unless ``fwm_sampling`` or ``idm_sampling`` say
             otherwise, since the loss holds their probability under the policy that sampled them.
+        trains_one: one rollout of a group is trained on at most, with a prompt of its own.
     """
 
     untrimmed = False
+    trains_one = False
 
     @abstractmethod
     def advantages(self, policy: Policy, samples: Sequence[Samples], rewards: Sequence[Tensor]) -> list[Tensor]:
@@ -127,6 +129,8 @@ class BestOfN(Learner):
     Args:
         threshold: in the reward's unit: with :class:`MeanLogProb`, nats per token.
     """
+
+    trains_one = True
 
     def __init__(self, threshold: float = -0.1) -> None:
         self.threshold = threshold
