@@ -235,7 +235,9 @@ class Adapters:
                 f"{len(wrong)} of another shape {wrong[:3]}. "
                 "Use the same model_name_or_path, shared_weights and lora settings as the run that wrote it."
             )
-        broken = [k for k in own if not (state[k].is_floating_point() and state[k].isfinite().all())]
+        broken = [
+            k for k, p in own.items() if not (state[k].is_floating_point() and state[k].to(p.dtype).isfinite().all())
+        ]
         if broken:
             raise ValueError(
                 f"{len(broken)} of {len(own)} adapter tensors in the checkpoint hold other values than finite numbers, "

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -70,22 +70,42 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """A new folder that takes the place of ``path`` when the block ends: until then, what stood there stays.
 
     Folders cannot be exchanged in one step: a process that is killed in between leaves the old one as ``.NAME.old``.
+    Who else writes one beside it waits.
     """
     path = Path(path)
-    partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
-    for left in (partial, old):
-        shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    for place, _, names in os.walk(partial):
-        for name in names:
-            _sync(Path(place, name))
-        _sync(Path(place))
-    if path.exists():
-        path.rename(old)
-    partial.rename(path)
-    _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone_in(path.parent):
+        partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        for place, _, names in os.walk(partial):
+            for name in names:
+                _sync(Path(place, name))
+            _sync(Path(place))
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other processes that write a whole folder in this one; not where the system has no locks of folders."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def lock(path: Path, timeout: float = -1) -> FileLock | None:

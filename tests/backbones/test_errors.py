@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from support.tiny import gemma_folder, text_backbone
+from support.tiny_families import CPU, FAMILIES, backbone_of, noise_images
 from swirl_lightning import SWIRL
 from swirl_lightning.backbones.errors import readable
 
@@ -85,7 +86,7 @@ def test_values_of_a_config_are_told_or_can_be_used(broken, folder, key, value):
             r"lack 3 weights \(.*mlp.*would be random",
         ),
         (lambda name, weight: None, "which would be random"),
-        (lambda name, weight: weight * torch.nan, "no usable numbers"),
+        (lambda name, weight: weight * torch.nan, "other values than finite numbers"),
         (lambda name, weight: weight * 0, "no usable numbers"),
     ],
     ids=["without MLPs", "empty", "NaN", "zero"],
@@ -123,6 +124,16 @@ def test_a_base_that_is_quantised_already_is_told(folder, broken, said, told):
         configured(path)
 
 
+def test_weights_that_are_no_finite_numbers_are_told(folder, broken):
+    path = broken("config.json", (folder / "config.json").read_text())
+    weights = load_file(path / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.norm\.weight of .* holds other values than finite numbers") as error:
+        configured(path)
+    assert str(path) in str(error.value)
+
+
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 def test_a_base_that_is_not_quantised_as_it_says_is_told(folder, broken, quantization):
     given = json.loads((folder / "config.json").read_text())
@@ -138,3 +149,36 @@ def test_what_names_the_model_stays_as_it_is():
         with pytest.raises(type(error)) as told, readable("a/b"):
             raise error
         assert told.value is error
+
+
+@pytest.mark.parametrize("name", ["qwen_vl", "smolvlm", "emu3"])
+def test_files_of_an_image_processor_are_told(name, tmp_path):
+    """Values that show in use, and a file that is not there, all before the base is loaded."""
+    path = FAMILIES[name].write(tmp_path)
+    file = path / "preprocessor_config.json"
+    given = json.loads(file.read_text())
+    spoilt = [
+        {"rescale_factor": "x"},
+        {"image_mean": 0.5, "image_std": []},
+        {"image_processor_type": "CLIPImageProcessor"},
+    ]
+    spoilt += [{"rescale_factor": 0}, {"image_mean": [float("nan")] * 3}, {"image_std": [0.0] * 3}]
+    spoilt += [{"patch_size": 0}, {"merge_size": "x"}, {"patch_size": -2}] if name == "qwen_vl" else []
+    for values in spoilt:
+        file.write_text(json.dumps(given | values))
+        with pytest.raises((ValueError, OSError)) as error:
+            backbone_of(name, path, quantization=None).load_model()
+        assert str(path) in str(error.value), values
+    file.unlink()
+    with pytest.raises(OSError, match=str(path)):
+        backbone_of(name, path, quantization=None).load_model()
+
+
+def test_an_image_processor_of_another_base_is_told(tmp_path):
+    path = FAMILIES["qwen_vl"].write(tmp_path)
+    file = path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"patch_size": 4}))
+    backbone = backbone_of("qwen_vl", path, quantization=None)
+    with pytest.raises(ValueError, match="cannot be loaded") as error:
+        backbone._features(backbone.load_model(), noise_images(1), CPU)
+    assert str(path) in str(error.value)

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from swirl_lightning.backbones.errors import readable
+from swirl_lightning.backbones.errors import check_image_processor, readable
 from swirl_lightning.backbones.image_tokens import ImageTokens
 from swirl_lightning.backbones.images import square
 from swirl_lightning.backbones.loading import load_base, load_config, load_tokenizer, misfit
@@ -57,7 +57,13 @@ class Emu3(ImageTokens):
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
         """Load the base without its image tokenizer, which is kept apart, in float32 and in eval mode."""
-        _ = self.code_ids, self.state_grammar, self.tokenizer  # parts that do not fit are named before a long load
+        _ = (
+            self.code_ids,
+            self.state_grammar,
+            self.tokenizer,
+            self._scale,
+        )  # parts that do not fit are named before a long load
+        check_image_processor(self.name, self._pixels, self.resolution)
         model = load_base(self, Emu3ForConditionalGeneration)
         model.model.vqmodel = nn.Identity()  # in train mode its batch norms would read the batch
         return model
@@ -101,8 +107,7 @@ class Emu3(ImageTokens):
 
     def encode_images(self, images: list[Image.Image], device: torch.device) -> Tensor:
         """Encode B images as (B, grid * grid) codes."""
-        squares = [square(image, self.resolution) for image in images]
-        pixels = self._processor.preprocess(squares, do_resize=False, return_tensors="pt")["pixel_values"]
+        pixels = self._pixels([square(image, self.resolution) for image in images])
         sizes = torch.tensor([[self.resolution, self.resolution]] * len(images))
         codes = self._codec_on(device).encode(pixels.to(device), sizes).image_tokens  # B times (grid, grid)
         return torch.stack(list(codes)).flatten(1)
@@ -110,7 +115,7 @@ class Emu3(ImageTokens):
     def decode_images(self, codes: Tensor) -> list[Image.Image]:
         """Decode (B, grid * grid) codes to B images."""
         pixels = self._codec_on(codes.device).decode(codes.unflatten(1, (self.grid, self.grid))).float().cpu()
-        mean, std = (torch.tensor(getattr(self._processor, n)).view(3, 1, 1) for n in ("image_mean", "image_std"))
+        mean, std = self._scale
         arrays = ((pixels * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
         return [Image.fromarray(array) for array in arrays.permute(0, 2, 3, 1).numpy()]
 
@@ -120,6 +125,19 @@ class Emu3(ImageTokens):
             return AutoImageProcessor.from_pretrained(
                 self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
             )
+
+    def _pixels(self, images: list[Image.Image]) -> Tensor:
+        """Scale B images of this backbone's resolution, (B, 3, H, W)."""
+        with readable(self.name):
+            pixels: Tensor = self._processor.preprocess(images, do_resize=False, return_tensors="pt")["pixel_values"]
+            return pixels.view(len(images), 3, self.resolution, self.resolution)
+
+    @cached_property
+    def _scale(self) -> list[Tensor]:
+        """Mean and standard deviation (3, 1, 1) of what pixels were scaled by."""
+        with readable(self.name):
+            found = [getattr(self._processor, name) for name in ("image_mean", "image_std")]
+            return [torch.tensor(part, device="cpu").view(3, 1, 1) for part in found]
 
     def _codec_on(self, device: torch.device) -> Emu3VQVAE:
         """Return the VQ model alone, read from the same checkpoint, in float32 and eval mode."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import nn
 
 _LONGEST_REASON = 300  # characters of a library's message
 
@@ -47,4 +49,33 @@ def refuse_incomplete(name: str, found: dict[str, Any]) -> None:
         raise ValueError(
             f"the files of {name!r} lack {len(lacking)} weights ({first}), which would be random: "
             "the download is incomplete, or the model is of another class"
+        )
+
+
+def refuse_not_finite(name: str, model: nn.Module) -> None:
+    """Raise ValueError if a weight of a model is no finite number: what it predicts would be noise.
+
+    Args:
+        name: of the model.
+        model: as loaded; weights that are quantised tell nothing.
+    """
+    for weight, value in model.named_parameters():
+        packed = hasattr(value, "quant_state") or not value.is_floating_point()
+        if not packed and not value.isfinite().all():
+            raise ValueError(f"the weight {weight} of {name!r} holds other values than finite numbers: load it again")
+
+
+def check_image_processor(name: str, scale: Callable[[list[Image.Image]], torch.Tensor], side: int) -> None:
+    """Raise ValueError if an image processor makes one colour, or no numbers, of every image.
+
+    Args:
+        name: of the model that it belongs to.
+        scale: makes numbers of images.
+        side: of an image in pixels.
+    """
+    black, white = (scale([Image.new("RGB", (side, side), colour)]) for colour in ("black", "white"))
+    if not (black.isfinite().all() and white.isfinite().all()) or torch.equal(black, white):
+        raise ValueError(
+            f"the image processor of {name!r} makes one colour, or no numbers, of every image: image_mean, image_std "
+            "or rescale_factor in preprocessor_config.json is damaged"
         )

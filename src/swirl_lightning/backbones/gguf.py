@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from swirl_lightning.backbones.base import Backbone
-from swirl_lightning.backbones.errors import readable, refuse_incomplete
+from swirl_lightning.backbones.errors import readable, refuse_incomplete, refuse_not_finite
 from swirl_lightning.engine.quantization import prepare_quantized
 
 SUFFIX = ".gguf"
@@ -77,6 +77,7 @@ def load_gguf(backbone: Backbone, auto_class: Any, config: Any) -> PreTrainedMod
             trust_remote_code=backbone.trust_remote_code,
         )
         refuse_incomplete(backbone.name, found)
+        refuse_not_finite(backbone.name, read)
     config.architectures = [type(read).__name__]  # as a folder's config has it: the same base, the same identity
     model = type(read).from_pretrained(
         None,

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import find_adapter_config_file
 
 from swirl_lightning.backbones.base import Backbone
-from swirl_lightning.backbones.errors import readable, refuse_incomplete
+from swirl_lightning.backbones.errors import readable, refuse_incomplete, refuse_not_finite
 from swirl_lightning.backbones.gguf import gguf_path, set_split
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.quantization import import_bitsandbytes, prepare_quantized
@@ -110,6 +110,7 @@ def load_base(backbone: Backbone, auto_class: Any) -> PreTrainedModel:
             trust_remote_code=backbone.trust_remote_code,
         )
         refuse_incomplete(backbone.name, found)
+        refuse_not_finite(backbone.name, model)
         return prepare_quantized(model, backbone.dequantize_once)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, PreTrainedModel
 
-from swirl_lightning.backbones.errors import readable
+from swirl_lightning.backbones.errors import check_image_processor, readable
 from swirl_lightning.backbones.image_trunk import ImageStore, ImageTrunk
 from swirl_lightning.backbones.loading import load_base, load_config, misfit
 from swirl_lightning.backbones.text import TextLLM
@@ -75,6 +75,7 @@ class VLM(TextLLM):
     def load_model(self) -> PreTrainedModel:
         """Load the base, its vision tower unquantised."""
         _ = self.grid, self._marks  # parts that do not fit are named before a long load
+        check_image_processor(self.name, lambda images: self._batch(images)[0], self.resolution)
         return load_base(self, AutoModelForImageTextToText)
 
     def trunk(self, model: nn.Module) -> nn.Module:
@@ -118,16 +119,20 @@ class VLM(TextLLM):
         start = int(self.config.get_text_config().vocab_size)
         return ImageStore(start, self.grid, self.resolution, self.images_kept)
 
+    def _batch(self, images: list[Image.Image]) -> list[Tensor]:
+        """Prepare B images: what the vision tower is called with."""
+        with readable(self.name):
+            if self.config.model_type in SMOL:
+                rows = [[image] for image in images]
+                return [self._processor(rows, do_image_splitting=False, return_tensors="pt")["pixel_values"]]
+            batch = self._processor(images, do_resize=False, return_tensors="pt")
+            return [batch["pixel_values"], batch["image_grid_thw"]]
+
     def _features(self, model: Any, images: list[Image.Image], device: torch.device) -> Tensor:
         """Compute the vision tower's features of B images, (B, grid * grid, H)."""
-        if self.config.model_type in SMOL:
-            batch = self._processor([[image] for image in images], do_image_splitting=False, return_tensors="pt")
-            found = model.get_image_features(batch["pixel_values"].to(device)).pooler_output
-        else:
-            batch = self._processor(images, do_resize=False, return_tensors="pt")
-            pixels, sizes = batch["pixel_values"].to(device), batch["image_grid_thw"].to(device)
-            found = model.get_image_features(pixels, sizes).pooler_output
-        features = torch.stack(list(found))
+        given = [part.to(device) for part in self._batch(images)]
+        with readable(self.name):
+            features = torch.stack(list(model.get_image_features(*given).pooler_output))
         if features.shape[1] != self.grid**2:
             misfit(self, f"an image has {features.shape[1]} features, {self.grid**2} were expected; check resolution")
         return features

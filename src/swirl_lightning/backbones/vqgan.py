@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from swirl_lightning.backbones.vqgan_layers import Codebook, Decoder, Encoder
 from swirl_lightning.files import written_to
+from swirl_lightning.torch_files import load_torch
 from swirl_lightning.yaml_files import load
 
 CONFIG_FILE = "vqgan.yaml"
@@ -177,8 +178,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state: Mapping[str, Any] = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            state = load_torch(path, "cpu")
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise VQGANError(
             f"{path} cannot be read as plain tensors ({type(error).__name__}: {str(error)[:200]}); it is "
             "truncated, or pickles more than tensors: download it again or use the published file"

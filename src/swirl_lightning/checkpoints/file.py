@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from packaging.version import InvalidVersion, Version
 
 from swirl_lightning.checkpoints.state import check_parts, chosen_lengths, own_state
 from swirl_lightning.files import whole_file
+from swirl_lightning.torch_files import damaged, load_torch
 
 _OF_ANY = {"state_dict": dict, "loops": dict, "pytorch-lightning_version": str}
 _OF_OURS = {"tokens_seen": int, "rng": list, "updates": list}
@@ -69,15 +69,15 @@ def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist; {beside}")
     try:
-        damaged = _damaged(path)
-        checkpoint = {} if damaged else torch.load(path, map_location="meta", weights_only=True)
+        spoilt = damaged(path)
+        checkpoint = {} if spoilt else load_torch(path, "meta")
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
         raise ValueError(
             f"checkpoint {path} cannot be read ({type(error).__name__}: {reason}); is it complete? {beside}"
         ) from None
-    if damaged is not None:
-        raise ValueError(f"checkpoint {path} is damaged: the checksum of {damaged!r} in it is wrong; {beside}")
+    if spoilt is not None:
+        raise ValueError(f"checkpoint {path} is damaged: the checksum of {spoilt!r} in it is wrong; {beside}")
     try:
         state = own_state(checkpoint)
         check_parts(state, _OF_OURS, "swirl.")
@@ -115,9 +115,3 @@ def _check_counts(found: dict[str, Any], where: str) -> None:
             _check_counts(part, f"{where}.{name}")
         elif not all(type(count) is int and count >= 0 for count in part.values()):
             raise ValueError(f"{where}.{name} holds what is no count: {str(part)[:100]}")
-
-
-def _damaged(path: Path) -> str | None:
-    """Name of the first part of a checkpoint whose bits are not those written: torch does not compare checksums."""
-    with zipfile.ZipFile(path) as file:
-        return file.testzip()

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
@@ -15,6 +14,7 @@ from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.checkpoints.file import check_file
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import as_written, own_state
+from swirl_lightning.torch_files import load_torch
 from swirl_lightning.world_model_module import WorldModelModule
 from swirl_lightning.yaml_files import load
 
@@ -27,7 +27,7 @@ def restore(
 ) -> Module:
     """Load a module: see :meth:`swirl_lightning.SWIRL.load_from_checkpoint`."""
     check_file(path)
-    checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    checkpoint = load_torch(path, map_location)
     if config_path is not None:
         module = from_config(cls, config_path, arguments)
     elif "backbone" in arguments:

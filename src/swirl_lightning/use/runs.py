@@ -66,11 +66,10 @@ class Run:
         Raises:
             ValueError: the checkpoint belongs to another base or other settings.
         """
-        import torch
-
         from swirl_lightning.checkpoints.restore import load_into
+        from swirl_lightning.torch_files import load_torch
 
-        return load_into(model, torch.load(self.checkpoint, map_location=device, weights_only=True))
+        return load_into(model, load_torch(self.checkpoint, device))
 
     def data(self) -> TransitionDataModule:
         """Build the data module of the run's configuration; nothing is read or checked yet.

@@ -1,0 +1,126 @@
+"""Files of torch that would keep their reader for ever."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from swirl_lightning.checkpoints.file import check_file
+from swirl_lightning.torch_files import check, load_torch
+
+
+def doubled(levels: int, kind=list):
+    """A value of a few hundred bytes that stands for 2^levels: each level holds the one below twice."""
+    value = kind((1,))
+    for _ in range(levels):
+        value = kind((value, value))
+    return value
+
+
+def own(value):
+    """A list that holds itself."""
+    value.append(value)
+    return value
+
+
+SHARED = (0.9, 0.999)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": torch.ones(3), "b": [SHARED] * 50, "c": collections.OrderedDict(x=torch.ones(2).half())},
+        {"groups": [{"betas": SHARED, "params": [n]} for n in range(2000)]},
+        doubled(6),
+        [[[]]] * 30_000,
+        list(range(200_000)),
+        (torch.Size([2]), True, None, 2**80, 1.5, "words", torch.float16, {1, 2}),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_writes_is_read(tmp_path, value, zipped):
+    path = tmp_path / "a.pt"
+    torch.save(value, path, _use_new_zipfile_serialization=zipped)
+    assert str(load_torch(path, "cpu")) == str(value)
+
+
+class Mapping:
+    """A dictionary of one entry, as a pickle: here nothing hashes its key."""
+
+    def __init__(self, key):
+        self.key = key
+
+    def __reduce__(self):
+        return collections.OrderedDict, (), None, None, iter([(self.key, 1)])
+
+
+@pytest.mark.parametrize("value", [doubled(60), {"a": {"b": doubled(60)}}, Mapping(doubled(60, tuple)), own([1])])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_values_that_never_end_are_refused(tmp_path, value, zipped):
+    """To print, copy or hash one would not end."""
+    path = tmp_path / "a.pt"
+    torch.save(value, path, _use_new_zipfile_serialization=zipped)
+    assert path.stat().st_size < 20_000
+    with pytest.raises(ValueError, match="would not end"):
+        load_torch(path, "cpu")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x02e.", b"\x80\x02h\x01.", b"\x80\x02]a.", b"no pickle", b"\x80\x02Na."]
+)
+def test_a_broken_pickle_is_told(tmp_path, content):
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/data.pkl", content)
+    with pytest.raises(ValueError):  # noqa: PT011 - in the words of pickletools, or ours
+        check(path)
+
+
+def test_pickles_of_other_protocols_are_followed(tmp_path):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path = tmp_path / f"{protocol}.pt"
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a/data.pkl", pickle.dumps({"a": [SHARED, {2, 3}, frozenset([4]), range(3)]}, protocol))
+        check(path)
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a/data.pkl", pickle.dumps(doubled(60), protocol))
+        with pytest.raises(ValueError, match="would not end"):
+            check(path)
+
+
+def compressed(path):
+    """As no file of torch's is: some kilobytes may then hold what takes hours to read."""
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+
+
+def overlapping(path):
+    """Each of a thousand parts is the largest one."""
+    with zipfile.ZipFile(path, "a") as file:
+        largest = max(file.infolist(), key=lambda part: part.file_size)
+        for n in range(1000):
+            again = copy.copy(largest)
+            again.filename = f"{largest.filename}{n}"
+            file.filelist.append(again)
+        file._didModify = True
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"), [(compressed, "parts are compressed"), (overlapping, "parts are larger than the file")]
+)
+def test_an_archive_that_is_read_for_ever_is_refused(tmp_path, spoil, told):
+    path = tmp_path / "a.ckpt"
+    torch.save({"a": torch.ones(1000)}, path)
+    spoil(path)
+    with pytest.raises(ValueError, match=told):
+        load_torch(path, "cpu")
+    with pytest.raises(ValueError, match=f"a.ckpt cannot be read .*{told}"):
+        check_file(path)
