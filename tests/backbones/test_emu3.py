@@ -68,6 +68,15 @@ def test_parts_that_do_not_fit_are_named(broken):
     edit(folder / "config.json", vq_config=config["vq_config"] | {"codebook_size": CODES + 1})
     with pytest.raises(ValueError, match=f"names {CODES} image codes.*has {CODES + 1}"):
         backbone_of("emu3", folder).load_model()
+    edit(folder / "config.json", vq_config=config["vq_config"] | {"channel_multiplier": []})
+    with pytest.raises(ValueError, match=r"channel_multiplier .* is empty"):
+        _ = backbone_of("emu3", folder).grid
+    code = next(token for token in config["vocabulary_map"] if "visual token" in token)
+    edit(
+        folder / "config.json", vq_config=config["vq_config"], vocabulary_map=config["vocabulary_map"] | {code: 10**12}
+    )
+    with pytest.raises(ValueError, match=r"its vocabulary has the id 1000000000000, and its config.json says"):
+        backbone_of("emu3", folder).load_model()
     edit(folder / "config.json", vocabulary_map=None)
     with pytest.raises(ValueError, match="no vocabulary_map"):
         backbone_of("emu3", folder).load_model()

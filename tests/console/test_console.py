@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from support.cli import here
 from support.processes import run_module
-from swirl_lightning.__main__ import COMMANDS
+from swirl_lightning.__main__ import COMMANDS, main
 from swirl_lightning.console.option_names import mistyped
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.loader import TransitionLoader
@@ -364,3 +364,12 @@ def test_a_preparing_command_tells_a_mistyped_option_before_it_imports_the_libra
     assert len(lines) == len(ended)
     for name, line in zip(ended, lines, strict=True):
         assert line.startswith("error: unrecognized arguments: --bogus"), name
+
+
+@pytest.mark.parametrize("command", [["fit", "--data.warmup"], ["report"], ["label"]])
+def test_a_name_that_is_no_utf_8_is_told(command, monkeypatch):
+    """No configuration could hold it: it was found when the base had been loaded."""
+    monkeypatch.setattr("sys.argv", ["swirl", *command, "runs/\udcff.jsonl"])
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    assert end.value.code == r"error: b'runs/\xff.jsonl' is no UTF-8: rename the file or folder"

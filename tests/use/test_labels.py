@@ -71,6 +71,17 @@ def test_an_idm_alone_labels_without_agreement_and_an_fwm_alone_does_not(gemma_p
         label(SWIRL(text_backbone(gemma_path), roles=("fwm",)), pairs)
 
 
+def test_a_confidence_that_is_no_number_is_told(gemma_path, pairs):
+    model = SWIRL(text_backbone(gemma_path, max_state_tokens=4, max_action_tokens=5))
+    model.configure_model()
+    for parameter in model.adapters.parameters("fwm"):
+        parameter.data.fill_(1e30)
+    with pytest.raises(
+        FloatingPointError, match=f"pair {pairs[0].id!r}: a log-probability .* take an earlier checkpoint"
+    ):
+        label(model, pairs)
+
+
 def test_what_cannot_be_labelled_is_named(model):
     with pytest.raises(ValueError, match="'odd' has no state after"):
         label(model, [Transition("12", None, id="odd")])

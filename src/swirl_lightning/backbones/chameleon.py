@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,7 @@ from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGANConfig, vqgan_fing
 from swirl_lightning.engine.grammar import TokenIds
 
 BOI, EOI = "<racm3:break>", "<eoss>"
-_PREFIX = "IMGIMG"
+_CODE = re.compile("IMGIMG([A-J]+)Z")
 _DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
 
 
@@ -68,9 +69,8 @@ class Chameleon(VQGANTokens):
     # ---- codes -----------------------------------------------------------------------------------
     def code_of(self, token: str) -> int | None:
         """Read the code in a token's name: ``IMGIMGBCDZ`` is 123, since A to J are digits, and Z ends the name."""
-        if not (token.startswith(_PREFIX) and token.endswith("Z")):
-            return None
-        return int(token[len(_PREFIX) : -1].translate(_DIGITS))
+        match = _CODE.fullmatch(token)
+        return int(match[1].translate(_DIGITS)) if match else None
 
     @cached_property
     def vqgan_config(self) -> VQGANConfig:

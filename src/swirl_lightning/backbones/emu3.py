@@ -100,7 +100,9 @@ class Emu3(ImageTokens):
     @cached_property
     def grid(self) -> int:
         """Number of codes along the side of a state."""
-        factor = 2 ** (len(self.config.vq_config.channel_multiplier) - 1)
+        if not (channels := self.config.vq_config.channel_multiplier):
+            misfit(self, "channel_multiplier of the vq_config in its config.json is empty")
+        factor = 2 ** (len(channels) - 1)
         if self.resolution < factor or self.resolution % factor:
             raise ValueError(f"resolution must be a multiple of {factor}, the side of a code, got {self.resolution}")
         return self.resolution // factor

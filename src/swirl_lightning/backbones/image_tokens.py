@@ -93,7 +93,7 @@ class ImageTokens(Backbone):
         """Id of each code, (codebook_size,), on the CPU.
 
         Raises:
-            ValueError: the vocabulary does not name every code of the image tokenizer once.
+            ValueError: the vocabulary does not name every code of the image tokenizer once, or by an id that it has.
         """
         ids = {c: i for token, i in self.vocabulary_map.items() if (c := self.code_of(token)) is not None}
         if sorted(ids) != list(range(self.codebook_size)):
@@ -102,6 +102,9 @@ class ImageTokens(Backbone):
                 f"its vocabulary names {len(ids)} image codes, and its image tokenizer has {self.codebook_size}; "
                 "use the image tokenizer and the config.json (vocabulary_map) of one and the same checkpoint",
             )
+        rows = int(self.config.get_text_config().vocab_size)
+        if beyond := [number for number in ids.values() if type(number) is not int or not 0 <= number < rows]:
+            misfit(self, f"its vocabulary has the id {beyond[0]!r}, and its config.json says that there are {rows}")
         return torch.tensor([ids[code] for code in range(self.codebook_size)], device="cpu")
 
     @cached_property

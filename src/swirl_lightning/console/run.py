@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 MENDABLE = (ValueError, OSError, ImportError, FloatingPointError)
 """Errors whose message tells the user what to change. Others are faults of the program, and keep their traceback."""
@@ -45,6 +45,7 @@ def run_command(main: Callable[[], None]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # tables have letters that the encoding of a file may lack
         sys.stdout.reconfigure(errors="replace")
     try:
+        _check_words(sys.argv[1:])
         main()
     except KeyboardInterrupt:
         if os.environ.get("SWIRL_TRACEBACK"):
@@ -70,6 +71,15 @@ def run_command(main: Callable[[], None]) -> None:
         if not any(words in str(error) for words in _RANK_GONE):
             raise
         sys.exit("error: another rank has ended, and this one with it; look for the message of the other one")
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Raise ValueError if an argument, such as the name of a file, is no UTF-8: no configuration could hold it."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{os.fsencode(word)!r} is no UTF-8: rename the file or folder") from None
 
 
 def printable(text: object) -> str:

@@ -57,6 +57,7 @@ def label(
 
     Raises:
         ValueError: the run has no IDM, a pair has no state after, or one that the backbone does not read.
+        FloatingPointError: a log-probability is no finite number.
 
     Example::
 
@@ -76,7 +77,7 @@ def label(
 
 
 def _label(model: WorldModelModule, pairs: Sequence[Transition], alternatives: int, seed: int) -> list[Label]:
-    count, models, backbone = len(pairs), model.models, model.backbone
+    models, backbone = model.models, model.backbone
     x, y = model.encode_pairs(pairs)
     names = [f"label|{seed}|{pair.id}" for pair in pairs]
     groups = [[z] for z in models.idm.sample(x, y, names, GREEDY).contents]  # B groups of C candidates
@@ -87,10 +88,10 @@ def _label(model: WorldModelModule, pairs: Sequence[Transition], alternatives: i
     words = [[backbone.decode_action(z) for z in group] for group in groups]
     # as a training would read the words; a blank one is scored for the shape's sake and then dropped
     candidates = [backbone.encode_action(text) for group in words for text in group]
-    log_probs = _rows(models.idm.log_prob(candidates, x, y).mean_per_token(), count)
+    log_probs = _rows(models.idm.log_prob(candidates, x, y).mean_per_token(), pairs)
     agreements: list[list[float]] | None = None
     if Role.FWM in model.roles:
-        agreements = _rows(_agreement(model, x, y, candidates), count)
+        agreements = _rows(_agreement(model, x, y, candidates), pairs)
     found = []
     for n, texts in enumerate(words):
         every = [
@@ -108,6 +109,16 @@ def _agreement(model: WorldModelModule, x: list[TokenIds], y: list[TokenIds], ca
     return model.models.fwm.log_prob(y, x, candidates).mean_per_token()
 
 
-def _rows(values: Tensor, count: int) -> list[list[float]]:
-    """(B * C,) as B rows of C numbers, to four decimals: beyond them, batches and devices round differently."""
-    return [[round(value, 4) + 0.0 for value in row] for row in values.view(count, -1).tolist()]
+def _rows(values: Tensor, pairs: Sequence[Transition]) -> list[list[float]]:
+    """(B * C,) as B rows of C numbers, to four decimals: beyond them, batches and devices round differently.
+
+    Raises:
+        FloatingPointError: one is no finite number.
+    """
+    rows = values.view(len(pairs), -1)
+    if broken := [pair.id for pair, row in zip(pairs, rows.isfinite().all(1).tolist(), strict=True) if not row]:
+        raise FloatingPointError(
+            f"pair {broken[0]!r}: a log-probability of its labels is no finite number. The weights of the models are "
+            "damaged, or their training had failed: take an earlier checkpoint"
+        )
+    return [[round(value, 4) + 0.0 for value in row] for row in rows.tolist()]
