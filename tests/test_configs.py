@@ -38,7 +38,8 @@ def launch(path):
 
 def files(words):
     """The configs that are laid over each other, the last on top."""
-    return [FOLDER.parent / word for flag, word in itertools.pairwise(words) if flag == "-c"]
+    *below, last = [FOLDER.parent / word for flag, word in itertools.pairwise(words) if flag == "-c"]
+    return [*(layer for path in below for layer in files(launch(path))), last]
 
 
 def merged(paths):
@@ -104,7 +105,7 @@ def test_a_test_is_of_the_model_that_the_run_trained(path):
     """An overlay changes the data, where results go and how it is evaluated; what it trains with is the run's."""
     if launch(path)[1] != "test":
         return
-    given, (run, _) = yaml.safe_load(path.read_text()), files(launch(path))
+    given, (*_, run, _) = yaml.safe_load(path.read_text()), files(launch(path))
     assert set(given.get("model", {}).get("init_args", {})) <= {"evaluation"}
     assert given["trainer"]["default_root_dir"] != yaml.safe_load(run.read_text())["trainer"]["default_root_dir"]
     with warnings.catch_warnings():
@@ -128,8 +129,7 @@ def test_phase_one_alone_is_what_the_paper_calls_idm_to_fwm(tmp_path, monkeypatc
 @pytest.mark.parametrize("overlay", ["bootstrap", "sft_merge"])
 def test_the_baselines_are_laid_over_visual_and_text_configs(below, overlay, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    layers = [word for name in (below, overlay) for word in ("--config", str(FOLDER / f"{name}.yaml"))]
-    cli = swirl_cli(layers, run=False)
+    cli = build(FOLDER / f"{below}.yaml", "--config", str(FOLDER / f"{overlay}.yaml"))
     (switch,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, PhaseSwitch)]
     assert [switch.schedule.at(epoch).name for epoch in range(4, 6)] == ["warmup", "bootstrap"]
     assert switch.schedule.epochs == 6
@@ -147,6 +147,21 @@ def test_phase_two_alone_is_what_the_paper_calls_fwm_to_idm(tmp_path, monkeypatc
     assert cli.model.optim.of("idm") == OptimConfig(1e-6, 100)
 
 
+@pytest.mark.parametrize("name", [path.stem for path in CONFIGS if len(files(launch(path))) > 1])
+def test_the_parser_lays_configs_over_each_other_key_by_key(name, tmp_path, monkeypatch):
+    """What the upper one does not say stays as below: options of GRPO, for example."""
+    monkeypatch.chdir(tmp_path)
+    told = merged(files(launch(FOLDER / f"{name}.yaml")))
+    shown = build(FOLDER / f"{name}.yaml").config
+    model, given = shown.model.init_args, told["model"]["init_args"]
+    for part in ("grpo", "sampling", "lora"):
+        assert {key: model[part][key] for key in given[part]} == given[part]
+    for phase, values in given["optim"].items():
+        assert {key: model.optim[phase][key] for key in values} == values
+    assert all(model.backbone.init_args[key] == value for key, value in given["backbone"]["init_args"].items())
+    assert model.templates.as_dict() == given.get("templates", model.templates.as_dict())
+
+
 def test_the_quickstart_shows_what_one_would_change(monkeypatch, capsys):
     monkeypatch.chdir(FOLDER.parent)
     with pytest.raises(SystemExit):
@@ -160,11 +175,11 @@ def test_the_quickstart_shows_what_one_would_change(monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if len(files(launch(path))) > 1], ids=lambda path: path.stem)
 def test_print_config_shows_what_is_laid_over_another(path, monkeypatch, capsys):
-    """The launch command, parsed by the real parser."""
+    """By the real parser."""
     monkeypatch.chdir(FOLDER.parent)
-    words = launch(path)[1:]
+    command, layers = launch(path)[1], [word for file in files(launch(path)) for word in ("-c", str(file))]
     with pytest.raises(SystemExit) as end:
-        main([*words, "--print_config"])
+        main([command, *layers, "--print_config"])
     assert end.value.code == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     given = yaml.safe_load(path.read_text())
