@@ -39,7 +39,8 @@ SHARED = (0.9, 0.999)
         doubled(6),
         [[[]]] * 30_000,
         list(range(200_000)),
-        (torch.Size([2]), True, None, 2**80, 1.5, "words", torch.float16, {1, 2}),
+        (torch.Size([2]), True, None, 2**80, 1.5, "words", torch.float16, {1, 2}, b"bytes", torch.device("cpu")),
+        {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.ones(2, 2).to_sparse(), "c": torch.tensor(1 + 2j)},
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
@@ -66,7 +67,7 @@ def test_values_that_never_end_are_refused(tmp_path, value, zipped):
     path = tmp_path / "a.pt"
     torch.save(value, path, _use_new_zipfile_serialization=zipped)
     assert path.stat().st_size < 20_000
-    with pytest.raises(ValueError, match="would not end"):
+    with pytest.raises(ValueError, match=r"would not end|other keys"):
         load_torch(path, "cpu")
 
 
@@ -85,7 +86,7 @@ def test_pickles_of_other_protocols_are_followed(tmp_path):
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         path = tmp_path / f"{protocol}.pt"
         with zipfile.ZipFile(path, "w") as file:
-            file.writestr("a/data.pkl", pickle.dumps({"a": [SHARED, {2, 3}, frozenset([4]), range(3)]}, protocol))
+            file.writestr("a/data.pkl", pickle.dumps({"a": [SHARED, {"b": 2.0}]}, protocol))
         check(path)
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("a/data.pkl", pickle.dumps(doubled(60), protocol))
@@ -124,3 +125,80 @@ def test_an_archive_that_is_read_for_ever_is_refused(tmp_path, spoil, told):
         load_torch(path, "cpu")
     with pytest.raises(ValueError, match=f"a.ckpt cannot be read .*{told}"):
         check_file(path)
+
+
+def archive(path, content, name="a/data.pkl"):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(name, content)
+
+
+HASHED = b"\x80\x02}q\x00)q\x01" + b"".join(b"h%c\x86q%c" % (n, n + 1) for n in range(1, 50)) + b"K\x01s"
+"""The beginning of a pickle of a dictionary whose one key takes 2^50 steps to hash."""
+COLLIDING = b"".join(b"\x8a\x0a" + (n * (2**61 - 1)).to_bytes(10, "little") + b"N" for n in range(1, 100))
+"""Keys of one hash, and a value for each."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        HASHED + b".",
+        HASHED + b"}.",  # it stays below what is returned
+        b"\x80\x02}(" + COLLIDING + b"u.",
+        b"\x80\x02c__builtin__\nset\n](" + COLLIDING.replace(b"N", b"") + b"e\x85R.",
+        b"\x80\x02ccollections\nOrderedDict\n](" + HASHED[2:] + b"K\x02\x86e\x85R.",
+        b"\x80\x02N" + b"".join(b"p%d\n" % (n * (2**61 - 1)) for n in range(1, 100)) + b".",
+    ],
+)
+def test_what_takes_for_ever_to_hash_is_refused(tmp_path, content):
+    path = tmp_path / "a.pt"
+    for name in ("a/data.pkl", "a/DATA.PKL"):  # torch finds both
+        archive(path, content, name)
+        with pytest.raises(ValueError, match=r"other keys|pickle is broken|it calls 'collections\.OrderedDict'"):
+            load_torch(path, "cpu")
+
+
+ENCODE = b"c_codecs\nencode\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ENCODE * 60 + b"X\x01\x00\x00\x00a" + b"X\x03\x00\x00\x00hex\x86R" * 60 + b".",  # doubles at each call
+        ENCODE + b"X\x01\x00\x00\x00aX\x08\x00\x00\x00punycode\x86R.",  # quadratic
+        b"c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R.",
+        b"ccollections\nCounter\n}\x85R.",
+        b"cos\nsystem\nX\x02\x00\x00\x00ls\x85R.",
+    ],
+)
+def test_calls_that_no_file_of_tensors_has_are_refused(tmp_path, content):
+    archive(tmp_path / "a.pt", b"\x80\x02" + content)
+    with pytest.raises(ValueError, match="it calls"):
+        load_torch(tmp_path / "a.pt", "cpu")
+
+
+def test_the_format_is_told_as_torch_tells_it(tmp_path):
+    """A pickle with an archive behind it is a pickle."""
+    path, behind = tmp_path / "a.pt", tmp_path / "b.pt"
+    torch.save({"a": 1}, path, _use_new_zipfile_serialization=False)
+    archive(behind, b"N.")
+    content = path.read_bytes()
+    own = content.rindex(b"\x80\x02}q")  # a dictionary
+    path.write_bytes(content[:own] + HASHED + b"." + behind.read_bytes())
+    with pytest.raises(ValueError, match="other keys"):
+        load_torch(path, "cpu")
+
+
+def test_an_archive_has_one_directory(tmp_path):
+    """Where there are two, Python and torch read different ones."""
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.ones(3)}, path)
+    content = path.read_bytes()
+    for at in (
+        content.index(b"PK\x01\x02"),
+        content.rindex(b"PK\x06\x06"),
+        content.rindex(b"PK\x05\x06"),
+        len(content),
+    ):
+        path.write_bytes(content[:at] + bytes(50) + content[at:])
+        with pytest.raises(ValueError, match="its directory is not at its end"):
+            check(path)
