@@ -55,7 +55,8 @@ def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def check_parts(found: Any, parts: Mapping[str, type], where: str = "") -> None:
     """Raise ValueError if an entry of a checkpoint is missing or of another type than it is written with."""
     for name, kind in parts.items():
-        if not isinstance(found, dict) or not isinstance(name, str) or not isinstance(found.get(name), kind):
+        there = isinstance(found, dict) and isinstance(name, str) and name in found
+        if not there or not isinstance(found[name], kind):
             raise ValueError(f"{where}{name} is missing or no {kind.__name__}: another program or version wrote it")
 
 

@@ -139,6 +139,8 @@ class StateTokens:
                 ids, lengths, rows = (shard[name] for name in ("ids", "lengths", "keys"))
                 if [(part.dtype, part.ndim) for part in (ids, lengths, rows)] != _PARTS:
                     raise ValueError("its parts are of other types")
+                if rows.shape != (len(lengths), _KEY_BYTES):
+                    raise ValueError("its parts are not of one number of states")
                 keys = [row.tobytes() for row in rows]
                 if (
                     sum(lengths) != len(ids)

@@ -134,13 +134,16 @@ def _is_judge(judge: Any) -> bool:
     return isinstance(templates, dict) and "model" in judge and all(isinstance(t, dict) for t in templates.values())
 
 
+_LONGEST_NAME = 500  # characters of a row's name that are shown: to wrap very many takes long
+
+
 def table(rows: dict[str, dict[str, float]], title: str = "") -> Table:
     """Lay out the main columns that any row has; * is greedy, the rest is sampled as in the paper."""
     columns = {key: name for key, name in COLUMNS.items() if any(key in row for row in rows.values())}
     view = Table(Column("", no_wrap=True), *columns.values(), title=title)
     for name, row in rows.items():
         cells = [_cell(key, row[key]) if key in row else "–" for key in columns]
-        view.add_row(escape(fill(printable(name), 22)), *cells)  # so that a long name takes no room from the figures
+        view.add_row(escape(fill(printable(name[:_LONGEST_NAME]), 22)), *cells)  # so that a long name takes no room from the figures
     return view
 
 

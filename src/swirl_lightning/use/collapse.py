@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from swirl_lightning.checkpoints.file import check_file
-from swirl_lightning.checkpoints.state import own_state
+from swirl_lightning.checkpoints.state import check_parts, own_state
 from swirl_lightning.data.module import Split
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import check_writable, whole_file
@@ -131,6 +131,7 @@ def iterations_of(folder: Path) -> list[Path]:
     for path in sorted(folder.rglob("*.ckpt")):
         saved = check_file(path)
         label = own_state(saved)["label"]
+        check_parts(saved, {"global_step": int}, f"checkpoint {path}: ")
         if not label.endswith("unfinished") and not label.startswith("after "):
             found[label] = max((saved["global_step"], path), found.get(label, (-1, path)))
     if not found:
