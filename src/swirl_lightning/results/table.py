@@ -143,7 +143,8 @@ def table(rows: dict[str, dict[str, float]], title: str = "") -> Table:
     view = Table(Column("", no_wrap=True), *columns.values(), title=title)
     for name, row in rows.items():
         cells = [_cell(key, row[key]) if key in row else "–" for key in columns]
-        view.add_row(escape(fill(printable(name[:_LONGEST_NAME]), 22)), *cells)  # so that a long name takes no room from the figures
+        shown = fill(printable(name[:_LONGEST_NAME]), 22)  # so that a long name takes no room from the figures
+        view.add_row(escape(shown), *cells)
     return view
 
 
