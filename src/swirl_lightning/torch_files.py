@@ -27,10 +27,13 @@ def load_torch(path: str | Path, map_location: Any = None) -> Any:
     """Read a file's tensors and values.
 
     Raises:
-        ValueError: as :func:`check`.
+        ValueError: as :func:`check`; it names the file.
         pickle.UnpicklingError: it holds other things.
     """
-    check(path)
+    try:
+        check(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is no file that torch has written: {error}") from None
     return torch.load(path, map_location=map_location, weights_only=True)
 
 
