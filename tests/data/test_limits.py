@@ -36,6 +36,11 @@ def run(command, folder, gemma, **options):
     ("command", "options", "told"),
     [
         ("fit", {"val_check_interval": 8}, "val_check_interval 8 is more than the 7 batches in an epoch .* 'fwm'"),
+        (
+            "fit",
+            {"val_check_interval": 8, "check_val_every_n_epoch": 2},
+            "val_check_interval 8 is more than the 7 batches",
+        ),
         ("fit", {"limit_train_batches": 0.1}, "limit_train_batches 0.1 leaves none of the 7 batches .* 'fwm'"),
         ("fit", {"limit_val_batches": 0.4}, "limit_val_batches 0.4 leaves none of the 2 batches in the split 'valid"),
         ("validate", {"limit_val_batches": 0.4}, "limit_val_batches 0.4 leaves none of the 2 batches"),

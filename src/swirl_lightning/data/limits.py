@@ -38,17 +38,17 @@ def check_val_interval(trainer: Trainer, batches: int, of: str) -> None:
     if trainer.limit_val_batches == 0:
         return
     interval = getattr(trainer, "val_check_interval", None)  # Lightning sets none for a time
+    if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > batches:
+        raise ValueError(
+            f"trainer.val_check_interval {interval} is more than the {batches} batches in {of}: lower it, give a share "
+            "of an epoch (a float up to 1.0), or set trainer.check_val_every_n_epoch to null"
+        )
     if interval is None or trainer.check_val_every_n_epoch != 1:
         rank_zero_warn(
             "trainer.check_val_every_n_epoch and val_check_interval give no validation at the end of some phases: "
             "results.json gets no row of those. Leave the former at 1 and the latter at a share or a number of batches"
         )
         return
-    if isinstance(interval, int) and interval > batches:
-        raise ValueError(
-            f"trainer.val_check_interval {interval} is more than the {batches} batches in {of}: lower it, give a share "
-            "of an epoch (a float up to 1.0), or set trainer.check_val_every_n_epoch to null"
-        )
     every = max(1, int(batches * interval)) if isinstance(interval, float) else interval  # as Lightning counts
     if batches % every:
         rank_zero_warn(

@@ -142,11 +142,7 @@ class StateTokens:
                 if rows.shape != (len(lengths), _KEY_BYTES):
                     raise ValueError("its parts are not of one number of states")
                 keys = [row.tobytes() for row in rows]
-                if (
-                    sum(lengths) != len(ids)
-                    or min(lengths, default=0) < 0
-                    or any(len(key) != _KEY_BYTES for key in keys)
-                ):
+                if sum(lengths) != len(ids) or min(lengths, default=0) < 0:
                     raise ValueError("its parts do not agree")
                 entries = dict(zip(keys, np.split(ids, np.cumsum(lengths)[:-1]), strict=True))
             except (OSError, ValueError, KeyError, SafetensorError) as error:
