@@ -167,6 +167,9 @@ ENCODE = b"c_codecs\nencode\n"
         ENCODE + b"X\x01\x00\x00\x00aX\x08\x00\x00\x00punycode\x86R.",  # quadratic
         b"c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R.",
         b"ccollections\nCounter\n}\x85R.",
+        b"c__builtin__\nset\nNR.",  # no tuple of arguments
+        b"c__builtin__\nset\nK\x01\x85R.",
+        b"c_codecs\nencode\nNR.",
         b"cos\nsystem\nX\x02\x00\x00\x00ls\x85R.",
     ],
 )

@@ -12,7 +12,6 @@ import os
 import pickletools
 import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -127,9 +126,6 @@ class _Leaf:
     def __init__(self, key: bool = False, name: str = "") -> None:
         self.key, self.name = key, name
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(())
-
 
 _Node = list[Any]
 """What a value of a pickle is made of: a list of such lists, and of leaves."""
@@ -185,13 +181,13 @@ def _parts_of(file: IO[bytes]) -> tuple[list[_Node], int]:
             stack.append(_MARK)
         elif name in _JOINED:
             joined = taken(_JOINED[name])
-            _check_hashed(name, joined)
+            _check_keys(joined[:: _HASHED[name]] if name in _HASHED else [])
             if name in _CALLING:
                 _check_call(joined)
             push(joined)
         elif name in _ADDED:
             added = taken(_ADDED[name])
-            _check_hashed(name, added)
+            _check_keys(added[:: _HASHED[name]] if name in _HASHED else [])
             if isinstance(stack[-1], _Leaf):
                 raise IndexError
             stack[-1].extend(added)
@@ -217,12 +213,8 @@ def _number(place: int) -> int:
     return place
 
 
-def _check_hashed(name: str, values: _Node) -> None:
-    """Raise ValueError if an operation hashes other things than words and numbers: crafted ones have equal hashes."""
-    _check_keys(values[:: _HASHED[name]] if name in _HASHED else [])
-
-
 def _check_keys(values: _Node) -> None:
+    """Raise ValueError if what is hashed is other than words and numbers: crafted values have equal hashes."""
     if not all(isinstance(value, _Leaf) and value.key for value in values):
         raise ValueError("a dictionary or set in it has other keys than words and numbers below 2^61")
 
@@ -233,11 +225,12 @@ def _check_call(values: _Node) -> None:
     name = made.name if isinstance(made, _Leaf) else "what it has made itself"
     if name.startswith("torch._utils _rebuild") or name in _CALLED:
         return
-    if name == "collections OrderedDict" and given == [[]]:
+    (arguments,) = given if len(given) == 1 and isinstance(given[0], list) else [None]
+    if name == "collections OrderedDict" and arguments == []:
         return
-    if name.endswith("builtin__ set") and len(given) == 1 and len(given[0]) == 1:
-        return _check_keys(list(given[0][0]))
-    if name == "_codecs encode" and len(given) == 1 and list(given[0]) in ([_KEY, _LATIN], [_LATIN, _LATIN]):
+    if name in ("__builtin__ set", "builtins set") and arguments and isinstance(arguments[0], list):
+        return _check_keys(arguments[0])
+    if name == "_codecs encode" and arguments in ([_KEY, _LATIN], [_LATIN, _LATIN]):
         return
     raise ValueError(f"it calls {name.replace(' ', '.')[:100]!r}, which no file of tensors does so")
 
