@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.memory import GIB, LongestPair, MemoryEstimate, MicroBatch, report
-from swirl_lightning.schedule import PhaseName, PhaseSchedule
+from swirl_lightning.schedule import PhaseName
 
 
 class MemoryReport(Callback):
@@ -47,8 +47,7 @@ class MemoryReport(Callback):
         data = getattr(trainer, "datamodule", None)
         if not trainer.is_global_zero or not isinstance(data, TransitionDataModule):
             return
-        phases = _phases(pl_module.schedule, trainer)
-        if not phases:
+        if not (phases := data.phases(trainer.current_epoch)):
             return
         # within max_cached_tokens, the rollouts of an optimiser step are sampled together
         together = data.accumulation(PhaseName.ONE) if pl_module.max_cached_tokens else 1
@@ -81,10 +80,3 @@ class MemoryReport(Callback):
     def _longest(self, module: Any, data: TransitionDataModule) -> LongestPair:
         before, after = module.encode_pairs(data.sample("fit", self.samples))
         return LongestPair(max(before, key=len), max(after, key=len))
-
-
-def _phases(schedule: PhaseSchedule, trainer: Trainer) -> list[PhaseName]:
-    """List the phases that will run: of the warm-up, if some is left, and of the next iteration."""
-    begin, end = trainer.current_epoch, max(trainer.current_epoch, schedule.warmup_epochs) + len(schedule.phases)
-    limits = [limit for limit in (schedule.epochs, trainer.max_epochs) if limit is not None and limit >= 0]
-    return [schedule.at(epoch).name for epoch in range(begin, min([end, *limits]))]

@@ -99,11 +99,11 @@ class PhaseSchedule:
         last = place == len(self.phases) - 1
         return Phase(PhaseName(self.phases[place]), iteration, place == 0, self._label(iteration) if last else None)
 
-    def names(self, max_epochs: int | None = None) -> list[PhaseName]:
-        """Return the phases of a run, each once, in the order in which they come first."""
+    def names(self, max_epochs: int | None = None, begin: int = 0) -> list[PhaseName]:
+        """Return the phases of a run from an epoch on, each once, in the order in which they come first."""
         ends = [epochs for epochs in (self.epochs, max_epochs) if epochs is not None]
-        last = min([self.warmup_epochs + len(self.phases), *ends])
-        first = max(0, min(self.warmup_epochs, last) - 1)  # the warm-up's last epoch: they may be many
+        last = min([max(begin, self.warmup_epochs) + len(self.phases), *ends])
+        first = max(begin, min(self.warmup_epochs, last) - 1)  # the warm-up's last epoch: they may be many
         return list(dict.fromkeys(self.at(epoch).name for epoch in range(first, last)))
 
     def _label(self, iteration: int) -> str:

@@ -322,15 +322,15 @@ class TransitionDataModule(LightningDataModule, ABC):
         """
         return within(self.trainer, "limit_train_batches", len(self._phase_loader(phase)), _epoch_of(phase))
 
-    def phases(self) -> list[PhaseName]:
-        """Return the names of the phases of the fit; without a PhaseSwitch the warm-up alone."""
+    def phases(self, begin: int = 0) -> list[PhaseName]:
+        """Return the names of the phases of the fit from an epoch on; without a PhaseSwitch the warm-up alone."""
         trainer: Any = self.trainer
         # data are set up before PhaseSwitch hands its schedule to the module
         callbacks = trainer.callbacks if trainer else []
         schedules = [s for c in callbacks if isinstance(s := getattr(c, "schedule", None), PhaseSchedule)]
         if not schedules:
             return [WARMUP]
-        return schedules[0].names(None if trainer.max_epochs == -1 else trainer.max_epochs)
+        return schedules[0].names(None if trainer.max_epochs == -1 else trainer.max_epochs, begin)
 
     # ---- loaders ---------------------------------------------------------------------------------
     def _phase_loader(self, phase: PhaseName, iteration: int = 0) -> TransitionLoader:
