@@ -26,4 +26,4 @@ class SaveAtEnd(Callback):
         saved = any(keeper._last_global_step_saved == trainer.global_step for keeper in at_epochs)
         path = last_checkpoint(trainer)
         if trainer.global_step and not saved and path is not None and any(keeper.save_last for keeper in keepers):
-            trainer.save_checkpoint(path, weights_only=False)
+            trainer.save_checkpoint(path, weights_only=False)  # the optimiser, too; nothing is loaded

@@ -93,7 +93,10 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait for other processes that write a whole folder in this one; not where the system has no locks of folders."""
+    """Wait for other processes that write a whole folder in this one; not where the system has no locks of folders.
+
+    The folder itself is locked: a file of :func:`lock` would stay beside what a user exports.
+    """
     try:
         import fcntl
     except ImportError:  # Windows

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from swirl_lightning.checkpoints.state import kept_after_a_step
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.quantization import dense_bytes, merged_bytes
 from swirl_lightning.engine.scoring import LogProbs
@@ -163,12 +164,9 @@ def report(module: SWIRL, batch: MicroBatch, longest: LongestPair, phases: Seque
 
 def _optimizer_ratio(module: SWIRL) -> float:
     """Measure the bytes of the optimiser's state per byte of a parameter, by a step on one of 4,096 numbers."""
-    parameter = nn.Parameter(torch.zeros(4096, device=module.device))
-    optimizer = module.optimizer_factory([{"params": [parameter]}])
-    parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    held = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor) and t.numel() > 1]
-    return sum(t.nbytes for t in held) / parameter.nbytes
+    parameter = torch.zeros(4096, device=module.device)
+    kept = kept_after_a_step(parameter, module.optimizer_factory)
+    return sum(t.nbytes for t in kept.values() if isinstance(t, Tensor) and t.numel() > 1) / parameter.nbytes
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,8 @@ class Emu3(ImageTokens):
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
         """Load the base without its image tokenizer, which is kept apart, in float32 and in eval mode."""
-        _ = (
-            self.code_ids,
-            self.state_grammar,
-            self.tokenizer,
-            self._scale,
-        )  # parts that do not fit are named before a long load
+        # parts that do not fit are named before a long load
+        _ = self.code_ids, self.state_grammar, self.tokenizer, self._scale
         check_image_processor(self.name, self._pixels, self.resolution)
         model = load_base(self, Emu3ForConditionalGeneration)
         model.model.vqmodel = nn.Identity()  # in train mode its batch norms would read the batch

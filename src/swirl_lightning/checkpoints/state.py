@@ -116,18 +116,19 @@ def check_optimizer(
         if not kept:
             continue
         if (shape := tuple(parameter.shape)) not in fresh:
-            fresh[shape] = _kept_after_a_step(parameter, build)
-        if unlike := next((name for name, value in fresh[shape].items() if not _like(kept.get(name), value)), None):
-            raise cannot_restore(
-                "the optimiser's state in the checkpoint", ValueError(), f"{unlike} is not like that of a step here"
-            )
-        if not float(kept.get("step", 1)) >= 1:
-            raise cannot_restore(
-                "the optimiser's state in the checkpoint", ValueError(), f"step {float(kept['step'])} is below 1"
-            )
+            fresh[shape] = kept_after_a_step(parameter, build)
+        unlike = next((name for name, value in fresh[shape].items() if not _like(kept.get(name), value)), None)
+        if unlike is not None:
+            reason = f"{unlike} is not like that of a step here"
+        elif not (step := float(kept.get("step", 1))) >= 1:
+            reason = f"step {step} is below 1"
+        else:
+            continue
+        raise cannot_restore("the optimiser's state in the checkpoint", ValueError(), reason)
 
 
-def _kept_after_a_step(parameter: Tensor, build: Callable[[Any], torch.optim.Optimizer]) -> dict[str, Any]:
+def kept_after_a_step(parameter: Tensor, build: Callable[[Any], torch.optim.Optimizer]) -> dict[str, Any]:
+    """Return what an optimiser keeps of a weight like ``parameter`` after its first step."""
     blank = torch.nn.Parameter(torch.zeros_like(parameter))
     optimizer = build([{"params": [blank]}])
     blank.grad = torch.zeros_like(parameter)
