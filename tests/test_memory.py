@@ -34,7 +34,7 @@ class Letters(TransitionDataModule):
     def load_split(self, split):
         rng = random.Random(0)
         text = lambda: "".join(rng.choice("abcdef") for _ in range(47))  # noqa: E731
-        return [Transition(text(), text(), "turn left a", id=str(n)) for n in range(4)]
+        return [Transition(text(), text(), "turn left a", id=str(n)) for n in range(16)]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,17 @@ def test_peak_counts_what_lives_at_once():
         ("fwm", {"quantization": None, "grpo": GRPOConfig(group_size=2)}, {"batch_size": 1, "labelled_per_batch": 4}),
         ("fwm", {"quantization": None, "rollout_engine": Generate(), "max_tokens_per_forward": 300}, {"batch_size": 4}),
         ("fwm", {"quantization": None, "learner": BestOfN(threshold=-100.0)}, {"batch_size": 4}),
+        (
+            "fwm",
+            {"quantization": None, "grpo": GRPOConfig(group_size=2), "gradient_checkpointing": True},
+            {"batch_size": 1, "labelled_per_batch": 8},
+        ),
+        (  # of all pairs of a step, z are sampled together
+            "fwm",
+            {"quantization": None, "grpo": GRPOConfig(group_size=2), "max_cached_tokens": 100_000}
+            | {"gradient_checkpointing": True, "speculative": False},
+            {"batch_size": 1, "pairs_per_step": 16},
+        ),
         ("bootstrap", {"quantization": None}, {"labelled_per_batch": 4}),
         ("idm", {"quantization": None, "gradient_checkpointing": True}, {}),
         ("warmup", {"quantization": "nf4"}, {}),
@@ -107,7 +118,7 @@ def test_the_estimate_is_within_a_quarter_of_what_training_takes(folder, tmp_pat
     assert all(torch.equal(before[k], v) for k, v in module.adapters.state_dict().items())
     assert all(p.grad is None for p in module.parameters())
 
-    measured = peak_of(lambda: trainer().fit(module, data), CPU)
+    measured = peak_of(lambda: trainer(limit_train_batches=max(2, data.accumulation(phase))).fit(module, data), CPU)
     estimated = max(callback.estimate.steps.values()) + callback.estimate.training
     assert 0.75 < estimated / measured < 1.25, (estimated, measured, callback.estimate.steps)
 

@@ -163,8 +163,9 @@ def report(module: SWIRL, batch: MicroBatch, longest: LongestPair, phases: Seque
 
 
 def _optimizer_ratio(module: SWIRL) -> float:
-    """Measure the bytes of the optimiser's state per byte of a parameter, by a step on one of 4,096 numbers."""
-    parameter = torch.zeros(4096, device=module.device)
+    """Measure the bytes of the optimiser's state per byte of a parameter, by a step on the largest one."""
+    trained = (p for name in module.adapters.trainable for p in module.adapters.parameters(name))
+    parameter = max(trained, key=torch.numel)
     kept = kept_after_a_step(parameter, module.optimizer_factory)
     return sum(t.nbytes for t in kept.values() if isinstance(t, Tensor) and t.numel() > 1) / parameter.nbytes
 
@@ -218,47 +219,56 @@ class _Estimator:
         if WARMUP in phases:
             found["warmup"] = self._supervised(batch.warmup, self.module.roles)
         if PhaseName.BOOTSTRAP in phases:
-            found["bootstrap"] = self._supervised(batch.pairs, (Role.FWM,), batch.labelled)
+            named = self._rollout(Role.IDM, batch.pairs, 1)
+            found["bootstrap"] = max(named, self._supervised(batch.pairs, (Role.FWM,), [batch.labelled]))
         for phase, role, judge in ((PhaseName.ONE, Role.FWM, Role.IDM), (PhaseName.TWO, Role.IDM, Role.FWM)):
             if phase in phases:
                 size = self.module.group_size(role)
-                found[f"{role} rollout"] = self._rollout(role, batch.sampled, size)
+                named = self._rollout(Role.IDM, batch.sampled, 1) if phase == PhaseName.ONE else 0  # actions z
+                found[f"{role} rollout"] = max(named, self._rollout(role, batch.sampled, size))
                 found[f"{role} reward"] = self._reward(judge, batch.pairs, size)
                 found[f"{role} update"] = self._update(role, batch, size)
         return found
 
     # ---- parts of a step -------------------------------------------------------------------------
-    def _supervised(self, pairs: int, roles: Sequence[Role], beside: int = 0) -> int:
-        """Estimate SFT: graphs of all models, and of the rows beside, live until the backward pass."""
+    def _supervised(self, pairs: int, roles: Sequence[Role], beside: Sequence[int] = ()) -> int:
+        """Estimate SFT: graphs of all models, and those of rows beside, live until the backward pass."""
 
         def run(groups: int, size: int) -> dict[Role, LogProbs]:
             return {role: self._log_prob(role, groups * size, 1, training=True) for role in roles}
 
-        passes = self._passes(run, pairs, training=True)
-        return self._trained(passes, roles, 1, pairs) + self._beside(passes, beside)
+        return self._trained(self._passes(run, pairs, training=True), roles, [(1, pairs), *((n, 1) for n in beside)])
 
     def _update(self, role: Role, batch: MicroBatch, size: int) -> int:
         """Estimate a policy update, beside which the graphs of the anchor and of labelled triples are kept."""
-        beside = batch.labelled + (batch.pairs if role == Role.FWM and self.module.anchor_weight > 0 else 0)
+        beside = [batch.labelled, batch.pairs if role == Role.FWM and self.module.anchor_weight > 0 else 0]
         if self.module.learner.trains_one:
             return self._supervised(batch.pairs, (role,), beside)
 
         def run(groups: int, size: int) -> dict[Role, LogProbs]:
             return {role: self._log_prob(role, groups, size, training=True)}
 
-        passes = self._passes(run, size, training=True)
-        return self._trained(passes, (role,), batch.pairs, size) + self._beside(passes, beside)
+        shapes = [(batch.pairs, size), *((rows, 1) for rows in beside)]
+        return self._trained(self._passes(run, size, training=True), (role,), shapes)
 
-    def _trained(self, passes: _Passes, roles: Sequence[Role], groups: int, size: int) -> int:
-        """Estimate a backward pass; the head's temporaries are gone before that of the layers."""
-        tokens = self._at_once(passes, groups, size)
-        heads = max(self._logits(role, groups * size, tokens) for role in roles)
-        return max(passes.at(passes.peaks, tokens), passes.at(passes.kept, tokens) + heads)
+    def _trained(self, passes: _Passes, roles: Sequence[Role], shapes: Sequence[tuple[int, int]]) -> int:
+        """Estimate a backward pass through graphs of groups and their sizes.
 
-    def _beside(self, passes: _Passes, rows: int) -> int:
-        """Estimate what graphs of other rows keep, each with a prompt of its own; beyond the budget they run again."""
-        tokens = rows * (passes.shared + passes.own)
-        return 0 if self.budget is not None and tokens > self.budget else round(passes.slope(passes.kept) * tokens)
+        All graphs are kept, but for those beyond the budget, which run again; one at a time is differentiated, and the
+        head's temporaries are gone before that of the layers.
+        """
+        kept = spare = 0
+        for groups, size in shapes:
+            if groups == 0:
+                continue
+            tokens = self._at_once(passes, groups, size)
+            graph = passes.at(passes.kept, tokens)
+            heads = max(self._logits(role, groups * size, tokens) for role in roles)
+            peak = max(passes.at(passes.peaks, tokens), graph + heads)
+            if tokens < groups * (passes.shared + size * passes.own):
+                graph = 0
+            kept, spare = kept + graph, max(spare, peak - graph)
+        return kept + spare
 
     def _reward(self, judge: Role, pairs: int, size: int) -> int:
         """Estimate a reward: log-probability of one action or state under each of a group's conditions."""
