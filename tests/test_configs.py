@@ -162,6 +162,14 @@ def test_the_parser_lays_configs_over_each_other_key_by_key(name, tmp_path, monk
     assert model.templates.as_dict() == given.get("templates", model.templates.as_dict())
 
 
+@pytest.mark.parametrize(("name", "key"), [("qwen_mind2web", "model.backbone"), ("recipe", "data")])
+def test_a_config_without_the_one_below_it_is_told(name, key, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", str(FOLDER / f"{name}.yaml")])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"error: {key}: class_path is missing; a configuration without it is laid over another one")
+
+
 def test_the_quickstart_shows_what_one_would_change(monkeypatch, capsys):
     monkeypatch.chdir(FOLDER.parent)
     with pytest.raises(SystemExit):

@@ -36,6 +36,7 @@ _SAID_ELSEWHERE = (  # of a union of types: that the others do not fit either, a
     "a dict with",
     "Given value",
 )
+_NO_CLASS = "class_path is missing; a configuration without it is laid over another one: -c OTHER -c THIS"
 
 
 class Parser(LightningArgumentParser):
@@ -89,7 +90,8 @@ def shorten(message: str, parser: ArgumentParser | None = None) -> str:
             place, text = found[1], ""
         if text and not text.startswith(_SAID_ELSEWHERE):
             problems.append(text)
-    problem = "; ".join(dict.fromkeys(problems)) or message.splitlines()[0]
+    bare = _NO_CLASS if "value: {'init_args':" in message else message.splitlines()[0]
+    problem = "; ".join(dict.fromkeys(problems)) or bare
     if unknown := _UNKNOWN.search(problem):
         name = unknown["argument"] or unknown["option"] or ".".join(filter(None, unknown.group("group", "member")))
         known = _options(place) if place else parser.get_defaults().keys() if parser is not None else ()
