@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from swirl_lightning.callbacks._shared import log_dir
 from swirl_lightning.files import whole_folder
@@ -52,7 +52,10 @@ class AdapterExport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save what the run ends with; if a finished run is resumed, where it was killed before it had saved that."""
-        self._export(trainer, pl_module, "last")
+        if trainer.global_step:
+            self._export(trainer, pl_module, "last")
+        else:
+            rank_zero_warn("not one step was trained, so no adapters are saved")
 
     def _export(self, trainer: Trainer, pl_module: Any, label: str) -> None:
         root = log_dir(trainer)

@@ -181,6 +181,19 @@ def test_words_of_a_shared_folder_that_cannot_be_encoded(tmp_path):
     assert "no text that can be encoded" in outcome(build_shared, SWIRL, read_settings(tmp_path), None)[1]
 
 
+def test_templates_take_states_and_actions_as_they_are():
+    for wrong in ("{before:>99}{action}", "{before!r}{action}"):
+        with pytest.raises(ValueError, match=r"templates\.fwm: states and actions enter as they are"):
+            PromptTemplates(fwm=wrong)
+
+
+def test_a_shared_folder_of_many_names(tmp_path):
+    lora = SHARED["lora"] | {"target_modules": [f"layer{index}" for index in range(10_000)]}
+    (tmp_path / "swirl.json").write_text(json.dumps(SHARED | {"lora": lora}))
+    with pytest.raises(ValueError, match=r"swirl\.json is damaged: .* bytes are more than 100,000"):
+        read_settings(tmp_path)
+
+
 # ---- a judge's answers -----------------------------------------------------------------------------
 def completion(damage):
     """A body as OpenAI's API gives it, and what servers of other minds make of it."""

@@ -22,6 +22,7 @@ from swirl_lightning import SWIRL
 from swirl_lightning.benchmarks.mind2web import Mind2Web
 from swirl_lightning.callbacks.predictions import file_name
 from swirl_lightning.data import JSONLTransitions
+from swirl_lightning.exports.card import base_licence
 from swirl_lightning.judge import Judge
 from swirl_lightning.metrics import bert_score, clip, embedding, perplexity
 
@@ -48,6 +49,33 @@ def test_exported_adapters_are_tensors_and_settings(gemma_path, tmp_path):
     weights = [path for path in files if path.suffix == ".safetensors"]
     assert len(weights) >= 2
     assert all(load_file(path) for path in weights)
+
+
+BOMB = "".join(f"{chr(97 + i)}: &{chr(97 + i)} [*{chr(96 + i)}, *{chr(96 + i)}]\n" for i in range(1, 25))
+CARDS = {
+    "good": ("---\nlicense: apache-2.0\n---\nwords\n---\n", "apache-2.0"),
+    "bomb": (f"---\na: &a [x]\n{BOMB}license: *y\n---\n", ""),
+    "deep": ("---\nlicense: " + "[" * 3000 + "\n---\n", ""),
+    "list": ("---\nlicense: [mit]\n---\n", ""),
+    "no text": ('---\nlicense: "\\uD800"\n---\n', ""),
+    "no mapping": ("---\n- license\n---\n", ""),
+    "none": ("words alone", ""),
+}
+
+
+@pytest.mark.parametrize(("card", "licence"), CARDS.values(), ids=CARDS)
+def test_a_card_of_a_base_gives_a_licence_or_nothing(tmp_path, card, licence):
+    (tmp_path / "README.md").write_text(card)
+    assert base_licence(text_backbone(tmp_path)) == licence
+    (tmp_path / "source.json").write_text("[" * 100_000)
+    assert base_licence(text_backbone(tmp_path)) == ""
+    (tmp_path / "source.json").write_text('{"license": "mit"}')
+    assert base_licence(text_backbone(tmp_path)) == "mit"
+
+
+def test_a_pipe_is_no_card(tmp_path):
+    os.mkfifo(tmp_path / "README.md")
+    assert base_licence(text_backbone(tmp_path)) == ""
 
 
 CODE = """

@@ -60,6 +60,14 @@ def test_of_a_base(tmp_path, many):
         VQGANConfig.from_yaml(path)
 
 
+def test_keys_of_one_hash_take_no_time(tmp_path):
+    path = tmp_path / "vqgan.yaml"
+    VQGANConfig().to_yaml(path)
+    path.write_text(path.read_text() + "".join(f"{key * (2**61 - 1)}: 0\n" for key in range(1, 30_000)))
+    with pytest.raises(VQGANError, match=r"bytes are more than 100,000"):
+        VQGANConfig.from_yaml(path)
+
+
 @pytest.mark.parametrize("value", ["many", "[1]", ".inf", "[" * 5000 + "]" * 5000, '"\\UFFFFFFFF"'])
 def test_numbers_of_a_base_that_are_none(tmp_path, value):
     path = tmp_path / "vqgan.yaml"

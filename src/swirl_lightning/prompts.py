@@ -39,7 +39,12 @@ class PromptTemplates:
                 raise ValueError(
                     f"templates.{name} is no text that can be encoded ({error.reason}): {text!r}"
                 ) from None
-            used = [slot for _, slot, _, _ in Formatter().parse(text) if slot is not None]
+            slots = [found for found in Formatter().parse(text) if found[1] is not None]
+            used = [slot for _, slot, _, _ in slots]
+            if any(form or conversion for _, _, form, conversion in slots):
+                raise ValueError(
+                    f"templates.{name}: states and actions enter as they are, without ':' or '!': {text!r}"
+                )
             if set(used) != needed or len(used) != len(needed):
                 raise ValueError(
                     f"templates.{name} must use each of {sorted(needed)} once in braces; it uses {used}: {text!r}"

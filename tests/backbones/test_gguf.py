@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 
 import pytest
 import torch
+from gguf import GGUFReader
 
 from support.tiny_gguf import FILE, TEMPLATE, write_gguf
 from swirl_lightning.backbones import TextLLM, gguf
@@ -100,6 +102,19 @@ ARRAY = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<I", 9)
 def test_lengths_that_the_file_does_not_have_are_told_at_once(tmp_path, content, told):
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{FILE} cannot be read as a GGUF file \(.*{told}"):
+        backbone(tmp_path).load_model()
+
+
+def test_tensors_that_share_their_bytes_are_refused(written, tmp_path):
+    """A file of some bytes could stand for a memory full of weights."""
+    path = tmp_path / FILE
+    shutil.copy(written[0] / FILE, path)
+    file = GGUFReader(path, "r+")
+    for tensor in file.tensors:
+        tensor.field.parts[-1][0] = 0  # all at the same place
+    file.data.flush()
+    os.truncate(path, file.data_offset + max(int(tensor.n_bytes) for tensor in file.tensors))
+    with pytest.raises(ValueError, match=r"cannot be read as a GGUF file \(.*its tensors overlap"):
         backbone(tmp_path).load_model()
 
 

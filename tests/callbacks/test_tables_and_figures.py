@@ -120,6 +120,12 @@ def test_no_export_in_a_development_run(tmp_path):
     assert not (tmp_path / "adapters").exists()
 
 
+def test_no_export_where_nothing_was_trained(tmp_path):
+    with pytest.warns(UserWarning, match="not one step was trained, so no adapters are saved"):
+        trainer(tmp_path, [AdapterExport()], max_epochs=1, limit_train_batches=0).fit(Model(), Data())
+    assert not (tmp_path / "adapters").exists()
+
+
 # ---- Throughput --------------------------------------------------------------------------------------
 def test_speed_and_memory(tmp_path, monkeypatch):
     clock = iter(range(10_000))

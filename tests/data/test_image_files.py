@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -17,7 +18,7 @@ from support.image_world import block_image, write_aurora
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.data import JSONLTransitions
 from swirl_lightning.data.image_records import ImageRecord, usable
-from swirl_lightning.data.images import FORMATS, image_problem, open_rgb
+from swirl_lightning.data.images import FORMATS, image_problem, image_problems, open_rgb
 from swirl_lightning.data.reading import SkippedRecords
 
 
@@ -109,6 +110,54 @@ def test_more_pixels_than_pillows_limit_are_refused(monkeypatch, side):
             open_rgb(content.getvalue())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert image_problem(content.getvalue()) is None
+
+
+def tiled_tiff(side: int, tile: int) -> bytes:
+    """A square image in one compressed tile that may be far larger than it."""
+    data = zlib.compress(bytes(tile * tile))
+    numbers = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8, 325: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in numbers.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(numbers)) + entries + bytes(4)
+
+
+def test_a_tile_of_more_pixels_than_the_limit_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64)
+    assert image_problem(tiled_tiff(16, 64)) is None
+    assert "80 x 80 pixels are more than 4096" in image_problem(tiled_tiff(16, 80))
+
+
+def test_a_jpeg_that_draws_over_itself_without_end_is_refused():
+    content = io.BytesIO()
+    block_image(0, (32, 32)).save(content, "JPEG", progressive=True)
+    whole = content.getvalue()
+    last = whole.rindex(b"\xff\xda")  # of the last scan, which ends at the end of the image
+    assert image_problem(whole) is None
+    assert "draws over itself" in image_problem(whole[:-2] + whole[last:-2] * 600 + whole[-2:])
+
+
+def test_of_large_images_one_is_decoded_at_a_time(monkeypatch):
+    """A palette of one bit gives 89 million pixels in 10 KB, and eight threads would hold 16 bytes of each."""
+    at_work, most = [], []
+
+    def slow(image):
+        at_work.append(image)
+        most.append(len(at_work))
+        time.sleep(0.02)
+        at_work.remove(image)
+        return image.convert("RGB")
+
+    monkeypatch.setattr("swirl_lightning.data.images.to_rgb", slow)
+    contents = []
+    for index in range(6):
+        content = io.BytesIO()
+        block_image(index, (32, 32)).save(content, "PNG")
+        contents.append(content.getvalue())
+    assert set(image_problems(contents).values()) == {None}
+    assert max(most) > 1
+    most.clear()
+    monkeypatch.setattr("swirl_lightning.data.images._LARGE", 32 * 32 - 1)
+    assert set(image_problems(contents).values()) == {None}
+    assert most == [1] * 6
 
 
 ODD = {"long": "x" * 5000, "NUL": "a\0b", "a folder": ".", "a device": "/dev/zero"}

@@ -202,6 +202,18 @@ def test_a_browser_that_leaves_or_says_nothing(models, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_browser_that_does_not_read_keeps_nobody_waiting(models, monkeypatch):
+    monkeypatch.setattr(Page, "seen", lambda page: {"state": "7" * 30_000_000})  # more than the connection holds
+    with (
+        served(Page(Game(models), {}.__getitem__, port=0)) as page,
+        socket.create_connection(page.server_address) as slow,
+    ):
+        slow.sendall(b"GET /game HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert slow.recv(8) == b"HTTP/1.0"
+        assert page.lock.acquire(timeout=30)
+        page.lock.release()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LocalHost", "127.1"])
 def test_the_address_that_is_told_is_served(models, host):
     with served(Page(Game(models), {}.__getitem__, host=host, port=0)) as page:

@@ -108,7 +108,10 @@ def _pre_tokenizer(path: str) -> str | None:
 
     try:
         _check_header(Path(path))
-        field = GGUFReader(path).fields.get("tokenizer.ggml.pre")
+        file = GGUFReader(path)
+        if sum(int(tensor.n_bytes) for tensor in file.tensors) > Path(path).stat().st_size:
+            raise ValueError("its tensors overlap")  # a small file could stand for any number of large tensors
+        field = file.fields.get("tokenizer.ggml.pre")
         return None if field is None else str(field.contents())
     except Exception as error:  # which error a damaged file raises depends on the place of the damage
         raise ValueError(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from swirl_lightning.backbones.images import to_rgb
 
@@ -20,6 +24,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is opened; other readers of Pillow hand a file on to other programs (EPS), or are little tried."""
 
 _THREADS = 8  # Pillow decodes without the interpreter lock
+_LARGE = 16_000_000  # pixels, of which a file of a few kilobytes can have; they take up to 16 bytes each on the way
+_ONE_LARGE = threading.Lock()
+_SCAN = b"\xff\xda"  # begins a scan of a JPEG; no data of one hold it
+_MOST_SCANS = 500  # of which each is drawn over the whole image; encoders write ten or so
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 
 
 def open_rgb(source: ImageSource) -> Image.Image:
@@ -31,12 +40,28 @@ def open_rgb(source: ImageSource) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise ValueError(f"{image.width} x {image.height} pixels are more than {Image.MAX_IMAGE_PIXELS}")
-            opened = to_rgb(image)
-            return opened.copy() if opened is image else opened  # not tied to the file
+            _check_size(image, source)
+            with _ONE_LARGE if image.width * image.height > _LARGE else contextlib.nullcontext():
+                opened = to_rgb(image)
+                return opened.copy() if opened is image else opened  # not tied to the file
     except Exception as error:  # of damaged files, Pillow's readers raise whatever they stumble over
         raise OSError(f"cannot read the image {_name(source)}: {error}") from error
+
+
+def _check_size(image: Image.Image, source: ImageSource) -> None:
+    """Raise ValueError where a decoder would fill the memory, or take far longer than for an image of that size."""
+    sizes = [image.size]
+    if isinstance(image, TiffImageFile):  # whose tiles are decoded whole, however small the image
+        tags = image.tag_v2
+        sizes.append((int(tags.get(_TILE_WIDTH, 0)), int(tags.get(_TILE_LENGTH, 0))))
+    for width, height in sizes:
+        if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise ValueError(f"{width} x {height} pixels are more than {Image.MAX_IMAGE_PIXELS}")
+    if isinstance(image, JpegImageFile) and image.info.get("progressive"):
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        scans = content.count(_SCAN)
+        if scans > _MOST_SCANS:
+            raise ValueError(f"it draws over itself {scans} times, more than {_MOST_SCANS}")
 
 
 def image_problem(source: ImageSource) -> str | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import hf_hub_download
 
 from swirl_lightning.backbones.base import BUILTIN_PREFIX, Backbone
+from swirl_lightning.yaml_files import load
 
 Results = Mapping[str, Mapping[str, float]]
 
@@ -37,6 +40,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{here}", subfolder="{adapter}")
 tokenizer = AutoTokenizer.from_pretrained("{here}", subfolder="{adapter}")
 ```"""
+_LICENCE = re.compile(r"[\w.+-]{1,100}", re.ASCII)
+_MOST_CHARACTERS = 100_000  # of a base's card, of which the head is read
 HERE = "PATH_OR_NAME"
 """Stands for the folder in the code of a card."""
 
@@ -120,25 +125,34 @@ def _results(results: Results) -> list[str]:
 
 
 def base_licence(backbone: Backbone) -> str:
-    """Return the licence that the base's own folder names, or nothing."""
+    """Return the licence that the base's own card names, or nothing."""
     if backbone.name.startswith(BUILTIN_PREFIX):
         return "Apache-2.0"
     folder = Path(backbone.path)
-    source, card = folder / "source.json", folder / "README.md"
     try:
-        if source.is_file():
-            return str(json.loads(source.read_text(encoding="utf-8")).get("license", ""))
-        if not folder.exists():
-            from huggingface_hub import ModelCard
+        if (folder / "source.json").is_file():
+            found = json.loads(_beginning(folder / "source.json"))
+        elif folder.exists():
+            found = _front_matter(folder / "README.md")
+        else:
+            found = _front_matter(Path(hf_hub_download(backbone.name, "README.md", revision=backbone.revision)))
+        licence = found.get("license")
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
+        return ""  # a card without its licence is better than no export
+    return licence if isinstance(licence, str) and _LICENCE.fullmatch(licence) else ""
 
-            return str(ModelCard.load(backbone.name).data.get("license") or "")
-        if card.is_file():
-            from huggingface_hub import ModelCard
 
-            return str(ModelCard.load(card).data.get("license") or "")
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        pass  # a card without its licence is better than no export
-    return ""
+def _front_matter(card: Path) -> Any:
+    """Read the YAML at the head of a card of the hub."""
+    _, front, _ = re.split(r"^---\s*$", _beginning(card), maxsplit=2, flags=re.MULTILINE)
+    return load(front)
+
+
+def _beginning(path: Path) -> str:
+    if not path.is_file():  # a pipe is never read to its end
+        raise FileNotFoundError(path)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(_MOST_CHARACTERS)
 
 
 def _base_in_code(name: str, local: bool) -> str:

@@ -22,6 +22,7 @@ Module = TypeVar("Module", bound=WorldModelModule)
 FILE = "swirl.json"
 ALL_LINEAR = "all-linear"
 """PEFT's name for all linear layers, the one text of ``target_modules`` that is no regular expression."""
+_MOST_BYTES = 100_000  # of the file; ours have 2,000 or so
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _OF_THIS_MACHINE = (
     "model_name_or_path",
@@ -95,6 +96,8 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder} has no {FILE}: give a folder that swirl export or a training has written (older versions wrote "
             "none: export such a run again, swirl export RUN --to FOLDER)"
         )
+    if path.stat().st_size > _MOST_BYTES:  # each name in it is compared with each module of the base
+        raise ValueError(f"{path} is damaged: {path.stat().st_size:,} bytes are more than {_MOST_BYTES:,}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         kinds = {"base": dict, "label": str, "backbone": dict, "lora": dict, "sampling": dict, "templates": dict}

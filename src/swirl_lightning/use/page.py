@@ -145,7 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, _HTML.read_bytes(), "text/html; charset=utf-8")
         elif self.path == "/game":
             with self.server.lock:
-                self._json(200, self.server.seen())
+                seen = self.server.seen()
+            self._json(200, seen)  # without the lock: a browser may be slow to take it
         else:
             self._json(404, {"error": "no such page"})
 
