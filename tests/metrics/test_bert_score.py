@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from support.text_suites import bert_folder
-from swirl_lightning.metrics.bert_score import BERTScore, f1, missing_model
+from swirl_lightning.metrics.bert_score import BERTScore, _load, f1, missing_model
 from swirl_lightning.transition import Transition
 
 TEXTS = ["a cat", "the dog sat on a mat", "b", "an owl and a pussycat", "you, I"]
@@ -55,3 +56,28 @@ def test_missing_model(encoder, tmp_path):
     assert missing_model(None) == "set bert, for example to roberta-large"
     assert "cannot be loaded" in missing_model(str(tmp_path))
     assert missing_model(None, "clip", "a/b") == "set clip, for example to a/b"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"), [(None, "lack 1 weights .*would be random"), (float("nan"), "other values than finite")]
+)
+def test_an_encoder_with_other_weights_than_published_is_refused(tmp_path, changed, told):
+    folder = bert_folder(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    key = "encoder.layer.0.attention.self.query.weight"
+    weights.pop(key)
+    if changed is not None:
+        weights[key] = torch.full((32, 32), changed)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=told):
+        BERTScore(str(folder)).score(["a"], ["b"])
+
+
+def test_a_pooler_is_not_asked_for(tmp_path):
+    """RoBERTa's files have none."""
+    folder = bert_folder(tmp_path)
+    before = BERTScore(str(folder)).score(TEXTS[:2], TEXTS[2:4])
+    weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith("pooler.")}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _load.cache_clear()
+    assert BERTScore(str(folder)).score(TEXTS[:2], TEXTS[2:4]) == before

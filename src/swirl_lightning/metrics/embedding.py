@@ -106,10 +106,10 @@ def _resolve(model: str) -> str:
 @lru_cache(maxsize=2)
 def _load(model: str, device: str) -> tuple[Any, Any, int]:
     """Load tokenizer, encoder and its longest input, outside the metric: copies of it hold no model."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     from swirl_lightning.backbones.errors import readable
-    from swirl_lightning.backbones.loading import plain_config
+    from swirl_lightning.backbones.loading import load_plain
 
     path = _resolve(model)
     if model == MINILM:
@@ -119,13 +119,10 @@ def _load(model: str, device: str) -> tuple[Any, Any, int]:
                 f"{weights} has SHA-256 {found}, expected {_SHA256}: its numbers would compare with nobody's; "
                 "install swirl-lightning[embedding] anew"
             )
-    plain_config(path)
+    tokenizer, encoder = load_plain(path, AutoModel, device)
     with readable(path):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        encoder = AutoModel.from_pretrained(path, trust_remote_code=False).to(device).eval()
-    longest = _settings(path, "sentence_bert_config.json").get("max_seq_length") or _LONGEST
-    longest = min(longest, tokenizer.model_max_length, encoder.config.max_position_embeddings)
-    return tokenizer, encoder, int(longest)
+        longest = _settings(path, "sentence_bert_config.json").get("max_seq_length") or _LONGEST
+        return tokenizer, encoder, int(min(longest, tokenizer.model_max_length, encoder.config.max_position_embeddings))
 
 
 def _settings(path: str, name: str) -> dict[str, Any]:

@@ -59,20 +59,14 @@ def _surprise(network: Any, ids: torch.Tensor, mask: torch.Tensor) -> float:
 
 @lru_cache(maxsize=1)
 def _load(model: str, device: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    from swirl_lightning.backbones.errors import readable
-    from swirl_lightning.backbones.loading import plain_config
+    from swirl_lightning.backbones.loading import load_plain
 
     try:
-        plain_config(model)
-        with readable(model):
-            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        return load_plain(model, AutoModelForCausalLM, device)
     except OSError as error:
         reason = next(iter(str(error).splitlines()), "")
         raise OSError(
             f"the language model {model} cannot be loaded ({reason}): give a folder, or a hub name such as gpt2"
         ) from error
-    with readable(model):
-        network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False, dtype=torch.float32)
-    return tokenizer, network.eval().to(torch.device(device))
