@@ -32,7 +32,7 @@ from recipes import scores
 from swirl_lightning.console.options import OneLineParser
 from swirl_lightning.console.run import nearest, run_command
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import read_words, whole_file
+from swirl_lightning.files import read_words, sha256, whole_file
 from swirl_lightning.results import curves
 from swirl_lightning.yaml_files import load
 
@@ -145,12 +145,23 @@ def place(out: Path, seed: int, name: str) -> Path:
     return out / f"seed{seed}" / folder_name(name)
 
 
-def check_options(folder: Path, arguments: Sequence[str]) -> None:
-    """Raise ValueError if a row's folder holds runs with other options than these, which are kept there otherwise."""
+def check_options(folder: Path, arguments: Sequence[str], trains: bool, begin: Path | None) -> None:
+    """Raise ValueError if a row's folder holds runs of other options or another start; what they are is kept there.
+
+    Args:
+        folder: of the row.
+        arguments: of its runs.
+        trains: whether it is trained, and not tested alone.
+        begin: checkpoint that it starts from.
+    """
     own = [argument for argument in arguments if not argument.startswith("--trainer.default_root_dir=")]
-    kept, given = folder / "options.json", json.dumps(own, indent=2)
+    kept = folder / "options.json"
+    given = json.dumps({"options": own, "trains": trains, "start": begin and sha256(begin)}, indent=2)
     if kept.exists() and kept.read_text(encoding="utf-8") != given:
-        raise ValueError(f"{folder} was trained with other options ({kept}): remove it, or give another --out")
+        raise ValueError(
+            f"{folder} holds runs of other options, or from another start than there is now ({kept}): remove it, or "
+            "give another --out"
+        )
     with whole_file(kept) as file:
         file.write(given.encode())
 
@@ -198,7 +209,7 @@ def run(study: Study, name: str, seed: int, out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     own, begin = last(folder), last(place(out, seed, row.start)) if row.start else None
     arguments = [*study.arguments(name, seed, folder), "--trainer.enable_progress_bar=false"]
-    check_options(folder, arguments)
+    check_options(folder, arguments, row.trains, begin)
     if row.trains and not (folder / "fit.done").exists():
         resumed = own if own.exists() else begin
         swirl(folder, "fit", [*arguments, *([f"--ckpt_path={resumed}"] if resumed else [])])

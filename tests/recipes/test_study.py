@@ -236,8 +236,26 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
     given["rows"]["Phase I"]["options"]["model.init_args.grpo.beta"] = 0.5
     path.write_text(yaml.safe_dump(given, sort_keys=False))
     monkeypatch.setattr("sys.argv", line)
-    with pytest.raises(ValueError, match=r"Phase_I was trained with other options .*give another --out"):
+    with pytest.raises(ValueError, match=r"Phase_I holds runs of other options.*give another --out"):
         study.main()
+    del given["rows"]["Phase I"]["options"]["model.init_args.grpo.beta"]
+    given["rows"]["best of 2"] = given["rows"].pop("best of 2") | {"start": "Phase I"}  # after its start
+    path.write_text(yaml.safe_dump(given, sort_keys=False))
+    with pytest.raises(ValueError, match=r"best_of_2 holds runs of .*from another start than there is now"):
+        study.main()
+    given["rows"]["best of 2"].update(start="SFT", train=True)
+    path.write_text(yaml.safe_dump(given, sort_keys=False))
+    with pytest.raises(ValueError, match="best_of_2 holds runs of other options"):
+        study.main()
+    given["rows"]["best of 2"].update(train=False)
+    path.write_text(yaml.safe_dump(given, sort_keys=False))
+    start = study.last(study.place(out, 0, "SFT"))
+    kept = start.read_bytes()
+    start.write_bytes(kept + b"trained anew")
+    with pytest.raises(ValueError, match=r"(best_of_2|Phase_I) holds runs of .*from another start"):
+        study.main()
+    start.write_bytes(kept)
+    study.main()
     scores = [read(study.place(out, 0, name)) for name in ("SFT", "Phase I")]
     assert scores[0].keys() == scores[1].keys()
     metric = "idm/greedy/exact_match"
