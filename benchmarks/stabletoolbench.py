@@ -35,8 +35,6 @@ TEST_FILES = {
 TRAIN_FILES = ("train_sft.json",)
 """Files of MirrorAPI-Training."""
 
-_REQUEST = re.compile(r"\n\s*Request:\s*\n")
-
 
 class StableToolBench(TextSuite):
     r"""API calls and their responses.
@@ -139,13 +137,14 @@ def response(error: object, answer: object) -> str:
 def _mirror(fields: Mapping[str, Any]) -> Transition:
     """Parse a record of MirrorAPI: ``instruction`` is ``API doc: ... Request: ...``, ``output`` a JSON object."""
     instruction = text_field(fields, "instruction")
-    parts = _REQUEST.split(instruction)
-    if len(parts) < 2:
+    lines = instruction.split("\n")
+    places = [place for place, line in enumerate(lines[1:-1], 1) if line.strip() == "Request:"]
+    if not places:
         raise BrokenRecord("instruction has no line 'Request:'")
-    documentation, action = "\nRequest:\n".join(parts[:-1]), parts[-1].strip()
+    documentation, action = ("\n".join(part).strip() for part in (lines[: places[-1]], lines[places[-1] + 1 :]))
     if not action:
         raise BrokenRecord("the request is empty")
-    return Transition(documentation.strip(), _answer(fields, "output"), action)
+    return Transition(documentation, _answer(fields, "output"), action)
 
 
 def _call(fields: Mapping[str, Any], documentation: Mapping[str, str], said: dict[str, list[str]]) -> Transition:

@@ -11,7 +11,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from swirl_lightning.files import lock
 
 NAME = "fit.lock"
-WAIT_S = 10.0
 """Seconds to wait for another fit's end: loader processes of one that was killed see that after five, and hold it."""
 
 
@@ -40,7 +39,7 @@ class FitLock(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         try:
-            self._held = lock(folder / NAME, WAIT_S)
+            self._held = lock(folder / NAME, timeout=0)
         except Timeout:
             raise ValueError(
                 f"another fit is under way in {folder}: wait until it ends, or give another trainer.default_root_dir"

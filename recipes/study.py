@@ -156,7 +156,10 @@ def check_options(folder: Path, arguments: Sequence[str], trains: bool, begin: P
     """
     own = [argument for argument in arguments if not argument.startswith("--trainer.default_root_dir=")]
     kept = folder / "options.json"
-    given = json.dumps({"options": own, "trains": trains, "start": begin and sha256(begin)}, indent=2)
+    config = load(read_words(Path(own[own.index("-c") + 1])))
+    given = json.dumps(
+        {"options": own, "config": config, "trains": trains, "start": begin and sha256(begin)}, indent=2, default=str
+    )
     if kept.exists() and kept.read_text(encoding="utf-8") != given:
         raise ValueError(
             f"{folder} holds runs of other options, or from another start than there is now ({kept}): remove it, or "

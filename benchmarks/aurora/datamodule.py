@@ -95,15 +95,20 @@ class Aurora(ImageSuite):
     # ---- test ------------------------------------------------------------------------------------
     def _test_records(self, skipped: SkippedRecords) -> list[ImageRecord]:
         path = self.data_dir / "test.json"
-        entries = self._entries(path, skipped)
-        there = sorted({str(entry.get("task")) for _, entry in entries})
+        entries = []
+        for place, entry in self._entries(path, skipped):
+            if isinstance(entry.get("task"), str) and entry["task"].strip():
+                entries.append((place, entry))
+            else:
+                skipped.add(f"test.json{place}", f"task is {entry.get('task')!r}, and no name")
+        there = sorted({entry["task"] for _, entry in entries})
         unknown = sorted(set(self.tasks or ()) - set(there))
         if unknown and entries:
             raise ValueError(f"{path} has no task {', '.join(unknown)}; it has {', '.join(there)}")
         found: list[ImageRecord] = []
         for place, entry in entries:
-            if self.tasks is None or entry.get("task") in self.tasks:
-                found += self._record(entry, f"test.json{place}", skipped, str(entry.get("task")), target=False)
+            if self.tasks is None or entry["task"] in self.tasks:
+                found += self._record(entry, f"test.json{place}", skipped, entry["task"], target=False)
         return found
 
     def _disc_records(self, skipped: SkippedRecords) -> list[ImageRecord]:

@@ -125,6 +125,8 @@ class GEdit(ImageSuite):
         image = image_bytes(row["input_image"])
         if image is None:
             raise BrokenRecord("no input_image")
+        if not isinstance(row["Intersection_exist"], bool):  # the text "False" would count as true
+            raise BrokenRecord(f"Intersection_exist is {row['Intersection_exist']!r}, and not true or false")
         groups = [kind, f"intersection/{kind}"] if row["Intersection_exist"] else [kind]
         name = f"{kind}/{language}/{text_field(row, 'key')}"
         return ImageRecord(image, None, text_field(row, "instruction").strip(), name, {"task": kind, "groups": groups})

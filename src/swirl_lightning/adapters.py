@@ -21,6 +21,8 @@ from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import written_to
 from swirl_lightning.roles import ROLES, AdapterName, Role
 
+_LONGEST_REASON = 200  # characters of a message of PEFT
+
 
 @dataclass(frozen=True)
 class AdapterConfig:
@@ -106,7 +108,14 @@ class Adapters:
         frozen = [*self._reference.values(), *self._reward.values()]
         self.names = tuple(dict.fromkeys([*self.trainable, *frozen]))
 
-        self.model: PeftModel = get_peft_model(model, lora, adapter_name=self.names[0])
+        try:
+            self.model: PeftModel = get_peft_model(model, lora, adapter_name=self.names[0])
+        except ValueError as error:  # it prints the module, over many lines
+            pattern = f"the pattern {targets!r}, which the whole name of a module has to match"
+            raise ValueError(
+                f"model.lora.target_modules: {pattern if isinstance(targets, str) else targets} cannot be adapted "
+                f"({' '.join(str(error).split())[:_LONGEST_REASON]})"
+            ) from error
         for name in self.names[1:]:
             self.model.add_adapter(name, lora)
         layers: dict[str, Any] = {

@@ -52,8 +52,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         unknown = [mode for mode in self.modes if mode not in MODES]
-        if unknown or not self.modes:
-            raise ValueError(f"evaluation.modes must be among {list(MODES)}, got {list(self.modes)}")
+        if unknown or not self.modes or len(set(self.modes)) < len(self.modes):
+            raise ValueError(f"evaluation.modes must be among {list(MODES)}, each once, got {list(self.modes)}")
         check_ranges("model.evaluation", vars(self), best_of="[1, 100000]")
 
 

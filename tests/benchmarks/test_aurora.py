@@ -95,6 +95,16 @@ def test_broken_records_are_counted_and_the_first_ten_named(tmp_path):
         Aurora(data_dir=str(tmp_path), strict=True).setup("test")
 
 
+@pytest.mark.parametrize("task", [None, 1, [], {}, "", " ", ["emu"]])
+def test_a_task_without_a_name_is_none(tmp_path, task):
+    entries = write_aurora(tmp_path)
+    (tmp_path / "test.json").write_text(json.dumps([*entries, {**entries[0], "task": task}]))
+    data = Aurora(data_dir=str(tmp_path))
+    with pytest.warns(UserWarning, match=r"test\.json\[\d+\]: task is .*, and no name"):
+        data.setup("test")
+    assert len(data.split("test")) == len(entries)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -53,11 +53,12 @@ def test_records_by_language_and_type(tmp_path):
 def test_what_cannot_be_used_is_named(tmp_path):
     cut = {"bytes": ROWS[0]["input_image"]["bytes"][:50], "path": None}
     rows = [*ROWS, row(4, "recolour"), row(5, "ps_human", "fr"), row(6, "ps_human", input_image=None)]
+    rows += [row(10, "ps_human", Intersection_exist=None)]
     rows += [row(7, "ps_human", instruction=" "), row(8, "ps_human", input_image=cut), row(9, "ps_human", key=None)]
     folder = write(tmp_path / "train", rows).removesuffix("/train")
     (tmp_path / "train" / "b.arrow").write_bytes(b"ARROW")
     data = GEdit(data_dir=folder)
-    with pytest.warns(UserWarning, match="7 of 10 records cannot be used") as caught:
+    with pytest.warns(UserWarning, match="8 of 11 records cannot be used") as caught:
         data.setup("test")
     told = next(str(w.message) for w in caught if "cannot be used" in str(w.message))
     for reason in (
@@ -66,11 +67,12 @@ def test_what_cannot_be_used_is_named(tmp_path):
         "no input_image",
         "instruction must be a text that is not empty",
         "ps_human/en/k8 (before): not readable",
+        "Intersection_exist is None, and not true or false",
         "key must be a text that is not empty",
         "b.arrow: cannot be read",
     ):
         assert reason in told
-    with pytest.raises(ValueError, match="7 of 10 records cannot be used"):
+    with pytest.raises(ValueError, match="8 of 11 records cannot be used"):
         GEdit(data_dir=folder, strict=True).setup("test")
 
 

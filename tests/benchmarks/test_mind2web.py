@@ -53,15 +53,17 @@ def test_subsets(folder):
     data = Mind2Web(str(folder / "data"), test_splits=["test_domain"], websites=["bank"])
     data.validation_episodes = 0
     assert {row.meta["website"] for row in data.split("warmup")} == {"bank"}
-    with pytest.raises(ValueError, match="the split 'test' is empty"):  # the test tasks are on another website
-        data.split("test")
+    with pytest.raises(ValueError, match=r"unknown Mind2Web websites \['bank'\]; the test files have:\n  "):
+        data.split("test")  # its tasks are on another website
+    with pytest.warns(UserWarning, match=r"unknown Mind2Web domains \['Travle'\]; the test files have"):
+        assert Mind2Web(str(folder), domains=["Shopping", "Travle"]).split("test")
     assert len(Mind2Web(str(folder), test_splits=["test_domain"], limit=2).split("test")) == 2
     spread = Mind2Web(str(folder), limit=4)
     first = ["test_task/task0/0", "test_website/website0/0", "test_domain/domain0/0", "test_domain/domain1/0"]
     assert [row.id for row in spread.split("test")] == first
     with pytest.raises(ValueError, match=r"unknown Mind2Web test splits \['test'\]"):
         Mind2Web(str(folder), test_splits=["test"])
-    with pytest.raises(ValueError, match=r"unknown Mind2Web domains \['Sea'\]; the files have:\n  Shopping"):
+    with pytest.raises(ValueError, match=r"unknown Mind2Web domains \['Sea'\]; the train files have:\n  Shopping"):
         Mind2Web(str(folder), domains=["Sea"]).setup("fit")
     with pytest.raises(ValueError, match=r"page_budget must lie in \[1, inf\)"):
         Mind2Web(str(folder), page_budget=0)

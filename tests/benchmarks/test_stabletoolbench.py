@@ -52,6 +52,18 @@ def test_records_of_mirror_api(folder):
     assert data.counts["test"] == {"records": 15, "used": 15, "skipped": 0}
 
 
+def test_a_request_is_what_stands_below_the_last_such_line(tmp_path):
+    """Blank lines, however many, take no time that grows with their square."""
+    words = "doc\n Request: \nfirst\n" + "\n" * 300_000 + "Request:\r\n call \n"
+    broken = ["Request:\n call", "doc\nRequest:", "doc\nRequest: call\n", "doc\nRequest:\n \n"]
+    write(tmp_path / "train_sft.json", [{**mirror(n), "instruction": w} for n, w in enumerate([words, *broken])])
+    data = StableToolBench(str(tmp_path))
+    with pytest.warns(UserWarning, match="4 of 5 records"):
+        (row,) = data.read("train")
+    assert row.action == "call"
+    assert row.before == "doc\n Request: \nfirst"
+
+
 def test_calls_carry_documentation_and_conversation(tmp_path):
     api = {"tool_name": "T", "api_name": "A", "required_parameters": [], "template_response": {"x": "str"}}
     write(tmp_path / "q.json", [{"query": "what?", "query_id": 1, "api_list": [api]}])

@@ -13,10 +13,9 @@ from support.cli import config, here
 
 
 @pytest.mark.parametrize("args", [(), ("--ckpt_path", "last")])
-def test_two_fits_are_not_under_way_in_one_folder(tmp_path, gemma_path, monkeypatch, args):
+def test_two_fits_are_not_under_way_in_one_folder(tmp_path, gemma_path, args):
     """As of a job that is queued again while the first one still runs, be it before its first checkpoint."""
     path = config(tmp_path, gemma_path)
-    monkeypatch.setattr("swirl_lightning.callbacks.fit_lock.WAIT_S", 0.0)
     folder = tmp_path / "runs" / "r"
     folder.mkdir(parents=True)
     with FileLock(folder / "fit.lock"), pytest.raises(SystemExit) as end:

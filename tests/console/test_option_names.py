@@ -126,7 +126,7 @@ REFUSED = [
     (["--model.fwm_sampling.temperatur=1"], "did you mean 'model.fwm_sampling.temperature'?"),
     (["--model.reward=mine.Reward", "--model.grpo.eps=3"], "model.grpo.eps is no option of SWIRL"),
     (["--data=mine.Data", "--model.backbone.dtyp=x"], "did you mean 'model.backbone.dtype'?"),
-    (["-c", "missing.yaml", "--data=MiniGrid", "--data.bert=x"], "data.bert is no option of MiniGrid"),
+    (["-cmissing.yaml", "--data=MiniGrid", "--data.bert=x"], "data.bert is no option of MiniGrid"),
     (["--ckpt-path", "last"], "ckpt-path is no option; did you mean 'ckpt_path'?"),
     (["--data.batch-size=3"], "data.batch-size is no option of MiniGrid; did you mean 'data.batch_size'?"),
     (["--data..batch_size", "3"], "did you mean 'data.batch_size'?"),
@@ -238,7 +238,7 @@ def test_a_pipe_is_left_for_the_parser_to_read(tmp_path):
         ["--data", "mine.Data", "--data.folder", "x"],
         ["--model.backbone.class_path=mine.Backbone", "--model.backbone.window", "3"],
         ["--data.dict_kwargs.batchsize", "3"],
-        ["-c", "missing.yaml", "--data.anything", "3"],
+        ["--data", "Data.of.mine", "--data.anything", "3"],
         ["-cmissing.yaml", "--data.anything", "3"],
         ["--config", "{data: {class_path: mine.Data}}", "--data.anything", "3"],
         ["--data=parts/mine.yaml", "--data.anything", "3"],
@@ -252,6 +252,21 @@ def test_a_pipe_is_left_for_the_parser_to_read(tmp_path):
 )
 def test_what_the_table_cannot_know_is_left_to_the_parser(args):
     assert mistyped(["fit", *args]) is None
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["-c", "missing.yaml"], "the configuration missing.yaml does not exist"),
+        (["--config", f"{QUICKSTART.parent}/minigrid_quickstrat.yaml"], "did you mean 'minigrid_quickstart.yaml'?"),
+        ([str(QUICKSTART)], f"a configuration is given by -c {QUICKSTART}"),
+        (["--data", "MiniGird"], "data: 'MiniGird' is no class path (package.Class); did you mean 'MiniGrid'?"),
+        (["--model.backbone.class_path=Liqud"], "model.backbone: 'Liqud' is no class"),
+        (["-c", "{model: {reward: {class_path: MeanLogPob}}}"], "model.reward: 'MeanLogPob' is no class"),
+    ],
+)
+def test_files_and_classes_that_are_not_there_are_told_before_the_libraries_are_imported(args, told):
+    assert told in mistyped(["fit", *args])
 
 
 FRESH = """

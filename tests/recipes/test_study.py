@@ -141,7 +141,8 @@ def test_a_run_that_fails_ends_a_study_in_one_line(tmp_path):
 
 def test_a_study_that_is_ended_ends_its_runs(tmp_path):
     """They went on, and the study begun again found their folders in use."""
-    (tmp_path / "s.yaml").write_text("{config: c, rows: {recipe: }}")
+    (tmp_path / "c.yaml").touch()
+    (tmp_path / "s.yaml").write_text(json.dumps({"config": str(tmp_path / "c.yaml"), "rows": {"recipe": None}}))
     said = tmp_path / "said"
     code = (
         "import subprocess, sys; from recipes import study; from pathlib import Path\n"
@@ -249,6 +250,11 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
         study.main()
     given["rows"]["best of 2"].update(train=False)
     path.write_text(yaml.safe_dump(given, sort_keys=False))
+    settings = config.read_text()
+    config.write_text(settings.replace("size: 8", "size: 9"))
+    with pytest.raises(ValueError, match="SFT holds runs of other options"):
+        study.main()
+    config.write_text(f"# the same\n{settings}")
     start = study.last(study.place(out, 0, "SFT"))
     kept = start.read_bytes()
     start.write_bytes(kept + b"trained anew")

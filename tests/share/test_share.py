@@ -236,6 +236,36 @@ def test_a_folder_goes_to_the_hub_and_comes_back(minigrid, hub, capsys, refused,
     assert "hf_wrong" not in line
 
 
+@pytest.mark.parametrize("status", [200, 401, 403, 500])
+def test_a_hub_that_repeats_the_token_shows_it_to_nobody(minigrid, hub, refused, monkeypatch, status):
+    def repeat(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer({"error": f"Invalid token {self.headers['Authorization']}"}, status)
+
+    monkeypatch.setattr(Hub, "do_POST", repeat)
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "SECRET" * 6)
+    line = refused("push", minigrid / "adapters" / "last", "me/world")
+    assert line.startswith("error: the hub does not take me/world: ")
+    assert "SECRETSE" not in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("answer", [b"null", b"[]", b"<html>", None])
+def test_a_hub_that_cannot_be_reached_or_read_is_one_line(minigrid, hub, refused, monkeypatch, answer):
+    def say(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if answer is None:
+            self.connection.close()
+        else:
+            self.answer(answer)
+
+    monkeypatch.setattr(Hub, "do_POST", say)
+    assert "the hub does not take me/world: " in refused("push", minigrid / "adapters" / "last", "me/world")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    line = refused("push", minigrid / "adapters" / "last", "me/world")
+    assert line.startswith("error: the hub does not take me/world: ConnectError")
+
+
 def test_what_no_export_holds_is_not_uploaded(tmp_path, refused):
     assert "it has no README.md: write one with swirl export" in refused("push", tmp_path, "me/world")
     (tmp_path / "README.md").write_text("card")

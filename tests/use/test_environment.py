@@ -123,6 +123,16 @@ def test_what_is_no_step_is_refused(model, gemma_path):
             early()
     with pytest.raises(ValueError, match="3 states for 2 environments"):
         envs.reset(options={"states": STARTS})
+    for wrong, known in ((envs, "states"), (alone, "state")):
+        with pytest.raises(ValueError, match=f"reset has no option 'State'; it has '{known}'"):
+            wrong.reset(options={"State": STARTS[:1]})
+    with pytest.raises(ValueError, match="reset has no option 'state'"):
+        envs.reset(options={"state": STARTS[0]})
+    for value in (None, float("nan")):
+        unsure = WorldModelEnv(model, STARTS, ACTIONS, lambda *step, value=value: value)
+        unsure.reset(seed=0)
+        with pytest.raises(ValueError, match="the reward of a step is no finite number, but nan"):
+            unsure.step(0)
     envs.reset(seed=[3, None])
     for actions, told in (
         ([0, 3], "action 3 is none of the 3 actions"),

@@ -62,6 +62,9 @@ def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
         ValueError: the file is corrupt, not one of ours, or lacks something.
     """
     path = Path(path)
+    if path.is_dir():
+        there = sorted(str(p.relative_to(path)) for p in [*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")])
+        raise FileNotFoundError(f"checkpoint {path} is a folder; name a file, of those in it: {there}")
     others = sorted(p.name for p in path.parent.glob("*.ckpt") if p != path) if path.parent.is_dir() else []
     beside = (
         f"in its folder there are: {others}" if others else "its folder has no other: train first (swirl fit -c ...)"

@@ -25,6 +25,8 @@ TABLE = Path(__file__).parents[1] / "assets" / "option_names.txt"
 
 _PACKAGES = ("", "swirl_lightning", "lightning", "torch")
 _UNREAD = "?"  # a class that is not known
+_SHORT_CLASS = re.compile(r"[A-Z]\w*[a-z]\w*")
+_CONSTANTS = ("None", "True", "False")
 _PLAIN = re.compile(r"[a-z][a-z0-9_]*")  # a name that stands for an object, such as ddp, and not for a class
 _NAME = re.compile(r"[a-z_][\w.-]*", re.IGNORECASE)
 _SHORT = re.compile(r"-(?!c|h$)[a-z][\w-]*", re.IGNORECASE)  # -c may have its value behind it
@@ -42,6 +44,8 @@ def mistyped(args: Sequence[str]) -> str | None:
         args: command line, the subcommand first.
     """
     names = Names()
+    if lacking := _lacking_file(args):
+        return lacking
     if stray := _stray(args, names.owners):
         return f"{stray} (all options: swirl {args[0]} {ALL})"
     for given in _given(args):
@@ -52,6 +56,8 @@ def mistyped(args: Sequence[str]) -> str | None:
             parts = written.replace("+", "").split(".")
             name = ".".join(part for part in parts if part not in ("class_path", "init_args"))
             if isinstance(value, str):
+                if (told := names.unknown_class(name, value)) and not names.of_another_version(name):
+                    return f"{told} (all options: swirl {args[0]} {ALL})"
                 names.choose(name, value)
             # the parser knows dict_kwargs, and whether a strange name is a value that begins with two hyphens
             if "dict_kwargs" in parts or len(name) > _LONGEST or not _NAME.fullmatch(name):
@@ -98,6 +104,18 @@ class Names:
                 return f"{name} is no option: {above} is {value}, a name and no class"
         return None
 
+    def unknown_class(self, name: str, value: str) -> str | None:
+        """Return what is wrong with the short name of a class that none has; a path is left to the parser.
+
+        So are the Trainer's: Lightning has classes that need another package.
+        """
+        known = self.classes.get(name)
+        if known is None or value in (*known, *_CONSTANTS) or not _SHORT_CLASS.fullmatch(value):
+            return None
+        if name.startswith("trainer.") or os.path.exists(value):
+            return None
+        return f"{name}: {value!r} is no class path (package.Class){nearest(value, known)}"
+
     def choose(self, name: str, value: str) -> None:
         """Take the value of an option; if it is no known class, it may be a file that chooses classes below it."""
         self.chosen[name] = value
@@ -126,6 +144,20 @@ def minor_version(package: str) -> str:
         return ".".join(metadata.version(package).split(".")[:2])
     except metadata.PackageNotFoundError:
         return ""
+
+
+def _lacking_file(args: Sequence[str]) -> str | None:
+    """Return what is wrong with a configuration that is no file, or is given without its option."""
+    for before, token in pairwise(args):
+        if not token.endswith((".yaml", ".yml")) or any(c.isspace() for c in token):
+            continue
+        if before in ("-c", "--config") and not os.path.exists(token):
+            folder, name = os.path.split(token)
+            there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+            return f"the configuration {token} does not exist{nearest(name, there)}"
+        if not (token.startswith("-") or before.startswith("-")):
+            return f"{token} stands without an option: a configuration is given by -c {token}"
+    return None
 
 
 def _stray(args: Sequence[str], known: Iterable[str]) -> str | None:

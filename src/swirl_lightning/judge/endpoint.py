@@ -22,6 +22,7 @@ _RETRIED = (408, 409, 429)  # and 5xx; other answers of a server will not change
 _SETTINGS = (301, 302, 303, 307, 308, 401, 403, 404)  # address, key, rights or model: no question will be answered
 _LARGEST = 4 * 2**20  # bytes of a body; an answer has some thousand
 _SECRET = 8  # characters; a shorter key is a word such as "none", and no secret
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _LONGEST = 300  # characters of a server's message that are shown
 
 
@@ -79,6 +80,12 @@ class Endpoint:
         self.timeout, self.retries, self.backoff, self.deadline = timeout, retries, backoff, deadline
         self._client: Any = None
 
+    @property
+    def _variable(self) -> str:
+        """The variable's name; what looks like none may be the key itself, which no message shows."""
+        usual = _VARIABLE.fullmatch(self.api_key_env)
+        return self.api_key_env if usual else "VARIABLE, whose name judge.api_key_env takes (and not the key itself),"
+
     def check(self) -> str:
         """The key, if it and the package are there.
 
@@ -93,11 +100,11 @@ class Endpoint:
         key = os.environ.get(self.api_key_env, "").strip()
         if not key:
             raise ValueError(
-                f"the judge's key is not set: export {self.api_key_env}=... (any word, if the endpoint "
+                f"the judge's key is not set: export {self._variable}=... (any word, if the endpoint "
                 "needs none), or set judge to null"
             )
         if not (key.isascii() and key.isprintable()):
-            raise ValueError(f"the judge's key in {self.api_key_env} holds characters that no request can carry")
+            raise ValueError(f"the judge's key in {self._variable} holds characters that no request can carry")
         return key
 
     async def ask(self, question: dict[str, Any]) -> Reply:
@@ -192,9 +199,9 @@ def _checked(address: str) -> str:
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # a port that is none
         usable = False
-    if not usable or parts.query or parts.fragment:
+    if not usable or parts.query or parts.fragment or any(c.isspace() for c in address):
         raise ValueError(f"judge: base_url must be like {OPENAI}, without a query, got {address!r}")
-    return f"{address.rstrip('/')}/chat/completions"
+    return f"{address.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
 
 
 async def _body(response: Any) -> bytes:

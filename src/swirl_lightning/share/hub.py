@@ -41,10 +41,10 @@ def upload(folder: Path, name: str, private: bool = False) -> str:
         ValueError: the name is none of a repository.
         OSError: the hub refuses it, or cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
     from swirl_lightning.exports.card import HERE
+    from swirl_lightning.judge.endpoint import redacted
 
     operations = []
     for path in files_of(folder):
@@ -56,8 +56,8 @@ def upload(folder: Path, name: str, private: bool = False) -> str:
     try:
         api.create_repo(name, private=private, exist_ok=True)
         return str(api.create_commit(name, operations, commit_message="Upload world models").commit_url)
-    except HfHubHTTPError as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # of the libraries below it, whichever cannot reach the hub or read its answer
+        reason = redacted(" ".join(f"{type(error).__name__}: {error}".split()), get_token() or "")
         raise OSError(
             f"the hub does not take {name}: {reason}; may the token of hf auth login or HF_TOKEN write there?"
         ) from None

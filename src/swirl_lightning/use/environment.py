@@ -142,6 +142,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         Raises:
             ValueError: there are not ``num_envs`` seeds or states, or the backbone does not read a state.
         """
+        _check_options(options, "states")
         if seed is not None:
             seeds = [seed + n for n in range(self.num_envs)] if isinstance(seed, int) else list(seed)
             self._one_each("seeds", seeds)
@@ -192,6 +193,8 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         for n in live:
             rewards[n] = self.reward(before[n], words[n], self.states[n])
             ends[n] = self.terminated is not None and self.terminated(self.states[n])
+        if not np.isfinite(rewards).all():
+            raise ValueError(f"the reward of a step is no finite number, but {rewards[~np.isfinite(rewards)][0]}")
         cuts = np.zeros(self.num_envs, dtype=bool) if self.max_steps is None else self._steps >= self.max_steps
         self._over = ends | cuts
         return self._observations(), rewards, ends, cuts, {}
@@ -277,6 +280,7 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; ``options={"state": state}`` starts it there."""
+        _check_options(options, "state")
         super().reset(seed=seed)
         state = (options or {}).get("state")
         observations, _ = self.envs.reset(seed=seed, options=None if state is None else {"states": [state]})
@@ -291,6 +295,11 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
     def render(self) -> Any:
         """Return the state, as an array (H, W, 3) or words."""
         return _shown(self.state)
+
+
+def _check_options(options: dict[str, Any] | None, known: str) -> None:
+    if unknown := [name for name in options or {} if name != known]:
+        raise ValueError(f"reset has no option {unknown[0]!r}; it has {known!r}")
 
 
 def _shown(state: State) -> Any:

@@ -36,6 +36,8 @@ class Run:
         Raises:
             FileNotFoundError: there is no such run, no checkpoint in it, or no configuration.
         """
+        if not str(run):  # which Path takes as the current folder
+            raise FileNotFoundError("the run is an empty text: is the variable that should hold its folder set?")
         checkpoint = find_checkpoint(Path(run))
         folder = checkpoint.absolute().parent
         places = [Path(config)] if config is not None else [folder / "config.yaml", folder.parent / "config.yaml"]
