@@ -9,7 +9,7 @@ from support.cli import config, here
 from swirl_lightning import SWIRL
 from swirl_lightning.backbones.vqgan import VQGANConfig, VQGANError
 from swirl_lightning.checkpoints.restore import from_config
-from swirl_lightning.yaml_files import TooManyAliases, load
+from swirl_lightning.yaml_files import KeyTwice, TooManyAliases, load
 
 
 def bomb(value: str, levels: int = 15) -> str:
@@ -50,6 +50,28 @@ def test_a_bomb_is_refused(many):
 def test_so_is_what_is_nested_too_deeply():
     with pytest.raises(yaml.YAMLError, match="nested too deeply"):
         load("[" * 5000 + "]" * 5000)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\nb: {x: 1}\na: 2\n", "{b: {a: 1, a: 1}}", "- c: 0\n- a: 1\n  'a': 2\n", "x: &x {a: 1, a: 2}\ny: *x"]
+)
+def test_a_key_that_comes_twice_is_told(text):
+    with pytest.raises(KeyTwice, match=r"the key .a. comes twice, in lines . and .: leave one out"):
+        load(text)
+
+
+def test_keys_of_several_mappings_come_once():
+    text = "a: &a {x: 1}\nb: &b {x: 2, y: 3}\nc:\n  <<: *a\n  <<: *b\n  x: 4\nd: [{x: 1}, {x: 2}]\n1: 1\n'1': 2\n"
+    assert load(text)["c"]["x"] == 4
+
+
+def test_a_key_that_comes_twice_in_a_configuration_is_one_line(tmp_path, gemma_path, capsys):
+    path = config(tmp_path, gemma_path)
+    path.write_text(path.read_text() + "\nphase_switch: {warmup_epochs: 1}\nphase_switch: {warmup_epochs: 2}\n")
+    with pytest.raises(SystemExit):
+        here("fit", "-c", path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the key 'phase_switch' comes twice, in lines" in line
 
 
 def test_of_a_base(tmp_path, many):
