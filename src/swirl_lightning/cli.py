@@ -8,6 +8,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import is_dataclass
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -225,17 +226,20 @@ class SwirlCLI(LightningCLI):
         options = self.config_init[subcommand]
         fitting = subcommand == "fit"
         given, last = options.get("ckpt_path"), _last_checkpoint(self.trainer)
+        left = last or _left(self.trainer)
         if given == "last" and last is not None:
+            if Path(last).name != "last.ckpt":
+                rank_zero_warn(f"--ckpt_path last: there is no last.ckpt; the newest checkpoint is {last}")
             self._checkpoint = check_file(last, resume=fitting)
             options["ckpt_path"] = last
-        elif given == "last" and fitting:  # Lightning would say that none is ever written
+        elif given == "last" and fitting and left is None:  # Lightning would say that none is ever written
             options["ckpt_path"] = None
             rank_zero_info("--ckpt_path last: there is none yet, so the training begins")
-        elif given == "last":
+        elif given == "last" and not fitting:
             folder = self.trainer.log_dir or self.trainer.default_root_dir
             looked = "a fast_dev_run looks for none" if self.trainer.fast_dev_run else f"there is none in {folder}"  # type: ignore[attr-defined]
             raise FileNotFoundError(f"--ckpt_path last: {looked}; train first, or name one")
-        elif fitting and _of_another(self.trainer, given) and (left := last or _left(self.trainer)):
+        elif fitting and left is not None and (given == "last" or _of_another(self.trainer, given)):
             cure = "go on from it with --ckpt_path last, " if left == last else ""
             raise ValueError(
                 f"{left} is of an earlier run, and this one would write over it: {cure}give another "
@@ -310,11 +314,13 @@ def _restoring(error: BaseException) -> bool:
 
 
 def _last_checkpoint(trainer: Trainer) -> str | None:
-    """The newest ``last.ckpt`` in the folders that a run's checkpoints go to."""
+    """The newest ``last.ckpt`` in the folders that a run's checkpoints go to; without one, the newest of the others."""
     found: list[str] = []
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
             found += callback._find_last_checkpoints(trainer)
+    others = (place.glob(f"*{ModelCheckpoint.FILE_EXTENSION}") for place in _places(trainer))
+    found = found or list(map(str, chain.from_iterable(others)))
     return max(found, key=os.path.getmtime, default=None)
 
 
@@ -334,14 +340,14 @@ def _places(trainer: Trainer) -> list[Path]:
 
 
 def _left(trainer: Trainer) -> str | None:
-    """Find what else an earlier fit has left in the run's folder: a checkpoint, or rows of a run that writes none."""
-    places = _places(trainer)
-    for place in places:
-        if found := sorted(place.glob(f"*{ModelCheckpoint.FILE_EXTENSION}")):
-            return str(found[-1])
-    results = Path(trainer.log_dir or trainer.default_root_dir) / FILE
-    # with them, a run that was killed before the first one begins anew
-    return str(results) if not places and fitted(read(results)) else None
+    """Find what an earlier fit has left besides checkpoints: exports, or rows of a run that writes no checkpoint."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    exports = sorted(folder.glob("adapters/*/swirl.json"))
+    if len(exports) > 1:  # one alone may be of a run that was killed before its first checkpoint, and begins anew
+        return str(exports[0].parent)
+    return str(folder / FILE) if not _places(trainer) and fitted(read(folder / FILE)) else None
 
 
 def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:

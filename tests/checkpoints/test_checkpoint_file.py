@@ -271,6 +271,36 @@ def test_nor_does_one_that_begins_with_a_checkpoint_of_a_third(copied, tmp_path,
     assert last.read_bytes() == before
 
 
+def test_without_last_a_run_goes_on_from_the_newest_checkpoint(tmp_path, gemma_path, recwarn):
+    """Where the last one was damaged and has been removed: it began anew, over all that was there."""
+    path = config(tmp_path, gemma_path, **{"data/init_args/size": 8})
+    here("fit", "-c", path)
+    folder = tmp_path / "runs" / "r" / "checkpoints"
+    (folder / "last.ckpt").unlink()
+    before = {p: p.read_bytes() for p in folder.iterdir()}
+    assert before
+    for command in ("fit", "test"):
+        (folder / "last.ckpt").unlink(missing_ok=True)
+        here(command, "-c", path, "--ckpt_path", "last")
+        newest = max(before, key=lambda p: p.stat().st_mtime)
+        assert [w for w in recwarn if f"there is no last.ckpt; the newest checkpoint is {newest}" in str(w.message)]
+        recwarn.clear()
+        assert {p: p.read_bytes() for p in before} == before
+
+
+@pytest.mark.parametrize("args", [(), ("--ckpt_path", "last")])
+def test_a_new_run_keeps_off_exports_whose_checkpoints_are_gone(tmp_path, gemma_path, request, args):
+    path = config(tmp_path, gemma_path, **{"data/init_args/size": 8})
+    here("fit", "-c", path)
+    folder = tmp_path / "runs" / "r"
+    shutil.rmtree(folder / "checkpoints")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    line = request.getfixturevalue("refused")("fit", "-c", path, *args)
+    assert f"{folder / 'adapters'}" in line
+    assert "is of an earlier run, and this one would write over it: give another" in line
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
 @pytest.mark.parametrize("left", ["checkpoints", "results"])
 def test_a_new_run_keeps_off_what_another_left_without_last(tmp_path, gemma_path, request, left):
     keeper = {"save_top_k": -1, "filename": "{epoch}", "enable_version_counter": False}
@@ -284,8 +314,7 @@ def test_a_new_run_keeps_off_what_another_left_without_last(tmp_path, gemma_path
     here("fit", "-c", path, "--phase_switch.iterations", "0")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     line = request.getfixturevalue("refused")("fit", "-c", path)  # only now: that one loads no base
-    assert ("epoch=0.ckpt" if left == "checkpoints" else "results.json") + " is of an earlier run" in line
-    assert "last" not in line
+    assert ("epoch=0.ckpt" if left == "checkpoints" else "adapters/last") + " is of an earlier run" in line
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 

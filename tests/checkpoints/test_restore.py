@@ -96,6 +96,14 @@ def test_without_either_the_cure_is_told(alone, tmp_path):
     other.write_text("trainer: {}")
     with pytest.raises(ValueError, match=r"other\.yaml has no key 'model'"):
         SWIRL.load_from_checkpoint(alone, config_path=other)
+    for content, told in (
+        ("model: [x", r"other\.yaml is no configuration: while parsing"),
+        ("model: {a: 1, a: 2}", r"other\.yaml is no configuration: the key 'a' comes twice"),
+    ):
+        other.write_text(content)
+        with pytest.raises(ValueError, match=told) as error:
+            SWIRL.load_from_checkpoint(alone, config_path=other)
+        assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"gone\.ckpt does not exist"):
         SWIRL.load_from_checkpoint(alone.with_name("gone.ckpt"))
 

@@ -211,6 +211,7 @@ def refused(capsys):
         (["--data.batchsize", "3"], "data.batchsize is no option of MiniGrid; did you mean 'data.batch_size'?"),
         (["--model.backbone.dtyp", "x"], "model.backbone.dtyp is no option of Liquid; did you mean '.*.dtype'?"),
         (["--model.grpo.epsilon", "abc"], "model.grpo.epsilon: Expected float. Got value: abc"),
+        (["--model.reward.floor=-5"], "model.reward: options of a class, and no class: name it, too"),
         (["--model.reward", "Foo"], "model.reward: 'Foo' is no class path"),
         (["--data", "MiniGird"], "data: 'MiniGird' is no class path (package.Class); did you mean 'MiniGrid'?"),
         (["--model.backbone.class_path", "Liqid"], "model.backbone: 'Liqid' is no class .*; did you mean 'Liquid'?"),

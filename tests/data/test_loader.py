@@ -1,5 +1,6 @@
 """Order, sharding, replay and position of the loader, without a Trainer."""
 
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -218,7 +219,36 @@ def test_workers_give_the_same_batches():
     assert forked[0].transitions[0].before.getpixel((0, 0))[0] == ids(forked[0])[0]
 
 
-def test_only_this_ranks_rows_are_read():
+@pytest.mark.parametrize("changed", ["order", "state", "label", "image"])
+def test_other_records_cannot_resume_inside_an_epoch(changed):
+    """As many as before, in a file that was written anew."""
+    images = [Transition(Image.new("L", (4, 4), i), Image.new("L", (4, 4)), id=str(i)) for i in range(6)]
+    first, labels = images if changed == "image" else rows(6), rows(3)
+    loader = TransitionLoader(first, batch_size=2, labelled=labels, labelled_per_batch=1)
+    next(iter(loader))
+    state = loader.state_dict()
+    same = TransitionLoader(list(first), batch_size=2, labelled=list(labels), labelled_per_batch=1)
+    same.load_state_dict(state)
+    assert len(list(same)) == 2
+    other, others = list(first), list(labels)
+    if changed == "order":
+        other[1], other[2] = other[2], other[1]
+    elif changed == "label":
+        others[2] = replace(others[2], action="stop")
+    else:
+        other[5] = replace(other[5], after=Image.new("L", (4, 4), 1) if changed == "image" else "after that")
+    loader = TransitionLoader(other, batch_size=2, labelled=others, labelled_per_batch=1)
+    loader.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"checksum of records was \d+ and is \d+"):
+        next(iter(loader))
+    del state["checksum of records"]  # of an older checkpoint
+    loader.load_state_dict(state)
+    assert len(list(loader)) == 2
+
+
+def test_only_this_ranks_rows_are_read(monkeypatch):
+    monkeypatch.setattr("swirl_lightning.data.loader._SAMPLED", 0)
+
     class Counting(list):
         read = ()
 

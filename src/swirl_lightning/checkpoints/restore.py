@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
+from yaml import YAMLError
 
 from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.checkpoints.file import check_file
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import as_written, own_state
+from swirl_lightning.console.parsing import shorten
+from swirl_lightning.files import read_words
 from swirl_lightning.torch_files import load_torch
 from swirl_lightning.world_model_module import WorldModelModule
 from swirl_lightning.yaml_files import load
@@ -64,7 +67,10 @@ def from_config(cls: type[Built], path: str | Path, arguments: dict[str, Any], k
         FileNotFoundError: there is no such file.
         ValueError: it has no such key, or one that cannot be built.
     """
-    found = load(Path(path).read_text(encoding="utf-8"))
+    try:
+        found = load(read_words(Path(path)))
+    except YAMLError as error:
+        raise ValueError(f"{path} is no configuration: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict) or key not in found:
         raise ValueError(f"{path} has no key {key!r}: give the config.yaml of a run, or backbone=...")
     parser = LightningArgumentParser(exit_on_error=False)
@@ -74,7 +80,7 @@ def from_config(cls: type[Built], path: str | Path, arguments: dict[str, Any], k
     try:
         build = parser.instantiate_classes(parser.parse_object({key: found[key]}))[key]
     except ArgumentError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {shorten(str(error))}") from None
     built: Built = build(**arguments)
     return built
 

@@ -100,6 +100,8 @@ def shorten(message: str, parser: ArgumentParser | None = None) -> str:
         return f"{above}{name} is no option{owner}{nearest(above + name, [above + k for k in _with_parents(known)])}"
     if missing := _NO_ATTRIBUTE.search(problem):
         problem = missing[0] + nearest(missing["name"], dir(import_module(missing["module"])))
+    if "is abstract" in problem:
+        problem = "options of a class, and no class: name it, too (class_path in YAML)"
     problem = re.sub(r"a (?:typing\.|<class '(?:\w+\.)*)(\w+)(?:'>)?", r"\1", problem)
     if strange := re.search(r"Expected a dot import path string: (\S+)", problem):
         likely = nearest(strange[1], Names().classes.get(".".join(keys), ()))

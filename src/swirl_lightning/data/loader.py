@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
 
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.rows import Counterfactuals
 from swirl_lightning.transition import Transition
+
+_CHECKSUM = "checksum of records"
+_SAMPLED = 32
 
 
 class TransitionLoader:
@@ -37,7 +43,7 @@ class TransitionLoader:
     do not count. After ``load_state_dict`` that epoch goes on with the next one, inside a window as well.
 
     Args:
-        rows: the transitions; only those of this rank are ever accessed.
+        rows: the transitions; only those of this rank are accessed, but for a sample that is compared on a resume.
         batch_size: rows per batch and rank.
         train: see above.
         shuffle: new order in every epoch.
@@ -110,6 +116,7 @@ class TransitionLoader:
         # epoch, partly before the epoch's number is right, and uses the last one.
         epoch = self.epoch
         given = self._take_resume(epoch)
+        _ = self._checksum  # now: no checkpoint should fail because a file of the data has gone
         self._given = (epoch, given)
         batches = self._batches(epoch)
         schedule = self._schedule(len(batches))[given:]
@@ -162,7 +169,8 @@ class TransitionLoader:
         if state is None or state["epoch"] != epoch or not state["given"]:
             return 0
         shape = self._shape()
-        changed = {key: (state.get(key, 0), value) for key, value in shape.items() if state.get(key, 0) != value}
+        saved = {key: state.get(key, value if key == _CHECKSUM else 0) for key, value in shape.items()}  # older ones
+        changed = {key: (saved[key], value) for key, value in shape.items() if saved[key] != value}
         if changed:
             told = ", ".join(f"{key} was {was} and is {now}" for key, (was, now) in changed.items())
             raise ValueError(
@@ -181,7 +189,20 @@ class TransitionLoader:
             "counterfactual pairs": self.rows.number if isinstance(self.rows, Counterfactuals) else 0,
             "checksum of counterfactual actions": self.rows.checksum if isinstance(self.rows, Counterfactuals) else 0,
             "seed": self.seed,
+            _CHECKSUM: self._checksum,
         }
+
+    @cached_property
+    def _checksum(self) -> int:
+        """Checksum of some of the records, spread over all: other data of the same size are noticed by it."""
+        found = 0
+        for rows in (self.rows, self.labelled):
+            for index in np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLED), dtype=int).tolist():
+                row = rows[index]
+                for part in (row.id, row.before, row.after, row.action):
+                    content = part.tobytes() if isinstance(part, Image) else str(part).encode(errors="replace")
+                    found = crc32(content, found)
+        return found
 
     # ---- order -----------------------------------------------------------------------------------
     def _num_batches(self) -> int:

@@ -58,7 +58,7 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("min_log_prob", "min_agreement"), "(-inf, 0] or null")
-        whole = {"alternatives": "[0, inf)", "batch_size": "[1, inf)", "step": "[1, inf)"}
+        whole = {"alternatives": "[0, 10000]", "batch_size": "[1, inf)", "step": "[1, inf)"}
         check_ranges("label", vars(self), seconds="(0, inf)", seed="[0, inf)", **least, **whole)
 
 
@@ -110,6 +110,10 @@ def label_files(
         trainer.predict(_Labeller(run, model, data, config), data, return_predictions=False)
     except (MisconfigurationException, torch.OutOfMemoryError) as error:
         raise ValueError(str(error)) from error
+    except TypeError as error:
+        if "`devices`" not in str(error):
+            raise
+        raise ValueError(f"--devices {devices}: {error}") from error
     except SIGTERMException as end:
         sys.exit(end.code or 128 + signal.SIGTERM)
     trainer.strategy.barrier("labels are written")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from swirl_lightning.use.rollout import Step, check, simulate
 from swirl_lightning.use.runs import Run
 
 STEPS, SHEET, MOVIE = "steps.json", "contact_sheet.png", "rollout.gif"
+_RECORD = re.compile(r"(?:train|warmup|state_only|validation|test): ?-?\w*")
 _FRAME_MS = 800
 
 
@@ -47,7 +49,7 @@ class SimulateConfig:
     no_truth: bool = False
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("branches", "best_of"), "[1, inf)")
+        least = dict.fromkeys(("branches", "best_of"), "[1, 10000]")
         check_ranges("simulate", vars(self), seed="[0, inf)", **least)
 
 
@@ -153,6 +155,11 @@ def read_state(name: str, run: Run) -> State:
         if int(number) >= len(rows):
             raise ValueError(f"--state {name}: the split has {len(rows)} records, from {split}:0 on")
         return rows[int(number)].before
+    if _RECORD.fullmatch(name):
+        raise ValueError(
+            f"--state {name} is no record: give a split ({', '.join(SPLITS)}) and a number, as in test:0; or put words "
+            "that look like it into a text file"
+        )
     suffix, words = Path(name).suffix.lower(), name
     if suffix in (*ENDINGS, ".txt") and "\n" not in name:
         if not Path(name).is_file():
