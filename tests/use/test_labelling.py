@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -229,6 +230,25 @@ def test_a_pair_that_the_backbone_does_not_read_is_skipped_and_counted(digits, t
             here("label", digits, path, "--to", tmp_path / f"none {len(text)}", *CPU)
 
 
+def test_a_split_whose_states_have_changed_is_labelled_anew(digits, tmp_path, asked, monkeypatch):
+    """Ids stay the same where a suite's files are written anew."""
+    run, out, own = Run.find(digits), tmp_path / "out", Digits.load_split
+    rows = label_files(run, "test", out, accelerator="cpu").kept
+    asked.batches.clear()
+    label_files(run, "test", out, accelerator="cpu")
+    assert asked.batches == []
+    other = "12" if rows[1]["after"] != "12" else "21"
+
+    def changed(data, split):
+        found = list(own(data, split))
+        return [found[0], replace(found[1], after=other), *found[2:]] if split == "test" else found
+
+    monkeypatch.setattr(Digits, "load_split", changed)
+    found = label_files(run, "test", out, accelerator="cpu").kept
+    assert asked.batches == [[rows[1]["id"]]]
+    assert [row["after"] for row in found] == [rows[0]["after"], other, *(row["after"] for row in rows[2:])]
+
+
 def test_a_folder_of_other_labels_or_of_something_else_is_left_alone(digits, pairs, tmp_path):
     run, out = Run.find(digits), tmp_path / "out"
     label_files(run, str(pairs), out, accelerator="cpu")
@@ -241,6 +261,10 @@ def test_a_folder_of_other_labels_or_of_something_else_is_left_alone(digits, pai
     assert (out / "labelled.jsonl").read_bytes() == before
     with pytest.raises(FileExistsError, match="holds something else"):
         label_files(run, str(pairs), digits, accelerator="cpu")
+    cut = tmp_path / "cut"  # as a call leaves it that is killed while it writes its settings
+    cut.mkdir()
+    (cut / ".settings.json.partial").touch()
+    assert label_files(run, str(pairs), cut, accelerator="cpu").kept
 
 
 def test_roles_that_cannot_label_are_refused_before_anything_is_read(digits, pairs, tmp_path):

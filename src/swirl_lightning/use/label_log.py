@@ -73,7 +73,9 @@ class LabelLog:
             changed = [name for name in {**settings, **then} if settings.get(name) != then.get(name)]
             if changed:
                 raise ValueError(f"{folder} was made with another {', another '.join(changed)}: take another folder")
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (
+            not folder.is_dir() or any(p.name != f".{SETTINGS}.partial" for p in folder.iterdir())
+        ):
             raise FileExistsError(f"{folder} exists and holds something else: take another folder")
 
     def start(self) -> None:

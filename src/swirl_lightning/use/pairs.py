@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from PIL import Image
+
 from swirl_lightning.callbacks.predictions import file_name
 from swirl_lightning.console.run import nearest
 from swirl_lightning.data.image_records import ImageRecord, ImageTransitions
@@ -99,10 +101,9 @@ class Pairs(Sequence[Transition]):
         return self._rows[index]
 
     def key(self, index: int) -> str:
-        """Name a pair's content: a changed text or image file has another key."""
+        """Name a pair's content: changed states have another key, and an image file of another size or time."""
         record = self._record(index)
-        sources = [] if isinstance(record, Transition) else [record.before, record.after]
-        return _digest(json.dumps([record.id, *map(_content, sources)]).encode())
+        return _digest(json.dumps([record.id, _content(record.before), _content(record.after)]).encode())
 
     def as_record(self, index: int, pair: Transition) -> dict[str, Any]:
         """Write a pair's states as a record of training data; images that are no files become some.
@@ -135,6 +136,8 @@ def _content(source: Any) -> Any:
     if isinstance(source, Path):
         stat = source.stat()
         return [str(source), stat.st_size, stat.st_mtime_ns]
+    if isinstance(source, Image.Image):
+        return [source.mode, source.size, _digest(source.tobytes())]
     return _digest(source) if isinstance(source, bytes) else source
 
 
