@@ -102,7 +102,7 @@ def test_numbers_of_a_base_that_are_none(tmp_path, value):
 def test_of_a_run(tmp_path, many):
     path = tmp_path / "config.yaml"
     path.write_text(many + "model: {class_path: swirl_lightning.SWIRL}")
-    with pytest.raises(yaml.YAMLError, match="stand for more than"):
+    with pytest.raises(ValueError, match=r"config\.yaml is no configuration: its aliases stand for more than"):
         from_config(SWIRL, path, {})
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import zipfile
 
 import pytest
@@ -14,39 +13,9 @@ import yaml
 
 from support.cli import config, here
 from support.small_disk import room_for
-from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.cli import swirl_cli
 from swirl_lightning.files import whole_file, whole_folder
-
-
-@pytest.fixture
-def copied(run, tmp_path, gemma_path):
-    """A folder of the same layout whose last.ckpt may be spoilt, and its configuration."""
-    folder = tmp_path / "runs" / "r" / "checkpoints"
-    folder.mkdir(parents=True)
-    shutil.copy(run / "last.ckpt", folder / "last.ckpt")
-    shutil.copy(run / "last.ckpt", folder / "older.ckpt")
-    return config(tmp_path, gemma_path), folder / "last.ckpt"
-
-
-@pytest.fixture
-def refused(capsys, monkeypatch):
-    """The one line that a command ends with; it loads no base."""
-
-    def no_base(self):
-        raise AssertionError("the base was loaded first")
-
-    monkeypatch.setattr(TextLLM, "load_model", no_base)
-
-    def ended(*args):
-        with pytest.raises(SystemExit) as end:
-            here(*args)
-        (line,) = str(end.value.code).splitlines()
-        assert line.startswith("error: ")
-        return line
-
-    return ended
 
 
 def without(*keys):
@@ -247,82 +216,6 @@ def test_last_where_there_is_none_is_refused_but_in_fit(tmp_path, gemma_path, re
 def test_predictions_of_an_untrained_base_are_called_so(tmp_path, gemma_path, recwarn):
     here("predict", "-c", config(tmp_path, gemma_path))
     assert [w for w in recwarn if "the predictions are those of the base alone" in str(w.message)]
-
-
-def test_a_new_run_does_not_write_over_another(copied, refused):
-    path, last = copied
-    before = last.read_bytes()
-    line = refused("fit", "-c", path)
-    assert f"{last} is of an earlier run" in line
-    assert "--ckpt_path last" in line
-    assert last.read_bytes() == before
-
-
-def test_nor_does_one_that_begins_with_a_checkpoint_of_a_third(copied, tmp_path, refused):
-    """A warm-up's, say: the same command given again would begin anew, over what the first one has trained."""
-    path, last = copied
-    warm = tmp_path / "warm" / "last.ckpt"
-    warm.parent.mkdir()
-    shutil.copy(last, warm)
-    before = last.read_bytes()
-    line = refused("fit", "-c", path, "--ckpt_path", warm)
-    assert f"{last} is of an earlier run" in line
-    assert "--ckpt_path last" in line
-    assert last.read_bytes() == before
-
-
-def test_without_last_a_run_goes_on_from_the_newest_checkpoint(tmp_path, gemma_path, recwarn):
-    """Where the last one was damaged and has been removed: it began anew, over all that was there."""
-    path = config(tmp_path, gemma_path, **{"data/init_args/size": 8})
-    here("fit", "-c", path)
-    folder = tmp_path / "runs" / "r" / "checkpoints"
-    (folder / "last.ckpt").unlink()
-    before = {p: p.read_bytes() for p in folder.iterdir()}
-    assert before
-    for command in ("fit", "test"):
-        (folder / "last.ckpt").unlink(missing_ok=True)
-        here(command, "-c", path, "--ckpt_path", "last")
-        newest = max(before, key=lambda p: p.stat().st_mtime)
-        assert [w for w in recwarn if f"there is no last.ckpt; the newest checkpoint is {newest}" in str(w.message)]
-        recwarn.clear()
-        assert {p: p.read_bytes() for p in before} == before
-
-
-@pytest.mark.parametrize("args", [(), ("--ckpt_path", "last")])
-def test_a_new_run_keeps_off_exports_whose_checkpoints_are_gone(tmp_path, gemma_path, request, args):
-    path = config(tmp_path, gemma_path, **{"data/init_args/size": 8})
-    here("fit", "-c", path)
-    folder = tmp_path / "runs" / "r"
-    shutil.rmtree(folder / "checkpoints")
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    line = request.getfixturevalue("refused")("fit", "-c", path, *args)
-    assert f"{folder / 'adapters'}" in line
-    assert "is of an earlier run, and this one would write over it: give another" in line
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-
-
-@pytest.mark.parametrize("left", ["checkpoints", "results"])
-def test_a_new_run_keeps_off_what_another_left_without_last(tmp_path, gemma_path, request, left):
-    keeper = {"save_top_k": -1, "filename": "{epoch}", "enable_version_counter": False}
-    path = config(tmp_path, gemma_path, **{"data/init_args/size": 8, "trainer/limit_val_batches": 1})
-    settings = yaml.safe_load(path.read_text())
-    settings["trainer"]["callbacks"][1]["init_args"] = keeper
-    if left == "results":
-        del settings["trainer"]["callbacks"][1]
-        settings["trainer"]["enable_checkpointing"] = False
-    path.write_text(yaml.safe_dump(settings))
-    here("fit", "-c", path, "--phase_switch.iterations", "0")
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    line = request.getfixturevalue("refused")("fit", "-c", path)  # only now: that one loads no base
-    assert ("epoch=0.ckpt" if left == "checkpoints" else "adapters/last") + " is of an earlier run" in line
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-
-
-def test_a_folder_in_which_something_was_measured_alone_is_free(tmp_path, gemma_path):
-    path = config(tmp_path, gemma_path, **{"data/init_args/size": 8, "trainer/limit_val_batches": 1})
-    for command in ("validate", "test"):
-        here(command, "-c", path)
-    here("fit", "-c", path, "--phase_switch.iterations", "0")
 
 
 # ---- writing ---------------------------------------------------------------------------------------

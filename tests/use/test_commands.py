@@ -125,7 +125,7 @@ def test_pairs_that_are_none(refused, minigrid, tmp_path):
         (["--action", "turn left", "--state", "test:8"], "--state test:8: the split has 8 records"),
         (["--action", "turn left", "--state", "in words"], "Liquid reads images, got a state that is text"),
         (["--action", "turn left", "--state", " "], "the state is empty"),
-        (["--action", "turn left", "--best_of", "0"], "simulate.best_of must lie in [1, inf), got 0"),
+        (["--action", "turn left", "--best_of", "0"], "simulate.best_of must lie in [1, 10000], got 0"),
         (["--action", "turn left", "--best_of", "x"], "argument --best_of: invalid int value: 'x' (all options: swirl"),
         (["--action", "turn left", "--best-of", "2"], "unrecognized arguments: --best-of 2"),
     ],
