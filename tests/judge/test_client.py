@@ -151,6 +151,20 @@ def test_no_word_of_a_server_has_the_key(server, tmp_path, monkeypatch, key):
     assert key not in json.loads(kept.read_text())["answer"]
 
 
+@pytest.mark.parametrize("key", ["sk-proj-AAAABBBBCCCC1111", "gsk_abcDEF123", "AIzaSyAbc", ""])
+def test_a_key_in_place_of_its_variables_name_is_not_shown(key):
+    with pytest.raises(ValueError, match=r"not the key itself") as error:
+        Endpoint(None, key, 1, 1, 1, 1).check()
+    assert not key or key not in str(error.value)
+
+
+def test_an_address_has_no_blanks_and_may_be_that_of_the_questions():
+    with pytest.raises(ValueError, match="judge: base_url must be like"):
+        Endpoint("http://h /v1", "KEY", 1, 1, 1, 1)
+    one, other = (Endpoint(f"http://h/v1{end}", "KEY", 1, 1, 1, 1).url for end in ("", "/chat/completions"))
+    assert one == other == "http://h/v1/chat/completions"
+
+
 def test_a_question_that_is_refused_costs_itself_only(server, tmp_path):
     server.script = [400]
     found = scored(JudgeScore(judge(server, tmp_path, concurrency=1), "aurora"), [block_image(5)] * 2, rows(2))

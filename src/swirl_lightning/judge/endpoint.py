@@ -80,12 +80,6 @@ class Endpoint:
         self.timeout, self.retries, self.backoff, self.deadline = timeout, retries, backoff, deadline
         self._client: Any = None
 
-    @property
-    def _variable(self) -> str:
-        """The variable's name; what looks like none may be the key itself, which no message shows."""
-        usual = _VARIABLE.fullmatch(self.api_key_env)
-        return self.api_key_env if usual else "VARIABLE, whose name judge.api_key_env takes (and not the key itself),"
-
     def check(self) -> str:
         """The key, if it and the package are there.
 
@@ -98,13 +92,18 @@ class Endpoint:
         except ImportError as error:
             raise ImportError("the judge needs a package: pip install 'swirl-lightning[judge]'") from error
         key = os.environ.get(self.api_key_env, "").strip()
+        if not key and not _VARIABLE.fullmatch(self.api_key_env):  # it may be the key itself, which no message shows
+            raise ValueError(
+                "judge.api_key_env is the name of no environment variable that is set: give the name of one, such as "
+                "OPENAI_API_KEY, and not the key itself"
+            )
         if not key:
             raise ValueError(
-                f"the judge's key is not set: export {self._variable}=... (any word, if the endpoint "
+                f"the judge's key is not set: export {self.api_key_env}=... (any word, if the endpoint "
                 "needs none), or set judge to null"
             )
         if not (key.isascii() and key.isprintable()):
-            raise ValueError(f"the judge's key in {self._variable} holds characters that no request can carry")
+            raise ValueError(f"the judge's key in {self.api_key_env} holds characters that no request can carry")
         return key
 
     async def ask(self, question: dict[str, Any]) -> Reply:
