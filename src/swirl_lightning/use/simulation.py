@@ -26,7 +26,7 @@ from swirl_lightning.use.rollout import Step, check, simulate
 from swirl_lightning.use.runs import Run
 
 STEPS, SHEET, MOVIE = "steps.json", "contact_sheet.png", "rollout.gif"
-_RECORD = re.compile(r"(?:train|warmup|state_only|validation|test): ?-?\w*")
+_RECORD = re.compile(rf"(?:train|{'|'.join(SPLITS)}): ?-?\w*")
 _FRAME_MS = 800
 
 
