@@ -17,12 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from swirl_lightning.backbones.vqgan_layers import Codebook, Decoder, Encoder
-from swirl_lightning.files import written_to
+from swirl_lightning.files import small_text, written_to
 from swirl_lightning.torch_files import load_torch
 from swirl_lightning.yaml_files import load
 
 CONFIG_FILE = "vqgan.yaml"
-_MOST_BYTES = 100_000  # of that file; released ones have 1,000 or so
 SAFETENSORS_FILE = "vqgan.safetensors"
 CKPT_FILE = "vqgan.ckpt"
 _TRAINING_ONLY = "loss."
@@ -76,9 +75,7 @@ class VQGANConfig:
         if not path.is_file():
             raise VQGANError(f"no VQGAN config at {path}; put the checkpoint's {CONFIG_FILE} there")
         try:
-            if path.stat().st_size > _MOST_BYTES:  # keys of one hash take a time that grows with their square
-                raise ValueError(f"{path.stat().st_size:,} bytes are more than {_MOST_BYTES:,}")
-            params = load(path.read_text())["model"]["params"]
+            params = load(small_text(path))["model"]["params"]
             dd = dict(params["ddconfig"])
             dd.setdefault("attn_resolutions", ())
             dd.setdefault("dropout", 0.0)

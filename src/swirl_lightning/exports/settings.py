@@ -14,6 +14,7 @@ from swirl_lightning import backbones
 from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.backbones.base import BUILTIN_PREFIX, Backbone
 from swirl_lightning.engine.drawing import SamplingConfig
+from swirl_lightning.files import small_text
 from swirl_lightning.prompts import PromptTemplates
 from swirl_lightning.world_model_module import WorldModelModule
 
@@ -22,7 +23,6 @@ Module = TypeVar("Module", bound=WorldModelModule)
 FILE = "swirl.json"
 ALL_LINEAR = "all-linear"
 """PEFT's name for all linear layers, the one text of ``target_modules`` that is no regular expression."""
-_MOST_BYTES = 100_000  # of the file; ours have 2,000 or so
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _OF_THIS_MACHINE = (
     "model_name_or_path",
@@ -96,10 +96,8 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder} has no {FILE}: give a folder that swirl export or a training has written (older versions wrote "
             "none: export such a run again, swirl export RUN --to FOLDER)"
         )
-    if path.stat().st_size > _MOST_BYTES:  # each name in it is compared with each module of the base
-        raise ValueError(f"{path} is damaged: {path.stat().st_size:,} bytes are more than {_MOST_BYTES:,}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(small_text(path))
         kinds = {"base": dict, "label": str, "backbone": dict, "lora": dict, "sampling": dict, "templates": dict}
         wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     except (ValueError, AttributeError, RecursionError) as error:
