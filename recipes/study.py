@@ -301,8 +301,9 @@ def panels(
         lines: dict[str, list[curves.Curve]] = {}
         for name in study.rows:
             for folder in [place(out, seed, name) for seed in seeds]:
-                if folder.exists() and (scalars := curves.scalars(folder, [tag])):
-                    lines.setdefault(name, []).append(scalars[tag].smoothed(20))
+                rewards = curves.scalars(folder, [tag]).get(tag) if folder.exists() else None
+                if rewards and np.ptp(rewards.values):  # switched-off rewards are one line at zero
+                    lines.setdefault(name, []).append(rewards.smoothed(20))
         if lines:
             drawn.append(curves.Panel(f"{tag}, nats a token, mean of 20 steps", lines))
     return drawn

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from recipes import study
 from support import cli, processes
@@ -178,6 +179,20 @@ def test_rows_are_drawn_by_iteration_for_the_seeds_that_have_all(tmp_path):
     assert curve.positions.tolist() == [0, 1]
     assert curve.values.tolist() == [0.5, 1.0]
     assert study.by_iteration(study.Study.load(path), found, "other") is None
+
+
+def test_rewards_are_drawn_of_rows_that_have_some(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("config: x.yaml\nrows: {recipe: null, reward off: null, not run: null}\n")
+    found = study.Study.load(path)
+    for name, slope in (("recipe", 0.5), ("reward off", 0.0)):
+        with SummaryWriter(str(study.place(tmp_path, 0, name))) as writer:
+            for step in range(40):
+                writer.add_scalar("fwm/reward", slope * step, step)
+    (panel,) = study.panels(found, [0], tmp_path, {name: {} for name in found.rows}, {}, [])
+    assert list(panel.lines) == ["recipe"]
+    (curve,) = panel.lines["recipe"]
+    assert curve.values[0] == 0.5 * sum(range(20)) / 20
 
 
 def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
