@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +74,20 @@ def test_seeds_make_a_mean_and_a_band(tmp_path):
     with Image.open(tmp_path / "both.png") as both, Image.open(tmp_path / "one.png") as one:
         assert both.size == one.size
         assert both.tobytes() != one.tobytes()
+
+
+def test_an_image_that_is_not_finished_leaves_the_old_one(tmp_path, monkeypatch):
+    def cut(figure, file, **options):
+        (Path(file) if isinstance(file, str | Path) else Path(file.name)).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    panel = Panel("reward", {"ours": [Curve(np.arange(3.0), np.zeros(3))]})
+    draw([panel], tmp_path / "a.png")
+    kept = (tmp_path / "a.png").read_bytes()
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", cut)
+    with pytest.raises(KeyboardInterrupt):
+        draw([panel], tmp_path / "a.png")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.png": kept}
 
 
 def test_intervals_are_drawn_from_end_to_end(tmp_path):

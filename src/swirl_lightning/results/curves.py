@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from swirl_lightning.files import whole_file
+
 PLOTS = "pip install 'swirl-lightning[plots]'"
 
 
@@ -107,7 +109,8 @@ def draw(panels: Sequence[Panel | Intervals], out: Path) -> None:
             _intervals(axes, panel) if isinstance(panel, Intervals) else _lines(axes, panel)
             axes.set_title(panel.title, fontsize=10)
             axes.grid(alpha=0.3)
-        figure.savefig(out, dpi=120, format="png")
+        with whole_file(out) as file:
+            figure.savefig(file, dpi=120, format="png")
 
 
 def _intervals(axes: Any, panel: Intervals) -> None:
@@ -124,8 +127,8 @@ def _lines(axes: Any, panel: Panel) -> None:
     axes.set_xlabel(panel.across)
     if panel.names is not None:
         axes.set_xticks(range(len(panel.names)), panel.names, rotation=20, ha="right", fontsize=8)
-    if len(panel.lines) > 1:
-        axes.legend(fontsize=8)
+    if len(panel.lines) > 1:  # below the diagram: within it, many names cover lines
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 
 
 def _line(axes: Any, name: str, curves: Sequence[Curve]) -> None:
