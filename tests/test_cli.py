@@ -203,6 +203,9 @@ def test_a_checkpoint_of_another_base_is_refused(finished, refused, tmp_path):
     other = gemma_folder(tmp_path / "other", seed=3)
     last = finished / "runs" / "r" / "checkpoints" / "last.ckpt"
     assert "has other weights" in refused("test", "-c", config(tmp_path, other), "--ckpt_path", last)
+    here("export", finished / "runs" / "r", "--merged", "--to", tmp_path / "merged")
+    merged = config(tmp_path, tmp_path / "merged" / "fwm")  # the adapter would count twice
+    assert "has other weights" in refused("test", "-c", merged, "--ckpt_path", last)
 
 
 def default_kinds(*args):

@@ -56,7 +56,8 @@ def whole_file(path: str | Path, alone: bool = True) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial" if alone else f".{path.name}.{uuid4().hex}.partial")
     try:
-        with written_to(path), open(partial, "wb") as file:
+        partial.unlink(missing_ok=True)  # which may be a link to anywhere
+        with written_to(path), open(partial, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -84,7 +84,7 @@ class WorldModelModule(LightningModule):
             self.set_ddp_adapters(self.adapters.names)
             return
         base = self.backbone.load_model()
-        self.base_identity, self.base_parts = base_identity(base), self.backbone.parts()
+        self.base_identity, self.base_parts = base_identity(base, self.backbone), self.backbone.parts()
         adapters = Adapters(base, self.lora, self.backbone.lora_targets, self.shared_weights)
         self.model = adapters.model.train()  # Hugging Face loads in eval mode, and Lightning keeps it
         if self.backbone.gradient_checkpointing:

@@ -30,10 +30,12 @@ def test_logits_beyond_the_output_layer_are_refused(tmp_path, scaling):
 @pytest.mark.parametrize("name", ["chat", "emu3", "chameleon", "qwen_vl", "smolvlm"])
 def test_a_base_is_the_same_at_any_dtype(tmp_path, name):
     folder = FAMILIES[name].write(tmp_path)
-    models = [
-        backbone_of(name, folder, dtype=dtype, quantization=None).load_model() for dtype in ("float32", "bfloat16")
-    ]
-    assert base_identity(models[0]) == base_identity(models[1])
+    found = []
+    for options in ({"dtype": "float32", "quantization": None}, {"dtype": "bfloat16", "quantization": None}, {}):
+        backbone = backbone_of(name, folder, **options)
+        found.append(base_identity(backbone.load_model(), backbone))
+    assert found[0] == found[1] == found[2]
+    assert found[0].keys() == {"architecture", "weights", "files", "vocabulary"}
 
 
 def test_another_family_is_named(folders):

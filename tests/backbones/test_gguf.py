@@ -12,7 +12,7 @@ from gguf import GGUFReader
 
 from support.tiny_gguf import FILE, TEMPLATE, write_gguf
 from swirl_lightning.backbones import TextLLM, gguf
-from swirl_lightning.backbones.identity import base_identity
+from swirl_lightning.backbones.identity import base_identity, differing
 
 IDS = torch.arange(40).view(2, 20)
 
@@ -47,13 +47,16 @@ def test_it_equals_its_own_folder_of_safetensors(written, tmp_path, quantization
     plain = backbone(folder)
     plain.load_model().save_pretrained(tmp_path)
     plain.tokenizer.save_pretrained(tmp_path)
-    ours = backbone(folder, quantization=quantization).load_model()
+    file = backbone(folder, quantization=quantization)
+    ours = file.load_model()
     theirs = backbone(tmp_path, quantization=quantization, gguf_file=None)
     model = theirs.load_model()
     layers = [type(m).__name__ == "Linear4bit" for m in ours.modules() if isinstance(m, torch.nn.Linear)]
     assert sum(layers) == (14 if quantization else 0)
     assert torch.equal(logits(ours), logits(model))
-    assert base_identity(ours) == base_identity(model)  # adapters of the one fit the other
+    identities = base_identity(ours, file), base_identity(model, theirs)
+    assert not differing(*identities)  # adapters of the one fit the other
+    assert [identity["files"].partition(":")[0] for identity in identities] == ["gguf", "safetensors"]
     text = "a room\n\n1 room  23 <|im_end|>"
     assert plain.encode_text(text) == theirs.encode_text(text)
     assert plain.frame_prompt("{before}") == theirs.frame_prompt("{before}")

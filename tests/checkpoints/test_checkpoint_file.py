@@ -278,6 +278,10 @@ def test_an_unfinished_file_or_folder_is_no_obstacle(tmp_path):
     with whole_file(tmp_path / "results.json") as file:
         file.write(b"{}")
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    (tmp_path / ".results.json.partial").symlink_to(tmp_path / "elsewhere")  # in a run that came from somebody else
+    with whole_file(tmp_path / "results.json") as file:
+        file.write(b"{}")
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
     folder = tmp_path / "adapters" / "last"
     for left in (".last.partial", ".last.old"):
         (folder.parent / left).mkdir(parents=True)

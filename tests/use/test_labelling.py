@@ -98,11 +98,12 @@ def test_an_interrupted_call_goes_on_and_thresholds_cost_nothing(digits, pairs, 
     few = label_files(run, str(pairs), out, LabelConfig(min_agreement=least, min_log_prob=-1e-9), accelerator="cpu")
     assert few.kept == []
 
-    with open(pairs, "a") as file:  # the source has grown, and a record of it has changed
+    with open(pairs, "a") as file:  # the source has grown, a state in it has changed, and another record's field
         file.write(json.dumps({"id": "new", "before": "11", "after": "12"}) + "\n")
     pairs.write_text(pairs.read_text().replace('"clip": 0', '"clip": 100', 1).replace('"73"', '"74"'))
-    label_files(run, str(pairs), out, accelerator="cpu")
-    assert asked.batches == [[f"{pairs}:13", "new"]]
+    kept = label_files(run, str(pairs), out, accelerator="cpu").kept
+    assert asked.batches == [[summary.kept[0]["id"], f"{pairs}:13", "new"]]
+    assert kept[0] == summary.kept[0] | {"clip": 100}
 
 
 def test_a_checkpoint_that_a_training_replaces_meanwhile_labels_nothing(digits, pairs, tmp_path, monkeypatch):

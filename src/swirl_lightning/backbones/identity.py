@@ -4,29 +4,110 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from swirl_lightning.backbones.base import Backbone
 
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "quantization_config")
+_ROWS = 16
+_BLOCKS, _BLOCK = 1024, 4096  # of a GGUF file
 
 
-def base_identity(model: PreTrainedModel) -> dict[str, str]:
-    """Hash a base: its architecture, and a sample of its embedding.
+def base_identity(model: PreTrainedModel, backbone: Backbone) -> dict[str, str]:
+    """Hash a base: its architecture, a sample of its embedding and of its files, and its vocabulary.
 
-    The embedding is never quantised, so the same base gives the same hash at any quantisation; it is
-    hashed in bfloat16, so that the dtype of computation does not matter either.
+    The same base gives the same hashes at any quantisation and dtype of computation: the embedding is never quantised,
+    and weights are hashed in bfloat16. Of a base that is no file of safetensors or GGUF, the embedding stands for all.
     """
     config = _without(model.config.to_dict(), _NOT_IDENTITY)
     weight: Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
-    rows = weight[:: max(1, len(weight) // 64)].to(torch.bfloat16).float().cpu().contiguous()
-    return {
+    found = {
         "architecture": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
-        "weights": _digest(rows.numpy().tobytes()),
+        "weights": _digest(_bytes(weight[:: max(1, len(weight) // 64)])),
     }
+    if files := weight_files(backbone):
+        found["files"] = _sample(files[0]) if backbone.gguf_file is not None else _tensors(files)
+    if (tokenizer := getattr(backbone, "tokenizer", None)) is not None:
+        found["vocabulary"] = _digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    return found
+
+
+def differing(saved: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """Return what two bases differ in: architecture, weights, vocabulary.
+
+    What one of them has no hash of is not compared, and files only with others of their kind.
+    """
+    parts = [part for part in ("architecture", "weights", "files", "vocabulary") if part in saved and part in here]
+    if "files" in parts and saved["files"].partition(":")[0] != here["files"].partition(":")[0]:
+        parts.remove("files")
+    names = {"files": "weights"}
+    return list(dict.fromkeys(names.get(part, part) for part in parts if saved[part] != here[part]))
+
+
+def weight_files(backbone: Backbone) -> list[Path]:
+    """Return the files that transformers reads a base's weights from; none if it has other ones, as ``.bin``."""
+
+    def found(name: str) -> Path | None:
+        path = cached_file(
+            backbone.path,
+            name,
+            revision=backbone.revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if path is None else Path(path)
+
+    if backbone.gguf_file is not None:
+        names = [backbone.gguf_file]
+    elif found(SAFE_WEIGHTS_NAME) is None and (index := found(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = [SAFE_WEIGHTS_NAME]
+    return [path for name in names if (path := found(name)) is not None]
+
+
+def _tensors(files: Sequence[Path]) -> str:
+    """Hash a sample of all matrices, whatever their names, their order and the files that they are spread over.
+
+    Of each matrix it takes 16 rows. A tied weight is saved once or twice, and counts once.
+    """
+    samples, kind = set(), "safetensors"
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
+                part = tensors.get_slice(name)
+                if len(shape := part.get_shape()) < 2 or not shape[0]:
+                    continue
+                if "F" not in part.get_dtype():
+                    kind = "quantised safetensors"  # its plain copy has other tensors, and serves the same adapters
+                places = range(0, shape[0], max(1, shape[0] // _ROWS))
+                samples.add(hashlib.sha256(b"".join(_bytes(part[n : n + 1]) for n in places)).digest())
+    return f"{kind}:{_digest(b''.join(sorted(samples)))}"
+
+
+def _sample(file: Path) -> str:
+    """Hash blocks all over a GGUF file."""
+    size, hashed = file.stat().st_size, hashlib.sha256()
+    with file.open("rb") as content:
+        for place in range(0, size, max(_BLOCK, size // _BLOCKS)):
+            content.seek(place)
+            hashed.update(content.read(_BLOCK))
+    return f"gguf:{hashed.hexdigest()[:16]}"
+
+
+def _bytes(values: Tensor) -> bytes:
+    """A tensor's content; floats as those of bfloat16."""
+    if values.is_floating_point():
+        values = values.to(torch.bfloat16).float()
+    return values.cpu().contiguous().numpy().tobytes()
 
 
 def _without(config: Any, names: Sequence[str]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from swirl_lightning.backbones.identity import differing
 from swirl_lightning.checkpoints.shared import is_shared
 from swirl_lightning.checkpoints.state import own_state
 from swirl_lightning.world_model_module import WorldModelModule
@@ -26,8 +27,8 @@ def check_fits(checkpoint: dict[str, Any], module: WorldModelModule) -> None:
 
 
 def _base(state: dict[str, Any], module: WorldModelModule) -> Iterator[str]:
-    saved, here = state["base"], module.base_identity
-    if different := [part for part in ("architecture", "weights") if here and saved[part] != here[part]]:
+    saved = state["base"]
+    if different := differing(saved, module.base_identity):
         yield (
             f"set model.backbone.model_name_or_path to {saved['name']!r} (revision {saved.get('revision')}), their "
             f"base: {module.backbone.name!r} has other {' and '.join(different)}"

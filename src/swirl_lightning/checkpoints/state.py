@@ -48,7 +48,8 @@ def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     state: dict[str, Any] = checkpoint["swirl"]
     check_parts(state, {"base": dict, "label": str}, "swirl.")
     check_parts(state, {name: dict for name in ("lora", "parts", "lengths") if name in state}, "swirl.")
-    check_parts(state["base"], dict.fromkeys(("name", "architecture", "weights"), str), "swirl.base.")
+    hashes = ("name", "architecture", "weights", *(state["base"].keys() & {"files", "vocabulary"}))
+    check_parts(state["base"], dict.fromkeys(hashes, str), "swirl.base.")
     return state
 
 

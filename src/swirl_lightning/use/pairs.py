@@ -101,9 +101,10 @@ class Pairs(Sequence[Transition]):
         return self._rows[index]
 
     def key(self, index: int) -> str:
-        """Name a pair's content: changed states have another key, and an image file of another size or time."""
+        """Name a pair's content: another key has what has changed, states, fields, or an image file's size or time."""
         record = self._record(index)
-        return _digest(json.dumps([record.id, _content(record.before), _content(record.after)]).encode())
+        content = record.id, _content(record.before), _content(record.after), record.action, record.meta
+        return _digest(json.dumps(content, default=str).encode())
 
     def as_record(self, index: int, pair: Transition) -> dict[str, Any]:
         """Write a pair's states as a record of training data; images that are no files become some.
