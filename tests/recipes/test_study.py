@@ -49,7 +49,6 @@ def test_the_parser_takes_the_rows(path, name, tmp_path, monkeypatch):
     assert cli.trainer.default_root_dir == str(tmp_path)
     assert {cli.model.seed, cli.datamodule.seed} == {3}
     worlds = {
-        "minigrid": 1003,
         "minigrid_tables": 2003,
         "minigrid_video": 5003,
         "minigrid_unseen": 5003,
