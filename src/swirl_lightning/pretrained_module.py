@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints import state as ckpt
@@ -61,6 +62,7 @@ class PretrainedModule(WorldModelModule):
             "label": self.label,
             "lora": {"r": self.lora.r, "alpha": self.lora.alpha},
             "parts": self.base_parts,
+            "templates": self.templates.hashes(),
             "lengths": self.backbone.chosen_lengths,
             "optimizer": next((type(optimizer).__name__ for optimizer in self.trainer.optimizers), None),
         }
@@ -68,7 +70,8 @@ class PretrainedModule(WorldModelModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the adapters were trained with these settings, and take the lengths that were left to the data.
 
-        Shared weights become those of both models where those are separate.
+        Shared weights become those of both models where those are separate. Other prompts than those of the training
+        are a warning, as they may be meant.
 
         Raises:
             ValueError: another base, other parts beside it, or other settings of the adapters; or shared weights
@@ -76,6 +79,9 @@ class PretrainedModule(WorldModelModule):
         """
         state = ckpt.own_state(checkpoint)
         check_fits(checkpoint, self)
+        saved, here = state.get("templates", {}), self.templates.hashes()
+        if other := [f"model.templates.{name}" for name, words in here.items() if saved.get(name, words) != words]:
+            rank_zero_warn(f"the adapters were trained with another prompt than {' and '.join(other)} gives")
         if not self.shared_weights and is_shared(checkpoint):
             separate(checkpoint)
         self.backbone.set_lengths(ckpt.chosen_lengths(state))

@@ -7,6 +7,7 @@ state or action as exactly the ids that were sampled.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from string import Formatter
 
@@ -49,6 +50,10 @@ class PromptTemplates:
                 raise ValueError(
                     f"templates.{name} must use each of {sorted(needed)} once in braces; it uses {used}: {text!r}"
                 )
+
+    def hashes(self) -> dict[str, str]:
+        """Return a hash of each wording, by which a checkpoint tells whether it was trained with it."""
+        return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in vars(self).items()}
 
 
 class PromptBuilder:

@@ -20,6 +20,7 @@ from swirl_lightning.backbones import Liquid
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.checkpoints.fit import check_fits
+from swirl_lightning.prompts import PromptTemplates
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,19 @@ def test_code_in_a_checkpoint_is_not_run(alone, last, backbone):
         SWIRL.load_from_checkpoint(alone, backbone=backbone)
 
 
+def test_other_prompts_than_those_of_the_training_are_told(alone, last, backbone, recwarn):
+    SWIRL.load_from_checkpoint(last, backbone=backbone)
+    assert not [warning for warning in recwarn if "prompt" in str(warning.message)]
+    other = PromptTemplates(fwm="{before} then {action} gives ")
+    with pytest.warns(UserWarning, match=r"trained with another prompt than model\.templates\.fwm gives"):
+        SWIRL.load_from_checkpoint(last, backbone=backbone, templates=other)
+    state = saved(last)
+    state["swirl"]["templates"] = {"idm": ["a list"]}
+    torch.save(state, alone)
+    with pytest.warns(UserWarning, match=r"than model\.templates\.idm gives"):
+        SWIRL.load_from_checkpoint(alone, backbone=backbone)
+
+
 def test_another_base_or_other_adapters_are_refused_in_one_message(last, backbone, tmp_path):
     other = text_backbone(gemma_folder(tmp_path / "other", seed=1))
     with pytest.raises(ValueError, match=r"set model\.backbone\.model_name_or_path to .* has other weights$"):
@@ -242,7 +256,7 @@ def test_what_is_loaded_trains_as_a_run_of_its_own(run, tmp_path):
     assert not torch.equal(random.seen, saved(middle)["swirl"]["rng"][0]["torch"])
 
 
-LATER = ("parts", "lengths", "optimizer", "window")
+LATER = ("parts", "lengths", "optimizer", "window", "templates")
 """What the first checkpoints did not hold."""
 
 
@@ -251,6 +265,7 @@ def test_a_checkpoint_of_the_old_layout_loads_and_goes_on(run, tmp_path, gemma_p
     for path in (folder / "checkpoints").glob("*.ckpt"):
         state = saved(path)
         state["swirl"] = {name: value for name, value in state["swirl"].items() if name not in LATER}
+        del state["swirl"]["base"]["files"], state["swirl"]["base"]["vocabulary"]
         torch.save(state, path)
     last, ended = folder / "checkpoints" / "last.ckpt", saved(run / "checkpoints" / "last.ckpt")
     assert set(saved(last)["swirl"]) == {"base", "label", "lora", "tokens_seen", "rng", "updates"}

@@ -47,7 +47,7 @@ def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("this checkpoint was not written by SWIRL: it has no 'swirl' entry")
     state: dict[str, Any] = checkpoint["swirl"]
     check_parts(state, {"base": dict, "label": str}, "swirl.")
-    check_parts(state, {name: dict for name in ("lora", "parts", "lengths") if name in state}, "swirl.")
+    check_parts(state, {name: dict for name in ("lora", "parts", "lengths", "templates") if name in state}, "swirl.")
     hashes = ("name", "architecture", "weights", *(state["base"].keys() & {"files", "vocabulary"}))
     check_parts(state["base"], dict.fromkeys(hashes, str), "swirl.base.")
     return state
