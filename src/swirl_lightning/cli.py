@@ -57,6 +57,7 @@ from swirl_lightning.console.parsing import Parser, shorten, takes_null
 from swirl_lightning.console.save_config import SaveConfig
 from swirl_lightning.console.shipped import import_shipped
 from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.files import newest
 from swirl_lightning.module import SWIRL
 from swirl_lightning.results.table import FILE, fitted, read
 from swirl_lightning.training.trainer_checks import check_trainer
@@ -315,13 +316,11 @@ def _restoring(error: BaseException) -> bool:
 
 def _last_checkpoint(trainer: Trainer) -> str | None:
     """The newest ``last.ckpt`` in the folders that a run's checkpoints go to; without one, the newest of the others."""
-    found: list[str] = []
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
-            found += callback._find_last_checkpoints(trainer)
+    keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    found = newest(Path(path) for keeper in keepers for path in keeper._find_last_checkpoints(trainer))
     others = (place.glob(f"*{ModelCheckpoint.FILE_EXTENSION}") for place in _places(trainer))
-    found = found or list(map(str, chain.from_iterable(others)))
-    return max(found, key=os.path.getmtime, default=None)
+    found = found or newest(chain.from_iterable(others))
+    return None if found is None else str(found)
 
 
 def _of_another(trainer: Trainer, path: str | None) -> bool:

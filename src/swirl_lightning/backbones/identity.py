@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.backbones.loading import vocabulary_hash
 
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "quantization_config")
 _ROWS = 16
@@ -36,7 +37,7 @@ def base_identity(model: PreTrainedModel, backbone: Backbone) -> dict[str, str]:
     if files := weight_files(backbone):
         found["files"] = _sample(files[0]) if backbone.gguf_file is not None else _tensors(files)
     if (tokenizer := getattr(backbone, "tokenizer", None)) is not None:
-        found["vocabulary"] = _digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+        found["vocabulary"] = vocabulary_hash(tokenizer)
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import string
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
@@ -176,6 +178,11 @@ def _read(backbone: Backbone, auto_class: Any) -> Any:
         revision=backbone.revision,
         trust_remote_code=backbone.trust_remote_code,
     )
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash the tokens and their ids."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

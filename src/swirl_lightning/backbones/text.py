@@ -26,6 +26,7 @@ from swirl_lightning.backbones.loading import (
     load_tokenizer,
     misfit,
     special_ids,
+    vocabulary_hash,
 )
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.ranges import TOKEN_COUNTS, check_ranges
@@ -231,4 +232,5 @@ class TextLLM(Backbone):
     def fingerprint(self) -> str:
         """Name the tokenizer and the length of the longest state."""
         file = "" if self.gguf_file is None else f":{self.gguf_file}"
-        return f"{super().fingerprint()}:{self.max_state_tokens}:{self.too_long}{file}"
+        words = vocabulary_hash(self.tokenizer)
+        return f"{super().fingerprint()}:{self.max_state_tokens}:{self.too_long}{file}:{words}"

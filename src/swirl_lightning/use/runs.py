@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from swirl_lightning.files import newest
+
 if TYPE_CHECKING:
     import torch
 
@@ -103,6 +105,6 @@ def find_checkpoint(run: Path) -> Path:
     if not run.is_dir():
         raise FileNotFoundError(f"no such run: {run}; give a run's folder (trainer.default_root_dir) or a checkpoint")
     for pattern in ("last.ckpt", "*.ckpt"):
-        if found := sorted(run.rglob(pattern), key=lambda path: path.stat().st_mtime):
-            return found[-1]
+        if found := newest(run.rglob(pattern)):
+            return found
     raise FileNotFoundError(f"no checkpoint in {run}: train first (swirl fit -c ...), or name a .ckpt file")
