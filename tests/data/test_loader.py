@@ -239,16 +239,27 @@ def test_other_records_cannot_resume_inside_an_epoch(changed):
         other[5] = replace(other[5], after=Image.new("L", (4, 4), 1) if changed == "image" else "after that")
     loader = TransitionLoader(other, batch_size=2, labelled=others, labelled_per_batch=1)
     loader.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"checksum of records was \d+ and is \d+"):
+    with pytest.raises(ValueError, match=r"checksum of the records was \d+ and is \d+"):
         next(iter(loader))
-    del state["checksum of records"]  # of an older checkpoint
+    del state["checksum of the records"]  # of an older checkpoint
     loader.load_state_dict(state)
     assert len(list(loader)) == 2
 
 
-def test_only_this_ranks_rows_are_read(monkeypatch):
-    monkeypatch.setattr("swirl_lightning.data.loader._SAMPLED", 0)
+def test_no_text_is_left_out():
+    first = TransitionLoader(rows(100), batch_size=2)
+    next(iter(first))
+    state = first.state_dict()
+    for place in range(100):
+        other = rows(100)
+        other[place] = replace(other[place], after="after that")
+        loader = TransitionLoader(other, batch_size=2)
+        loader.load_state_dict(state)
+        with pytest.raises(ValueError, match=r"checksum of the records was \d+ and is \d+"):
+            next(iter(loader))
 
+
+def test_only_this_ranks_rows_are_read():
     class Counting(list):
         read = ()
 

@@ -17,8 +17,8 @@ from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.rows import Counterfactuals
 from swirl_lightning.transition import Transition
 
-_CHECKSUM = "checksum of records"
-_SAMPLED = 32
+_CHECKSUM = "checksum of the records"
+_IMAGES = 32
 
 
 class TransitionLoader:
@@ -193,16 +193,14 @@ class TransitionLoader:
 
     @cached_property
     def _checksum(self) -> int:
-        """Checksum of some of the records, spread over all: other data of the same size are noticed by it."""
+        """Checksum of all texts, or of some images, spread over all: to read them all would take long."""
         found = 0
         for rows in (self.rows, self.labelled):
-            for index in np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLED), dtype=int).tolist():
-                try:
-                    row = rows[index]
-                    parts = (row.id, row.before, row.after, row.action)
-                except (OSError, ValueError):  # no checkpoint fails because a file of the data has gone
-                    parts = ("", None, None, None)
-                for part in parts:
+            count = len(rows)
+            if count and not isinstance(_content(rows, 0)[1], str):
+                count = min(count, _IMAGES)
+            for index in np.linspace(0, len(rows) - 1, count, dtype=int).tolist():
+                for part in _content(rows, index):
                     content = part.tobytes() if isinstance(part, Image) else str(part).encode(errors="replace")
                     found = crc32(content, found)
         return found
@@ -266,3 +264,12 @@ class _Rows(Dataset[Transition]):
 
     def __getitem__(self, index: int) -> Transition:
         return self._rows[index] if index < len(self._rows) else self._labelled[index - len(self._rows)]
+
+
+def _content(rows: Sequence[Transition], index: int) -> tuple[Any, ...]:
+    """A record's id, states and action; nothing if it cannot be read: no checkpoint fails because a file has gone."""
+    try:
+        row = rows[index]
+    except (OSError, ValueError):
+        return ("", None, None, None)
+    return (row.id, row.before, row.after, row.action)
