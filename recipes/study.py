@@ -154,13 +154,15 @@ def check_options(folder: Path, arguments: Sequence[str], trains: bool, begin: P
         trains: whether it is trained, and not tested alone.
         begin: checkpoint that it starts from.
     """
+    if begin and not begin.is_file():
+        raise ValueError(f"{begin}, from which {folder} starts, has gone: remove the folder of that row, too")
     own = [argument for argument in arguments if not argument.startswith("--trainer.default_root_dir=")]
-    kept = folder / "options.json"
-    config = load(read_words(Path(own[own.index("-c") + 1])))
+    kept, config = folder / "options.json", load(read_words(Path(own[own.index("-c") + 1])))
     given = json.dumps(
         {"options": own, "config": config, "trains": trains, "start": begin and sha256(begin)}, indent=2, default=str
     )
-    if kept.exists() and kept.read_text(encoding="utf-8") != given:
+    then = kept.read_text(encoding="utf-8") if kept.exists() else None
+    if then != given and (then is not None or (folder / "fit.done").exists()):
         raise ValueError(
             f"{folder} holds runs of other options, or from another start than there is now ({kept}): remove it, or "
             "give another --out"

@@ -274,7 +274,16 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
     start.write_bytes(kept + b"trained anew")
     with pytest.raises(ValueError, match=r"(best_of_2|Phase_I) holds runs of .*from another start"):
         study.main()
+    start.unlink()
+    with pytest.raises(ValueError, match=r"SFT.*last\.ckpt, from which .* starts, has gone"):
+        study.main()
     start.write_bytes(kept)
+    options = study.place(out, 0, "SFT") / "options.json"
+    known = options.read_bytes()
+    options.unlink()
+    with pytest.raises(ValueError, match="SFT holds runs of other options"):
+        study.main()
+    options.write_bytes(known)
     study.main()
     scores = [read(study.place(out, 0, name)) for name in ("SFT", "Phase I")]
     assert scores[0].keys() == scores[1].keys()
