@@ -40,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "shared weights": {"shared_weights": True},
     "two ranks": {"grpo": {"num_iterations": 2}},
 }
+SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 MOST_KILLS = 6
 """Kills of one run before it is left to end."""
 END_S = 300.0
@@ -111,15 +112,26 @@ def leave_alone(path: Path, case: str) -> dict[str, float]:
     return {part: sorted(times)[len(times) // 2] for part, times in lasted.items() if times}
 
 
-def kill_and_resume(path: Path, case: str, draw: random.Random, seconds: dict[str, float]) -> dict[str, Any]:
-    """Run with kills until it ends; return them, and what went wrong."""
+def kill_and_resume(
+    path: Path, case: str, draw: random.Random, seconds: dict[str, float], met: Counter[tuple[str, int]]
+) -> dict[str, Any]:
+    """Run with kills until it ends; return them, and what went wrong.
+
+    Args:
+        path: of its configuration.
+        case: one of `CASES`.
+        draw: of the kills.
+        seconds: that each part lasts.
+        met: kills so far, by part and signal: those that are rare are drawn more often.
+    """
     kills: list[dict[str, Any]] = []
     wrong: list[str] = []
     last = path.parent / "run" / "checkpoints" / "last.ckpt"
     while True:
         attempt = Attempt(path, ranks_of(case), resume=last.exists())
-        if len(kills) < draw.randrange(2, MOST_KILLS + 1) and (hit := _strike(attempt, case, draw, seconds)):
+        if len(kills) < draw.randrange(2, MOST_KILLS + 1) and (hit := _strike(attempt, case, draw, seconds, met)):
             kills.append(hit)
+            met[hit["part"], hit["signal"]] += 1
             allowed = {0, -hit["signal"]} | ({128 + signal.SIGTERM} if hit["signal"] == signal.SIGTERM else {1})
         else:
             hit, allowed = {}, {0}
@@ -134,13 +146,17 @@ def kill_and_resume(path: Path, case: str, draw: random.Random, seconds: dict[st
             return {"kills": kills, "wrong": wrong}
         if set(attempt.codes.values()) == {0}:
             if hit:  # it came when the run had ended, or too late to end it
+                met[hit["part"], hit["signal"]] -= 1
                 kills.pop()
             return {"kills": kills, "wrong": wrong}
 
 
-def _strike(attempt: Attempt, case: str, draw: random.Random, seconds: dict[str, float]) -> dict[str, Any] | None:
+def _strike(
+    attempt: Attempt, case: str, draw: random.Random, seconds: dict[str, float], met: Counter[tuple[str, int]]
+) -> dict[str, Any] | None:
     """Send a signal in a random part, if the run comes to it; return which, and where it met."""
-    part, number = draw.choice(PARTS), draw.choice((signal.SIGKILL, signal.SIGTERM))
+    targets = [(part, number) for part in PARTS for number in SIGNALS]
+    ((part, number),) = draw.choices(targets, [(1 + met[part, int(number)]) ** -2 for part, number in targets])
     times = draw.randrange(1, 12 if part in ("warmup", "fwm", "idm") else 3)
     while attempt.seen[part] < times:
         if not attempt.poll(0.5):
@@ -164,9 +180,9 @@ def differences(folder: Path, alone: Path) -> list[str]:
         trained = [each["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] for each in (one, other)]
         found += [f"epochs of {name}"] if trained[0] != trained[1] else []
     exported = {path.relative_to(alone) for path in (alone / "adapters").rglob("*") if path.is_file()}
-    for name in sorted(exported):
-        if not (folder / name).is_file() or (folder / name).read_bytes() != (alone / name).read_bytes():
-            found.append(str(name))
+    for file in sorted(exported):
+        if not (folder / file).is_file() or (folder / file).read_bytes() != (alone / file).read_bytes():
+            found.append(str(file))
     results = [json.loads((at / "results.json").read_text())["validation"] for at in (folder, alone)]
     return found + (["results.json"] if results[0] != results[1] else [])
 
@@ -182,13 +198,18 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 # ---- table ---------------------------------------------------------------------------------------
+def counted(runs: list[dict[str, Any]]) -> Counter[tuple[str, int]]:
+    """Count the kills by part and signal."""
+    return Counter((kill["part"], kill["signal"]) for run in runs for kill in run["kills"])
+
+
 def show(runs: list[dict[str, Any]]) -> None:
     """Print where kills met, and how many runs ended with the bits of the run left alone."""
     console = Console(width=100)
-    kills = Counter((kill["part"], kill["signal"]) for run in runs for kill in run["kills"])
+    kills = counted(runs)
     table = Table("part", "SIGKILL", "SIGTERM")
     for part in PARTS:
-        table.add_row(part, *(str(kills[part, int(number)]) for number in (signal.SIGKILL, signal.SIGTERM)))
+        table.add_row(part, *(str(kills[part, int(number)]) for number in SIGNALS))
     table.add_row("all", *(str(sum(n for (_, s), n in kills.items() if s == int(k))) for k in (9, 15)))
     console.print(table)
     table = Table("case", "runs", "kills", "same bits")
@@ -234,7 +255,7 @@ def main() -> None:
         folder = options.out / case.replace(" ", "-") / str(number)
         shutil.rmtree(folder, ignore_errors=True)
         draw = random.Random(f"{options.seed} {number}")
-        run = kill_and_resume(write_config(folder, base, case), case, draw, seconds[case])
+        run = kill_and_resume(write_config(folder, base, case), case, draw, seconds[case], counted(runs))
         run["wrong"] += [] if run["wrong"] else differences(folder / "run", folder.parent / "alone" / "run")
         runs.append({"case": case, "number": number, **run})
         with open(written, "a") as file:

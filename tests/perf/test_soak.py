@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 
 import pytest
 
@@ -36,6 +37,8 @@ def test_a_kill_that_came_too_late_is_none(tmp_path, monkeypatch, code, counted)
     hits = [{"signal": 9, "part": "export", "ranks": [0]}]
     monkeypatch.setattr(soak, "Attempt", Ended)
     monkeypatch.setattr(soak, "_strike", lambda *_: hits.pop() if hits else None)
-    found = soak.kill_and_resume(tmp_path / "config.yaml", "accumulation 3", random.Random(0), {})
+    met = Counter()
+    found = soak.kill_and_resume(tmp_path / "config.yaml", "accumulation 3", random.Random(0), {}, met)
     assert len(found["kills"]) == counted
     assert found["wrong"] == []
+    assert met["export", 9] == counted
