@@ -223,3 +223,8 @@ def sha256(path: str | Path) -> str:
     """Compute the hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: bytes) -> str:
+    """Return the first 16 hexadecimal digits of a content's SHA-256, to tell it from others."""
+    return hashlib.sha256(content).hexdigest()[:16]

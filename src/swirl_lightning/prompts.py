@@ -7,12 +7,12 @@ state or action as exactly the ids that were sampled.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from string import Formatter
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.engine.grammar import TokenIds
+from swirl_lightning.files import digest
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PromptTemplates:
 
     def hashes(self) -> dict[str, str]:
         """Return a hash of each wording, by which a checkpoint tells whether it was trained with it."""
-        return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in vars(self).items()}
+        return {name: digest(text.encode()) for name, text in vars(self).items()}
 
 
 class PromptBuilder:

@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.loading import vocabulary_hash
+from swirl_lightning.files import digest
 
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "quantization_config")
 _ROWS = 16
@@ -31,8 +32,8 @@ def base_identity(model: PreTrainedModel, backbone: Backbone) -> dict[str, str]:
     config = _without(model.config.to_dict(), _NOT_IDENTITY)
     weight: Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
     found = {
-        "architecture": _digest(json.dumps(config, sort_keys=True, default=str).encode()),
-        "weights": _digest(_bytes(weight[:: max(1, len(weight) // 64)])),
+        "architecture": digest(json.dumps(config, sort_keys=True, default=str).encode()),
+        "weights": digest(_bytes(weight[:: max(1, len(weight) // 64)])),
     }
     if files := weight_files(backbone):
         found["files"] = _sample(files[0]) if backbone.gguf_file is not None else _tensors(files)
@@ -66,13 +67,12 @@ def weight_files(backbone: Backbone) -> list[Path]:
         )
         return None if path is None else Path(path)
 
-    if backbone.gguf_file is not None:
-        names = [backbone.gguf_file]
-    elif found(SAFE_WEIGHTS_NAME) is None and (index := found(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        names = [SAFE_WEIGHTS_NAME]
-    return [path for name in names if (path := found(name)) is not None]
+    whole = found(backbone.gguf_file or SAFE_WEIGHTS_NAME)
+    if whole is not None:
+        return [whole]
+    index = found(SAFE_WEIGHTS_INDEX_NAME)
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index else ()
+    return [path for name in sorted(names) if (path := found(name)) is not None]
 
 
 def _tensors(files: Sequence[Path]) -> str:
@@ -93,7 +93,7 @@ def _tensors(files: Sequence[Path]) -> str:
                 places = range(0, shape[0], max(1, shape[0] // _ROWS))
                 rows = b"".join(_bytes(part[slice(n, n + 1), *first]) for n in places)
                 samples.add(hashlib.sha256(rows).digest())
-    return f"{kind}:{_digest(b''.join(sorted(samples)))}"
+    return f"{kind}:{digest(b''.join(sorted(samples)))}"
 
 
 def _sample(file: Path) -> str:
@@ -118,7 +118,3 @@ def _without(config: Any, names: Sequence[str]) -> Any:
     if not isinstance(config, dict):
         return config
     return {k: _without(v, names) for k, v in config.items() if k not in names}
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]

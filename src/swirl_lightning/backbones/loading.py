@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import string
 from collections.abc import Collection, Sequence
@@ -17,6 +16,7 @@ from swirl_lightning.backbones.errors import readable, refuse_incomplete, refuse
 from swirl_lightning.backbones.gguf import gguf_path, set_split
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.quantization import import_bitsandbytes, prepare_quantized
+from swirl_lightning.files import digest
 
 FAMILIES = {
     "chameleon": "Chameleon",
@@ -182,7 +182,7 @@ def _read(backbone: Backbone, auto_class: Any) -> Any:
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash the tokens and their ids."""
-    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+    return digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
