@@ -81,6 +81,18 @@ def test_what_one_of_them_was_not_hashed_by_is_not_compared():
     assert not differing({**new, "files": "gguf:e"}, new)
     assert not differing(new, {})
     assert differing({**new, "files": "safetensors:e", "weights": "f"}, new) == ["weights"]
+    assert (
+        differing({**old, "weights": "f"}, new)
+        == differing({**new, "files": "gguf:e", "weights": "f"}, new)
+        == ["weights"]
+    )
+
+
+def test_a_base_is_the_same_in_float16(folder):
+    """Its embedding is rounded twice then: by the type of computation, and for the hash."""
+    found = [identity(folder, dtype=dtype, quantization=None) for dtype in ("float32", "float16")]
+    assert found[0]["weights"] != found[1]["weights"]
+    assert not differing(*found)
 
 
 def test_weights_that_are_neither_safetensors_nor_gguf_are_not_hashed(folder):

@@ -246,6 +246,30 @@ def test_other_records_cannot_resume_inside_an_epoch(changed):
     assert len(list(loader)) == 2
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"after": "yz", "action": ""},
+        {"after": "", "action": "yz"},
+        {"before": "xy", "after": ""},
+        {"id": "0x", "before": ""},
+        {"after": None, "action": "yz"},
+        {"after": "None", "action": "z"},
+    ],
+)
+def test_a_letter_that_goes_over_to_another_field_is_noticed(other):
+    def given(**fields):
+        row = {"id": "0", "before": "x", "after": "y", "action": "z"} | fields
+        return [Transition(**row), Transition("x", "y", "z", id="1")]
+
+    first = TransitionLoader(given(**({"after": None} if other.get("after") == "None" else {})), batch_size=1)
+    next(iter(first))
+    loader = TransitionLoader(given(**other), batch_size=1)
+    loader.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=r"checksum of the records was \d+ and is \d+"):
+        next(iter(loader))
+
+
 def test_no_text_is_left_out():
     first = TransitionLoader(rows(100), batch_size=2)
     next(iter(first))

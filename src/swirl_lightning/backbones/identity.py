@@ -19,7 +19,7 @@ from swirl_lightning.backbones.loading import vocabulary_hash
 from swirl_lightning.files import digest
 
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "quantization_config")
-_ROWS = 16
+_ROWS = 64
 _BLOCKS, _BLOCK = 1024, 4096  # of a GGUF file
 
 
@@ -28,12 +28,14 @@ def base_identity(model: PreTrainedModel, backbone: Backbone) -> dict[str, str]:
 
     The same base gives the same hashes at any quantisation and dtype of computation: the embedding is never quantised,
     and weights are hashed in bfloat16. Of a base that is no file of safetensors or GGUF, the embedding stands for all.
+    A copy saved in float16 is another base, as its numbers are rounded otherwise.
     """
     config = _without(model.config.to_dict(), _NOT_IDENTITY)
     weight: Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    kind = "float16:" if weight.dtype == torch.float16 else ""  # rounded twice: by the dtype, and for the hash
     found = {
         "architecture": digest(json.dumps(config, sort_keys=True, default=str).encode()),
-        "weights": digest(_bytes(weight[:: max(1, len(weight) // 64)])),
+        "weights": kind + digest(_bytes(weight[:: max(1, len(weight) // _ROWS)])),
     }
     if files := weight_files(backbone):
         found["files"] = _sample(files[0]) if backbone.gguf_file is not None else _tensors(files)
@@ -45,13 +47,12 @@ def base_identity(model: PreTrainedModel, backbone: Backbone) -> dict[str, str]:
 def differing(saved: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """Return what two bases differ in: architecture, weights, vocabulary.
 
-    What one of them has no hash of is not compared, and files only with others of their kind.
+    What one of them has no hash of is not compared, nor are hashes of two kinds (``kind:hash``).
     """
-    parts = [part for part in ("architecture", "weights", "files", "vocabulary") if part in saved and part in here]
-    if "files" in parts and saved["files"].partition(":")[0] != here["files"].partition(":")[0]:
-        parts.remove("files")
-    names = {"files": "weights"}
-    return list(dict.fromkeys(names.get(part, part) for part in parts if saved[part] != here[part]))
+    names = {"architecture": "architecture", "weights": "weights", "files": "weights", "vocabulary": "vocabulary"}
+    parts = [part for part in names if part in saved and part in here]
+    comparable = [part for part in parts if saved[part].rpartition(":")[0] == here[part].rpartition(":")[0]]
+    return list(dict.fromkeys(names[part] for part in comparable if saved[part] != here[part]))
 
 
 def weight_files(backbone: Backbone) -> list[Path]:
@@ -78,7 +79,7 @@ def weight_files(backbone: Backbone) -> list[Path]:
 def _tensors(files: Sequence[Path]) -> str:
     """Hash a sample of all matrices, whatever their names, their order and the files that they are spread over.
 
-    Of each matrix it takes 16 rows. A tied weight is saved once or twice, and counts once.
+    Of each matrix it takes some 64 rows. A tied weight is saved once or twice, and counts once.
     """
     samples, kind = set(), "safetensors"
     for file in files:

@@ -200,9 +200,11 @@ class TransitionLoader:
             if count and not isinstance(_content(rows, 0)[1], str):
                 count = min(count, _IMAGES)
             for index in np.linspace(0, len(rows) - 1, count, dtype=int).tolist():
-                for part in _content(rows, index):
-                    content = part.tobytes() if isinstance(part, Image) else str(part).encode(errors="replace")
-                    found = crc32(content, found)
+                parts = [
+                    (part.mode, part.size, crc32(part.tobytes())) if isinstance(part, Image) else part
+                    for part in _content(rows, index)
+                ]
+                found = crc32(repr(parts).encode(), found)  # with quotes: no letter can go over to the next field
         return found
 
     # ---- order -----------------------------------------------------------------------------------
