@@ -161,8 +161,8 @@ def check_options(folder: Path, arguments: Sequence[str], trains: bool, begin: P
     given = json.dumps(
         {"options": own, "config": config, "trains": trains, "start": begin and sha256(begin)}, indent=2, default=str
     )
-    then = kept.read_text(encoding="utf-8") if kept.exists() else None
-    if then != given and (then is not None or (folder / "fit.done").exists()):
+    then = read_words(kept) if kept.is_file() else None
+    if then != given and (then is not None or any(folder.rglob("*.ckpt")) or (folder / "fit.done").exists()):
         raise ValueError(
             f"{folder} holds runs of other options, or from another start than there is now ({kept}): remove it, or "
             "give another --out"

@@ -80,18 +80,26 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     with _alone_in(path.parent):
         partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
         for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
+            _remove(left)
         partial.mkdir()
         yield partial
         for place, _, names in os.walk(partial):
             for name in names:
                 _sync(Path(place, name))
             _sync(Path(place))
-        if path.exists():
+        if os.path.lexists(path):
             path.rename(old)
         partial.rename(path)
         _sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with what it holds, a file, a pipe, or a link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

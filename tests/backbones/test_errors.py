@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -97,6 +98,16 @@ def test_a_base_without_its_weights_is_told(folder, broken, change, told):
     kept = {name: new for name, weight in weights.items() if (new := change(name, weight)) is not None}
     save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=told) as error:
+        configured(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("shard", ["/dev/zero", "../model.safetensors", "pipe", "missing"])
+def test_an_index_leads_to_files_of_its_folder_alone(folder, broken, shard):
+    path = broken("model.safetensors.index.json", json.dumps({"weight_map": {"model.norm.weight": shard}}))
+    (path / "model.safetensors").unlink()
+    os.mkfifo(path / "pipe")
+    with pytest.raises(ValueError, match="is no file of that folder") as error:
         configured(path)
     assert str(path) in str(error.value)
 

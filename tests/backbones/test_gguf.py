@@ -56,7 +56,7 @@ def test_it_equals_its_own_folder_of_safetensors(written, tmp_path, quantization
     assert torch.equal(logits(ours), logits(model))
     identities = base_identity(ours, file), base_identity(model, theirs)
     assert not differing(*identities)  # adapters of the one fit the other
-    assert [identity["files"].partition(":")[0] for identity in identities] == ["gguf", "safetensors"]
+    assert [identity["files"].partition(":")[0] for identity in identities] == ["gguf", "tensors"]
     text = "a room\n\n1 room  23 <|im_end|>"
     assert plain.encode_text(text) == theirs.encode_text(text)
     assert plain.frame_prompt("{before}") == theirs.frame_prompt("{before}")

@@ -294,6 +294,29 @@ def test_an_unfinished_file_or_folder_is_no_obstacle(tmp_path):
     assert (folder / "weights").read_text() == "2"
 
 
+@pytest.mark.parametrize("kind", ["file", "pipe", "link to a folder", "link to nothing"])
+@pytest.mark.parametrize("name", ["last", ".last.partial", ".last.old"])
+def test_whatever_lies_in_a_folders_way_is_replaced(tmp_path, kind, name):
+    place, elsewhere = tmp_path / "adapters" / name, tmp_path / "elsewhere"
+    place.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "file":
+        place.write_text("")
+    else:
+        place.symlink_to(elsewhere)
+    if kind == "link to a folder":
+        elsewhere.mkdir()
+        (elsewhere / "kept").write_text("")
+    for content in ("1", "2"):
+        with whole_folder(tmp_path / "adapters" / "last") as new:
+            (new / "weights").write_text(content)
+        assert [p.name for p in place.parent.iterdir()] == ["last"]
+        assert (tmp_path / "adapters" / "last" / "weights").read_text() == content
+    if kind == "link to a folder":
+        assert [p.name for p in elsewhere.iterdir()] == ["kept"]
+
+
 def test_writers_at_the_same_time_leave_one_whole_file(tmp_path):
     path = tmp_path / "answer.json"
     with whole_file(path, alone=False) as slow:

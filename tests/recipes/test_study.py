@@ -283,6 +283,11 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
     options.unlink()
     with pytest.raises(ValueError, match="SFT holds runs of other options"):
         study.main()
+    done = options.with_name("fit.done")
+    done.rename(done.with_name("gone"))  # it was killed at its end
+    with pytest.raises(ValueError, match="SFT holds runs of other options"):
+        study.main()
+    done.with_name("gone").rename(done)
     options.write_bytes(known)
     study.main()
     scores = [read(study.place(out, 0, name)) for name in ("SFT", "Phase I")]

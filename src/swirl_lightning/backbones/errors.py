@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 _LONGEST_REASON = 300  # characters of a library's message
 
@@ -50,6 +52,30 @@ def refuse_incomplete(name: str, found: dict[str, Any]) -> None:
             f"the files of {name!r} lack {len(lacking)} weights ({first}), which would be random: "
             "the download is incomplete, or the model is of another class"
         )
+
+
+def refuse_strange_shards(name: str) -> None:
+    """Raise ValueError if the index of a model's weights names others than files of its folder.
+
+    Transformers reads whatever stands there, as a pipe that nobody writes or a device that has no end.
+
+    Args:
+        name: of the model; one of the hub has what was downloaded from there alone.
+    """
+    for whole, index in (
+        (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME),
+        (WEIGHTS_NAME, WEIGHTS_INDEX_NAME),
+    ):
+        if Path(name, whole).is_file():
+            return
+        if (path := Path(name, index)).is_file():
+            with readable(name):
+                shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+                inside = {shard: not Path(shard).is_absolute() and ".." not in Path(shard).parts for shard in shards}
+            for shard in sorted(shards):
+                if not inside[shard] or not Path(name, shard).is_file():
+                    raise ValueError(f"{path} names {shard!r}, which is no file of that folder: load the model again")
+            return
 
 
 def refuse_not_finite(name: str, model: nn.Module) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,30 +13,30 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.loading import vocabulary_hash
 from swirl_lightning.files import digest
 
-_NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "quantization_config")
+_NOT_IDENTITY = {"use_cache", "quantization_config", *(field.name for field in dataclasses.fields(PreTrainedConfig))}
+_READABLE = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 _ROWS = 64
 _BLOCKS, _BLOCK = 1024, 4096  # of a GGUF file
 
 
 def base_identity(model: PreTrainedModel, backbone: Backbone) -> dict[str, str]:
-    """Hash a base: its architecture, a sample of its embedding and of its files, and its vocabulary.
+    """Hash a base: its architecture, samples of its embedding and of its files, and its vocabulary.
 
     The same base gives the same hashes at any quantisation and dtype of computation: the embedding is never quantised,
     and weights are hashed in bfloat16. Of a base that is no file of safetensors or GGUF, the embedding stands for all.
     A copy saved in float16 is another base, as its numbers are rounded otherwise.
     """
-    config = _without(model.config.to_dict(), _NOT_IDENTITY)
     weight: Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
     kind = "float16:" if weight.dtype == torch.float16 else ""  # rounded twice: by the dtype, and for the hash
     found = {
-        "architecture": digest(json.dumps(config, sort_keys=True, default=str).encode()),
+        "architecture": "fields:" + digest(json.dumps(_fields(model.config), sort_keys=True, default=str).encode()),
         "weights": kind + digest(_bytes(weight[:: max(1, len(weight) // _ROWS)])),
     }
     if files := weight_files(backbone):
@@ -77,24 +79,36 @@ def weight_files(backbone: Backbone) -> list[Path]:
 
 
 def _tensors(files: Sequence[Path]) -> str:
-    """Hash a sample of all matrices, whatever their names, their order and the files that they are spread over.
+    """Hash a sample of all weights, by their layers, whatever their order and the files that they are spread over.
 
-    Of each matrix it takes some 64 rows. A tied weight is saved once or twice, and counts once.
+    Of each it takes some 64 rows, of a vector all. A tied weight is saved once or twice, and counts once.
     """
-    samples, kind = set(), "safetensors"
+    samples, kind = set(), "tensors"
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
                 part = tensors.get_slice(name)
-                if len(shape := part.get_shape()) < 2 or not shape[0]:
+                shape, dtype = part.get_shape(), part.get_dtype()
+                # Masks and frequencies are in some copies and not in others.
+                taken = name.endswith(".weight") if len(shape) == 1 else len(shape) > 1 and not name.endswith(".bias")
+                if 0 in shape or not taken:
                     continue
-                if "F" not in part.get_dtype():
-                    kind = "quantised safetensors"  # its plain copy has other tensors, and serves the same adapters
+                if "F" not in dtype:
+                    kind = "quantised tensors"  # its plain copy has other ones, and serves the same adapters
+                if dtype not in _READABLE:
+                    continue
                 first = [slice(1)] * (len(shape) - 2)  # a row of experts in one tensor may have gigabytes
-                places = range(0, shape[0], max(1, shape[0] // _ROWS))
-                rows = b"".join(_bytes(part[slice(n, n + 1), *first]) for n in places)
-                samples.add(hashlib.sha256(rows).digest())
+                step = max(1, shape[0] // _ROWS)
+                places = [slice(n, n + 1) for n in range(0, shape[0], step)] if len(shape) > 1 else [slice(None)]
+                rows = b"".join(_bytes(part[place, *first]) for place in places)
+                samples.add(hashlib.sha256(_place(name).encode() + b"\0" + rows).digest())
     return f"{kind}:{digest(b''.join(sorted(samples)))}"
+
+
+def _place(name: str) -> str:
+    """A weight's name from its layer's number on: what stands before it depends on the class that saved it."""
+    numbered = re.search(r"(?<![^.])[0-9]+\..*", name)
+    return numbered[0] if numbered else ""
 
 
 def _sample(file: Path) -> str:
@@ -114,8 +128,10 @@ def _bytes(values: Tensor) -> bytes:
     return values.cpu().contiguous().numpy().tobytes()
 
 
-def _without(config: Any, names: Sequence[str]) -> Any:
-    """Return a nested config without some of its keys, at any depth."""
-    if not isinstance(config, dict):
-        return config
-    return {k: _without(v, names) for k, v in config.items() if k not in names}
+def _fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what a config says of the computation: the fields of its class, not what programs leave in the file."""
+    values = config.to_dict()
+    names = {field.name for field in dataclasses.fields(config)} - _NOT_IDENTITY or values.keys() - _NOT_IDENTITY
+    parts = {name: getattr(config, name, None) for name in names}
+    nested = {name: _fields(part) for name, part in parts.items() if isinstance(part, PreTrainedConfig)}
+    return {"model_type": config.model_type} | {name: values.get(name) for name in names} | nested

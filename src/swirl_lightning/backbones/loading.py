@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import find_adapter_config_file
 
 from swirl_lightning.backbones.base import Backbone
-from swirl_lightning.backbones.errors import readable, refuse_incomplete, refuse_not_finite
+from swirl_lightning.backbones.errors import readable, refuse_incomplete, refuse_not_finite, refuse_strange_shards
 from swirl_lightning.backbones.gguf import gguf_path, set_split
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.quantization import import_bitsandbytes, prepare_quantized
@@ -51,6 +51,7 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
     with readable(backbone.name):
         config = _read(backbone, AutoConfig)
     refuse_adapter(backbone.path, backbone.revision)
+    refuse_strange_shards(backbone.path)
     if not backbone.trust_remote_code:
         refuse_kernels(config, backbone.name)
     quantized = getattr(config, "quantization_config", None)
@@ -95,6 +96,7 @@ def plain_config(name: str) -> Any:
     with readable(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)  # or transformers asks on the terminal
     refuse_adapter(name)
+    refuse_strange_shards(name)
     refuse_kernels(config, name)
     return config
 
