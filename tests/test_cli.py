@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -141,6 +142,22 @@ def test_sigterm_saves_at_the_next_batch_and_ends_with_its_own_code(finished, tm
     alone, again = adapters(finished / "runs" / "r" / "checkpoints" / "last.ckpt"), adapters(last)
     assert alone.keys() == again.keys()
     assert all(torch.equal(alone[k], again[k]) for k in alone)
+
+
+def test_sigterm_to_all_processes_of_a_run_ends_no_worker_before_it(tmp_path, gemma_path):
+    """As schedulers send it."""
+    own = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}]
+    path, last = config(tmp_path, gemma_path, **{"trainer/callbacks": own}), tmp_path / "runs/r/checkpoints/last.ckpt"
+    kill = [
+        "--trainer.callbacks+=support.world.KillAt",
+        "--trainer.callbacks.step=5",
+        "--trainer.callbacks.workers=true",
+    ]
+    with pytest.raises(SystemExit) as end:
+        here("fit", "-c", path, "--data.num_workers", "2", *kill, "--trainer.callbacks.name=SIGTERM")
+    assert end.value.code == 128 + 15
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+    assert not multiprocessing.active_children()
 
 
 def test_test_adds_its_row_and_keeps_the_others(finished, capsys):

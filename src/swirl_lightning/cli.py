@@ -319,7 +319,7 @@ def _last_checkpoint(trainer: Trainer) -> str | None:
     keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     found = newest(Path(path) for keeper in keepers for path in keeper._find_last_checkpoints(trainer))
     others = (place.glob(f"*{ModelCheckpoint.FILE_EXTENSION}") for place in _places(trainer))
-    found = found or newest(chain.from_iterable(others))
+    found = found or newest(path for path in chain.from_iterable(others) if path.is_file())
     return None if found is None else str(found)
 
 
@@ -344,7 +344,8 @@ def _left(trainer: Trainer) -> str | None:
         return None
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     exports = sorted(folder.glob("adapters/*/swirl.json"))
-    if len(exports) > 1:  # one alone may be of a run that was killed before its first checkpoint, and begins anew
+    names = [path.parent.name for path in exports]
+    if len(names) > 1 or names == ["last"]:  # another one may be of a run that was killed before its first checkpoint
         return str(exports[0].parent)
     return str(folder / FILE) if not _places(trainer) and fitted(read(folder / FILE)) else None
 

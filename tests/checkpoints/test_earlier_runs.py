@@ -52,12 +52,16 @@ def test_without_last_a_run_goes_on_from_the_newest_checkpoint(tmp_path, gemma_p
         assert {p: p.read_bytes() for p in before} == before
 
 
-@pytest.mark.parametrize("args", [(), ("--ckpt_path", "last")])
-def test_a_new_run_keeps_off_exports_whose_checkpoints_are_gone(tmp_path, gemma_path, request, args):
+@pytest.mark.parametrize(
+    ("args", "gone"), [((), ()), (("--ckpt_path", "last"), ()), ((), ("sft", "swirl-iteration-1"))]
+)
+def test_a_new_run_keeps_off_exports_whose_checkpoints_are_gone(tmp_path, gemma_path, request, args, gone):
     path = config(tmp_path, gemma_path, **{"data/init_args/size": 8})
     here("fit", "-c", path)
     folder = tmp_path / "runs" / "r"
     shutil.rmtree(folder / "checkpoints")
+    for name in gone:
+        shutil.rmtree(folder / "adapters" / name)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     line = request.getfixturevalue("refused")("fit", "-c", path, *args)
     assert f"{folder / 'adapters'}" in line

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import time
 from typing import Any
 
@@ -41,13 +43,18 @@ class Digits(TransitionDataModule):
 
 
 class KillAt(Callback):
-    """A signal after a step: the next batch has begun."""
+    """A signal after a step: the next batch has begun. With ``workers``, another process sends it to those, too."""
 
-    def __init__(self, step: int, name: str = "SIGKILL") -> None:
-        self.step, self.signal = step, signal.Signals[name]
+    def __init__(self, step: int, name: str = "SIGKILL", workers: bool = False) -> None:
+        self.step, self.signal, self.workers = step, signal.Signals[name], workers
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
+            workers = [process.pid for process in multiprocessing.active_children()] if self.workers else []
+            assert bool(workers) == self.workers
+            if workers:
+                subprocess.run(["kill", f"-{self.signal.value}", *map(str, workers)], check=True)
+                time.sleep(0.5)
             os.kill(os.getpid(), self.signal)
 
 

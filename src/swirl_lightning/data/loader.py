@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from threading import Thread
 from typing import Any
 from zlib import crc32
 
@@ -249,6 +252,7 @@ class TransitionLoader:
             batch_sampler=batches,
             collate_fn=list,
             num_workers=self.num_workers,
+            worker_init_fn=_obey_the_run_alone,
             # Its own generator: DataLoader draws a seed for its workers, by default from the global state,
             # and a resumed run starts its DataLoader at another moment than an uninterrupted one.
             generator=torch.Generator().manual_seed(self.seed),
@@ -266,6 +270,24 @@ class _Rows(Dataset[Transition]):
 
     def __getitem__(self, index: int) -> Transition:
         return self._rows[index] if index < len(self._rows) else self._labelled[index - len(self._rows)]
+
+
+def _obey_the_run_alone(_: int) -> None:
+    """Have a worker end when the run asks it to, and not with the run.
+
+    Schedulers and terminals send their signals to all processes of a job, and the run still needs its data until it has
+    saved a checkpoint.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # neither Windows nor macOS has it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_await_the_run, args=(os.getppid(),), daemon=True).start()
+
+
+def _await_the_run(run: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os._exit(0)
 
 
 def _content(rows: Sequence[Transition], index: int) -> tuple[Any, ...]:
