@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from support.swirl import CONSTANT, SGD, build, snapshot, trainer
@@ -58,6 +65,18 @@ def test_checkpoints_in_the_middle_of_a_batch_are_refused(gemma_path, tmp_path, 
     with pytest.raises(ValueError, match=rf"^trainer\.callbacks: {kind.__name__}.* in the middle of a batch"):
         trainer(tmp_path, callbacks=[keeper], enable_checkpointing=True).fit(module, Digits(size=8, batch_size=8))
     assert module.model is None
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [EMAWeightAveraging(), StochasticWeightAveraging(1e-3), LearningRateFinder(), BatchSizeFinder()],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_callbacks_that_know_nothing_of_phases_are_refused(gemma_path, tmp_path, callback):
+    module = build(gemma_path)
+    with pytest.raises(ValueError, match=rf"^trainer\.callbacks: {type(callback).__name__} cannot train"):
+        trainer(tmp_path, callbacks=[callback], enable_checkpointing=True).fit(module, Digits(size=8, batch_size=8))
+    assert module.model is None or isinstance(callback, EMAWeightAveraging)  # whose own setup loads the base
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import is_dataclass
 from inspect import signature
-from itertools import chain
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -51,16 +50,16 @@ from swirl_lightning.callbacks import (
 )
 from swirl_lightning.callbacks.fit_lock import NAME as FIT_LOCK
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
+from swirl_lightning.checkpoints.finding import last_checkpoint, last_of_earlier_versions, places
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore
 from swirl_lightning.console.parsing import Parser, shorten, takes_null
 from swirl_lightning.console.save_config import SaveConfig
 from swirl_lightning.console.shipped import import_shipped
 from swirl_lightning.data import TransitionDataModule
-from swirl_lightning.files import newest
 from swirl_lightning.module import SWIRL
 from swirl_lightning.results.table import FILE, fitted, read
-from swirl_lightning.training.trainer_checks import check_trainer
+from swirl_lightning.training.trainer_checks import check_callbacks, check_trainer
 from swirl_lightning.yaml_files import guarded
 
 set_loader("yaml", guarded(get_loader("yaml")), (YAMLError,))  # of every configuration
@@ -199,6 +198,8 @@ class SwirlCLI(LightningCLI):
         try:
             _check_places(Path(self.trainer.log_dir or self.trainer.default_root_dir), subcommand)
             self._find_checkpoint(subcommand)
+            if subcommand == "fit":  # some load the base in their own setup, which comes before the module's
+                check_callbacks(self.trainer)
             with self._termination():
                 super()._run_subcommand(subcommand)
         except (MisconfigurationException, torch.OutOfMemoryError) as error:
@@ -226,13 +227,15 @@ class SwirlCLI(LightningCLI):
         """
         options = self.config_init[subcommand]
         fitting = subcommand == "fit"
-        given, last = options.get("ckpt_path"), _last_checkpoint(self.trainer)
+        given, last = options.get("ckpt_path"), last_checkpoint(self.trainer)
         left = last or _left(self.trainer)
-        if given == "last" and last is not None:
-            if Path(last).name != "last.ckpt":
-                rank_zero_warn(f"--ckpt_path last: there is no last.ckpt; the newest checkpoint is {last}")
-            self._checkpoint = check_file(last, resume=fitting)
-            options["ckpt_path"] = last
+        found = last or (last_of_earlier_versions(self.trainer) if left is None else None)
+        if given == "last" and found is not None:
+            if found != last or found.name != "last.ckpt":
+                lacking = "no newer last.ckpt" if found == last else "none yet in this run's folder"
+                rank_zero_warn(f"--ckpt_path last: there is {lacking}; the newest checkpoint is {found}")
+            self._checkpoint = check_file(found, resume=fitting)
+            options["ckpt_path"] = str(found)
         elif given == "last" and fitting and left is None:  # Lightning would say that none is ever written
             options["ckpt_path"] = None
             rank_zero_info("--ckpt_path last: there is none yet, so the training begins")
@@ -314,28 +317,12 @@ def _restoring(error: BaseException) -> bool:
     return any(Path(code.co_filename).stem == "checkpoint_connector" and "restore" in code.co_name for code in codes)
 
 
-def _last_checkpoint(trainer: Trainer) -> str | None:
-    """The newest ``last.ckpt`` in the folders that a run's checkpoints go to; without one, the newest of the others."""
-    keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    found = newest(Path(path) for keeper in keepers for path in keeper._find_last_checkpoints(trainer))
-    others = (place.glob(f"*{ModelCheckpoint.FILE_EXTENSION}") for place in _places(trainer))
-    found = found or newest(path for path in chain.from_iterable(others) if path.is_file())
-    return None if found is None else str(found)
-
-
 def _of_another(trainer: Trainer, path: str | None) -> bool:
     """Tell whether a fit begins a new run, with nothing or with a checkpoint from outside the folders it writes to."""
     if trainer.fast_dev_run or path in _NAMED:  # type: ignore[attr-defined]
         return False
-    own = [Path(trainer.log_dir or trainer.default_root_dir), *_places(trainer)]
+    own = [Path(trainer.log_dir or trainer.default_root_dir), *places(trainer)]
     return path is None or Path(path).resolve().parent not in [place.resolve() for place in own]
-
-
-def _places(trainer: Trainer) -> list[Path]:
-    """The folders that a run's checkpoints go to."""
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
-    keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    return [Path(keeper.dirpath) if keeper.dirpath else folder / "checkpoints" for keeper in keepers]
 
 
 def _left(trainer: Trainer) -> str | None:
@@ -347,7 +334,7 @@ def _left(trainer: Trainer) -> str | None:
     names = [path.parent.name for path in exports]
     if len(names) > 1 or names == ["last"]:  # another one may be of a run that was killed before its first checkpoint
         return str(exports[0].parent)
-    return str(folder / FILE) if not _places(trainer) and fitted(read(folder / FILE)) else None
+    return str(folder / FILE) if not places(trainer) and fitted(read(folder / FILE)) else None
 
 
 def swirl_cli(args: list[str] | None = None, run: bool = True) -> SwirlCLI:

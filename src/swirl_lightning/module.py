@@ -345,7 +345,7 @@ class SWIRL(PretrainedModule):
         if stage == "fit":
             checks.check_schedule(self.scheduled, self.schedule.iterations, self.roles)
             checks.check_optimizer(self.optimizer_factory, 1 if self.shared_weights else 2)
-            checks.check_keepers(self.trainer)
+            checks.check_callbacks(self.trainer)
         if stage == "fit" and self.bootstrap_labels == "once":
             checks.check_labels_once(self.schedule, self.shared_weights)
         super().setup(stage)

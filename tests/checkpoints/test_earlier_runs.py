@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
 import pytest
+import torch
 import yaml
 
 from support.cli import config, here
+from swirl_lightning.checkpoints.finding import find_checkpoint
 
 
 def test_a_new_run_does_not_write_over_another(copied, refused):
@@ -47,7 +50,9 @@ def test_without_last_a_run_goes_on_from_the_newest_checkpoint(tmp_path, gemma_p
         for p in before if copied else ():
             os.utime(p, (1, 1))  # as a copy may leave them: the last by its name is the same one
         here(command, "-c", path, "--ckpt_path", "last")
-        assert [w for w in recwarn if f"there is no last.ckpt; the newest checkpoint is {newest}" in str(w.message)]
+        assert [
+            w for w in recwarn if f"there is no newer last.ckpt; the newest checkpoint is {newest}" in str(w.message)
+        ]
         recwarn.clear()
         assert {p: p.read_bytes() for p in before} == before
 
@@ -91,3 +96,56 @@ def test_a_folder_in_which_something_was_measured_alone_is_free(tmp_path, gemma_
     for command in ("validate", "test"):
         here(command, "-c", path)
     here("fit", "-c", path, "--phase_switch.iterations", "0")
+
+
+def step(path):
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize("save_last", [None, True])
+def test_what_a_signal_saved_is_not_the_last_one_for_ever(tmp_path, gemma_path, recwarn, save_last):
+    """Where the run itself writes no last.ckpt, or one of another name."""
+    own = {"save_top_k": -1, "save_last": save_last}
+    own = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": own}]
+    path = config(tmp_path, gemma_path, **{"trainer/callbacks": own})
+    run = tmp_path / "runs" / "r"
+    kill = ["--trainer.callbacks+=support.world.KillAt", "--trainer.callbacks.step=5"]
+    with pytest.raises(SystemExit):
+        here("fit", "-c", path, *kill, "--trainer.callbacks.name=SIGTERM")
+    assert step(find_checkpoint(run)) == 6
+    here("fit", "-c", path, "--ckpt_path", "last")
+    found = find_checkpoint(run)
+    assert step(found) == 12
+    assert step(run / "checkpoints" / "last.ckpt") == (12 if found.name == "last.ckpt" else 6)
+    for copied in (run / "checkpoints").iterdir():
+        os.utime(copied, (2, 2) if copied.name != "last.ckpt" else (1, 1))  # the order in which a copy was made
+    assert step(find_checkpoint(run)) == 12
+    recwarn.clear()
+    here("test", "-c", path, "--ckpt_path", "last")
+    assert list(json.loads((run / "results.json").read_text())["test"]) == ["SWIRL iteration 1"]
+
+
+def test_the_times_of_a_copy_make_no_earlier_checkpoint_the_last(copied, tmp_path):
+    folder = copied[1].parent
+    os.utime(folder / "last.ckpt", (1, 1))
+    assert find_checkpoint(tmp_path) == folder / "last.ckpt"
+    damaged = next(p for p in folder.iterdir() if p.name != "last.ckpt")
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    assert find_checkpoint(tmp_path) == folder / "last.ckpt"
+
+
+def test_a_logger_that_numbers_its_folders_hides_no_checkpoint(tmp_path, gemma_path, recwarn):
+    path = config(tmp_path, gemma_path, **{"trainer/callbacks": []})
+    settings = yaml.safe_load(path.read_text())
+    settings["trainer"]["logger"] = "CSVLogger"
+    path.write_text(yaml.safe_dump(settings))
+    folders = [tmp_path / "logs" / "lightning_logs" / f"version_{n}" / "checkpoints" for n in range(2)]
+    args = ["-c", path, "--trainer.logger.save_dir", tmp_path / "logs"]
+    here("fit", *args, "--trainer.max_steps", "6")
+    here("fit", *args, "--ckpt_path", "last")
+    assert [w for w in recwarn if f"the newest checkpoint is {folders[0]}" in str(w.message)]
+    assert [step(find_checkpoint(folder)) for folder in folders] == [6, 12]
+    here("test", *args, "--ckpt_path", "last")
+    assert [w for w in recwarn if f"the newest checkpoint is {folders[1]}" in str(w.message)]
+    here("fit", *args, "--trainer.max_steps", "1")  # another run
+    assert (tmp_path / "logs" / "lightning_logs" / "version_3").is_dir()

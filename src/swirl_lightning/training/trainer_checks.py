@@ -8,13 +8,23 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.roles import Role
 from swirl_lightning.schedule import PhaseName, PhaseSchedule
+
+_OF_ONE_PHASE = (BatchSizeFinder, LearningRateFinder, ModelPruning, StochasticWeightAveraging, WeightAveraging)
 
 
 def check_schedule(scheduled: bool, iterations: int | None, roles: Sequence[Role]) -> None:
@@ -107,15 +117,23 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
-def check_keepers(trainer: Trainer) -> None:
-    """Refuse checkpoints that are written when an error comes, which is within a batch, a step or a validation.
+def check_callbacks(trainer: Trainer) -> None:
+    """Refuse callbacks that change what a checkpoint holds, or write one when an error comes.
 
-    Resumed, such a run would silently go on without the rest of the accumulation window and the epoch's validation;
-    and weights that an optimiser has made NaN would take the place of the last good checkpoint.
+    An error comes within a batch, a step or a validation. Resumed, such a run would silently go on without the rest of
+    the accumulation window and the epoch's validation; and weights that an optimiser has made NaN would take the place
+    of the last good checkpoint. Weight averaging saves its own copy of a model as the module's state, and the adapters
+    are not in it; finders and averages of learning rates know nothing of phases.
 
     Raises:
-        ValueError: a callback writes them.
+        ValueError: there is one.
     """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, _OF_ONE_PHASE):
+            raise ValueError(
+                f"trainer.callbacks: {type(callback).__name__} cannot train adapters in phases, each with its own "
+                "optimiser settings: remove it (rates are set by model.optim, memory by max_tokens_per_forward)"
+            )
     for callback in trainer.checkpoint_callbacks:
         saves = isinstance(callback, ModelCheckpoint) and callback.save_on_exception
         if saves or isinstance(callback, OnExceptionCheckpoint):

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swirl_lightning.files import newest
-
 if TYPE_CHECKING:
     import torch
 
@@ -40,6 +38,8 @@ class Run:
         """
         if not str(run):  # which Path takes as the current folder
             raise FileNotFoundError("the run is an empty text: is the variable that should hold its folder set?")
+        from swirl_lightning.checkpoints.finding import find_checkpoint
+
         checkpoint = find_checkpoint(Path(run))
         folder = checkpoint.absolute().parent
         places = [Path(config)] if config is not None else [folder / "config.yaml", folder.parent / "config.yaml"]
@@ -92,19 +92,3 @@ def fastest_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def find_checkpoint(run: Path) -> Path:
-    """Find the checkpoint of a run: the file itself, or the newest ``last.ckpt``, else the newest one, below a folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if run.is_file():
-        return run
-    if not run.is_dir():
-        raise FileNotFoundError(f"no such run: {run}; give a run's folder (trainer.default_root_dir) or a checkpoint")
-    for pattern in ("last.ckpt", "*.ckpt"):
-        if found := newest(run.rglob(pattern)):
-            return found
-    raise FileNotFoundError(f"no checkpoint in {run}: train first (swirl fit -c ...), or name a .ckpt file")
