@@ -160,6 +160,16 @@ def test_sigterm_to_all_processes_of_a_run_ends_no_worker_before_it(tmp_path, ge
     assert not multiprocessing.active_children()
 
 
+def test_a_metric_to_stop_at_that_does_not_exist_is_told_in_one_line(tmp_path, gemma_path):
+    early = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/los"}}
+    path = config(tmp_path, gemma_path, **{"trainer/callbacks": [early], "data/init_args/size": 8})
+    with pytest.raises(
+        SystemExit, match=r"^error: trainer\.callbacks: .*`val/los` which is not available.*val/idm"
+    ) as end:
+        here("fit", "-c", path, "--phase_switch.iterations", "0")
+    assert len(str(end.value.code).splitlines()) == 1
+
+
 def test_test_adds_its_row_and_keeps_the_others(finished, capsys):
     path, run = finished / "config.yaml", finished / "runs" / "r"
     here("test", "-c", path, "--ckpt_path", run / "checkpoints" / "last.ckpt")

@@ -205,6 +205,8 @@ class SwirlCLI(LightningCLI):
         except (MisconfigurationException, torch.OutOfMemoryError) as error:
             raise ValueError(str(error)) from error
         except UNLIKE as error:
+            if str(error).startswith("Early stopping conditioned on metric"):  # that lists those there are
+                raise ValueError(f"trainer.callbacks: {error}") from error
             if not _restoring(error):
                 raise
             path = self.config_init[subcommand].get("ckpt_path")
