@@ -231,7 +231,7 @@ class SwirlCLI(LightningCLI):
         fitting = subcommand == "fit"
         given, last = options.get("ckpt_path"), last_checkpoint(self.trainer)
         left = last or _left(self.trainer)
-        found = last or (last_of_earlier_versions(self.trainer) if left is None else None)
+        found = last_of_earlier_versions(self.trainer) if given == "last" and left is None else last
         if given == "last" and found is not None:
             if found != last or found.name != "last.ckpt":
                 lacking = "no newer last.ckpt" if found == last else "none yet in this run's folder"

@@ -62,20 +62,21 @@ def refuse_strange_shards(name: str) -> None:
     Args:
         name: of the model; one of the hub has what was downloaded from there alone.
     """
-    for whole, index in (
-        (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME),
-        (WEIGHTS_NAME, WEIGHTS_INDEX_NAME),
-    ):
+    for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if Path(name, whole).is_file():
             return
         if (path := Path(name, index)).is_file():
             with readable(name):
-                shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-                inside = {shard: not Path(shard).is_absolute() and ".." not in Path(shard).parts for shard in shards}
-            for shard in sorted(shards):
-                if not inside[shard] or not Path(name, shard).is_file():
-                    raise ValueError(f"{path} names {shard!r}, which is no file of that folder: load the model again")
+                shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+                strange = [shard for shard in shards if not _is_file_within(name, shard)]
+            if strange:
+                raise ValueError(f"{path} names {strange[0]!r}, which is no file of that folder: load the model again")
             return
+
+
+def _is_file_within(folder: str, name: str) -> bool:
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts and Path(folder, path).is_file()
 
 
 def refuse_not_finite(name: str, model: nn.Module) -> None:

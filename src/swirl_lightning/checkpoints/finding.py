@@ -34,7 +34,7 @@ def last_of_earlier_versions(trainer: Trainer) -> Path | None:
     if re.fullmatch(r"version_[0-9]+", folder.name) is None:
         return None
     found = newest(chain.from_iterable(map(_checkpoints, folder.parent.glob("version_*/checkpoints"))))
-    return found and _last_in(found.parent)
+    return found and find_checkpoint(found.parent)
 
 
 def find_checkpoint(run: Path) -> Path:
@@ -47,9 +47,9 @@ def find_checkpoint(run: Path) -> Path:
         return run
     if not run.is_dir():
         raise FileNotFoundError(f"no such run: {run}; give a run's folder (trainer.default_root_dir) or a checkpoint")
-    if found := newest(run.rglob("last.ckpt")):
+    if found := newest(filter(Path.is_file, run.rglob("last.ckpt"))):
         return later(found)
-    if found := newest(run.rglob("*.ckpt")):
+    if found := newest(filter(Path.is_file, run.rglob("*.ckpt"))):
         return found
     raise FileNotFoundError(f"no checkpoint in {run}: train first (swirl fit -c ...), or name a .ckpt file")
 
@@ -63,13 +63,9 @@ def later(last: Path) -> Path:
     newer = [path for path in _checkpoints(last.parent) if path.stat().st_mtime > last.stat().st_mtime]
     if not newer:
         return last
-    found = max(newer, key=lambda path: (_step(path), path.stat().st_mtime))
-    return found if 0 <= _step(last) < _step(found) else last
-
-
-def _last_in(folder: Path) -> Path | None:
-    last = folder / "last.ckpt"
-    return later(last) if last.is_file() else newest(_checkpoints(folder))
+    steps = {path: _step(path) for path in (last, *newer)}
+    found = max(newer, key=lambda path: (steps[path], path.stat().st_mtime))
+    return found if 0 <= steps[last] < steps[found] else last
 
 
 def _checkpoints(folder: Path) -> list[Path]:

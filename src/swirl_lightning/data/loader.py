@@ -273,7 +273,7 @@ class _Rows(Dataset[Transition]):
 
 
 def _obey_the_run_alone(_: int) -> None:
-    """Have a worker end when the run asks it to, and not with the run.
+    """Have a worker end when the run asks it to, and at no signal from elsewhere.
 
     Schedulers and terminals send their signals to all processes of a job, and the run still needs its data until it has
     saved a checkpoint.
