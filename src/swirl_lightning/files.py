@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -187,13 +186,6 @@ def read_words(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text: {error}; save it as UTF-8, or name another file") from None
-
-
-def newest(paths: Iterable[Path]) -> Path | None:
-    """Return the newest of some files; of one time, as copies may have, that of the highest numbers in its name."""
-    return max(
-        paths, key=lambda path: (path.stat().st_mtime, list(map(int, re.findall(r"[0-9]+", path.name)))), default=None
-    )
 
 
 def small_text(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -56,8 +57,9 @@ class PretrainedModule(WorldModelModule):
         return restore(cls, checkpoint_path, map_location, config_path, kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the identity of the base, and the settings of the adapters."""
+        """Add the time, the identity of the base, and the settings of the adapters."""
         checkpoint["swirl"] = {
+            "written": time.time(),
             "base": {"name": self.backbone.name, "revision": self.backbone.revision, **self.base_identity},
             "label": self.label,
             "lora": {"r": self.lora.r, "alpha": self.lora.alpha},

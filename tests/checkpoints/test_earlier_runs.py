@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+from itertools import chain, repeat
 
 import pytest
 import torch
@@ -117,21 +119,32 @@ def test_what_a_signal_saved_is_not_the_last_one_for_ever(tmp_path, gemma_path, 
     found = find_checkpoint(run)
     assert step(found) == 12
     assert step(run / "checkpoints" / "last.ckpt") == (12 if found.name == "last.ckpt" else 6)
-    for copied in (run / "checkpoints").iterdir():
-        os.utime(copied, (2, 2) if copied.name != "last.ckpt" else (1, 1))  # the order in which a copy was made
-    assert step(find_checkpoint(run)) == 12
+    for times in ((1, 1), (2, 1), (1, 2)):  # those of a copy
+        for copied in (run / "checkpoints").iterdir():
+            os.utime(copied, (times[copied.name == "last.ckpt"],) * 2)
+        assert step(find_checkpoint(run)) == 12
     recwarn.clear()
     here("test", "-c", path, "--ckpt_path", "last")
     assert list(json.loads((run / "results.json").read_text())["test"]) == ["SWIRL iteration 1"]
 
 
-def test_the_times_of_a_copy_make_no_earlier_checkpoint_the_last(copied, tmp_path):
-    folder = copied[1].parent
-    os.utime(folder / "last.ckpt", (1, 1))
-    assert find_checkpoint(tmp_path) == folder / "last.ckpt"
-    damaged = next(p for p in folder.iterdir() if p.name != "last.ckpt")
-    damaged.write_bytes(damaged.read_bytes()[:1000])
-    assert find_checkpoint(tmp_path) == folder / "last.ckpt"
+def test_a_checkpoint_that_says_no_time_has_that_of_its_file(copied, tmp_path):
+    paths = sorted(copied[1].parent.iterdir())
+    assert len(paths) > 1
+    for n, (path, written) in enumerate(zip(paths, chain(["now", math.inf], repeat(None)), strict=False)):
+        state = torch.load(path, weights_only=True)
+        state["swirl"] = {**state["swirl"], "written": written}
+        if written is None:
+            del state["swirl"]["written"]
+        torch.save(state, path)
+        os.utime(path, (len(paths) - n,) * 2)
+    assert find_checkpoint(tmp_path) == paths[0]
+    for path in paths:
+        os.utime(path, (1, 1))
+    assert find_checkpoint(tmp_path).name == "last.ckpt"
+    paths[0].rename(paths[0].with_name("epoch=10.ckpt"))
+    paths[1].rename(paths[1].with_name("epoch=9.ckpt"))
+    assert find_checkpoint(tmp_path).name == "epoch=10.ckpt"
 
 
 def test_a_logger_that_numbers_its_folders_hides_no_checkpoint(tmp_path, gemma_path, recwarn):
@@ -145,6 +158,10 @@ def test_a_logger_that_numbers_its_folders_hides_no_checkpoint(tmp_path, gemma_p
     here("fit", *args, "--ckpt_path", "last")
     assert [w for w in recwarn if f"the newest checkpoint is {folders[0]}" in str(w.message)]
     assert [step(find_checkpoint(folder)) for folder in folders] == [6, 12]
+    left = folders[0] / "last.ckpt"  # as a signal has a run write it
+    next(folders[0].iterdir()).rename(left)
+    os.utime(left)
+    assert step(find_checkpoint(tmp_path / "logs")) == 12
     here("test", *args, "--ckpt_path", "last")
     assert [w for w in recwarn if f"the newest checkpoint is {folders[1]}" in str(w.message)]
     here("fit", *args, "--trainer.max_steps", "1")  # another run

@@ -1,5 +1,9 @@
 """Order, sharding, replay and position of the loader, without a Trainer."""
 
+import multiprocessing
+import signal
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -313,3 +317,33 @@ def test_bad_sizes(options, message):
 def test_batch_says_what_it_holds():
     assert repr(TransitionBatch(rows(2), 3, 1)) == "TransitionBatch(['0', '1'], index=3, replay=1)"
     assert len(TransitionBatch(rows(2))) == 2
+
+
+class Large(Sequence):
+    """Records that no pipe holds: a worker waits until somebody reads."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return Transition("x" * 1_000_000, "y", "go", id=str(index))
+
+
+def feed(pipe):
+    batches = iter(TransitionLoader(Large(), batch_size=1, num_workers=2))
+    next(batches)
+    pipe.send(len(multiprocessing.active_children()))
+    time.sleep(1000)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this system has no sigtimedwait")
+def test_no_worker_outlives_a_killed_run():
+    here, there = multiprocessing.Pipe()
+    run = multiprocessing.get_context("fork").Process(target=feed, args=(there,))
+    run.start()
+    there.close()
+    assert here.recv() == 2
+    run.kill()
+    assert here.poll(60)  # the other end is closed: all that had it are gone
+    with pytest.raises(EOFError):
+        here.recv()

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from swirl_lightning.files import newest
 from swirl_lightning.torch_files import load_torch
+
+_NAMES = f"*{ModelCheckpoint.FILE_EXTENSION}"
 
 
 def places(trainer: Trainer) -> list[Path]:
     """Return the folders that a run's checkpoints go to."""
     folder = Path(trainer.log_dir or trainer.default_root_dir)
-    return [Path(keeper.dirpath) if keeper.dirpath else folder / "checkpoints" for keeper in _keepers(trainer)]
+    keepers = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
+    return [Path(keeper.dirpath) if keeper.dirpath else folder / "checkpoints" for keeper in keepers]
 
 
 def last_checkpoint(trainer: Trainer) -> Path | None:
     """Return the last checkpoint in the folders that a run's checkpoints go to; None if they have none."""
-    found = newest(Path(path) for keeper in _keepers(trainer) for path in keeper._find_last_checkpoints(trainer))
-    return later(found) if found else newest(chain.from_iterable(map(_checkpoints, places(trainer))))
+    return _last(_in(places(trainer)))
 
 
 def last_of_earlier_versions(trainer: Trainer) -> Path | None:
@@ -33,12 +36,11 @@ def last_of_earlier_versions(trainer: Trainer) -> Path | None:
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     if re.fullmatch(r"version_[0-9]+", folder.name) is None:
         return None
-    found = newest(chain.from_iterable(map(_checkpoints, folder.parent.glob("version_*/checkpoints"))))
-    return found and find_checkpoint(found.parent)
+    return _last(_in(folder.parent.glob("version_*/checkpoints")))
 
 
 def find_checkpoint(run: Path) -> Path:
-    """Return the last checkpoint of a run: the file itself, or that of the newest ``last.ckpt``, else the newest one.
+    """Return the last checkpoint in a run's folder and those within it, or the file itself.
 
     Raises:
         FileNotFoundError: there is none.
@@ -47,39 +49,31 @@ def find_checkpoint(run: Path) -> Path:
         return run
     if not run.is_dir():
         raise FileNotFoundError(f"no such run: {run}; give a run's folder (trainer.default_root_dir) or a checkpoint")
-    if found := newest(filter(Path.is_file, run.rglob("last.ckpt"))):
-        return later(found)
-    if found := newest(filter(Path.is_file, run.rglob("*.ckpt"))):
-        return found
-    raise FileNotFoundError(f"no checkpoint in {run}: train first (swirl fit -c ...), or name a .ckpt file")
+    if (found := _last(run.rglob(_NAMES))) is None:
+        raise FileNotFoundError(f"no checkpoint in {run}: train first (swirl fit -c ...), or name a .ckpt file")
+    return found
 
 
-def later(last: Path) -> Path:
-    """Return the checkpoint that was written after ``last.ckpt``, in its folder and at a later step; else that file.
+def _in(folders: Iterable[Path]) -> Iterable[Path]:
+    return chain.from_iterable(folder.glob(_NAMES) for folder in folders)
 
-    The one that a signal has a run write stays as it is where the run itself writes none of that name. Times alone do
-    not tell: those of a copied folder are the copy's.
+
+def _last(paths: Iterable[Path]) -> Path | None:
+    """Return the checkpoint that was written last; of one time, ``last.ckpt`` or that of the highest numbers."""
+    files = list(filter(Path.is_file, paths))
+    if len(files) < 2:
+        return next(iter(files), None)  # unread
+    numbers = {path: list(map(int, re.findall("[0-9]+", path.name))) for path in files}
+    return max(files, key=lambda path: (_written(path), path.name == "last.ckpt", numbers[path]))
+
+
+def _written(path: Path) -> float:
+    """When a checkpoint was written, in seconds: what it says itself, as a copied file has the time of the copy.
+
+    The file's own time if it says none, as older ones, or cannot be read, which its own check will tell.
     """
-    newer = [path for path in _checkpoints(last.parent) if path.stat().st_mtime > last.stat().st_mtime]
-    if not newer:
-        return last
-    steps = {path: _step(path) for path in (last, *newer)}
-    found = max(newer, key=lambda path: (steps[path], path.stat().st_mtime))
-    return found if 0 <= steps[last] < steps[found] else last
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob(f"*{ModelCheckpoint.FILE_EXTENSION}") if path.is_file()]
-
-
-def _keepers(trainer: Trainer) -> list[ModelCheckpoint]:
-    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-
-
-def _step(path: Path) -> int:
-    """The optimiser steps that a checkpoint has behind it; -1 if it cannot be read, which its own check will tell."""
     try:
-        step = load_torch(path, "meta")["global_step"]
+        time = load_torch(path, "meta")["swirl"]["written"]
     except Exception:
-        return -1
-    return step if type(step) is int else -1
+        time = None
+    return time if isinstance(time, float) and math.isfinite(time) else path.stat().st_mtime

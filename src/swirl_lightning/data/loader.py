@@ -6,7 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Thread
 from typing import Any
 from zlib import crc32
@@ -22,6 +22,7 @@ from swirl_lightning.transition import Transition
 
 _CHECKSUM = "checksum of the records"
 _IMAGES = 32
+_SECONDS = 2.0  # between two looks at whether the run still lives
 
 
 class TransitionLoader:
@@ -252,7 +253,7 @@ class TransitionLoader:
             batch_sampler=batches,
             collate_fn=list,
             num_workers=self.num_workers,
-            worker_init_fn=_obey_the_run_alone,
+            worker_init_fn=partial(_obey_the_run_alone, os.getpid()),
             # Its own generator: DataLoader draws a seed for its workers, by default from the global state,
             # and a resumed run starts its DataLoader at another moment than an uninterrupted one.
             generator=torch.Generator().manual_seed(self.seed),
@@ -272,21 +273,23 @@ class _Rows(Dataset[Transition]):
         return self._rows[index] if index < len(self._rows) else self._labelled[index - len(self._rows)]
 
 
-def _obey_the_run_alone(_: int) -> None:
-    """Have a worker end when the run asks it to, and at no signal from elsewhere.
+def _obey_the_run_alone(run: int, _: int) -> None:
+    """Have a worker end when the run asks it to, or is gone, and at no signal from elsewhere.
 
     Schedulers and terminals send their signals to all processes of a job, and the run still needs its data until it has
-    saved a checkpoint.
+    saved a checkpoint. A worker of a killed run that waits for room in a pipe would do so for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # neither Windows nor macOS has it
+    if hasattr(signal, "sigtimedwait"):  # neither Windows nor macOS has it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_await_the_run, args=(os.getppid(),), daemon=True).start()
+        Thread(target=_await_the_run, args=(run,), daemon=True).start()
 
 
 def _await_the_run(run: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
-        pass
+    while os.getppid() == run:
+        received = signal.sigtimedwait({signal.SIGTERM}, _SECONDS)
+        if received is not None and received.si_pid == run:
+            break
     os._exit(0)
 
 
