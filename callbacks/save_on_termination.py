@@ -23,7 +23,8 @@ class SaveOnTermination(Callback):
     The signal may reach all ranks or one of them. A training that it ends within a validation begins that validation
     anew when it is resumed. Before the first batch it ends the process without a checkpoint.
 
-    In a command, the first Ctrl+C (SIGINT) does the same; the second one ends the process at once.
+    In a command, the first Ctrl+C (SIGINT) does the same; the second one ends the process at once. So does a terminal
+    that is closed (SIGHUP), unless the command is started to ignore that, as by nohup.
 
     Under SLURM, SIGUSR1 does the same, and the job is requeued: with ``--ckpt_path last`` in its command it goes on.
 
@@ -44,13 +45,16 @@ class SaveOnTermination(Callback):
         """Handle the signals from now on: Lightning does so only when the base is loaded, and Ctrl+C saves nothing.
 
         Raises:
-            SIGTERMException: in the block, when SIGTERM comes before the first batch; its code is that of shells.
+            SIGTERMException: in the block, when SIGTERM or SIGHUP comes before the first batch; its code is that of
+                shells.
             KeyboardInterrupt: in the block, on Ctrl+C before the first batch.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         handlers = {signal.SIGTERM: self._ask, signal.SIGINT: self._interrupt}
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            handlers[signal.SIGHUP] = self._ask
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
@@ -58,10 +62,10 @@ class SaveOnTermination(Callback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _ask(self, *_: Any) -> None:
+    def _ask(self, number: int = signal.SIGTERM, *_: Any) -> None:
         if not self._running:
-            raise SIGTERMException(128 + signal.SIGTERM)
-        self._asked = signal.SIGTERM
+            raise SIGTERMException(128 + number)
+        self._asked = number
 
     def _interrupt(self, *_: Any) -> None:
         if not self._running or self._asked:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from contextlib import suppress
+from select import select
 
 import pytest
 import torch
 
 from support.cli import config, here
+from support.processes import environment
 from swirl_lightning.console.run import run_command
 
 
@@ -25,6 +30,36 @@ def test_control_c_saves_at_the_next_batch_and_pressed_twice_ends_at_once(tmp_pa
     assert (torch.load(last, weights_only=True)["global_step"] == 3) == (pressed == 1)
     assert end.value.code == (128 + 2 if pressed == 1 else 1)  # 1 is Lightning's
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+STARTS = {
+    "terminal": "os.login_tty(0)",
+    "pipe": "os.dup2(1, 3); os.login_tty(0); os.dup2(3, 1); os.dup2(3, 2)",
+    "ignored": "os.login_tty(0); signal.signal(signal.SIGHUP, signal.SIG_IGN)",
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "login_tty"), reason="this system has no terminals")
+@pytest.mark.parametrize("how", STARTS)
+def test_a_closed_terminal_saves_at_the_next_batch_unless_that_is_ignored(tmp_path, gemma_path, how):
+    """With a progress bar, whose next line has no place to go to: with the terminal its ``| tee`` has gone."""
+    path, folder, ignored = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / "checkpoints", how == "ignored"
+    start = f"import os, signal, sys; {STARTS[how]}; os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", start, sys.executable, "-m", "swirl_lightning", "fit", "-c", path]
+    command += ["--trainer.enable_progress_bar", "true", "--phase_switch.iterations", "0"]
+    command += ["--phase_switch.warmup_epochs", "2" if ignored else "100"]
+    (terminal, end), said = os.openpty(), b""
+    with subprocess.Popen(command, stdin=end, stdout=subprocess.PIPE, env=environment()) as running:
+        os.close(end)
+        read = running.stdout.fileno() if how == "pipe" else terminal
+        while running.poll() is None and not list(folder.glob("*.ckpt")):
+            with suppress(OSError):  # it has ended
+                said += os.read(read, 10_000) if select([read], [], [], 0.1)[0] else b""
+        running.stdout.close()
+        os.close(terminal)
+    assert list(folder.glob("*.ckpt")), said
+    step = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
+    assert (running.returncode, step == 8) == ((0, True) if ignored else (128 + signal.SIGHUP, False))
 
 
 def test_control_c_outside_of_a_training_is_one_word(capsys):

@@ -11,6 +11,7 @@ from itertools import chain, repeat
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from support.cli import config, here
 from swirl_lightning.checkpoints.finding import find_checkpoint
@@ -166,3 +167,27 @@ def test_a_logger_that_numbers_its_folders_hides_no_checkpoint(tmp_path, gemma_p
     assert [w for w in recwarn if f"the newest checkpoint is {folders[1]}" in str(w.message)]
     here("fit", *args, "--trainer.max_steps", "1")  # another run
     assert (tmp_path / "logs" / "lightning_logs" / "version_3").is_dir()
+
+
+class Project(DummyLogger):
+    """Has a name and a version, as many have, and keeps checkpoints in folders of these names."""
+
+    save_dir, name, version = "runs", "project", "id"
+
+
+@pytest.mark.parametrize("logger", ["test_earlier_runs.Project", "TensorBoardLogger"])
+def test_checkpoints_are_looked_for_where_lightning_writes_them(tmp_path, gemma_path, monkeypatch, caplog, logger):
+    """It asks the logger for other things than its log_dir."""
+    monkeypatch.chdir(tmp_path)
+    path = config(tmp_path, gemma_path, **{"trainer/callbacks": []})
+    settings = yaml.safe_load(path.read_text())
+    sub_dir = {"save_dir": "runs", "name": "", "version": "", "sub_dir": "tb"}
+    settings["trainer"]["logger"] = {"class_path": logger, "init_args": {} if "." in logger else sub_dir}
+    path.write_text(yaml.safe_dump(settings))
+    here("fit", "-c", path, "--trainer.max_steps", "6")
+    with pytest.raises(SystemExit, match="is of an earlier run"):
+        here("fit", "-c", path)
+    here("fit", "-c", path, "--ckpt_path", "last")
+    folder = tmp_path / "runs" / ("project/id" if "." in logger else "") / "checkpoints"
+    assert "so the training begins" not in caplog.text
+    assert step(folder / "last.ckpt") == 12

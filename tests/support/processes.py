@@ -44,15 +44,15 @@ def run_module(name: str, *args: Any, ranks: int = 1, slurm: bool = False) -> su
     Raises:
         subprocess.TimeoutExpired: a process had not ended.
     """
-    arguments, environment, until = [*map(str, args)], _environment(), time.monotonic() + SECONDS
+    arguments, shared, until = [*map(str, args)], environment(), time.monotonic() + SECONDS
     with tempfile.TemporaryDirectory() as folder:
         running = []
         for rank in range(ranks):
             place = _place(rank, ranks, slurm) if ranks > 1 else {}
-            own = (name, arguments, environment | place, os.getcwd(), Path(folder, str(rank)))
+            own = (name, arguments, shared | place, os.getcwd(), Path(folder, str(rank)))
             running.append(CONTEXT.Process(target=_run, args=own))
         if sys.platform == "linux":
-            with STARTING, patch.dict(os.environ, environment):
+            with STARTING, patch.dict(os.environ, shared):
                 forkserver.ensure_running()
         try:
             for process in running:
@@ -101,7 +101,7 @@ def _place(rank: int, ranks: int, slurm: bool) -> dict[str, str]:
     return {f"SLURM_{name}": str(value) for name, value in given.items()}
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return the environment: one thread, the tests' helpers on the path, and a port on which ranks can meet."""
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}

@@ -18,9 +18,9 @@ _NAMES = f"*{ModelCheckpoint.FILE_EXTENSION}"
 
 def places(trainer: Trainer) -> list[Path]:
     """Return the folders that a run's checkpoints go to."""
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
     keepers = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
-    return [Path(keeper.dirpath) if keeper.dirpath else folder / "checkpoints" for keeper in keepers]
+    # Lightning's own answer, of a private method: it depends on the first logger, and not on its log_dir
+    return [Path(keeper._ModelCheckpoint__resolve_ckpt_dir(trainer)) for keeper in keepers]  # type: ignore[attr-defined]
 
 
 def last_checkpoint(trainer: Trainer) -> Path | None:
@@ -33,10 +33,8 @@ def last_of_earlier_versions(trainer: Trainer) -> Path | None:
 
     A logger that numbers them gives every start a folder of its own, and so no run would ever find its checkpoint.
     """
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
-    if re.fullmatch(r"version_[0-9]+", folder.name) is None:
-        return None
-    return _last(_in(folder.parent.glob("version_*/checkpoints")))
+    numbered = [place for place in places(trainer) if re.fullmatch(r"version_[0-9]+", place.parent.name)]
+    return _last(_in(chain.from_iterable(place.parent.parent.glob(f"version_*/{place.name}") for place in numbered)))
 
 
 def find_checkpoint(run: Path) -> Path:

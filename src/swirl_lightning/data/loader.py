@@ -279,7 +279,8 @@ def _obey_the_run_alone(run: int, _: int) -> None:
     Schedulers and terminals send their signals to all processes of a job, and the run still needs its data until it has
     saved a checkpoint. A worker of a killed run that waits for room in a pipe would do so for ever.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in {"SIGINT", "SIGHUP"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):  # neither Windows nor macOS has it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         Thread(target=_await_the_run, args=(run,), daemon=True).start()
