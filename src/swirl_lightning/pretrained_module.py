@@ -22,6 +22,8 @@ from swirl_lightning.world_model_module import WorldModelModule
 class PretrainedModule(WorldModelModule):
     """Two world models on one base, saved and loaded. Arguments as :class:`swirl_lightning.SWIRL`."""
 
+    _written = 0.0  # time of the last checkpoint, in seconds
+
     # ---- checkpoints -----------------------------------------------------------------------------
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -57,9 +59,13 @@ class PretrainedModule(WorldModelModule):
         return restore(cls, checkpoint_path, map_location, config_path, kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the time, the identity of the base, and the settings of the adapters."""
+        """Add the time, the identity of the base, and the settings of the adapters.
+
+        A checkpoint is later than the one that its run went on from, even where a clock was put back.
+        """
+        self._written = max(time.time(), self._written + 0.001)
         checkpoint["swirl"] = {
-            "written": time.time(),
+            "written": self._written,
             "base": {"name": self.backbone.name, "revision": self.backbone.revision, **self.base_identity},
             "label": self.label,
             "lora": {"r": self.lora.r, "alpha": self.lora.alpha},
@@ -90,6 +96,7 @@ class PretrainedModule(WorldModelModule):
         if self._trainer is not None:
             ckpt.forget_foreign_files(checkpoint.get("callbacks", {}), self.trainer.checkpoint_callbacks)
         self.label = state["label"]
+        self._written = ckpt.written_at(state) or 0.0
 
     # ---- exported folders ------------------------------------------------------------------------
     def export(

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from itertools import chain, repeat
+import time
 
 import pytest
 import torch
@@ -129,23 +129,56 @@ def test_what_a_signal_saved_is_not_the_last_one_for_ever(tmp_path, gemma_path, 
     assert list(json.loads((run / "results.json").read_text())["test"]) == ["SWIRL iteration 1"]
 
 
-def test_a_checkpoint_that_says_no_time_has_that_of_its_file(copied, tmp_path):
-    paths = sorted(copied[1].parent.iterdir())
-    assert len(paths) > 1
-    for n, (path, written) in enumerate(zip(paths, chain(["now", math.inf], repeat(None)), strict=False)):
-        state = torch.load(path, weights_only=True)
-        state["swirl"] = {**state["swirl"], "written": written}
-        if written is None:
-            del state["swirl"]["written"]
-        torch.save(state, path)
-        os.utime(path, (len(paths) - n,) * 2)
-    assert find_checkpoint(tmp_path) == paths[0]
-    for path in paths:
-        os.utime(path, (1, 1))
+def test_a_checkpoint_that_says_no_time_has_that_of_its_file_and_is_older_than_all_that_do(copied, tmp_path):
+    folder = copied[1].parent
+    (folder / "last.ckpt").rename(folder / "a.ckpt")
+    times = {"a": 10.0, "b": None, "c": "now", "d": math.inf, "e": math.nan}
+    state = torch.load(folder / "a.ckpt", weights_only=True)
+    for path in folder.iterdir():
+        if path.stem not in times:
+            path.unlink()
+    for n, (name, written) in enumerate(times.items()):
+        state["swirl"]["written"] = written
+        torch.save(state, folder / f"{name}.ckpt")
+        os.utime(folder / f"{name}.ckpt", (100 - n,) * 2)
+    (folder / "._a.ckpt").write_bytes(b"left by another system")
+    for name in times:
+        assert find_checkpoint(tmp_path).stem == name
+        (folder / f"{name}.ckpt").unlink()
+
+
+def test_of_equal_times_the_highest_number_counts_and_last_most(copied, tmp_path):
+    folder = copied[1].parent
+    for name in ("epoch=9", "epoch=10"):
+        shutil.copy(folder / "last.ckpt", folder / f"{name}.ckpt")
     assert find_checkpoint(tmp_path).name == "last.ckpt"
-    paths[0].rename(paths[0].with_name("epoch=10.ckpt"))
-    paths[1].rename(paths[1].with_name("epoch=9.ckpt"))
+    (folder / "last.ckpt").unlink()
     assert find_checkpoint(tmp_path).name == "epoch=10.ckpt"
+
+
+def test_one_that_cannot_be_read_is_found_if_it_is_the_newest(copied, tmp_path):
+    last = copied[1]
+    last.write_bytes(last.read_bytes()[:1000])
+    assert find_checkpoint(tmp_path) == last
+
+
+def test_a_clock_that_is_put_back_makes_no_later_checkpoint_an_earlier_one(tmp_path, gemma_path, monkeypatch):
+    path, run = config(tmp_path, gemma_path), tmp_path / "runs" / "r"
+    with monkeypatch.context() as ahead:
+        ahead.setattr(time, "time", lambda real=time.time: real() + 3600)
+        here("fit", "-c", path, "--trainer.max_steps", "3")
+    for steps in ("5", "7"):
+        here("fit", "-c", path, "--trainer.max_steps", steps, "--ckpt_path", "last")
+        assert find_checkpoint(run).name == "last.ckpt"
+        assert step(find_checkpoint(run)) == int(steps)
+
+
+def test_a_folder_of_checkpoints_may_be_a_link(copied, tmp_path):
+    folder, elsewhere = copied[1].parent, tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    (folder.parent / "itself").symlink_to(folder.parent)
+    assert find_checkpoint(folder.parent) == folder / "last.ckpt"
 
 
 def test_a_logger_that_numbers_its_folders_hides_no_checkpoint(tmp_path, gemma_path, recwarn):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from itertools import chain
@@ -11,9 +10,11 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from swirl_lightning.checkpoints.state import written_at
 from swirl_lightning.torch_files import load_torch
 
-_NAMES = f"*{ModelCheckpoint.FILE_EXTENSION}"
+_NAMES = f"[!.]*{ModelCheckpoint.FILE_EXTENSION}"
+"""Without what other systems leave beside a file, such as ``._last.ckpt``."""
 
 
 def places(trainer: Trainer) -> list[Path]:
@@ -47,7 +48,7 @@ def find_checkpoint(run: Path) -> Path:
         return run
     if not run.is_dir():
         raise FileNotFoundError(f"no such run: {run}; give a run's folder (trainer.default_root_dir) or a checkpoint")
-    if (found := _last(run.rglob(_NAMES))) is None:
+    if (found := _last(_in([run, *filter(Path.is_dir, run.rglob("*"))]))) is None:
         raise FileNotFoundError(f"no checkpoint in {run}: train first (swirl fit -c ...), or name a .ckpt file")
     return found
 
@@ -65,13 +66,14 @@ def _last(paths: Iterable[Path]) -> Path | None:
     return max(files, key=lambda path: (_written(path), path.name == "last.ckpt", numbers[path]))
 
 
-def _written(path: Path) -> float:
+def _written(path: Path) -> tuple[bool, float]:
     """When a checkpoint was written, in seconds: what it says itself, as a copied file has the time of the copy.
 
-    The file's own time if it says none, as older ones, or cannot be read, which its own check will tell.
+    Those that say none are older than all that do; they have the file's own time. So has one that cannot be read: where
+    that is the last one, its own check will tell.
     """
     try:
-        time = load_torch(path, "meta")["swirl"]["written"]
+        written = written_at(load_torch(path, "meta")["swirl"])
     except Exception:
-        time = None
-    return time if isinstance(time, float) and math.isfinite(time) else path.stat().st_mtime
+        return True, path.stat().st_mtime
+    return written is not None, path.stat().st_mtime if written is None else written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,12 @@ def chosen_lengths(state: dict[str, Any]) -> dict[str, int]:
         if type(value) is not int or not SHORTEST <= value <= LONGEST:
             raise ValueError(f"the checkpoint's length {name} is no number of tokens but {value!r}")
     return dict(found)
+
+
+def written_at(state: dict[str, Any]) -> float | None:
+    """Return when a checkpoint was written, in seconds since the epoch; None if it does not say so, as older ones."""
+    time = state.get("written")
+    return time if isinstance(time, float) and math.isfinite(time) else None
 
 
 def check_ranks(state: dict[str, Any], world_size: int) -> None:
