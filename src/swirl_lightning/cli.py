@@ -229,9 +229,9 @@ class SwirlCLI(LightningCLI):
         """
         options = self.config_init[subcommand]
         fitting = subcommand == "fit"
-        given, last = options.get("ckpt_path"), last_checkpoint(self.trainer)
+        given, last = options.get("ckpt_path"), last_checkpoint(self.trainer, fitting)
         left = last or _left(self.trainer)
-        found = last_of_earlier_versions(self.trainer) if given == "last" and left is None else last
+        found = last_of_earlier_versions(self.trainer, fitting) if given == "last" and left is None else last
         if given == "last" and found is not None:
             if found != last or found.name != "last.ckpt":
                 lacking = "no newer last.ckpt" if found == last else "none yet in this run's folder"

@@ -156,6 +156,17 @@ def test_of_equal_times_the_highest_number_counts_and_last_most(copied, tmp_path
     assert find_checkpoint(tmp_path).name == "epoch=10.ckpt"
 
 
+def test_a_run_goes_on_from_the_last_one_that_has_more_than_weights(tmp_path, gemma_path):
+    keeper = "lightning.pytorch.callbacks.ModelCheckpoint"
+    weights = {"save_weights_only": True, "filename": "weights", "every_n_train_steps": 5}
+    keepers = [{"class_path": keeper, "init_args": args} for args in ({"every_n_train_steps": 4}, weights)]
+    path, run = config(tmp_path, gemma_path, **{"trainer/callbacks": keepers}), tmp_path / "runs" / "r"
+    here("fit", "-c", path, "--trainer.max_steps", "5")
+    assert step(find_checkpoint(run)) == 5
+    here("fit", "-c", path, "--ckpt_path", "last", "--trainer.max_steps", "6")
+    assert {step(found) for found in run.glob("checkpoints/*")} == {4, 5}
+
+
 def test_one_that_cannot_be_read_is_found_if_it_is_the_newest(copied, tmp_path):
     last = copied[1]
     last.write_bytes(last.read_bytes()[:1000])

@@ -24,18 +24,26 @@ def places(trainer: Trainer) -> list[Path]:
     return [Path(keeper._ModelCheckpoint__resolve_ckpt_dir(trainer)) for keeper in keepers]  # type: ignore[attr-defined]
 
 
-def last_checkpoint(trainer: Trainer) -> Path | None:
-    """Return the last checkpoint in the folders that a run's checkpoints go to; None if they have none."""
-    return _last(_in(places(trainer)))
+def last_checkpoint(trainer: Trainer, resume: bool) -> Path | None:
+    """Return the last checkpoint in the folders that a run's checkpoints go to; None if they have none.
+
+    Args:
+        trainer: of the run.
+        resume: a training is to go on from it: those that hold weights alone come after all others.
+    """
+    return _last(_in(places(trainer)), resume)
 
 
-def last_of_earlier_versions(trainer: Trainer) -> Path | None:
+def last_of_earlier_versions(trainer: Trainer, resume: bool) -> Path | None:
     """Return the last checkpoint of the numbered folders beside a run's own; None if there is none.
 
     A logger that numbers them gives every start a folder of its own, and so no run would ever find its checkpoint.
+    Arguments as :func:`last_checkpoint`.
     """
     numbered = [place for place in places(trainer) if re.fullmatch(r"version_[0-9]+", place.parent.name)]
-    return _last(_in(chain.from_iterable(place.parent.parent.glob(f"version_*/{place.name}") for place in numbered)))
+    return _last(
+        _in(chain.from_iterable(place.parent.parent.glob(f"version_*/{place.name}") for place in numbered)), resume
+    )
 
 
 def find_checkpoint(run: Path) -> Path:
@@ -57,23 +65,24 @@ def _in(folders: Iterable[Path]) -> Iterable[Path]:
     return chain.from_iterable(folder.glob(_NAMES) for folder in folders)
 
 
-def _last(paths: Iterable[Path]) -> Path | None:
+def _last(paths: Iterable[Path], resume: bool = False) -> Path | None:
     """Return the checkpoint that was written last; of one time, ``last.ckpt`` or that of the highest numbers."""
     files = list(filter(Path.is_file, paths))
     if len(files) < 2:
         return next(iter(files), None)  # unread
     numbers = {path: list(map(int, re.findall("[0-9]+", path.name))) for path in files}
-    return max(files, key=lambda path: (_written(path), path.name == "last.ckpt", numbers[path]))
+    return max(files, key=lambda path: (*_age(path, resume), path.name == "last.ckpt", numbers[path]))
 
 
-def _written(path: Path) -> tuple[bool, float]:
-    """When a checkpoint was written, in seconds: what it says itself, as a copied file has the time of the copy.
+def _age(path: Path, resume: bool) -> tuple[bool, bool, float]:
+    """Return what orders checkpoints by time: whether it can serve, and when it was written, by what it says itself.
 
-    Those that say none are older than all that do; they have the file's own time. So has one that cannot be read: where
-    that is the last one, its own check will tell.
+    A copied file has the time of the copy. Those that say none are older than all that do, and have the file's own. So
+    has one that cannot be read: where that is the last one, its own check will tell.
     """
     try:
-        written = written_at(load_torch(path, "meta")["swirl"])
+        checkpoint = load_torch(path, "meta")
+        serves, written = not resume or "optimizer_states" in checkpoint, written_at(checkpoint["swirl"])
     except Exception:
-        return True, path.stat().st_mtime
-    return written is not None, path.stat().st_mtime if written is None else written
+        return True, True, path.stat().st_mtime
+    return serves, written is not None, path.stat().st_mtime if written is None else written
