@@ -329,17 +329,19 @@ class Large(Sequence):
         return Transition("x" * 1_000_000, "y", "go", id=str(index))
 
 
-def feed(pipe):
+def feed(pipe, method):
+    multiprocessing.set_start_method(method, force=True)
     batches = iter(TransitionLoader(Large(), batch_size=1, num_workers=2))
-    next(batches)
+    assert [ids(next(batches)) for _ in range(3)] == [[0], [1], [2]]
     pipe.send(len(multiprocessing.active_children()))
     time.sleep(1000)
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this system has no sigtimedwait")
-def test_no_worker_outlives_a_killed_run():
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_no_worker_outlives_a_killed_run(method):
     here, there = multiprocessing.Pipe()
-    run = multiprocessing.get_context("fork").Process(target=feed, args=(there,))
+    run = multiprocessing.get_context("fork").Process(target=feed, args=(there, method))
     run.start()
     there.close()
     assert here.recv() == 2

@@ -283,11 +283,11 @@ def _obey_the_run_alone(run: int, _: int) -> None:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):  # neither Windows nor macOS has it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_await_the_run, args=(run,), daemon=True).start()
+        Thread(target=_await_the_end, args=(run, os.getppid()), daemon=True).start()
 
 
-def _await_the_run(run: int) -> None:
-    while os.getppid() == run:
+def _await_the_end(run: int, parent: int) -> None:
+    while os.getppid() == parent:  # the run, or a fork server, which ends with it
         received = signal.sigtimedwait({signal.SIGTERM}, _SECONDS)
         if received is not None and received.si_pid == run:
             break
