@@ -320,7 +320,10 @@ def test_batch_says_what_it_holds():
 
 
 class Large(Sequence):
-    """Records that no pipe holds: a worker waits until somebody reads."""
+    """Records that no pipe holds: a worker waits until somebody reads. Each has one end of another pipe."""
+
+    def __init__(self, pipe):
+        self.pipe = pipe
 
     def __len__(self):
         return 8
@@ -331,7 +334,7 @@ class Large(Sequence):
 
 def feed(pipe, method):
     multiprocessing.set_start_method(method, force=True)
-    batches = iter(TransitionLoader(Large(), batch_size=1, num_workers=2))
+    batches = iter(TransitionLoader(Large(pipe), batch_size=1, num_workers=2))
     assert [ids(next(batches)) for _ in range(3)] == [[0], [1], [2]]
     pipe.send(len(multiprocessing.active_children()))
     time.sleep(1000)
@@ -346,6 +349,6 @@ def test_no_worker_outlives_a_killed_run(method):
     there.close()
     assert here.recv() == 2
     run.kill()
-    assert here.poll(60)  # the other end is closed: all that had it are gone
+    assert here.poll(60)  # its end: all that had the other end are gone
     with pytest.raises(EOFError):
         here.recv()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -287,7 +288,8 @@ def _obey_the_run_alone(run: int, _: int) -> None:
 
 
 def _await_the_end(run: int, parent: int) -> None:
-    while os.getppid() == parent:  # the run, or a fork server, which ends with it
+    process = multiprocessing.parent_process()  # the run, where a fork server is the parent, too
+    while os.getppid() == parent and process is not None and process.is_alive():
         received = signal.sigtimedwait({signal.SIGTERM}, _SECONDS)
         if received is not None and received.si_pid == run:
             break
