@@ -50,7 +50,7 @@ from swirl_lightning.callbacks import (
 )
 from swirl_lightning.callbacks.fit_lock import NAME as FIT_LOCK
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
-from swirl_lightning.checkpoints.finding import last_checkpoint, last_of_earlier_versions, places
+from swirl_lightning.checkpoints.finding import checkpoints, last_checkpoint, last_of_earlier_versions, places
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore
 from swirl_lightning.console.parsing import Parser, shorten, takes_null
@@ -229,12 +229,15 @@ class SwirlCLI(LightningCLI):
         """
         options = self.config_init[subcommand]
         fitting = subcommand == "fit"
-        given, last = options.get("ckpt_path"), last_checkpoint(self.trainer, fitting)
-        left = last or _left(self.trainer)
-        found = last_of_earlier_versions(self.trainer, fitting) if given == "last" and left is None else last
-        if given == "last" and found is not None:
-            if found != last or found.name != "last.ckpt":
-                lacking = "no newer last.ckpt" if found == last else "none yet in this run's folder"
+        given = options.get("ckpt_path")
+        kept = min(checkpoints(self.trainer), key=lambda path: path.name != "last.ckpt", default=None)
+        left, found = kept or _left(self.trainer), None
+        if given == "last":  # only then, as it reads them all
+            find = last_of_earlier_versions if left is None else last_checkpoint
+            found = find(self.trainer, resume=fitting)
+        if found is not None:
+            if kept is None or found.name != "last.ckpt":
+                lacking = "none yet in this run's folder" if kept is None else "no newer last.ckpt"
                 rank_zero_warn(f"--ckpt_path last: there is {lacking}; the newest checkpoint is {found}")
             self._checkpoint = check_file(found, resume=fitting)
             options["ckpt_path"] = str(found)
@@ -246,7 +249,7 @@ class SwirlCLI(LightningCLI):
             looked = "a fast_dev_run looks for none" if self.trainer.fast_dev_run else f"there is none in {folder}"  # type: ignore[attr-defined]
             raise FileNotFoundError(f"--ckpt_path last: {looked}; train first, or name one")
         elif fitting and left is not None and (given == "last" or _of_another(self.trainer, given)):
-            cure = "go on from it with --ckpt_path last, " if left == last else ""
+            cure = "go on from it with --ckpt_path last, " if left == kept else ""
             raise ValueError(
                 f"{left} is of an earlier run, and this one would write over it: {cure}give another "
                 "trainer.default_root_dir, or remove that run's folder"
@@ -323,8 +326,10 @@ def _of_another(trainer: Trainer, path: str | None) -> bool:
     """Tell whether a fit begins a new run, with nothing or with a checkpoint from outside the folders it writes to."""
     if trainer.fast_dev_run or path in _NAMED:  # type: ignore[attr-defined]
         return False
-    own = [Path(trainer.log_dir or trainer.default_root_dir), *places(trainer)]
-    return path is None or Path(path).resolve().parent not in [place.resolve() for place in own]
+    if path is None:
+        return True
+    given, folder = Path(path).resolve(), Path(trainer.log_dir or trainer.default_root_dir)
+    return given.parent != folder.resolve() and given not in [own.resolve() for own in checkpoints(trainer)]
 
 
 def _left(trainer: Trainer) -> str | None:

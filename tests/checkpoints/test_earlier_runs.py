@@ -167,6 +167,20 @@ def test_a_run_goes_on_from_the_last_one_that_has_more_than_weights(tmp_path, ge
     assert {step(found) for found in run.glob("checkpoints/*")} == {4, 5}
 
 
+def test_the_name_of_a_metric_in_that_of_a_checkpoint_makes_folders(tmp_path, gemma_path):
+    named = {"monitor": "val/fwm/log_prob", "filename": "{step}-{val/fwm/log_prob:.3f}", "save_top_k": -1}
+    keepers = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": named}]
+    path, run = config(tmp_path, gemma_path, **{"trainer/callbacks": keepers}), tmp_path / "runs" / "r"
+    options = ["-c", path, "--phase_switch.iterations", "0", "--phase_switch.warmup_epochs"]
+    here("fit", *options, "1")
+    (found,) = run.glob("checkpoints/step=4-val/fwm/log_prob=*.ckpt")
+    with pytest.raises(SystemExit, match="is of an earlier run"):
+        here("fit", *options, "2")
+    here("fit", *options, "2", "--ckpt_path", found)
+    here("fit", *options, "3", "--ckpt_path", "last")
+    assert sorted(step(found) for found in run.rglob("*.ckpt")) == [4, 8, 12]
+
+
 def test_one_that_cannot_be_read_is_found_if_it_is_the_newest(copied, tmp_path):
     last = copied[1]
     last.write_bytes(last.read_bytes()[:1000])

@@ -19,9 +19,12 @@ _NAMES = f"[!.]*{ModelCheckpoint.FILE_EXTENSION}"
 
 def places(trainer: Trainer) -> list[Path]:
     """Return the folders that a run's checkpoints go to."""
-    keepers = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
-    # Lightning's own answer, of a private method: it depends on the first logger, and not on its log_dir
-    return [Path(keeper._ModelCheckpoint__resolve_ckpt_dir(trainer)) for keeper in keepers]  # type: ignore[attr-defined]
+    return [place for place, _ in _kept(trainer)]
+
+
+def checkpoints(trainer: Trainer) -> Iterable[Path]:
+    """Return the checkpoints in the folders that a run's go to."""
+    return filter(Path.is_file, chain.from_iterable(place.glob(names) for place, names in _kept(trainer)))
 
 
 def last_checkpoint(trainer: Trainer, resume: bool) -> Path | None:
@@ -31,7 +34,7 @@ def last_checkpoint(trainer: Trainer, resume: bool) -> Path | None:
         trainer: of the run.
         resume: a training is to go on from it: those that hold weights alone come after all others.
     """
-    return _last(_in(places(trainer)), resume)
+    return _last(checkpoints(trainer), resume)
 
 
 def last_of_earlier_versions(trainer: Trainer, resume: bool) -> Path | None:
@@ -40,10 +43,9 @@ def last_of_earlier_versions(trainer: Trainer, resume: bool) -> Path | None:
     A logger that numbers them gives every start a folder of its own, and so no run would ever find its checkpoint.
     Arguments as :func:`last_checkpoint`.
     """
-    numbered = [place for place in places(trainer) if re.fullmatch(r"version_[0-9]+", place.parent.name)]
-    return _last(
-        _in(chain.from_iterable(place.parent.parent.glob(f"version_*/{place.name}") for place in numbered)), resume
-    )
+    numbered = [kept for kept in _kept(trainer) if re.fullmatch(r"version_[0-9]+", kept[0].parent.name)]
+    found = (place.parent.parent.glob(f"version_*/{place.name}/{names}") for place, names in numbered)
+    return _last(chain.from_iterable(found), resume)
 
 
 def find_checkpoint(run: Path) -> Path:
@@ -56,13 +58,24 @@ def find_checkpoint(run: Path) -> Path:
         return run
     if not run.is_dir():
         raise FileNotFoundError(f"no such run: {run}; give a run's folder (trainer.default_root_dir) or a checkpoint")
-    if (found := _last(_in([run, *filter(Path.is_dir, run.rglob("*"))]))) is None:
+    folders = [run, *filter(Path.is_dir, run.rglob("*"))]  # a link to one, too
+    if (found := _last(chain.from_iterable(folder.glob(_NAMES) for folder in folders))) is None:
         raise FileNotFoundError(f"no checkpoint in {run}: train first (swirl fit -c ...), or name a .ckpt file")
     return found
 
 
-def _in(folders: Iterable[Path]) -> Iterable[Path]:
-    return chain.from_iterable(folder.glob(_NAMES) for folder in folders)
+def _kept(trainer: Trainer) -> list[tuple[Path, str]]:
+    """Return each folder that a run's checkpoints go to, with the pattern of their names.
+
+    The name of a metric in a file's name makes folders.
+    """
+    kept = []
+    for keeper in trainer.checkpoint_callbacks:
+        if isinstance(keeper, ModelCheckpoint):
+            # Lightning's own answer, of a private method: it depends on the first logger, and not on its log_dir
+            place = keeper._ModelCheckpoint__resolve_ckpt_dir(trainer)  # type: ignore[attr-defined]
+            kept.append((Path(place), f"**/{_NAMES}" if "/" in str(keeper.filename) else _NAMES))
+    return kept
 
 
 def _last(paths: Iterable[Path], resume: bool = False) -> Path | None:
