@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -57,6 +58,7 @@ from swirl_lightning.console.parsing import Parser, shorten, takes_null
 from swirl_lightning.console.save_config import SaveConfig
 from swirl_lightning.console.shipped import import_shipped
 from swirl_lightning.data import TransitionDataModule
+from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.module import SWIRL
 from swirl_lightning.results.table import FILE, fitted, read
 from swirl_lightning.training.trainer_checks import check_callbacks, check_trainer
@@ -160,6 +162,9 @@ class SwirlCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: Any, callbacks: list[Callback]) -> Trainer:
         """Build the Trainer with the default logger and callbacks."""
+        for name in ("devices", "num_nodes"):  # Lightning would start as many processes
+            if re.fullmatch("-?[0-9]+", number := str(config.get(name))):
+                check_ranges("trainer", {name: int(number)}, **{name: "[-1, 65536]"})
         folder = config.get("default_root_dir")
         if config.get("logger") is None and folder is not None:
             config["logger"] = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)

@@ -227,6 +227,8 @@ def refused(capsys):
         (["--trainer.check_val_every_n_epoch", "0"], "trainer.check_val_every_n_epoch must lie in [1, inf) or null"),
         (["--trainer.log_every_n_steps", "-1"], "trainer.log_every_n_steps must lie in"),
         (["--trainer.num_sanity_val_steps", "-2"], "trainer.num_sanity_val_steps must lie in"),
+        (["--trainer.devices", "99999999"], "trainer.devices must lie in"),
+        (["--trainer.num_nodes", "99999999"], "trainer.num_nodes must lie in"),
         (["--trainer.min_steps", "-3"], "trainer.min_steps must lie in"),
         (["--seed_everything", "-1"], "seed_everything: -1 is not in bounds"),
     ],

@@ -126,9 +126,10 @@ def test_a_tile_of_more_pixels_than_the_limit_is_refused(monkeypatch):
     assert "80 x 80 pixels are more than 4096" in image_problem(tiled_tiff(16, 80))
 
 
-def test_a_jpeg_that_draws_over_itself_without_end_is_refused():
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_draws_over_itself_without_end_is_refused(progressive):
     content = io.BytesIO()
-    block_image(0, (32, 32)).save(content, "JPEG", progressive=True)
+    block_image(0, (32, 32)).save(content, "JPEG", progressive=progressive)
     whole = content.getvalue()
     last = whole.rindex(b"\xff\xda")  # of the last scan, which ends at the end of the image
     assert image_problem(whole) is None

@@ -56,7 +56,7 @@ class SaveConfig(SaveConfigCallback):
 
     def _save(self, trainer: Trainer, path: Path) -> None:
         if trainer.is_global_zero:
-            with whole_file(path) as file:
+            with whole_file(path, alone=False) as file:
                 file.write(self._content())
 
     def _content(self) -> bytes:

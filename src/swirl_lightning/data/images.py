@@ -57,7 +57,7 @@ def _check_size(image: Image.Image, source: ImageSource) -> None:
     for width, height in sizes:
         if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise ValueError(f"{width} x {height} pixels are more than {Image.MAX_IMAGE_PIXELS}")
-    if isinstance(image, JpegImageFile) and image.info.get("progressive"):
+    if isinstance(image, JpegImageFile):
         content = source if isinstance(source, bytes) else source.read_bytes()
         scans = content.count(_SCAN)
         if scans > _MOST_SCANS:
