@@ -24,6 +24,7 @@ from swirl_lightning.transition import Choices, Transition
 
 TASKS = ("WM", "PP")
 MAX_TURNS = 6
+_KNOWN_BY = 100_000  # bytes of a video
 _ENDINGS = ("", ".mp4", ".mkv", ".webm", ".avi", ".MP4")
 
 
@@ -128,12 +129,12 @@ class WorldPrediction(ImageSuite):
                 "dataset": plan.dataset,
                 "task": plan.task,
                 "groups": self._groups(plan.dataset, 1),
-                "frames": frames,
                 "labels": [segment.label for segment in plan.segments],
                 "candidates": plan.candidates,
                 "answer": plan.answer,
             }
-            records.append(ImageRecord(frames[0], frames[1], plan.segments[0].label, plan.id, meta))
+            start, first, *further = frames
+            records.append(ImageRecord(start, first, plan.segments[0].label, plan.id, meta, further))
         return records
 
     def load_split(self, split: Split) -> Sequence[Transition]:
@@ -188,13 +189,14 @@ class WorldPrediction(ImageSuite):
         return frames, None
 
     def _frame(self, dataset: str, video: str, seconds: float, last: bool) -> Path:
-        key = hashlib.blake2b(f"{video}|{seconds:.3f}|{last}".encode(), digest_size=10).hexdigest()
+        file = self._video(dataset, video)
+        key = hashlib.blake2b(f"{video}|{seconds:.3f}|{last}|".encode() + _beginning(file), digest_size=10).hexdigest()
         path = self.frames_dir / dataset / f"{key}.png"
         if not path.is_file():
-            with Video(self._video(dataset, video)) as opened:
+            with Video(file) as opened:
                 image = opened.frame_at(seconds, last=last, within=2.0)  # a label may end a little after its video
-            with whole_file(path, alone=False) as file:
-                image.save(file, "PNG")
+            with whole_file(path, alone=False) as kept:
+                image.save(kept, "PNG")
         return path
 
     def _video(self, dataset: str, name: str) -> Path:
@@ -209,6 +211,12 @@ class WorldPrediction(ImageSuite):
         return [f"turn {turn}", dataset, f"{dataset}/turn {turn}"]
 
 
+def _beginning(video: Path) -> bytes:
+    """A video's size and first bytes: another one under the same name has frames of its own."""
+    with open(video, "rb") as file:
+        return f"{video.stat().st_size}|".encode() + file.read(_KNOWN_BY)
+
+
 class _Rollouts(Sequence[Transition]):
     """Sequence of rollouts that opens the frames of a sample when it is accessed."""
 
@@ -221,7 +229,7 @@ class _Rollouts(Sequence[Transition]):
     def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
         record = self._records[index]
         meta = record.meta
-        frames = [open_rgb(path) for path in meta["frames"]]  # turns + 1
+        frames = [open_rgb(image) for image in record.images.values()]  # turns + 1
         shared = {"dataset": meta["dataset"], "task": meta["task"]}
         start, *turns = (
             Transition(

@@ -155,6 +155,27 @@ def test_one_sample_costs_itself_alone(tmp_path, odd):
     assert [row.id for row in data.split("test")] == ["PP/COIN/good"]
 
 
+def test_another_video_under_the_same_name_has_frames_of_its_own(tmp_path):
+    folder = write(tmp_path / "data", {"COIN": {"x": sample(0)}})
+    write_video(tmp_path / "other.mp4", 30, black=True)
+    shown = []
+    for video in (None, tmp_path / "other.mp4"):
+        for own in (tmp_path / "data" / "videos").rglob("*.mp4") if video else ():
+            own.write_bytes(video.read_bytes())
+        (row,) = WorldPrediction(data_dir=folder, frames_dir=str(tmp_path / "frames"), ground_truth="0").split("test")
+        shown.append([number(image.before) for image in (row, *row.turns)])
+    assert shown[0] != shown[1]
+
+
+def test_a_frame_of_a_later_turn_that_is_damaged_costs_its_sample(tmp_path):
+    folder = write(tmp_path, {"COIN": {"x": sample(0)}, "IKEA-ASM": {"y": sample(0, "two.mp4")}})
+    records = {row.id: row for row in WorldPrediction(data_dir=folder, ground_truth="0").checked("test")}
+    records["PP/COIN/x"].further[-1].write_bytes(b"cut")
+    with pytest.warns(UserWarning, match=r"1 of 2 records cannot be used .*\n  PP/COIN/x \(turn 3 .*not readable"):
+        (row,) = WorldPrediction(data_dir=folder, ground_truth="0").split("test")
+    assert row.id == "PP/IKEA-ASM/y"
+
+
 @pytest.mark.parametrize("name", ["../../outside", "{root}/outside", "COIN/../../../outside", "a\0b", ""])
 def test_no_frame_is_written_outside_the_folder_of_frames(tmp_path, name):
     name = name.format(root=tmp_path)

@@ -21,6 +21,7 @@ class ImageRecord:
         action: z in words.
         id: unique within its split.
         meta: as in `Transition`.
+        further: images of later turns.
     """
 
     before: ImageSource
@@ -28,6 +29,14 @@ class ImageRecord:
     action: str | None
     id: str
     meta: dict[str, Any] = field(default_factory=dict)
+    further: Sequence[ImageSource] = ()
+
+    @property
+    def images(self) -> dict[str, ImageSource]:
+        """All that it needs, by name."""
+        named = {"before": self.before, "after": self.after}
+        named |= {f"turn {turn}": image for turn, image in enumerate(self.further, start=2)}
+        return {name: image for name, image in named.items() if image is not None}
 
 
 class ImageTransitions(Sequence[Transition]):
@@ -52,14 +61,10 @@ def usable(records: Sequence[ImageRecord], skipped: SkippedRecords) -> list[Imag
         records: of one split.
         skipped: gets the others.
     """
-    problems = image_problems(s for r in records for s in (r.before, r.after) if s is not None)
+    problems = image_problems(image for record in records for image in record.images.values())
     kept: dict[str, ImageRecord] = {}
     for record in records:
-        wrong = [
-            (name, source, problems[source])
-            for name, source in (("before", record.before), ("after", record.after))
-            if source is not None and problems[source]
-        ]
+        wrong = [(name, image, problems[image]) for name, image in record.images.items() if problems[image]]
         if wrong:
             name, source, problem = wrong[0]
             where = f" {source}" if not isinstance(source, bytes) else ""
