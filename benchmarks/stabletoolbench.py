@@ -34,6 +34,8 @@ TEST_FILES = {
 """Files of MirrorAPI-Bench."""
 TRAIN_FILES = ("train_sft.json",)
 """Files of MirrorAPI-Training."""
+_MOST_CALLS = 200
+"""Of a run, each of which holds all before it; real ones have some dozens."""
 
 
 class StableToolBench(TextSuite):
@@ -155,6 +157,8 @@ def _call(fields: Mapping[str, Any], documentation: Mapping[str, str], said: dic
     after = _answer(fields, "observation")
     apis = [f"APIs:\n{documentation[query]}"] if query in documentation else []
     earlier = said[episode]
+    if len(earlier) == _MOST_CALLS:  # each holds all before it
+        raise BrokenRecord(f"its run {episode[:80]!r} has more than {_MOST_CALLS} calls")
     before = "\n\n".join([*apis, f"Query: {query}", *earlier])
     said[episode] = [*earlier, f"Call: {action}\n{after}"]
     return Transition(before, after, action, meta={"episode": episode})

@@ -99,6 +99,15 @@ def test_calls_that_name_no_run_are_told_apart_by_query_and_a_query_that_comes_a
     assert third.before.startswith("Query: who?\n\nCall: ")
 
 
+def test_a_run_has_no_more_calls_than_it_can(tmp_path):
+    """Each holds all before it: a small file would fill the memory."""
+    calls = [call("find it", f"find {n}", {"error": "", "response": n}) for n in range(250)]
+    (tmp_path / "calls.json").write_text(json.dumps(calls))
+    data = StableToolBench(str(tmp_path), test_files={"ID-high": "calls.json"}, train_files=[])
+    with pytest.warns(UserWarning, match=r"50 of 250 records(.|\n)*has more than 200 calls"):
+        assert len(data.split("test")) == 200
+
+
 def test_end_to_end_by_split_and_as_the_mean_over_splits(folder, gemma_path, tmp_path):
     data = StableToolBench(str(folder), eval_batch_size=8, bert=str(bert_folder(tmp_path / "bert")))
     results = evaluated(data, gemma_path, tmp_path)

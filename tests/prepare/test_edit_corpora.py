@@ -105,6 +105,18 @@ def test_a_part_is_held_out_for_validation(tmp_path, pico):
         write(out, pico_banana_files=[pico / "multi_turn.jsonl"], validation=2)
 
 
+def test_records_that_are_held_out_are_not_trained_on_by_a_later_call(tmp_path):
+    write_aurora(tmp_path / "aurora")
+    out, beside = tmp_path / "warmup.jsonl", tmp_path / "validation.jsonl"
+    write(out, [tmp_path / "aurora"], validation=1)
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match=r"validation\.jsonl of an earlier call has 1 of these records: hold some out"):
+        write(out, [tmp_path / "aurora"])
+    assert out.read_bytes() == before
+    beside.write_text('{"id": "of another"}\n{"id": []}\n')
+    assert write(out, [tmp_path / "aurora"])["used"] == len(before.splitlines()) + 1
+
+
 def test_command_line_and_errors(tmp_path, pico, capsys):
     out = tmp_path / "x.jsonl"
     main([str(out), "--pico-banana", str(pico / "multi_turn.jsonl")])

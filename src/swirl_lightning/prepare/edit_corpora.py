@@ -104,7 +104,8 @@ def write(
 
     Raises:
         FileNotFoundError: a corpus is not there.
-        ValueError: nothing is usable, ``strict`` and anything is wrong, or ``validation`` leaves nothing.
+        ValueError: nothing is usable, ``strict`` and anything is wrong, ``validation`` leaves nothing, or none are held
+            out and an earlier call's still lie there.
     """
     check_ranges("edit_corpora", {"validation": validation}, validation="[0, inf)")
     out, skipped = Path(out), SkippedRecords("edits")
@@ -120,9 +121,12 @@ def write(
     # turns of one image follow one another in this order, so they are on the same side, but for one image's
     by_image = sorted(kept, key=lambda record: rank_of(record.id.split("/turn ")[0], 0))
     held_out = {record.id for record in by_image[:validation]}
+    beside = out.with_name("validation.jsonl")
+    if not held_out and beside.is_file() and (known := _ids(beside) & {record.id for record in kept}):
+        raise ValueError(f"{beside} of an earlier call has {len(known)} of these records: hold some out, or remove it")
     _write_lines(out, [record for record in kept if record.id not in held_out])
     if held_out:
-        _write_lines(out.with_name("validation.jsonl"), [record for record in kept if record.id in held_out])
+        _write_lines(beside, [record for record in kept if record.id in held_out])
     return skipped.counts(len(kept))
 
 
@@ -137,6 +141,10 @@ def _write_lines(out: Path, records: list[ImageRecord]) -> None:
                 **record.meta,
             }
             file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+
+
+def _ids(path: Path) -> set[str]:
+    return {str(entry.get("id")) for _, entry in read_records(path, SkippedRecords("edits"))}
 
 
 def _turns(entry: dict[str, Any], folder: Path, place: str) -> Iterator[ImageRecord]:
