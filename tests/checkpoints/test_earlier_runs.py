@@ -179,6 +179,12 @@ def test_the_name_of_a_metric_in_that_of_a_checkpoint_makes_folders(tmp_path, ge
     assert sorted(step(found) for found in run.rglob("*.ckpt")) == [4, 8, 12]
 
 
+def test_no_run_writes_to_another_machine(tmp_path, gemma_path):
+    keepers = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"dirpath": "memory://run"}}]
+    with pytest.raises(SystemExit, match="checkpoints would go to memory://run: give a folder of this machine"):
+        here("fit", "-c", config(tmp_path, gemma_path, **{"trainer/callbacks": keepers}))
+
+
 def test_one_that_cannot_be_read_is_found_if_it_is_the_newest(copied, tmp_path):
     last = copied[1]
     last.write_bytes(last.read_bytes()[:1000])

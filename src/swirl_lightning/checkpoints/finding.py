@@ -18,7 +18,11 @@ _NAMES = f"[!.]*{ModelCheckpoint.FILE_EXTENSION}"
 
 
 def places(trainer: Trainer) -> list[Path]:
-    """Return the folders that a run's checkpoints go to."""
+    """Return the folders that a run's checkpoints go to.
+
+    Raises:
+        ValueError: one is on another machine, where none could be found and none kept from being written over.
+    """
     return [place for place, _ in _kept(trainer)]
 
 
@@ -74,6 +78,8 @@ def _kept(trainer: Trainer) -> list[tuple[Path, str]]:
         if isinstance(keeper, ModelCheckpoint):
             # Lightning's own answer, of a private method: it depends on the first logger, and not on its log_dir
             place = keeper._ModelCheckpoint__resolve_ckpt_dir(trainer)  # type: ignore[attr-defined]
+            if "://" in str(place):
+                raise ValueError(f"checkpoints would go to {place}: give a folder of this machine, and copy it later")
             kept.append((Path(place), f"**/{_NAMES}" if "/" in str(keeper.filename) else _NAMES))
     return kept
 
