@@ -242,8 +242,7 @@ class SwirlCLI(LightningCLI):
             found = find(self.trainer, resume=fitting)
         if found is not None:
             if kept is None or found.name != "last.ckpt":
-                lacking = "no newer last.ckpt" + " to train on from" * fitting
-                lacking = "none yet in this run's folder" if kept is None else lacking
+                lacking = "none yet in this run's folder" if kept is None else "no newer last.ckpt"
                 rank_zero_warn(f"--ckpt_path last: there is {lacking}; the newest checkpoint is {found}")
             self._checkpoint = check_file(found, resume=fitting)
             options["ckpt_path"] = str(found)

@@ -44,7 +44,8 @@ STARTS = {
 def test_a_closed_terminal_saves_at_the_next_batch_unless_that_is_ignored(tmp_path, gemma_path, how):
     """With a progress bar, whose next line has no place to go to: with the terminal its ``| tee`` has gone."""
     path, folder, ignored = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / "checkpoints", how == "ignored"
-    start = f"import os, signal, sys; {STARTS[how]}; os.execv(sys.argv[1], sys.argv[1:])"
+    default = "signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # whatever the tests are started with
+    start = f"import os, signal, sys; {default}; {STARTS[how]}; os.execv(sys.argv[1], sys.argv[1:])"
     command = [sys.executable, "-c", start, sys.executable, "-m", "swirl_lightning", "fit", "-c", path]
     command += ["--trainer.enable_progress_bar", "true", "--phase_switch.iterations", "0"]
     command += ["--phase_switch.warmup_epochs", "2" if ignored else "100"]

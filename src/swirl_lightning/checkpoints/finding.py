@@ -36,7 +36,8 @@ def last_checkpoint(trainer: Trainer, resume: bool) -> Path | None:
 
     Args:
         trainer: of the run.
-        resume: a training is to go on from it: those that hold weights alone come after all others.
+        resume: a training is to go on from it: those that hold weights alone come after all others, but for a
+            ``last.ckpt``, whose own check will tell.
     """
     return _last(checkpoints(trainer), resume)
 
@@ -101,7 +102,8 @@ def _age(path: Path, resume: bool) -> tuple[bool, bool, float]:
     """
     try:
         checkpoint = load_torch(path, "meta")
-        serves, written = not resume or "optimizer_states" in checkpoint, written_at(checkpoint["swirl"])
+        serves = not resume or path.name == "last.ckpt" or "optimizer_states" in checkpoint
+        written = written_at(checkpoint["swirl"])
     except Exception:
         return True, True, path.stat().st_mtime
     return serves, written is not None, path.stat().st_mtime if written is None else written
