@@ -113,6 +113,8 @@ def test_records_that_are_held_out_are_not_trained_on_by_a_later_call(tmp_path):
     with pytest.raises(ValueError, match=r"validation\.jsonl of an earlier call has 1 of these records: hold some out"):
         write(out, [tmp_path / "aurora"])
     assert out.read_bytes() == before
+    with pytest.raises(ValueError, match=r"validation\.jsonl would hold what is trained on and what is held out"):
+        write(beside, [tmp_path / "aurora"], validation=1)
     beside.write_text('{"id": "of another"}\n{"id": []}\n')
     assert write(out, [tmp_path / "aurora"])["used"] == len(before.splitlines()) + 1
 

@@ -104,11 +104,14 @@ def write(
 
     Raises:
         FileNotFoundError: a corpus is not there.
-        ValueError: nothing is usable, ``strict`` and anything is wrong, ``validation`` leaves nothing, or none are held
-            out and an earlier call's still lie there.
+        ValueError: nothing is usable, ``strict`` and anything is wrong, ``validation`` leaves nothing or ``out`` is where
+            they go, or none are held out and an earlier call's still lie there.
     """
     check_ranges("edit_corpora", {"validation": validation}, validation="[0, inf)")
     out, skipped = Path(out), SkippedRecords("edits")
+    beside = out.with_name("validation.jsonl")
+    if validation and out.resolve() == beside.resolve():
+        raise ValueError(f"{out} would hold what is trained on and what is held out: give it another name")
     records: list[ImageRecord] = []
     for folder in aurora:
         records += aurora_train(Path(folder), skipped)
@@ -121,7 +124,6 @@ def write(
     # turns of one image follow one another in this order, so they are on the same side, but for one image's
     by_image = sorted(kept, key=lambda record: rank_of(record.id.split("/turn ")[0], 0))
     held_out = {record.id for record in by_image[:validation]}
-    beside = out.with_name("validation.jsonl")
     if not held_out and beside.is_file() and (known := _ids(beside) & {record.id for record in kept}):
         raise ValueError(f"{beside} of an earlier call has {len(known)} of these records: hold some out, or remove it")
     _write_lines(out, [record for record in kept if record.id not in held_out])
