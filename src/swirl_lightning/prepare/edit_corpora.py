@@ -104,8 +104,8 @@ def write(
 
     Raises:
         FileNotFoundError: a corpus is not there.
-        ValueError: nothing is usable, ``strict`` and anything is wrong, ``validation`` leaves nothing or ``out`` is where
-            they go, or none are held out and an earlier call's still lie there.
+        ValueError: nothing is usable, ``strict`` and anything is wrong, ``validation`` leaves nothing or ``out`` is
+            where they go, or none are held out and an earlier call's still lie there.
     """
     check_ranges("edit_corpora", {"validation": validation}, validation="[0, inf)")
     out, skipped = Path(out), SkippedRecords("edits")
