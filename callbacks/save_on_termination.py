@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ class SaveOnTermination(Callback):
             return
         handlers = {signal.SIGTERM: self._ask, signal.SIGINT: self._interrupt}
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-            handlers[signal.SIGHUP] = self._ask
+            handlers[signal.SIGHUP] = self._hang_up
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
@@ -66,6 +67,14 @@ class SaveOnTermination(Callback):
         if not self._running:
             raise SIGTERMException(128 + number)
         self._asked = number
+
+    def _hang_up(self, *_: Any) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):  # a ``| tee`` goes with the terminal, and the next line of progress would be an error
+            if not stat.S_ISREG(os.fstat(stream).st_mode):
+                os.dup2(nowhere, stream)
+        os.close(nowhere)
+        self._ask(signal.SIGHUP)
 
     def _interrupt(self, *_: Any) -> None:
         if not self._running or self._asked:

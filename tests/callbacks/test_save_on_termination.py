@@ -56,8 +56,8 @@ def test_a_closed_terminal_saves_at_the_next_batch_unless_that_is_ignored(tmp_pa
         while running.poll() is None and not list(folder.glob("*.ckpt")):
             with suppress(OSError):  # it has ended
                 said += os.read(read, 10_000) if select([read], [], [], 0.1)[0] else b""
-        running.stdout.close()
         os.close(terminal)
+        running.stdout.close()
     assert list(folder.glob("*.ckpt")), said
     step = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
     assert (running.returncode, step == 8) == ((0, True) if ignored else (128 + signal.SIGHUP, False))
