@@ -7,7 +7,6 @@ carries is not in the frame; the action names it.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from swirl_lightning.benchmarks.minigrid.tiles import (
     require_minigrid,
     split_of,
 )
+from swirl_lightning.benchmarks.shares import check_shares, quotas
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import Transition
 
@@ -123,7 +123,8 @@ def generate(
     check(split, n, families, min_gap, max_gap, shares, never_named)
     rng = np.random.default_rng([seed, list(SPLITS).index(split)])
     envs = {name: _build(name) for name in families}
-    missing = _quotas(n, shares, frozenset().union(*(FAMILIES[name].kinds for name in families)))
+    possible = frozenset().union(*(FAMILIES[name].kinds for name in families))
+    missing = quotas(n, {kind: share for kind, share in shares.items() if kind in possible})
     others = set(HELD_OUT) - {split}
     seen: set[tuple[bytes, str]] = set()
     found: list[tuple[Scene, str, Scene, dict[str, Any]]] = []
@@ -187,8 +188,7 @@ def check(
             f"max_gap {max_gap}"
         )
     possible = frozenset().union(*(FAMILIES[name].kinds for name in families))
-    if not set(shares) <= set(SHARES) or not all(0 <= share < math.inf for share in shares.values()):
-        raise ValueError(f"shares of MiniGrid actions are numbers >= 0 by kind, of {list(SHARES)}; got {dict(shares)}")
+    check_shares("MiniGrid", shares, SHARES)
     if not any(share > 0 for kind, share in shares.items() if kind in possible):
         raise ValueError(f"no kind of action of {dict(shares)} happens in the MiniGrid families {list(families)}")
     if foreign := sorted(set(never_named) - set(THINGS)):
@@ -199,16 +199,6 @@ def check(
 def kind_of(action: str) -> str:
     """Return the kind of an action: ``pick up`` of ``pick up the red key``."""
     return action.split(" the ")[0]
-
-
-def _quotas(n: int, shares: Mapping[str, float], kinds: frozenset[str]) -> Counter[str]:
-    """Compute the number of each kind, n in all (largest remainders)."""
-    total = sum(share for kind, share in shares.items() if kind in kinds)
-    exact = {kind: n * share / total for kind, share in shares.items() if kind in kinds}
-    quotas = Counter({kind: int(value) for kind, value in exact.items()})
-    by_remainder = sorted(exact, key=lambda kind: quotas[kind] - exact[kind])
-    quotas.update(by_remainder[: n - quotas.total()])
-    return quotas
 
 
 def _build(name: str) -> Any:

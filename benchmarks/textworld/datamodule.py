@@ -8,6 +8,7 @@ from typing import Any
 
 from torchmetrics import Metric, MetricCollection
 
+from swirl_lightning.benchmarks.shares import check_shares
 from swirl_lightning.benchmarks.textworld.dataset import SPLITS, ensure, game_seeds, load
 from swirl_lightning.benchmarks.textworld.games import KINDS, World
 from swirl_lightning.benchmarks.textworld.metrics import EffectAccuracy, ExactStateMatch, Hallucination, Preservation
@@ -41,12 +42,16 @@ class TextWorld(TransitionDataModule):
         moves: chance of a random step to go to another room.
         world_seed: of the games. Apart from `seed`, so that runs with different seeds can be compared on the same
             data.
+        action_shares: proportions of the kinds of action (``drop: 0.4``), in all splits; null for those of the play.
+        labelled_action_shares: the same for the labelled transitions alone; null for ``action_shares``.
+        state_only_action_shares: the same for the state-only pairs alone; null for ``action_shares``. Of pairs more
+            than one step apart the first step counts, and no other one is of a kind that is left out.
         per_kind: report the metrics of states for each kind of action, too.
         kwargs: as for `TransitionDataModule`.
 
     Raises:
         ImportError: before the model loads, if data must be made and the engine is not installed.
-        ValueError: before the model loads, for a size, gap, seed or chance out of range.
+        ValueError: before the model loads, for a size, gap, seed, share or chance out of range.
     """
 
     def __init__(
@@ -66,6 +71,9 @@ class TextWorld(TransitionDataModule):
         on_path: float = World.on_path,
         moves: float = World.moves,
         world_seed: int = 0,
+        action_shares: dict[str, float] | None = None,
+        labelled_action_shares: dict[str, float] | None = None,
+        state_only_action_shares: dict[str, float] | None = None,
         per_kind: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -76,6 +84,8 @@ class TextWorld(TransitionDataModule):
         self.max_gap, self.world_seed, self.per_kind = max_gap, world_seed, per_kind
         self.rooms, self.objects, self.quest_length, self.steps = rooms, objects, quest_length, steps
         self.on_path, self.moves = on_path, moves
+        own = {"warmup": labelled_action_shares, "state_only": state_only_action_shares}
+        self.shares = {split: action_shares if own.get(split) is None else own[split] for split in SPLITS}
 
     def prepare_data(self) -> None:
         """Generate the missing splits of the command, once per machine."""
@@ -86,9 +96,12 @@ class TextWorld(TransitionDataModule):
                 self._ensure(split)
 
     def check(self) -> None:
-        """Check sizes and probabilities."""
+        """Check sizes, shares and probabilities."""
         World(self.rooms, self.objects, self.quest_length, self.steps, self.on_path, self.moves)
         game_seeds("test", self.world_seed)
+        for shares in self.shares.values():
+            if shares is not None:
+                check_shares("TextWorld", shares, KINDS)
         sizes = {f"{split}_size": "[0, 10000000]" for split in SPLITS}
         check_ranges("data", vars(self), max_gap="[1, inf)", **sizes)
 
@@ -118,4 +131,5 @@ class TextWorld(TransitionDataModule):
     def _ensure(self, split: str) -> Path:
         world = World(self.rooms, self.objects, self.quest_length, self.steps, self.on_path, self.moves)
         size = getattr(self, f"{split}_size")
-        return ensure(self.data_dir, split, size, world, world_seed=self.world_seed, max_gap=self.max_gap)
+        options: dict[str, Any] = {"world_seed": self.world_seed, "max_gap": self.max_gap, "shares": self.shares[split]}
+        return ensure(self.data_dir, split, size, world, **options)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import count
@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from swirl_lightning.benchmarks.shares import quotas
 from swirl_lightning.benchmarks.textworld.facts import write
 from swirl_lightning.benchmarks.textworld.games import World, play, require_textworld
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, read_settings, records, text_field
@@ -46,7 +47,15 @@ def game_seeds(split: str, world_seed: int) -> range:
     return range(start, start + _GAMES)
 
 
-def make_rows(split: str, size: int, world: World, *, world_seed: int = 0, max_gap: int = 1) -> Iterator[Row]:
+def make_rows(
+    split: str,
+    size: int,
+    world: World,
+    *,
+    world_seed: int = 0,
+    max_gap: int = 1,
+    shares: Mapping[str, float] | None = None,
+) -> Iterator[Row]:
     """Yield transitions of game after game, as they are written, in the order of play.
 
     For ``state_only`` they are pairs of states that differ, 1 to ``max_gap`` steps apart, without actions. No state
@@ -58,12 +67,15 @@ def make_rows(split: str, size: int, world: World, *, world_seed: int = 0, max_g
         world: size of the games, and how they are played.
         world_seed: another one gives other games.
         max_gap: the most steps between the states of a pair; its distance is drawn evenly.
+        shares: proportions of the kinds of action; None for those of the play. Kinds that are left out do not occur.
+            Of a pair the first step counts, and none is of a kind that is left out.
 
     Raises:
         ImportError: the engine is not installed.
         ValueError: game after game gives nothing new.
     """
     seen: set[tuple[str, str]] = set()
+    missing = None if shares is None else quotas(size, {kind: share for kind, share in shares.items() if share})
     stalled = 0
     for seed in game_seeds(split, world_seed):
         if len(seen) == size:
@@ -71,34 +83,49 @@ def make_rows(split: str, size: int, world: World, *, world_seed: int = 0, max_g
         if stalled == _STALLED:
             raise ValueError(
                 f"TextWorld gave {len(seen)} distinct transitions for split {split!r}, {size} were asked for; "
-                "raise rooms, objects or steps, or ask for fewer"
+                "raise rooms, objects or steps, or ask for fewer or for other shares"
             )
         stalled += 1
-        for row in _pairs(seed, world, max_gap) if split == "state_only" else _steps(seed, world):
+        for kinds, row in _pairs(seed, world, max_gap) if split == "state_only" else _steps(seed, world):
             key = row["before"], row.get("action") or row["after"]
-            if key not in seen and len(seen) < size:
-                seen.add(key)
-                stalled = 0
-                yield row
+            if key in seen or len(seen) == size:
+                continue
+            if missing is not None:
+                if not missing[kinds[0]] or not missing.keys() >= set(kinds):
+                    continue
+                missing[kinds[0]] -= 1
+            seen.add(key)
+            stalled = 0
+            yield row
 
 
-def _steps(seed: int, world: World) -> Iterator[Row]:
+def _steps(seed: int, world: World) -> Iterator[tuple[list[str], Row]]:
     for number, step in enumerate(play(seed, world)):
         about = {"game": seed, "step": number, "kind": step.kind, "on_path": step.on_path}
-        yield {**about, "before": write(step.before), "action": step.action, "after": write(step.after)}
+        yield [step.kind], {**about, "before": write(step.before), "action": step.action, "after": write(step.after)}
 
 
-def _pairs(seed: int, world: World, max_gap: int) -> Iterator[Row]:
+def _pairs(seed: int, world: World, max_gap: int) -> Iterator[tuple[list[str], Row]]:
     steps = list(play(seed, world))
     states = [write(step.before) for step in steps] + [write(step.after) for step in steps[-1:]]
     draw = random.Random(seed)
     for number, before in enumerate(states):
         gap = draw.randint(1, max_gap)
         if number + gap < len(states) and states[number + gap] != before:
-            yield {"game": seed, "step": number, "gap": gap, "before": before, "after": states[number + gap]}
+            kinds = [step.kind for step in steps[number : number + gap]]
+            yield kinds, {"game": seed, "step": number, "gap": gap, "before": before, "after": states[number + gap]}
 
 
-def ensure(folder: Path, split: str, size: int, world: World, *, world_seed: int = 0, max_gap: int = 1) -> Path:
+def ensure(
+    folder: Path,
+    split: str,
+    size: int,
+    world: World,
+    *,
+    world_seed: int = 0,
+    max_gap: int = 1,
+    shares: Mapping[str, float] | None = None,
+) -> Path:
     """Return the file of a split, ``<split>-<hash of its settings>.jsonl``, made if it is missing.
 
     Rows are in random order. A ``.json`` beside it has the settings, the file's SHA-256 and counts. Both
@@ -111,6 +138,7 @@ def ensure(folder: Path, split: str, size: int, world: World, *, world_seed: int
         world: as there.
         world_seed: as there.
         max_gap: as there.
+        shares: as there.
 
     Raises:
         ImportError: it is not there, and the engine is not installed.
@@ -119,6 +147,8 @@ def ensure(folder: Path, split: str, size: int, world: World, *, world_seed: int
     settings = {"format": FORMAT, "split": split, "size": size, "world_seed": world_seed, **asdict(world)}
     if split == "state_only":
         settings["max_gap"] = max_gap
+    if shares is not None:
+        settings["shares"] = dict(shares)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     path = folder / f"{split}-{digest[:12]}.jsonl"
     if path.is_file() and path.with_suffix(".json").is_file():
@@ -129,7 +159,7 @@ def ensure(folder: Path, split: str, size: int, world: World, *, world_seed: int
     with Progress(*columns, transient=True) as bar:
         rows = list(
             bar.track(
-                make_rows(split, size, world, world_seed=world_seed, max_gap=max_gap),
+                make_rows(split, size, world, world_seed=world_seed, max_gap=max_gap, shares=shares),
                 total=size,
                 description=f"TextWorld {split}, into {folder}",
             )

@@ -31,6 +31,7 @@ from swirl_lightning.benchmarks.minigrid import (
     split_of,
 )
 from swirl_lightning.benchmarks.minigrid.tiles import HELD_OUT, INDEX, OBJECTS, Cell, atlas, layout
+from swirl_lightning.benchmarks.shares import quotas
 from swirl_lightning.transition import Transition
 
 FLOOR, WALL, KEY, AGENT = (
@@ -186,12 +187,6 @@ def test_proportions_and_names(splits):
         assert len({row.id for row in rows}) == SIZES[split]
 
 
-def test_quotas_are_exact_and_leave_out_the_impossible():
-    quotas = simulator._quotas(7, simulator.SHARES, frozenset(("turn left", "turn right")))
-    assert sorted(quotas.values()) == [3, 4]
-    assert all(simulator._quotas(n, simulator.SHARES, frozenset(simulator.SHARES)).total() == n for n in range(30))
-
-
 def test_families_can_be_chosen(monkeypatch):
     rows = generate("warmup", 40, families=["fetch"])
     assert {row.meta["family"] for row in rows} == {"fetch"}
@@ -207,9 +202,7 @@ def test_pairs_several_steps_apart_have_no_action():
     assert len(rows) == 200
     assert all(row.action is None and row.before.tobytes() != row.after.tobytes() for row in rows)
     kinds = [row.meta["kind"] for row in rows]
-    assert {kind: kinds.count(kind) for kind in kinds} == simulator._quotas(
-        200, simulator.SHARES, frozenset(simulator.SHARES)
-    )
+    assert {kind: kinds.count(kind) for kind in kinds} == quotas(200, simulator.SHARES)
     befores, afters = read([row.before for row in rows]), read([row.after for row in rows])
     assert ((befores != afters).sum((1, 2)) > 2).any(), "no single step changes three cells"
     assert not {split_of(after) for after in afters} & set(HELD_OUT)

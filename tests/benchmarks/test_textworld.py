@@ -42,6 +42,16 @@ def test_data_module(tmp_path):
         small(tmp_path, validation_size=0).split("validation")
 
 
+@needs_engine
+def test_each_split_has_its_shares(tmp_path):
+    data = small(tmp_path, action_shares={"take": 1}, labelled_action_shares={"take": 0.5, "drop": 0.5})
+    found = {split: [row.meta["kind"] for row in data.load_split(split)] for split in ("warmup", "test")}
+    assert {split: sorted(kinds) for split, kinds in found.items()} == {
+        "warmup": ["drop"] * 3 + ["take"] * 3,
+        "test": ["take"] * 6,
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -50,6 +60,7 @@ def test_data_module(tmp_path):
         ({"moves": -0.1}, r"moves must lie in \[0, 1\]"),
         ({"test_size": -1}, r"test_size must lie in \[0, 10000000\], got -1"),
         ({"max_gap": 0}, r"max_gap must lie in \[1, inf\), got 0"),
+        ({"labelled_action_shares": {"fly": 1.0}}, r"shares of TextWorld actions are numbers .* got {'fly': 1\.0}"),
         ({"world_seed": 8589}, r"world_seed must lie in \[0, 8588\], got 8589"),
     ],
 )

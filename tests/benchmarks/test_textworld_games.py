@@ -107,12 +107,11 @@ def test_an_interrupted_making_leaves_nothing(tmp_path, monkeypatch):
             ensure(tmp_path, "test", 40, SMALL)
     assert not list(tmp_path.iterdir())
 
-    def full(self: Path, *args: Any, **kwargs: Any) -> int:
-        self.touch()
+    def full(_: int) -> None:
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="no space"):
             ensure(tmp_path, "test", 5, SMALL)
     assert not list(tmp_path.iterdir())
@@ -149,3 +148,20 @@ def test_pairs_are_one_to_max_gap_steps_apart():
         assert row["before"] == write(steps[row["step"]].before)
         assert row["after"] == write(steps[row["step"] + row["gap"] - 1].after) != row["before"]
     assert {row["gap"] for row in make_rows("state_only", 20, SMALL)} == {1}
+
+
+def test_kinds_of_action_have_their_shares():
+    rows = list(make_rows("warmup", 20, SMALL, shares={"take": 0.6, "drop": 0.4, "go": 0.0}))
+    kinds = [row["kind"] for row in rows]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"take": 12, "drop": 8}
+
+
+def test_no_step_of_a_pair_is_of_a_kind_that_is_left_out():
+    shares = dict.fromkeys(set(games.KINDS) - {"drop", "go"}, 1.0)
+    rows = list(make_rows("state_only", 30, SMALL, max_gap=3, shares=shares))
+    assert {row["gap"] for row in rows} == {1, 2, 3}
+    for row in rows:
+        steps = list(play(row["game"], SMALL))[row["step"] : row["step"] + row["gap"]]
+        assert write(steps[0].before) == row["before"]
+        assert not {step.kind for step in steps} & {"drop", "go"}
+    assert all("kind" not in row for row in rows)

@@ -6,6 +6,7 @@ import pytest
 
 from support.named_rows import SIZES, Data, data
 from swirl_lightning.data.loader import TransitionLoader
+from swirl_lightning.data.rows import Fitting
 
 
 def test_a_share_of_the_pairs_of_phase_one_has_an_action_of_the_labels():
@@ -33,6 +34,27 @@ def test_counterfactual_actions_can_be_chosen():
             data(counterfactual_share=1.0, counterfactual_actions=wrong).with_counterfactuals(0)
     with pytest.raises(ValueError, match="counterfactual_actions must be a list, got the string 'drop'"):
         data(counterfactual_share=1.0, counterfactual_actions="drop")
+
+
+def test_of_states_in_words_an_action_is_drawn_that_x_has_the_words_of():
+    actions = ["drop the red key", "look", "eat pie", "drop pie", "drop the blue key", ""]
+    allowed = Fitting(actions)
+    assert allowed("You carry the red key. The pie is here.") == [0, 1, 2, 3, 5]
+    assert allowed("A red door; the key is blue") == [0, 1, 4, 5]
+    assert allowed("nothing") == [1, 5]
+
+    class Pies(Data):
+        def load_split(self, split):
+            rows = super().load_split(split)
+            if split == "warmup":
+                return [replace(row, action=f"drop {'pie' if n % 3 else 'key'}") for n, row in enumerate(rows)]
+            return [replace(row, before=("a pie", "nothing", "a key")[n % 3]) for n, row in enumerate(rows)]
+
+    rows = list(Pies(seed=1, counterfactual_share=1.0).with_counterfactuals(0))
+    for row in rows:
+        fitting = {"a pie": "drop pie", "nothing": None, "a key": "drop key"}[row.before]
+        assert row.counterfactual == fitting
+    assert len({row.before for row in rows}) == 3
 
 
 def test_labels_without_an_action_cannot_be_counterfactual():

@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from swirl_lightning.data.limits import check_val_interval, within
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
-from swirl_lightning.data.rows import Counterfactuals, Joined, Labels, StateOnly
+from swirl_lightning.data.rows import Counterfactuals, Fitting, Joined, Labels, StateOnly
 from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.engine.noise import global_seed
 from swirl_lightning.engine.ranges import check_ranges
@@ -50,7 +50,8 @@ class TransitionDataModule(LightningDataModule, ABC):
             they begin anew. This is the paper's SFT-Merge.
         counterfactual_share: share of an iteration's pairs, in [0, 1], for which Phase I rolls out an action of the
             labelled triples, drawn at random, in place of the one that the IDM reads from the pair. So the FWM
-            practises actions that no pair shows; the reward needs no observed y.
+            practises actions that no pair shows; the reward needs no observed y. Of states in words, only those are
+            drawn whose words x has, all but the first; a pair that has those of none is left as it is.
         counterfactual_actions: how these actions begin, such as ``drop``; None takes all that labels have.
 
     Example::
@@ -289,8 +290,13 @@ class TransitionDataModule(LightningDataModule, ABC):
                 raise ValueError(f"no labelled action begins with one of data.counterfactual_actions, {wanted}")
         random = np.random.default_rng([self.seed, iteration, 3])
         replaced = random.random(len(pairs)) < self.counterfactual_share
-        chosen = np.where(replaced, random.integers(len(actions), size=len(pairs)), -1)
-        return Counterfactuals(pairs, actions, chosen.tolist())
+        chosen = np.where(replaced, random.integers(len(actions), size=len(pairs)), -1).tolist()
+        if len(pairs) and isinstance(pairs[0].before, str):
+            allowed = Fitting(actions)
+            for index in np.flatnonzero(replaced).tolist():
+                fitting = allowed(str(pairs[index].before))
+                chosen[index] = fitting[chosen[index] % len(fitting)] if fitting else -1
+        return Counterfactuals(pairs, actions, chosen)
 
     # ---- phases ----------------------------------------------------------------------------------
     def accumulation(self, phase: PhaseName) -> int:

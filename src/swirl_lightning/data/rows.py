@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from zlib import crc32
@@ -55,6 +56,34 @@ class Counterfactuals(Sequence[Transition]):
     def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
         pair, chosen = self._pairs[index], self._chosen[index]
         return pair if chosen < 0 else replace(pair, counterfactual=self._actions[chosen])
+
+
+class Fitting:
+    """Finds the actions that a state in words may allow: those of whose words it has all but the first, the verb.
+
+    Args:
+        actions: to choose from.
+    """
+
+    def __init__(self, actions: Sequence[str]) -> None:
+        self._bare: list[int] = []
+        self._by_last: dict[str, list[tuple[int, set[str]]]] = {}
+        for number, action in enumerate(actions):
+            _, *named = _words(action) or [""]
+            if named:
+                self._by_last.setdefault(named[-1], []).append((number, set(named)))
+            else:
+                self._bare.append(number)
+
+    def __call__(self, state: str) -> list[int]:
+        """Return the numbers of these actions, in order."""
+        words = set(_words(state))
+        found = [number for word in words for number, named in self._by_last.get(word, []) if named <= words]
+        return sorted([*self._bare, *found])
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w'-]+", text.lower())
 
 
 class Joined(Sequence[Transition]):
