@@ -123,7 +123,7 @@ def generate(
     check(split, n, families, min_gap, max_gap, shares, never_named)
     rng = np.random.default_rng([seed, list(SPLITS).index(split)])
     envs = {name: _build(name) for name in families}
-    possible = frozenset().union(*(FAMILIES[name].kinds for name in families))
+    possible = _kinds(families)
     missing = quotas(n, {kind: share for kind, share in shares.items() if kind in possible})
     others = set(HELD_OUT) - {split}
     seen: set[tuple[bytes, str]] = set()
@@ -187,7 +187,7 @@ def check(
             f"two MiniGrid frames are at least min_gap steps apart, and at most max_gap: got min_gap {min_gap} and "
             f"max_gap {max_gap}"
         )
-    possible = frozenset().union(*(FAMILIES[name].kinds for name in families))
+    possible = _kinds(families)
     check_shares("MiniGrid", shares, SHARES)
     if not any(share > 0 for kind, share in shares.items() if kind in possible):
         raise ValueError(f"no kind of action of {dict(shares)} happens in the MiniGrid families {list(families)}")
@@ -199,6 +199,10 @@ def check(
 def kind_of(action: str) -> str:
     """Return the kind of an action: ``pick up`` of ``pick up the red key``."""
     return action.split(" the ")[0]
+
+
+def _kinds(families: Sequence[str]) -> frozenset[str]:
+    return frozenset().union(*(FAMILIES[name].kinds for name in families))
 
 
 def _build(name: str) -> Any:

@@ -130,6 +130,12 @@ class TextWorld(TransitionDataModule):
 
     def _ensure(self, split: str) -> Path:
         world = World(self.rooms, self.objects, self.quest_length, self.steps, self.on_path, self.moves)
-        size = getattr(self, f"{split}_size")
-        options: dict[str, Any] = {"world_seed": self.world_seed, "max_gap": self.max_gap, "shares": self.shares[split]}
-        return ensure(self.data_dir, split, size, world, **options)
+        return ensure(
+            self.data_dir,
+            split,
+            getattr(self, f"{split}_size"),
+            world,
+            world_seed=self.world_seed,
+            max_gap=self.max_gap,
+            shares=self.shares[split],
+        )
