@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping
+
+_MOST = 1e9
+"""A share beyond it is a slip, and products with it may leave the range of numbers."""
 
 
 def check_shares(world: str, shares: Mapping[str, float], kinds: Collection[str]) -> None:
     """Check proportions of kinds of action.
 
     Raises:
-        ValueError: one is of no kind, negative or no number, or all are 0.
+        ValueError: one is of no kind, negative, no number or above 1e9, or all are 0.
     """
     if (
         not set(shares) <= set(kinds)
-        or not all(0 <= share < math.inf for share in shares.values())
+        or not all(0 <= share <= _MOST for share in shares.values())
         or not any(shares.values())
     ):
         raise ValueError(f"shares of {world} actions are numbers >= 0 by kind, of {list(kinds)}; got {dict(shares)}")
