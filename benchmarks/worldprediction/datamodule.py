@@ -212,9 +212,10 @@ class WorldPrediction(ImageSuite):
 
 
 def _beginning(video: Path) -> bytes:
-    """A video's size and first bytes: another one under the same name has frames of its own."""
+    """A video's size, time and first bytes: another one under the same name has frames of its own."""
+    about = video.stat()
     with open(video, "rb") as file:
-        return f"{video.stat().st_size}|".encode() + file.read(_KNOWN_BY)
+        return f"{about.st_size}|{about.st_mtime_ns}|".encode() + file.read(_KNOWN_BY)
 
 
 class _Rollouts(Sequence[Transition]):

@@ -50,11 +50,20 @@ def test_of_states_in_words_an_action_is_drawn_that_x_has_the_words_of():
                 return [replace(row, action=f"drop {'pie' if n % 3 else 'key'}") for n, row in enumerate(rows)]
             return [replace(row, before=("a pie", "nothing", "a key")[n % 3]) for n, row in enumerate(rows)]
 
-    rows = list(Pies(seed=1, counterfactual_share=1.0).with_counterfactuals(0))
+    with pytest.warns(UserWarning, match=r"pairs, [0-9]+ have a state with the words of an action; the others"):
+        rows = list(Pies(seed=1, counterfactual_share=1.0).with_counterfactuals(0))
     for row in rows:
         fitting = {"a pie": "drop pie", "nothing": None, "a key": "drop key"}[row.before]
         assert row.counterfactual == fitting
     assert len({row.before for row in rows}) == 3
+
+    class Nothing(Pies):
+        def load_split(self, split):
+            rows = super().load_split(split)
+            return rows if split == "warmup" else [replace(row, before="nothing") for row in rows]
+
+    with pytest.raises(ValueError, match=r"pairs, 0 have a state with the words of an action of the labels"):
+        Nothing(seed=1, counterfactual_share=1.0).with_counterfactuals(0)
 
 
 def test_labels_without_an_action_cannot_be_counterfactual():

@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from swirl_lightning.data.limits import check_val_interval, within
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
-from swirl_lightning.data.rows import Counterfactuals, Fitting, Joined, Labels, StateOnly
+from swirl_lightning.data.rows import Counterfactuals, Joined, Labels, StateOnly, fitted
 from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.engine.noise import global_seed
 from swirl_lightning.engine.ranges import check_ranges
@@ -278,7 +278,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         """Return the state-only pairs of an iteration (0-based), a share of them with a counterfactual action.
 
         Raises:
-            ValueError: no label's action begins as ``counterfactual_actions`` say.
+            ValueError: no label's action begins as ``counterfactual_actions`` say, or no pair's x has its words.
         """
         pairs = self.pairs(iteration)
         if self.counterfactual_share == 0:
@@ -292,10 +292,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         replaced = random.random(len(pairs)) < self.counterfactual_share
         chosen = np.where(replaced, random.integers(len(actions), size=len(pairs)), -1).tolist()
         if len(pairs) and isinstance(pairs[0].before, str):
-            allowed = Fitting(actions)
-            for index in np.flatnonzero(replaced).tolist():
-                fitting = allowed(str(pairs[index].before))
-                chosen[index] = fitting[chosen[index] % len(fitting)] if fitting else -1
+            chosen = fitted(pairs, actions, chosen)
         return Counterfactuals(pairs, actions, chosen)
 
     # ---- phases ----------------------------------------------------------------------------------

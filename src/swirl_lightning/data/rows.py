@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from zlib import crc32
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 from swirl_lightning.transition import Transition
 
 
@@ -80,6 +82,26 @@ class Fitting:
         words = set(_words(state))
         found = [number for word in words for number, named in self._by_last.get(word, []) if named <= words]
         return sorted([*self._bare, *found])
+
+
+def fitted(pairs: Sequence[Transition], actions: Sequence[str], chosen: Sequence[int]) -> list[int]:
+    """Replace each chosen action by one that its pair's x, in words, has the words of; by -1 where there is none.
+
+    Raises:
+        ValueError: there is none for any pair. For some, it warns with their number.
+    """
+    allowed, found = Fitting(actions), list(chosen)
+    asked = [index for index, number in enumerate(chosen) if number >= 0]
+    for index in asked:
+        fitting = allowed(str(pairs[index].before))
+        found[index] = fitting[chosen[index] % len(fitting)] if fitting else -1
+    count = sum(number >= 0 for number in found)
+    told = f"data.counterfactual_share: of {len(asked)} pairs, {count} have a state with the words of an action"
+    if asked and not count:
+        raise ValueError(f"{told} of the labels; set it to 0, or other data.counterfactual_actions")
+    if count < len(asked):
+        rank_zero_warn(f"{told}; the others are left as they are")
+    return found
 
 
 def _words(text: str) -> list[str]:
