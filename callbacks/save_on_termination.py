@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from swirl_lightning.callbacks._shared import last_checkpoint
+from swirl_lightning.console.streams import outliving_readers, to_nowhere
 
 
 class SaveOnTermination(Callback):
@@ -25,7 +26,8 @@ class SaveOnTermination(Callback):
     anew when it is resumed. Before the first batch it ends the process without a checkpoint.
 
     In a command, the first Ctrl+C (SIGINT) does the same; the second one ends the process at once. So does a terminal
-    that is closed (SIGHUP), unless the command is started to ignore that, as by nohup.
+    that is closed (SIGHUP), unless the command is started to ignore that, as by nohup; and a reader of its output that
+    ends, as a ``| tee`` may.
 
     Under SLURM, SIGUSR1 does the same, and the job is requeued: with ``--ckpt_path last`` in its command it goes on.
 
@@ -46,8 +48,8 @@ class SaveOnTermination(Callback):
         """Handle the signals from now on: Lightning does so only when the base is loaded, and Ctrl+C saves nothing.
 
         Raises:
-            SIGTERMException: in the block, when SIGTERM or SIGHUP comes before the first batch; its code is that of
-                shells.
+            SIGTERMException: in the block, when SIGTERM or SIGHUP comes, or a reader goes, before the first batch; its
+                code is that of shells.
             KeyboardInterrupt: in the block, on Ctrl+C before the first batch.
         """
         if threading.current_thread() is not threading.main_thread():
@@ -58,7 +60,8 @@ class SaveOnTermination(Callback):
             handlers[signal.SIGHUP] = self._hang_up
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
-            yield
+            with outliving_readers(partial(self._ask, getattr(signal, "SIGPIPE", signal.SIGTERM))):
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -68,13 +71,9 @@ class SaveOnTermination(Callback):
             raise SIGTERMException(128 + number)
         self._asked = number
 
-    def _hang_up(self, *_: Any) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):  # a ``| tee`` goes with the terminal, and the next line of progress would be an error
-            if not stat.S_ISREG(os.fstat(stream).st_mode):
-                os.dup2(nowhere, stream)
-        os.close(nowhere)
-        self._ask(signal.SIGHUP)
+    def _hang_up(self, number: int, *_: Any) -> None:
+        to_nowhere()  # a ``| tee`` goes with the terminal
+        self._ask(number)
 
     def _interrupt(self, *_: Any) -> None:
         if not self._running or self._asked:

@@ -78,7 +78,7 @@ TRAINER = {
 CHECKPOINT_STEPS = 20
 """Optimiser steps after which ``last.ckpt`` is written anew within an epoch, which may take a day."""
 
-_NAMED = ("last", "best", "hpc")
+_NAMED = ("last", "best")
 """What ``--ckpt_path`` may say instead of a path."""
 
 

@@ -63,6 +63,22 @@ def test_a_closed_terminal_saves_at_the_next_batch_unless_that_is_ignored(tmp_pa
     assert (running.returncode, step == 8) == ((0, True) if ignored else (128 + signal.SIGHUP, False))
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_run_whose_output_nobody_reads_any_more_saves_at_the_next_batch(tmp_path, gemma_path, workers):
+    path, folder = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / "checkpoints"
+    command = [sys.executable, "-m", "swirl_lightning", "fit", "-c", path, "--data.init_args.num_workers", workers]
+    command += ["--trainer.enable_progress_bar", "true", "--phase_switch.warmup_epochs", "100"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment()) as running:
+        said = b""
+        while (line := os.read(running.stdout.fileno(), 10_000)) and not list(folder.glob("*.ckpt")):
+            said += line
+        running.stdout.close()
+    assert list(folder.glob("*.ckpt")), said
+    assert running.returncode == 128 + signal.SIGPIPE
+    kept = {file.name: torch.load(file, weights_only=True)["global_step"] for file in folder.glob("*.ckpt")}
+    assert kept.pop("last.ckpt") >= max(kept.values())
+
+
 def test_control_c_outside_of_a_training_is_one_word(capsys):
     def main():
         raise KeyboardInterrupt
@@ -101,6 +117,16 @@ def test_a_job_is_requeued_when_the_batch_is_over(job, tmp_path, gemma_path):
     assert job.read_text() == "requeue 17_3\n"
     assert torch.load(last, weights_only=True)["global_step"] == 3
     assert not list(tmp_path.glob("hpc*"))
+
+
+def test_a_checkpoint_that_lightning_would_take_under_slurm_is_refused(job, tmp_path, gemma_path):
+    path = config(tmp_path, gemma_path)
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"hpc_ckpt_1\.ckpt: under SLURM, Lightning would go on from this file"):
+        here("fit", "-c", path)
+    (tmp_path / "hpc_ckpt_1.ckpt").unlink()
+    with pytest.raises(SystemExit, match="hpc"):
+        here("test", "-c", path, "--ckpt_path", "hpc")
 
 
 @pytest.mark.parametrize("how", ["fails", "missing"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from swirl_lightning.backbones.base import Backbone
@@ -46,7 +48,8 @@ def check_trainer(trainer: Trainer) -> None:
     """Refuse numbers that Lightning takes, and fails on when the base is loaded; and strategies, as `check_strategy`.
 
     Raises:
-        ValueError: one lies outside its range, or SWIRL cannot be trained with the strategy.
+        ValueError: one lies outside its range, SWIRL cannot be trained with the strategy, or a foreign checkpoint would
+            be taken.
     """
     interval = getattr(trainer, "val_check_interval", None)  # Lightning sets none for a time
     sanity = min(trainer.num_sanity_val_steps, 2**31)  # infinite where all batches are asked for
@@ -64,6 +67,16 @@ def check_trainer(trainer: Trainer) -> None:
         **({"val_check_interval": "(0, inf)"} if isinstance(interval, int | float) else {}),
     )
     check_strategy(trainer.strategy)
+    _check_requeued(Path(trainer.default_root_dir))
+
+
+def _check_requeued(folder: Path) -> None:
+    """Raise ValueError if Lightning would go on from a checkpoint that it writes under SLURM, and SWIRL does not."""
+    for path in folder.glob("hpc_ckpt_*") if SLURMEnvironment.detect() else ():
+        raise ValueError(
+            f"{path}: under SLURM, Lightning would go on from this file, which no run of SWIRL writes: remove it; a "
+            "run that is requeued goes on with --ckpt_path last"
+        )
 
 
 def dummy_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int) -> torch.optim.Optimizer:
