@@ -9,7 +9,9 @@ from typing import Any
 from torchmetrics import Metric, MetricCollection
 
 from swirl_lightning.benchmarks.shares import check_shares
+from swirl_lightning.benchmarks.textworld.commands import commands
 from swirl_lightning.benchmarks.textworld.dataset import SPLITS, ensure, game_seeds, load
+from swirl_lightning.benchmarks.textworld.facts import read
 from swirl_lightning.benchmarks.textworld.games import KINDS, World
 from swirl_lightning.benchmarks.textworld.metrics import EffectAccuracy, ExactStateMatch, Hallucination, Preservation
 from swirl_lightning.data.module import Split, TransitionDataModule
@@ -127,6 +129,10 @@ class TextWorld(TransitionDataModule):
             "rouge_l": RougeL(**groups),
         }
         return MetricCollection(metrics, compute_groups=False)
+
+    def possible_actions(self, state: str) -> list[str]:
+        """Return the commands whose outcome is decided by what a state shows."""
+        return commands(read(state)[0])
 
     def _ensure(self, split: str) -> Path:
         world = World(self.rooms, self.objects, self.quest_length, self.steps, self.on_path, self.moves)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from swirl_lightning.schedule import Phase, PhaseLR, PhaseName, PhaseOptimConfig
 from swirl_lightning.training import trainer_checks as checks
 from swirl_lightning.training.finite import FiniteCheck
 from swirl_lightning.training.grpo import GRPOConfig
+from swirl_lightning.training.known_tokens import KnownTokens
 from swirl_lightning.training.learners import GRPO, Learner, Policy
 from swirl_lightning.training.losses import Loss, SharedDenominator, sft_log_probs
 from swirl_lightning.training.rewards import MeanLogProb, Reward
@@ -56,6 +58,8 @@ class SWIRL(PretrainedModule):
         optim: learning rate of each phase.
         optimizer: builds the optimiser from parameter groups; the learning rate is ``optim``'s.
         reward: computes the reward of a rollout from the frozen model's log-probabilities.
+        known_tokens: in Phase I, log Q is -100 nats a token after a ŷ with a token that neither x, y nor a state of the
+            labelled triples has, so that the FWM is not rewarded for writing the action into the state.
         learner: computes the loss from rollouts and their rewards; None for
             :class:`swirl_lightning.training.learners.GRPO`.
         anchor_weight: λ; adds λ · -log P(y | x, z) of the observed y under the sampled z to Phase I. Pairs
@@ -92,6 +96,7 @@ class SWIRL(PretrainedModule):
         optim: PhaseOptimConfig = PhaseOptimConfig(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, weight_decay=0.0),
         reward: Reward | None = None,
+        known_tokens: bool = False,
         learner: Learner | None = None,
         anchor_weight: float = 0.0,
         labelled_weight: float = 1.0,
@@ -121,6 +126,7 @@ class SWIRL(PretrainedModule):
         self.grpo, self.optim, self.optimizer_factory = grpo, optim, optimizer
         self.reward: Reward = reward or MeanLogProb()
         self.learner: Learner = learner or GRPO()
+        self.known_tokens = KnownTokens(self, known_tokens)
         rollouts = sampling.untrimmed if self.learner.untrimmed else sampling
         self.policy_sampling = {Role.FWM: fwm_sampling or rollouts, Role.IDM: idm_sampling or rollouts}
         if any(config.temperature == 0 for config in (sampling, *self.policy_sampling.values())):
@@ -201,7 +207,8 @@ class SWIRL(PretrainedModule):
         sampling, group = self.policy_sampling[Role.FWM], self.group_size(Role.FWM)
         y_hat = fwm.sample(x, z, self._keys("fwm", transitions), sampling, group)
         for part in places(batches):
-            yield z[part], y_hat[part], idm.log_prob(z[part], x[part], y_hat[part])
+            judged = idm.log_prob(z[part], x[part], y_hat[part])
+            yield z[part], y_hat[part], self.known_tokens.judge(judged, x[part], y[part], y_hat[part])
 
     def phase_two(self, batches: Sequence[list[Transition]]) -> Iterator[tuple[Samples, Samples, LogProbs]]:
         """Phase II, ELBO maximisation: the IDM is the policy, the frozen FWM gives the reward.
@@ -252,8 +259,7 @@ class SWIRL(PretrainedModule):
             self._metrics.add(f"{role}/", rollouts.summary(), len(batch))
 
     def _policy(self, role: Role) -> Policy:
-        temperature = self.policy_sampling[role].temperature
-        return Policy(self.models.of(role), self.grpo, temperature, self.trainer.strategy)
+        return Policy(self.models.of(role), self.grpo, self.policy_sampling[role].temperature, self.trainer.strategy)
 
     def _update_policy(self, role: Role, batch: TransitionBatch) -> Loss:
         """Compute the policy's loss on this micro-batch's rollouts, with the anchor."""
@@ -333,12 +339,9 @@ class SWIRL(PretrainedModule):
         """Replace up to ``idm_state_noise`` of the tokens of every y at random."""
         if self.idm_state_noise == 0:
             return after
-        grammar = self.models.fwm.grammar
+        grammar, share = self.models.fwm.grammar, self.idm_state_noise
         noise = uniforms(self._keys("noise", transitions), 3, grammar.max_length).view(len(after), 3, -1)
-        return [
-            replace_tokens(ids, grammar.content_ids, self.idm_state_noise, numbers)
-            for ids, numbers in zip(after, noise, strict=True)
-        ]
+        return [replace_tokens(y, grammar.content_ids, share, drawn) for y, drawn in zip(after, noise, strict=True)]
 
     def setup(self, stage: str) -> None:
         """Refuse settings that cannot be trained, before the base is loaded; set up the allocator on CPUs."""
@@ -346,8 +349,7 @@ class SWIRL(PretrainedModule):
             checks.check_schedule(self.scheduled, self.schedule.iterations, self.roles)
             checks.check_optimizer(self.optimizer_factory, 1 if self.shared_weights else 2)
             checks.check_callbacks(self.trainer)
-        if stage == "fit" and self.bootstrap_labels == "once":
-            checks.check_labels_once(self.schedule, self.shared_weights)
+            checks.check_labels_once(self.bootstrap_labels, self.schedule, self.shared_weights)
         super().setup(stage)
         checks.check_trainer(self.trainer)
         checks.check_precision(str(self.trainer.precision), self.backbone)
@@ -377,15 +379,13 @@ class SWIRL(PretrainedModule):
         self.tokens_seen = state["tokens_seen"]
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             ckpt.check_ranks(state, self.trainer.world_size)
-            for saved in checkpoint.get("optimizer_states", []):
-                with ckpt.as_written("the optimiser's options"):
-                    fresh = checks.dummy_optimizer(self.optimizer_factory, len(saved["param_groups"]))
-                    ckpt.take_no_options(saved["param_groups"], fresh)
+            with ckpt.as_written("the optimiser's options"):
+                ckpt.take_no_options(checkpoint, partial(checks.dummy_optimizer, self.optimizer_factory))
             self._resumed = state
 
     def on_train_start(self) -> None:
         """Restore rollouts once the device is known, and random states last: no draw comes before training."""
-        for part in (self._denominator, self._metrics, self._finite, self._updates, self._rollouts):
+        for part in (self._denominator, self._metrics, self._finite, self._updates, self._rollouts, self.known_tokens):
             part.clear()  # of a fit that was stopped within a step
         if (state := self._resumed) is not None:
             with ckpt.as_written("the rollouts, summed gradients or random states"):

@@ -62,10 +62,10 @@ def test_labels_are_the_idms_likeliest_or_drawn_in_each_epoch(gemma_path, tmp_pa
 def test_labels_of_an_idm_that_changes_are_not_given_once(gemma_path, tmp_path, phases, iterations, shared, refused):
     schedule = PhaseSchedule(0, tuple(phases), iterations)
     if not refused:
-        check_labels_once(schedule, shared)
+        check_labels_once("once", schedule, shared)
         return
     with pytest.raises(ValueError, match="once needs an IDM that stands still"):
-        check_labels_once(schedule, shared)
+        check_labels_once("once", schedule, shared)
     module = build(gemma_path, bootstrap_labels="once", shared_weights=shared)
     with pytest.raises(ValueError, match="once needs an IDM that stands still"):
         trainer(tmp_path, PhaseSwitch(0, phases, iterations)).fit(module, Digits(size=8, batch_size=4))

@@ -152,7 +152,7 @@ def _like(value: Any, fresh: Any) -> bool:
     return type(value) is type(fresh) or (isinstance(fresh, (int, float)) and isinstance(value, (int, float)))
 
 
-def take_no_options(groups: Sequence[dict[str, Any]], fresh: torch.optim.Optimizer) -> None:
+def take_no_options(checkpoint: dict[str, Any], build: Callable[[int], torch.optim.Optimizer]) -> None:
     """Put the options of an optimiser made here over those that a checkpoint has kept of another one, in place.
 
     torch restores options with the moments: weight decay, betas or the sign of the gradients would be the checkpoint's,
@@ -160,12 +160,14 @@ def take_no_options(groups: Sequence[dict[str, Any]], fresh: torch.optim.Optimiz
     learning rate, which the phase's curve sets.
 
     Args:
-        groups: ``param_groups`` of a checkpoint.
-        fresh: has as many.
+        checkpoint: its ``optimizer_states`` are changed.
+        build: makes an optimiser of a number of parameter groups.
     """
-    options = signature(type(fresh).__init__).parameters.keys() - {"lr", "params"}
-    for group, own in zip(groups, fresh.param_groups, strict=True):
-        group |= {name: own[name] for name in options & group.keys() & own.keys()}
+    for saved in checkpoint.get("optimizer_states", []):
+        fresh = build(len(saved["param_groups"]))
+        options = signature(type(fresh).__init__).parameters.keys() - {"lr", "params"}
+        for group, own in zip(saved["param_groups"], fresh.param_groups, strict=True):
+            group |= {name: own[name] for name in options & group.keys() & own.keys()}
 
 
 def stop_after_last_batch(checkpoint: dict[str, Any]) -> bool:

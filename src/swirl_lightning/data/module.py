@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from swirl_lightning.data.limits import check_val_interval, within
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
-from swirl_lightning.data.rows import Counterfactuals, Joined, Labels, StateOnly, fitted
+from swirl_lightning.data.rows import Joined, Labels, StateOnly, counterfactuals
 from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.engine.noise import global_seed
 from swirl_lightning.engine.ranges import check_ranges
@@ -50,8 +50,8 @@ class TransitionDataModule(LightningDataModule, ABC):
             they begin anew. This is the paper's SFT-Merge.
         counterfactual_share: share of an iteration's pairs, in [0, 1], for which Phase I rolls out an action of the
             labelled triples, drawn at random, in place of the one that the IDM reads from the pair. So the FWM
-            practises actions that no pair shows; the reward needs no observed y. Of states in words, only those are
-            drawn whose words x has, all but the first; a pair that has those of none is left as it is.
+            practises actions that no pair shows; the reward needs no observed y. Of states in words, those of
+            :meth:`possible_actions` are drawn; a pair that allows none is left as it is.
         counterfactual_actions: how these actions begin, such as ``drop``; None takes all that labels have.
 
     Example::
@@ -133,6 +133,13 @@ class TransitionDataModule(LightningDataModule, ABC):
         """Make the metrics of the IDM, called as ``update(predicted_actions, transitions)``."""
         return MetricCollection({"exact_match": ExactMatch("action")})
 
+    def possible_actions(self, state: str) -> Sequence[str] | None:
+        """Return actions that a state in words allows, where that can be told from it, for Phase I to practise.
+
+        None: those of the labels of whose words it has all but the first.
+        """
+        return None
+
     def simulator(self) -> Simulator | None:
         """Return the true world, where there is one that starts from a state.
 
@@ -184,8 +191,9 @@ class TransitionDataModule(LightningDataModule, ABC):
             return validated
         trained: dict[Split, None] = {"warmup" if phase == WARMUP else "state_only": None for phase in self.phases()}
         merged = self.labelled_share and PhaseName.BOOTSTRAP in self.phases()
-        counterfactual = self.counterfactual_share and PhaseName.ONE in self.phases()
-        if self.labelled_per_batch or merged or counterfactual:
+        known = getattr(getattr(self.trainer, "lightning_module", None), "known_tokens", None)
+        practised = self.counterfactual_share or (known is not None and known.asked)
+        if self.labelled_per_batch or merged or (practised and PhaseName.ONE in self.phases()):
             trained["warmup"] = None
         return [*trained, *validated]
 
@@ -283,17 +291,11 @@ class TransitionDataModule(LightningDataModule, ABC):
         pairs = self.pairs(iteration)
         if self.counterfactual_share == 0:
             return pairs
-        actions: Sequence[str] = Labels(self.split("warmup"))
-        if (wanted := self.counterfactual_actions) is not None:
-            actions = [action for action in actions if action.startswith(tuple(wanted))]
-            if not actions:
-                raise ValueError(f"no labelled action begins with one of data.counterfactual_actions, {wanted}")
         random = np.random.default_rng([self.seed, iteration, 3])
         replaced = random.random(len(pairs)) < self.counterfactual_share
-        chosen = np.where(replaced, random.integers(len(actions), size=len(pairs)), -1).tolist()
-        if len(pairs) and isinstance(pairs[0].before, str):
-            chosen = fitted(pairs, actions, chosen)
-        return Counterfactuals(pairs, actions, chosen)
+        return counterfactuals(
+            pairs, replaced, Labels(self.split("warmup")), self.counterfactual_actions, self.possible_actions, random
+        )
 
     # ---- phases ----------------------------------------------------------------------------------
     def accumulation(self, phase: PhaseName) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from zlib import crc32
 
+import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from numpy.typing import NDArray
 
 from swirl_lightning.transition import Transition
 
@@ -40,24 +42,24 @@ class Labels(Sequence[str]):
 
 
 class Counterfactuals(Sequence[Transition]):
-    """Sequence of pairs, each with a chosen action as counterfactual, or with none where that is -1.
+    """Sequence of pairs, each with its action of ``actions`` as counterfactual, or with none.
 
     Attributes:
         number: number of pairs with such an action.
         checksum: of these actions and their places.
     """
 
-    def __init__(self, pairs: Sequence[Transition], actions: Sequence[str], chosen: list[int]) -> None:
-        self._pairs, self._actions, self._chosen = pairs, actions, chosen
-        self.number = sum(number >= 0 for number in chosen)
-        self.checksum = crc32("\0".join("" if n < 0 else actions[n] for n in chosen).encode())
+    def __init__(self, pairs: Sequence[Transition], actions: Sequence[str | None]) -> None:
+        self._pairs, self._actions = pairs, actions
+        self.number = sum(action is not None for action in actions)
+        self.checksum = crc32("\0".join(action or "" for action in actions).encode())
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
-        pair, chosen = self._pairs[index], self._chosen[index]
-        return pair if chosen < 0 else replace(pair, counterfactual=self._actions[chosen])
+        pair, action = self._pairs[index], self._actions[index]
+        return pair if action is None else replace(pair, counterfactual=action)
 
 
 class Fitting:
@@ -68,6 +70,7 @@ class Fitting:
     """
 
     def __init__(self, actions: Sequence[str]) -> None:
+        self._actions = actions
         self._bare: list[int] = []
         self._by_last: dict[str, list[tuple[int, set[str]]]] = {}
         for number, action in enumerate(actions):
@@ -77,31 +80,58 @@ class Fitting:
             else:
                 self._bare.append(number)
 
-    def __call__(self, state: str) -> list[int]:
-        """Return the numbers of these actions, in order."""
+    def __call__(self, state: str) -> list[str]:
+        """Return these actions, in order."""
         words = set(_words(state))
         found = [number for word in words for number, named in self._by_last.get(word, []) if named <= words]
-        return sorted([*self._bare, *found])
+        return [self._actions[number] for number in sorted([*self._bare, *found])]
 
 
-def fitted(pairs: Sequence[Transition], actions: Sequence[str], chosen: Sequence[int]) -> list[int]:
-    """Replace each chosen action by one that its pair's x, in words, has the words of; by -1 where there is none.
+def counterfactuals(
+    pairs: Sequence[Transition],
+    replaced: NDArray[np.bool_],
+    labels: Sequence[str],
+    beginnings: Sequence[str] | None,
+    possible: Callable[[str], Sequence[str] | None],
+    random: np.random.Generator,
+) -> Counterfactuals:
+    """Draw a counterfactual action for some pairs.
+
+    Args:
+        pairs: P of them.
+        replaced: P flags: those that get one, if their x allows any.
+        labels: actions to draw from.
+        beginnings: how the actions begin; None for any.
+        possible: actions that a state in words allows; None for those of the labels that fit it.
+        random: source of the draws.
 
     Raises:
-        ValueError: there is none for any pair. For some, it warns with their number.
+        ValueError: no label begins so, or no pair's x allows an action. Where some do not, it warns with their number.
     """
-    allowed, found = Fitting(actions), list(chosen)
-    asked = [index for index, number in enumerate(chosen) if number >= 0]
+    wanted = ("",) if beginnings is None else tuple(beginnings)
+    if beginnings is not None:
+        labels = [action for action in labels if action.startswith(wanted)]
+        if not labels:
+            raise ValueError(f"no labelled action begins with one of data.counterfactual_actions, {beginnings}")
+    numbers = random.integers(len(labels), size=len(pairs)).tolist()
+    asked = np.flatnonzero(replaced).tolist()
+    found: list[str | None] = [None] * len(pairs)
+    fitting = Fitting(labels) if len(pairs) and isinstance(pairs[0].before, str) else None
     for index in asked:
-        fitting = allowed(str(pairs[index].before))
-        found[index] = fitting[chosen[index] % len(fitting)] if fitting else -1
-    count = sum(number >= 0 for number in found)
+        allowed: Sequence[str] = labels
+        if fitting is not None:
+            state = str(pairs[index].before)
+            own = possible(state)
+            allowed = fitting(state) if own is None else [action for action in own if action.startswith(wanted)]
+        if allowed:
+            found[index] = allowed[numbers[index] % len(allowed)]
+    count = sum(action is not None for action in found)
     told = f"data.counterfactual_share: of {len(asked)} pairs, {count} have a state with the words of an action"
     if asked and not count:
         raise ValueError(f"{told} of the labels; set it to 0, or other data.counterfactual_actions")
     if count < len(asked):
         rank_zero_warn(f"{told}; the others are left as they are")
-    return found
+    return Counterfactuals(pairs, found)
 
 
 def _words(text: str) -> list[str]:

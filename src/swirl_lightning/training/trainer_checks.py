@@ -177,14 +177,14 @@ def check_precision(precision: str, backbone: Backbone) -> None:
         )
 
 
-def check_labels_once(schedule: PhaseSchedule, shared_weights: bool) -> None:
-    """Refuse a schedule in which the IDM changes while the phase ``bootstrap`` takes its labels as given once.
+def check_labels_once(labels: str, schedule: PhaseSchedule, shared_weights: bool) -> None:
+    """Refuse a schedule in which the IDM changes while the phase ``bootstrap`` takes its ``labels`` as given once.
 
     Raises:
         ValueError: it does.
     """
     moves = schedule.iterations != 1 or len(schedule.phases) > 1 if shared_weights else Role.IDM in schedule.phases
-    if PhaseName.BOOTSTRAP in schedule.phases and moves:
+    if labels == "once" and PhaseName.BOOTSTRAP in schedule.phases and moves:
         raise ValueError(
             "model.bootstrap_labels once needs an IDM that stands still: phases without idm, and with shared_weights "
             "one phase once; or set it to online"
