@@ -21,12 +21,13 @@ PARTS: dict[str, Part] = {"train": "train", "dev": "validation", "test": "test"}
 
 
 class ScienceWorld(TextSuite):
-    """Steps of gold paths; a state is the last observation, what ``look`` shows and the inventory.
+    """Steps of gold paths, and off them; a state is the last observation, what ``look`` shows and the inventory.
 
     ``data_dir`` holds ``gold_transitions.jsonl``, one step a line: ``task, variation, split`` (train, dev or
     test, as the simulator splits the variations of each task), ``step, prev_obs, look_before, inv_before,
-    action, obs, look_after, inv_after``. Where ``gold_transitions.jsonl.sha256`` lies beside it, the file
-    must match. An episode is a variation of a task; each task's training episodes are halved.
+    action, obs, look_after, inv_after``, and ``on_path: false`` for a step off the gold path. Where
+    ``gold_transitions.jsonl.sha256`` lies beside it, the file must match. An episode is a variation of a task; each
+    task's training episodes are halved.
 
     Args:
         data_dir: as above.
@@ -138,7 +139,7 @@ def transition(fields: Mapping[str, Any]) -> Transition:
         state(*(text_field(fields, name, empty=True) for name in ("obs", "look_after", "inv_after"))),
         text_field(fields, "action"),
         id=f"{split}/{episode}/{fields['step']}",
-        meta={"task": task, "split": split, "episode": episode},
+        meta={"task": task, "split": split, "episode": episode, "on_path": fields.get("on_path") is not False},
     )
 
 

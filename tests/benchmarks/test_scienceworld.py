@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from support.suites.scienceworld import step, write
 from support.text_suites import SAMPLES, bert_folder, evaluated, tiny_model, tiny_trainer
 from swirl_lightning.benchmarks.scienceworld import FILE, ScienceWorld, sha256
-from swirl_lightning.prepare.scienceworld import choose, freeze, generate, replay
+from swirl_lightning.prepare.scienceworld import choose, freeze, generate, replay, stray
 
 REAL = SAMPLES / "scienceworld" / "gold_transitions.jsonl"
 
@@ -218,7 +220,7 @@ class Server:
         return self.steps / 3
 
     def step(self, action: str) -> str:
-        self.steps += 1
+        self.steps += action != "eat nothing"
         return f" did {action} "
 
 
@@ -242,6 +244,9 @@ class Simulator:
     def get_gold_action_sequence(self) -> list[str]:
         return ["look", "open door", "go"]
 
+    def get_valid_action_object_combinations(self) -> list[str]:
+        return ["look around", "focus on door", "open door", "eat apple", "eat pie", "eat nothing"]
+
     def get_variations_train(self) -> list[int]:
         return list(range(10))
 
@@ -257,6 +262,19 @@ def test_replay_chains_states():
     assert rows[0]["prev_obs"] == "room 0"
     assert rows[0]["obs"] == rows[1]["prev_obs"] == "did look"
     assert rows[0]["look_after"] == rows[1]["look_before"] == "room 1\n"
+
+
+def test_steps_off_the_path_go_on_from_it_and_change_what_is_seen():
+    found, begun = set(), set()
+    for seed in range(20):
+        rows = list(stray(Simulator(), "boil", 0, 100, 4, random.Random(seed)))
+        assert [row["step"] for row in rows] == [3, 4, 5, 6]
+        assert not any(row["on_path"] or row["look_before"] == row["look_after"] for row in rows)
+        assert all(one["look_after"] == other["look_before"] for one, other in pairwise(rows))
+        found |= {row["action"] for row in rows}
+        begun.add(rows[0]["look_before"])
+    assert found == {"open door", "eat apple", "eat pie"}
+    assert begun == {f"room {n}\n" for n in range(4)}
 
 
 def test_an_interrupted_generation_goes_on_and_gives_the_same_file(tmp_path, monkeypatch):
@@ -291,10 +309,11 @@ def test_variations_are_chosen_by_seed():
 @pytest.mark.skipif(shutil.which("java") is None, reason="no Java on this machine")
 def test_the_real_simulator(tmp_path):
     pytest.importorskip("scienceworld", reason="the simulator is not installed")
-    path = generate(str(tmp_path), train=2, dev=1, test=1, max_steps=4, tasks=["power-component"])
+    path = generate(str(tmp_path), train=2, dev=1, test=1, max_steps=4, tasks=["power-component"], off_path=2)
     data = ScienceWorld(str(tmp_path))
     data.setup("fit")
-    assert data.counts["all"]["used"] == 16 == len(path.read_text().splitlines())
+    assert data.counts["all"]["used"] == 16 + 8 == len(path.read_text().splitlines())
+    assert sum(not row.meta["on_path"] for row in data.split("test")) == 2
     first = data.split("test")[0]
     assert first.before.startswith("Observation: This room is called")
     assert "In your inventory, you see" in first.after

@@ -1,4 +1,4 @@
-"""Transitions of gold paths, replayed in the ScienceWorld simulator and frozen as JSON lines.
+"""Transitions of gold paths, and off them, played in the ScienceWorld simulator and frozen as JSON lines.
 
     python -m swirl_lightning.prepare.scienceworld --out data/scienceworld
 
@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ from swirl_lightning.prepare import command_parser
 Episode = tuple[str, str, int]
 """Split, task, variation."""
 
+_NOT_PLAYED = ("focus", "inventory", "look", "reset", "task", "wait", "wait1")
+"""First words of actions that change nothing that is seen, or end the task."""
+
+_TRIES = 5  # random actions for each step off the path: many change nothing
+
 
 def generate(
     out: str,
@@ -38,17 +44,19 @@ def generate(
     max_steps: int = 100,
     tasks: list[str] | None = None,
     seed: int = 0,
+    off_path: int = 0,
 ) -> Path:
     """Write ``gold_transitions.jsonl``, its ``.sha256`` and a ``.json`` with settings and counts.
 
     Args:
-        out: folder; episodes of an earlier run with the same ``max_steps`` are kept.
+        out: folder; episodes of an earlier run with the same ``max_steps`` and ``off_path`` are kept.
         train: episodes (variations) of each task from the simulator's training variations.
         dev: from its development variations.
         test: from its test variations.
         max_steps: steps of an episode; a longer gold path is cut there.
         tasks: names of tasks; null for all 30.
-        seed: of the choice of variations.
+        seed: of the choice of variations, and of the steps off the path.
+        off_path: random steps of each episode beside its gold path; see `stray`.
 
     Returns:
         The file of transitions.
@@ -58,8 +66,8 @@ def generate(
         ValueError: an unknown task, a number out of its range, or an episode of an earlier run that is damaged.
     """
     counts = dict.fromkeys(("train", "dev", "test"), "[0, inf)")
-    check_ranges("scienceworld", locals(), max_steps="[1, inf)", **counts)
-    folder = Path(out) / f"episodes-of-{max_steps}"
+    check_ranges("scienceworld", locals(), max_steps="[1, inf)", off_path="[0, 1000]", **counts)
+    folder = Path(out) / f"episodes-of-{max_steps}{f'-and-{off_path}' if off_path else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     simulator = _simulator()
     try:
@@ -69,10 +77,15 @@ def generate(
                 path = _path(folder, (split, task, variation))
                 if not path.is_file():
                     rows = replay(simulator, task, variation, max_steps)
+                    if off_path:
+                        draw = random.Random(f"{seed}|{task}|{variation}|off")
+                        rows = chain(rows, stray(simulator, task, variation, max_steps, off_path, draw))
                     _write(path, ({"task": task, "variation": variation, "split": split, **row} for row in rows))
     finally:
         simulator.close()
     settings = {"train": train, "dev": dev, "test": test, "max_steps": max_steps, "tasks": tasks, "seed": seed}
+    if off_path:
+        settings["off_path"] = off_path
     return freeze(Path(out), [_path(folder, episode) for episode in chosen], settings)
 
 
@@ -98,15 +111,61 @@ def replay(simulator: Any, task: str, variation: int, max_steps: int) -> Iterato
     Goes to the simulator's server: ``env.step`` also lists every valid action, which is several times slower.
     """
     simulator.load(task, variation, "", True)
-    server = simulator.server
-    look, inventory = str(server.freeActionLook()), str(server.freeActionInventory())
-    observation = look.strip()
+    state = _State(simulator.server)
     for step, action in enumerate(simulator.get_gold_action_sequence()[:max_steps]):
-        before = {"prev_obs": observation, "look_before": look, "inv_before": inventory}
-        observation = str(server.step(action)).strip()
-        look, inventory = str(server.freeActionLook()), str(server.freeActionInventory())
-        after = {"obs": observation, "look_after": look, "inv_after": inventory}
-        yield {"step": step, **before, "action": action, **after, "score": float(server.getScore())}
+        yield {"step": step, **state.after(action), "score": float(simulator.server.getScore())}
+
+
+def stray(
+    simulator: Any, task: str, variation: int, max_steps: int, steps: int, draw: random.Random
+) -> Iterator[dict[str, Any]]:
+    """Play a gold path up to a random step, then random actions that change what is seen; return the latter.
+
+    A kind of action, its first word, is drawn from those that are valid, then an action of that kind.
+
+    Args:
+        simulator: as made by the package.
+        task: name of the task.
+        variation: of the task.
+        max_steps: of the gold path.
+        steps: off it, at most; actions that change nothing are not counted, and five times as many are tried at most.
+        draw: of the choices.
+    """
+    simulator.load(task, variation, "", True)
+    state, gold = _State(simulator.server), simulator.get_gold_action_sequence()[:max_steps]
+    for action in gold[: draw.randrange(len(gold) + 1)]:
+        state.after(action)
+    number = 0
+    for _ in range(_TRIES * steps):
+        kinds: dict[str, list[str]] = {}
+        for action in simulator.get_valid_action_object_combinations():
+            if (kind := action.split()[0]) not in _NOT_PLAYED:
+                kinds.setdefault(kind, []).append(action)
+        if number == steps or not kinds:
+            return
+        row = state.after(draw.choice(sorted(kinds[draw.choice(sorted(kinds))])))
+        if (row["look_before"], row["inv_before"]) != (row["look_after"], row["inv_after"]):
+            score = float(simulator.server.getScore())
+            yield {"step": len(gold) + number, **row, "score": score, "on_path": False}
+            number += 1
+
+
+class _State:
+    """What is seen, before and after each action."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._look, self._inventory = str(server.freeActionLook()), str(server.freeActionInventory())
+        self._observation = self._look.strip()
+
+    def after(self, action: str) -> dict[str, Any]:
+        """Take an action; return it with both states."""
+        server = self._server
+        before = {"prev_obs": self._observation, "look_before": self._look, "inv_before": self._inventory}
+        self._observation = str(server.step(action)).strip()
+        self._look, self._inventory = str(server.freeActionLook()), str(server.freeActionInventory())
+        after = {"obs": self._observation, "look_after": self._look, "inv_after": self._inventory}
+        return {**before, "action": action, **after}
 
 
 def freeze(out: Path, episodes: list[Path], settings: dict[str, Any]) -> Path:
@@ -157,7 +216,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = command_parser(
         "scienceworld",
         "--out FOLDER",
-        "Transitions of gold paths in the ScienceWorld simulator, as JSON lines.",
+        "Transitions of gold paths, and off them, in the ScienceWorld simulator, as JSON lines.",
         "--out data/scienceworld",
     )
     add = parser.add_argument
@@ -166,7 +225,8 @@ def main(args: Sequence[str] | None = None) -> None:
         add(f"--{name}", type=int, default=count, help=f"episodes of each task from the {name} variations")
     add("--max_steps", type=int, default=100, help="steps of an episode; a longer gold path is cut there")
     add("--tasks", nargs="+", metavar="NAME", help="names of tasks, all 30 if left out")
-    add("--seed", type=int, default=0, help="of the choice of variations")
+    add("--seed", type=int, default=0, help="of the choice of variations, and of the steps off the path")
+    add("--off_path", type=int, default=0, help="random steps of each episode, besides its gold path")
     print(generate(**vars(parser.parse_args(args))))
 
 
