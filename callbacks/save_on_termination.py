@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from swirl_lightning.callbacks._shared import last_checkpoint
-from swirl_lightning.console.streams import outliving_readers, to_nowhere
+from swirl_lightning.console.streams import STANDARD, outliving_readers, to_nowhere
 
 
 class SaveOnTermination(Callback):
@@ -69,14 +69,14 @@ class SaveOnTermination(Callback):
     def _ask(self, number: int = signal.SIGTERM, *_: Any) -> None:
         if not self._running:
             raise SIGTERMException(128 + number)
-        self._asked = number
+        self._asked = self._asked or number  # Ctrl+C ends a ``| tee``, too
 
     def _hang_up(self, number: int, *_: Any) -> None:
-        to_nowhere()  # a ``| tee`` goes with the terminal
+        to_nowhere(*STANDARD)  # a ``| tee`` goes with the terminal
         self._ask(number)
 
     def _interrupt(self, *_: Any) -> None:
-        if not self._running or self._asked:
+        if not self._running or self._asked == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = signal.SIGINT
         rank_zero_info("ending when this batch is done; Ctrl+C again ends at once")

@@ -14,6 +14,7 @@ import torch
 
 from support.cli import config, here
 from support.processes import environment
+from swirl_lightning.callbacks import SaveOnTermination
 from swirl_lightning.console.run import run_command
 
 
@@ -68,15 +69,31 @@ def test_a_run_whose_output_nobody_reads_any_more_saves_at_the_next_batch(tmp_pa
     path, folder = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / "checkpoints"
     command = [sys.executable, "-m", "swirl_lightning", "fit", "-c", path, "--data.init_args.num_workers", workers]
     command += ["--trainer.enable_progress_bar", "true", "--phase_switch.warmup_epochs", "100"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment()) as running:
-        said = b""
-        while (line := os.read(running.stdout.fileno(), 10_000)) and not list(folder.glob("*.ckpt")):
-            said += line
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as end,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, env=environment()) as running,
+    ):
+        while os.read(running.stdout.fileno(), 10_000) and not list(folder.glob("*.ckpt")):
+            pass
         running.stdout.close()
-    assert list(folder.glob("*.ckpt")), said
+    assert list(folder.glob("*.ckpt")), log.read_text()
     assert running.returncode == 128 + signal.SIGPIPE
+    assert "asked to end: saved" in log.read_text(), "stderr has a reader"
     kept = {file.name: torch.load(file, weights_only=True)["global_step"] for file in folder.glob("*.ckpt")}
     assert kept.pop("last.ckpt") >= max(kept.values())
+
+
+def test_control_c_that_ends_the_reader_of_a_pipe_too_says_the_exit_code():
+    for first in (True, False):
+        callback = SaveOnTermination()
+        callback._running = True
+        asked = [callback._interrupt, lambda callback=callback: callback._ask(signal.SIGPIPE)]
+        for ask in asked if first else reversed(asked):
+            ask()
+        assert callback._asked == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            callback._interrupt()
 
 
 def test_control_c_outside_of_a_training_is_one_word(capsys):

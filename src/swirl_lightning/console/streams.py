@@ -15,10 +15,10 @@ STANDARD = (1, 2)
 """Descriptors of stdout and stderr."""
 
 
-def to_nowhere() -> None:
-    """Drop what is written from now on to a standard stream that is no file."""
+def to_nowhere(*streams: int) -> None:
+    """Drop what is written from now on to these descriptors, if they are no files."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in STANDARD:
+    for number in streams:
         if not stat.S_ISREG(os.fstat(number).st_mode):
             os.dup2(nowhere, number)
     os.close(nowhere)
@@ -64,7 +64,7 @@ class _Outliving(io.FileIO):
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise
-            to_nowhere()
+            to_nowhere(self.fileno())  # the other one may be read
             if error.errno == errno.EPIPE:
                 self._gone()
             return len(data)
