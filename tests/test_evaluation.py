@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from support.evaluated import CPU, evaluated
+from support.world import Digits
 from swirl_lightning.engine.noise import uniforms
 from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.transition import Choices
@@ -40,6 +41,40 @@ def test_best_of_one_is_the_first_draw(gemma_path):
     assert module.backbone.decode_states([fwm.grammar.content(drawn)], CPU) == shown[:1]
     with pytest.raises(ValueError, match=r"best_of must lie in \[1, 100000\], got 0"):
         EvaluationConfig(best_of=0)
+
+
+@pytest.mark.parametrize("right", [0, 1, 3])
+def test_what_is_predicted_right_is_scored_once(gemma_path, right, monkeypatch):
+    module, rows, _ = evaluated(gemma_path, best_of=1)
+    models, encode, count = module.models, module.backbone.encode_states, len(rows)
+    x, y = encode([row.before for row in rows], CPU), encode([row.after for row in rows], CPU)
+    z = [module.backbone.encode_action(row.action) for row in rows]
+    drawn = {
+        "fwm": [*y[:right], *encode(["7", "77", "777"], CPU)[right:]],
+        "idm": [*z[:right], *[[9], [9, 8], [8]][right:]],
+    }
+    wanted = {
+        "identifiability": [
+            float(models.idm.log_prob([z[n]], [x[n]], [drawn["fwm"][n]]).mean_per_token()) for n in range(count)
+        ],
+        "likelihood": [
+            float(models.fwm.log_prob([y[n]], [x[n]], [drawn["idm"][n]]).mean_per_token()) for n in range(count)
+        ],
+    }
+    monkeypatch.setattr(module.evaluator, "_sample", lambda model, *given: drawn[model.role])
+    scored, score = [], models.engine.score
+
+    def spy(grammar, prompts, *args, **kwargs):
+        scored.append(len(prompts))
+        return score(grammar, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(models.engine, "score", spy)
+    module.evaluator.start(Digits(), CPU)
+    module.evaluator.step(rows, CPU)
+    assert sum(scored) == 2 * count + 2 * (count - right)
+    found = module.evaluator.compute()
+    for name, values in wanted.items():
+        assert float(found[name]) == pytest.approx(sum(values) / count, abs=1e-5)
 
 
 def test_a_transition_with_choices_is_enough_for_their_accuracy(gemma_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -130,8 +130,8 @@ class Evaluator:
         actions = [self._backbone.encode_action(row.action or "") for row in rows]
         known = [n for n, row in enumerate(rows) if row.after is not None]
         seen, x = [rows[n] for n in known], [before[n] for n in known]
-        if seen:
-            self._teacher_forced(seen, x, y, [actions[n] for n in known])
+        z = [actions[n] for n in known]
+        forced = self._teacher_forced(seen, x, y, z) if seen else {}
         for mode in self._config.modes:
             states: list[State] = []
             words: list[str | None] = [None] * len(rows)
@@ -145,9 +145,12 @@ class Evaluator:
                     words[n] = self._backbone.decode_action(guess)
                 self._metrics[f"idm/{mode}"].update([words[n] for n in known], seen)
             if mode == self._config.modes[0] and self._forward and self._inverse:
-                self._means["identifiability"].update(self._identifiability(rows, before, futures, actions))
+                # what is predicted right has been scored
+                again = {n: forced[Role.IDM][k] for k, n in enumerate(known) if futures[n] == y[k]}
+                self._means["identifiability"].update(self._identifiability(rows, before, futures, actions, again))
                 if seen:
-                    self._means["likelihood"].update(self._likelihood(seen, x, guesses, y))
+                    again = {n: forced[Role.FWM][n] for n in range(len(seen)) if guesses[n] == z[n]}
+                    self._means["likelihood"].update(self._likelihood(seen, x, guesses, y, again))
             self._tell(mode, rows, states or [None] * len(rows), words)
             if self._forward:
                 self._roll_on(rows, futures, states, mode, device)
@@ -295,16 +298,42 @@ class Evaluator:
         return [futures[n * count + k] for n, k in enumerate(best)]
 
     def _identifiability(
-        self, rows: Sequence[Transition], before: list[TokenIds], futures: list[TokenIds], actions: list[TokenIds]
+        self,
+        rows: Sequence[Transition],
+        before: list[TokenIds],
+        futures: list[TokenIds],
+        actions: list[TokenIds],
+        again: Mapping[int, Tensor] = {},
     ) -> Tensor:
-        """Compute mean log Q(z | x, ŷ) per token, (N,)."""
-        return _checked(self._idm.log_prob(actions, before, futures).mean_per_token(), rows, Role.IDM)
+        """Compute mean log Q(z | x, ŷ) per token, (N,), but for those of ``again``, which are known."""
+        return self._scored(self._idm, rows, (actions, before, futures), again)
 
     def _likelihood(
-        self, rows: Sequence[Transition], before: list[TokenIds], actions: list[TokenIds], after: list[TokenIds]
+        self,
+        rows: Sequence[Transition],
+        before: list[TokenIds],
+        actions: list[TokenIds],
+        after: list[TokenIds],
+        again: Mapping[int, Tensor] = {},
     ) -> Tensor:
-        """Compute mean log P(y | x, ẑ) per token, (N,)."""
-        return _checked(self._fwm.log_prob(after, before, actions).mean_per_token(), rows, Role.FWM)
+        """Compute mean log P(y | x, ẑ) per token, (N,), but for those of ``again``, which are known."""
+        return self._scored(self._fwm, rows, (after, before, actions), again)
+
+    def _scored(
+        self,
+        model: WorldModel,
+        rows: Sequence[Transition],
+        given: tuple[list[TokenIds], list[TokenIds], list[TokenIds]],
+        again: Mapping[int, Tensor],
+    ) -> Tensor:
+        if not again:
+            return _checked(model.log_prob(*given).mean_per_token(), rows, model.role)
+        values = dict(again)
+        if left := [n for n in range(len(rows)) if n not in again]:
+            target, before, condition = ([part[n] for n in left] for part in given)
+            scored = model.log_prob(target, before, condition).mean_per_token()
+            values |= dict(zip(left, _checked(scored, [rows[n] for n in left], model.role), strict=True))
+        return torch.stack([values[n] for n in range(len(rows))])
 
     def _teacher_forced(
         self,
@@ -312,11 +341,16 @@ class Evaluator:
         before: list[TokenIds],
         after: list[TokenIds],
         actions: list[TokenIds],
-    ) -> None:
+    ) -> dict[Role, Tensor]:
+        """Score the true states and actions; return the means (N,) of each model that is evaluated."""
+        found = {}
         if self._forward:
-            self._means["fwm/log_prob"].update(self._likelihood(rows, before, actions, after))
+            found[Role.FWM] = self._likelihood(rows, before, actions, after)
         if self._inverse:
-            self._means["idm/log_prob"].update(self._identifiability(rows, before, after, actions))
+            found[Role.IDM] = self._identifiability(rows, before, after, actions)
+        for role, values in found.items():
+            self._means[f"{role}/log_prob"].update(values)
+        return found
 
 
 def _checked(values: Tensor, rows: Sequence[Transition], role: Role) -> Tensor:
