@@ -13,10 +13,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from swirl_lightning.callbacks._shared import last_checkpoint
-from swirl_lightning.console.streams import STANDARD, outliving_readers, to_nowhere
+from swirl_lightning.console.streams import STANDARD, outliving_readers, say_at_once, to_nowhere
 
 
 class SaveOnTermination(Callback):
@@ -79,7 +79,7 @@ class SaveOnTermination(Callback):
         if not self._running or self._asked == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = signal.SIGINT
-        rank_zero_info("ending when this batch is done; Ctrl+C again ends at once")
+        rank_zero_only(say_at_once)("ending when this batch is done; Ctrl+C again ends at once")
 
     def _ask_and_requeue(self, *_: Any) -> None:
         self._requeue = True

@@ -19,7 +19,7 @@ from swirl_lightning.console.run import run_command
 
 
 @pytest.mark.parametrize("pressed", [1, 2])
-def test_control_c_saves_at_the_next_batch_and_pressed_twice_ends_at_once(tmp_path, gemma_path, caplog, pressed):
+def test_control_c_saves_at_the_next_batch_and_pressed_twice_ends_at_once(tmp_path, gemma_path, capfd, pressed):
     path, last = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / "checkpoints" / "last.ckpt"
     press = ["--trainer.callbacks+=support.world.KillAt", "--trainer.callbacks.step=2"] * pressed
     names = ["--trainer.callbacks.name=SIGINT"]
@@ -27,7 +27,7 @@ def test_control_c_saves_at_the_next_batch_and_pressed_twice_ends_at_once(tmp_pa
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as end:
         here("fit", "-c", path, *options, "--ckpt_path", "last")
-    assert "Ctrl+C again ends at once" in caplog.text
+    assert "Ctrl+C again ends at once" in capfd.readouterr().err
     assert (torch.load(last, weights_only=True)["global_step"] == 3) == (pressed == 1)
     assert end.value.code == (128 + 2 if pressed == 1 else 1)  # 1 is Lightning's
     assert signal.getsignal(signal.SIGINT) is handler

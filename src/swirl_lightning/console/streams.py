@@ -8,7 +8,8 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from select import select
 from typing import Any
 
 STANDARD = (1, 2)
@@ -22,6 +23,13 @@ def to_nowhere(*streams: int) -> None:
         if not stat.S_ISREG(os.fstat(number).st_mode):
             os.dup2(nowhere, number)
     os.close(nowhere)
+
+
+def say_at_once(text: str) -> None:
+    """Write a line to stderr from a handler of signals, which may interrupt a print; drop it if nobody reads."""
+    with suppress(OSError):
+        if select([], [STANDARD[1]], [], 0)[1]:
+            os.write(STANDARD[1], f"{text}\n".encode())
 
 
 @contextmanager
