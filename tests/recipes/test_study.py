@@ -55,6 +55,7 @@ def test_the_parser_takes_the_rows(path, name, tmp_path, monkeypatch):
         "minigrid_rare": 6003,
         "minigrid_single": 8003,
         "textworld": 0,  # the same games for all seeds
+        "textworld_rare": 103,
     }
     assert cli.datamodule.world_seed == worlds[path.stem]
 
