@@ -28,17 +28,14 @@ class FewDigits(Digits):
         return [replace(row, before=few[n % 4] + few[n // 4 % 4], after=few[n % 4] * 2) for n, row in enumerate(rows)]
 
 
-def fit(gemma_path, folder, known_tokens, data=None, **options):
-    options = {"learner": BestOfN(FLOOR / 2), "grpo": GRPOConfig(group_size=4, beta=0)} | options
-    module = build(gemma_path, known_tokens=known_tokens, **options)
+def fit(gemma_path, folder, known_tokens, data=None):
+    grpo = GRPOConfig(group_size=4, beta=0)
+    module = build(gemma_path, known_tokens=known_tokens, learner=BestOfN(FLOOR / 2), grpo=grpo)
     rollouts = []
-
-    def keep(outputs):
-        rollouts.extend([outputs["rollouts"]] if outputs["rollouts"] is not None else [])
 
     class Keep(PhaseSwitch):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            keep(outputs)
+            rollouts.append(outputs["rollouts"])
 
     switch = Keep(warmup_epochs=0, phases=("fwm",), iterations=1)
     trainer(folder, switch).fit(module, data or FewDigits(size=16, batch_size=4))

@@ -113,7 +113,7 @@ def replay(simulator: Any, task: str, variation: int, max_steps: int) -> Iterato
     simulator.load(task, variation, "", True)
     state = _State(simulator.server)
     for step, action in enumerate(simulator.get_gold_action_sequence()[:max_steps]):
-        yield {"step": step, **state.after(action), "score": float(simulator.server.getScore())}
+        yield {"step": step, **state.after(action)}
 
 
 def stray(
@@ -137,21 +137,22 @@ def stray(
         state.after(action)
     number = 0
     for _ in range(_TRIES * steps):
+        if number == steps:
+            return
         kinds: dict[str, list[str]] = {}
         for action in simulator.get_valid_action_object_combinations():
             if (kind := action.split()[0]) not in _NOT_PLAYED:
                 kinds.setdefault(kind, []).append(action)
-        if number == steps or not kinds:
+        if not kinds:
             return
         row = state.after(draw.choice(sorted(kinds[draw.choice(sorted(kinds))])))
         if (row["look_before"], row["inv_before"]) != (row["look_after"], row["inv_after"]):
-            score = float(simulator.server.getScore())
-            yield {"step": len(gold) + number, **row, "score": score, "on_path": False}
+            yield {"step": len(gold) + number, **row, "on_path": False}
             number += 1
 
 
 class _State:
-    """What is seen, before and after each action."""
+    """What is seen before and after each action, and the score."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
@@ -165,7 +166,7 @@ class _State:
         self._observation = str(server.step(action)).strip()
         self._look, self._inventory = str(server.freeActionLook()), str(server.freeActionInventory())
         after = {"obs": self._observation, "look_after": self._look, "inv_after": self._inventory}
-        return {**before, "action": action, **after}
+        return {**before, "action": action, **after, "score": float(server.getScore())}
 
 
 def freeze(out: Path, episodes: list[Path], settings: dict[str, Any]) -> Path:
