@@ -1,5 +1,6 @@
 """What a phase is given: pairs with actions of the labels."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -50,7 +51,7 @@ def test_of_states_in_words_an_action_is_drawn_that_x_has_the_words_of():
                 return [replace(row, action=f"drop {'pie' if n % 3 else 'key'}") for n, row in enumerate(rows)]
             return [replace(row, before=("a pie", "nothing", "a key")[n % 3]) for n, row in enumerate(rows)]
 
-    with pytest.warns(UserWarning, match=r"pairs, [0-9]+ have a state with the words of an action; the others"):
+    with pytest.warns(UserWarning, match=r"pairs, [0-9]+ have a state that allows one of these actions; the others"):
         rows = list(Pies(seed=1, counterfactual_share=1.0).with_counterfactuals(0))
     for row in rows:
         fitting = {"a pie": "drop pie", "nothing": None, "a key": "drop key"}[row.before]
@@ -62,8 +63,14 @@ def test_of_states_in_words_an_action_is_drawn_that_x_has_the_words_of():
             rows = super().load_split(split)
             return rows if split == "warmup" else [replace(row, before="nothing") for row in rows]
 
-    with pytest.raises(ValueError, match=r"pairs, 0 have a state with the words of an action of the labels"):
-        Nothing(seed=1, counterfactual_share=1.0).with_counterfactuals(0)
+    datamodule = Nothing(seed=1, counterfactual_share=1.0)
+    with (
+        pytest.warns(UserWarning, match="pairs, 0 have a state that allows"),
+        pytest.raises(ValueError, match=r"no state before of [0-9]+ pairs allows an action; set it to 0"),
+    ):
+        datamodule.with_counterfactuals(0)
+    with pytest.warns(UserWarning, match="pairs, 0 have a state that allows"):  # an iteration later, runs go on
+        assert all(row.counterfactual is None for row in datamodule.with_counterfactuals(1))
 
 
 def test_a_benchmark_may_tell_the_actions_that_a_state_in_words_allows():
@@ -76,12 +83,29 @@ def test_a_benchmark_may_tell_the_actions_that_a_state_in_words_allows():
             return [f"take {state}", f"drop {state}", f"drop the {state}"] if state != "key 4" else []
 
     datamodule = Keys(seed=1, counterfactual_share=1.0, counterfactual_actions=["drop"])
-    with pytest.warns(UserWarning, match="have a state with the words of an action"):
+    with pytest.warns(UserWarning, match="have a state that allows one of these actions"):
         rows = list(datamodule.with_counterfactuals(0))
     told = {row.before: {r.counterfactual for r in rows if r.before == row.before} for row in rows}
     assert told.pop("key 4") == {None}
     assert all(found <= {f"drop {state}", f"drop the {state}"} for state, found in told.items())
     assert 2 in map(len, told.values())
+
+
+def test_each_action_that_a_state_allows_is_drawn_as_often():
+    """One was drawn for each label, so that a list longer than these had actions that never came."""
+
+    class Many(Data):
+        def load_split(self, split):
+            rows = super().load_split(split) * (200 if split == "state_only" else 1)
+            return [replace(row, id=f"{split}-{n}") for n, row in enumerate(rows)]
+
+        def possible_actions(self, state):
+            return [f"drop {n}" for n in range(10)]
+
+    rows = Many(seed=1, pairs_per_iteration=None, counterfactual_share=1.0).with_counterfactuals(0)
+    counts = Counter(row.counterfactual for row in rows)
+    assert len(counts) == 10
+    assert all(180 < count < 300 for count in counts.values()), counts  # 240 each, standard deviation 15
 
 
 def test_labels_without_an_action_cannot_be_counterfactual():

@@ -286,16 +286,20 @@ class TransitionDataModule(LightningDataModule, ABC):
         """Return the state-only pairs of an iteration (0-based), a share of them with a counterfactual action.
 
         Raises:
-            ValueError: no label's action begins as ``counterfactual_actions`` say, or no pair's x has its words.
+            ValueError: no label's action begins as ``counterfactual_actions`` say, or no x of iteration 0 allows one.
         """
         pairs = self.pairs(iteration)
         if self.counterfactual_share == 0:
             return pairs
         random = np.random.default_rng([self.seed, iteration, 3])
         replaced = random.random(len(pairs)) < self.counterfactual_share
-        return counterfactuals(
+        found = counterfactuals(
             pairs, replaced, Labels(self.split("warmup")), self.counterfactual_actions, self.possible_actions, random
         )
+        if iteration == 0 and replaced.any() and not found.number:  # later on, what has been trained can go on
+            told = f"data.counterfactual_share: no state before of {replaced.sum()} pairs allows an action"
+            raise ValueError(f"{told}; set it to 0, or other data.counterfactual_actions")
+        return found
 
     # ---- phases ----------------------------------------------------------------------------------
     def accumulation(self, phase: PhaseName) -> int:

@@ -106,14 +106,14 @@ def counterfactuals(
         random: source of the draws.
 
     Raises:
-        ValueError: no label begins so, or no pair's x allows an action. Where some do not, it warns with their number.
+        ValueError: no label begins so. Where the x of some pairs allows no action, it warns with their number.
     """
     wanted = ("",) if beginnings is None else tuple(beginnings)
     if beginnings is not None:
         labels = [action for action in labels if action.startswith(wanted)]
         if not labels:
             raise ValueError(f"no labelled action begins with one of data.counterfactual_actions, {beginnings}")
-    numbers = random.integers(len(labels), size=len(pairs)).tolist()
+    draws = random.random(len(pairs)).tolist()
     asked = np.flatnonzero(replaced).tolist()
     found: list[str | None] = [None] * len(pairs)
     fitting = Fitting(labels) if len(pairs) and isinstance(pairs[0].before, str) else None
@@ -124,13 +124,13 @@ def counterfactuals(
             own = possible(state)
             allowed = fitting(state) if own is None else [action for action in own if action.startswith(wanted)]
         if allowed:
-            found[index] = allowed[numbers[index] % len(allowed)]
+            found[index] = allowed[int(draws[index] * len(allowed))]
     count = sum(action is not None for action in found)
-    told = f"data.counterfactual_share: of {len(asked)} pairs, {count} have a state with the words of an action"
-    if asked and not count:
-        raise ValueError(f"{told} of the labels; set it to 0, or other data.counterfactual_actions")
     if count < len(asked):
-        rank_zero_warn(f"{told}; the others are left as they are")
+        rank_zero_warn(
+            f"data.counterfactual_share: of {len(asked)} pairs, {count} have a state that allows one of these actions; "
+            "the others are left as they are"
+        )
     return Counterfactuals(pairs, found)
 
 

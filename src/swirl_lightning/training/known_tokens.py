@@ -44,8 +44,10 @@ class KnownTokens:
             return judged
         if self._ids is None:
             data: Any = self._module.trainer.datamodule  # type: ignore[attr-defined]
-            states = [state for row in data.split("warmup") for state in (row.before, row.observed)]
-            self._ids = frozenset(t for ids in self._module.states.encode(states, self._module.device) for t in ids)
+            ids: set[int] = set()
+            for row in data.split("warmup"):  # one at a time: images are decoded when they are asked for
+                ids.update(*self._module.states.encode([row.before, row.observed], self._module.device))
+            self._ids = frozenset(ids)
         allowed = [self._ids.union(*both) for both in zip(x, y, strict=True)]
         size = drawn.group_size
         strange = [not allowed[n // size].issuperset(content) for n, content in enumerate(drawn.contents)]
