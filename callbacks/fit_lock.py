@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from swirl_lightning.files import lock
 
 NAME = "fit.lock"
-"""Seconds to wait for another fit's end: loader processes of one that was killed see that after five, and hold it."""
+"""Of the lock's file, in the folder of the run."""
 
 
 class FitLock(Callback):

@@ -4,8 +4,8 @@
 
 Give the run of every seed; each plans for goals in frames of its own test split. ``--seeds`` takes several sets of
 goals from each run, without a frame in common, and draws the searches anew for each. The true simulator as the model is
-the upper bound, and a random policy the lower one. Intervals are of a bootstrap over runs and goals (95 %); of one run,
-over its goals alone. Below are the paired differences of each model to the first one.
+the upper bound, and a random policy the lower one. Below are the paired differences of each model to the first one,
+with 95 % intervals by Student's t over the runs; of one run, over its goals.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ def measure(
 
 
 def table(results: Results, differences: Sequence[tuple[str, str]] = ()) -> list[str]:
-    """Success in per cent with its interval, as Markdown.
+    """Success in per cent, as Markdown.
 
     Args:
         results: what became of the goals.
-        differences: rows whose paired difference is a row of its own, one minus the other.
+        differences: rows whose paired difference is a row of its own, one minus the other, with its interval.
     """
     columns = ["model and search", "all goals", "by seed", *KINDS, "steps"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -131,17 +131,17 @@ def table(results: Results, differences: Sequence[tuple[str, str]] = ()) -> list
             [(kind, seed, a - b) for (kind, seed, a), (_, _, b) in zip(*runs, strict=True)]
             for runs in zip(scores[one], scores[other], strict=True)
         ]
-        lines.append(f"| {one} − {other} | {_cells(paired)} | |")
+        lines.append(f"| {one} − {other} | {_cells(paired, bounds=True)} | |")
     return lines
 
 
-def _cells(runs: list[list[tuple[str, int, float]]]) -> str:
-    """Means with intervals over all goals and each kind, and the means of each seed."""
+def _cells(runs: list[list[tuple[str, int, float]]], bounds: bool = False) -> str:
+    """Means over all goals and each kind, with their intervals if asked for, and the means of each seed."""
     cells = []
     for kinds in (KINDS, *((kind,) for kind in KINDS)):
         found = interval([np.array([score for kind, _, score in tasks if kind in kinds]) for tasks in runs])
         mean, low, high = (100 * value for value in found)
-        cells.append(f"{mean:.0f} [{low:.0f}, {high:.0f}]")
+        cells.append(f"{mean:.0f}" + (f" [{low:.0f}, {high:.0f}]" if bounds else ""))
     by_seed: dict[int, list[float]] = {}
     for _, seed, score in chain(*runs):
         by_seed.setdefault(seed, []).append(score)

@@ -4,9 +4,9 @@
 
 A study names a configuration, what differs between its rows, and which row each one goes on from. Each row of each
 seed is one run of ``swirl fit`` and one of ``swirl test``, in ``<out>/seed<n>/<row>``; finished ones are not repeated,
-and an interrupted one goes on from its last checkpoint. The table has means over seeds with 95 % intervals by a
-bootstrap over seeds and transitions, paired for differences; ``curves.png`` beside it has the same as an image, and the
-rewards over the optimiser steps.
+and an interrupted one goes on from its last checkpoint. The table has means over seeds with 95 % intervals by
+Student's t over the seeds' means, paired for differences (of one seed, over its transitions); ``curves.png`` beside it
+has the same as an image, and the rewards over the optimiser steps.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Study:
         options: options of every row.
         rows: by name; a row comes after the one that it starts from.
         iterations: lines of a diagram by iteration: a name, and the rows of its iterations from 0 on.
+        shared_test: True: all seeds are tested on the same transitions.
     """
 
     config: str
@@ -69,6 +70,7 @@ class Study:
     options: dict[str, Any]
     rows: dict[str, Row]
     iterations: dict[str, list[str]]
+    shared_test: bool
 
     @classmethod
     def load(cls, path: Path) -> Study:
@@ -82,7 +84,7 @@ class Study:
             given = load(read_words(path))
         except YAMLError as error:
             raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-        kinds = {"config": str, "seeded": dict, "options": dict, "rows": dict, "iterations": dict}
+        kinds = {"config": str, "seeded": dict, "options": dict, "rows": dict, "iterations": dict, "shared_test": bool}
         found = _fields(given, path, kinds, ("config", "rows"))
         if wrong := [option for option, base in found.get("seeded", {}).items() if type(base) is not int]:
             raise ValueError(f"{path}: seeded has to give a whole number for {', '.join(map(str, wrong))}")
@@ -105,9 +107,8 @@ class Study:
         for line, names in found.get("iterations", {}).items():
             if not isinstance(names, list) or any(str(name) not in rows for name in names):
                 raise ValueError(f"{path}: iterations of {line!r} must be a list of rows, not {str(names)[:60]!r}")
-        return cls(
-            found["config"], found.get("seeded", {}), found.get("options", {}), rows, found.get("iterations", {})
-        )
+        parts = (found.get(part, {}) for part in ("seeded", "options"))
+        return cls(found["config"], *parts, rows, found.get("iterations", {}), found.get("shared_test", False))
 
     def arguments(self, name: str, seed: int, folder: Path) -> list[str]:
         """Command-line arguments of a row's runs, after the subcommand."""
@@ -311,7 +312,14 @@ def panels(
     return drawn
 
 
-METRICS = ("fwm/sampled/exact_match", "fwm/greedy/exact_match", "fwm/sampled/preservation", "idm/sampled/exact_match")
+METRICS = (
+    "fwm/sampled/exact_match",
+    "fwm/greedy/exact_match",
+    "fwm/sampled/effect_accuracy",
+    "fwm/sampled/preservation",
+    "fwm/sampled/rouge_l",
+    "idm/sampled/exact_match",
+)
 
 
 def main() -> None:
@@ -325,14 +333,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: runs/<name of the study>")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--against", default="recipe", help="the row that the others are compared with")
-    parser.add_argument("--metrics", nargs="+", default=list(METRICS))
-    parser.add_argument("--pack", type=Path, help="write the scores of these seeds to this .csv.gz file")
+    parser.add_argument("--metrics", nargs="+", help=f"default: what there is of {', '.join(METRICS)}")
+    parser.add_argument("--pack", type=Path, help="write the scores of the table to this .csv.gz file")
     parser.add_argument("--join", type=Path, nargs="+", default=[], help="packed scores of seeds trained elsewhere")
     parser.add_argument("--table", action="store_true", help="train nothing, show what is there")
     args = parser.parse_args()
     check_ranges("study", vars(args), jobs="[1, inf)")
     study, out = Study.load(args.study), args.out or Path("runs") / args.study.stem
-    joined: scores.Found = {name: {} for name in study.rows}
+    joined: scores.Found = {}
     if unknown := {*(args.rows or []), args.against} - set(study.rows):
         parser.error(f"{args.study} has no rows {sorted(unknown)}; it has {list(study.rows)}")
     try:
@@ -344,21 +352,26 @@ def main() -> None:
         parser.error(f"--join brings rows that {args.study} does not have: {sorted(strange)}")
     if not args.table:
         names = args.rows or list(study.rows)
-        if both := sorted({seed for name in names for seed in joined[name]} & set(args.seeds)):
+        if both := sorted({seed for name in names for seed in joined.get(name, {})} & set(args.seeds)):
             parser.error(f"--join has the seeds {both} already: leave them out of --seeds")
         run_all(study, args.seeds, names, out, args.jobs)
-    own = tested(study, args.seeds, out)
-    if args.pack:
-        scores.pack(own, args.metrics, args.pack)
-    found = {name: {**joined[name], **own[name]} for name in study.rows}
+    found = tested(study, args.seeds, out)
+    try:
+        for path in args.join:
+            scores.join(found, path)
+    except ValueError as error:
+        parser.error(str(error))
     known = {metric for seeds in found.values() for rows in seeds.values() for row in rows.values() for metric in row}
-    if unknown := set(args.metrics) - known if known else set():
+    if unknown := set(args.metrics or ()) - known if known else set():
         parser.error(f"--metrics: the scores have no {sorted(unknown)}; they have {sorted(known)}")
-    table = scores.tables(found, args.metrics, args.against)
+    metrics = args.metrics or [metric for metric in METRICS if metric in known]
+    if args.pack:
+        scores.pack(found, metrics, args.pack)
+    table = scores.tables(found, metrics, args.against, study.shared_test)
     with whole_file(out / "table.json") as file:
         file.write(json.dumps(table, indent=2).encode())
-    Console(width=160).print(scores.shown(table, args.metrics, args.against))
-    if curves.available() and (drawn := panels(study, args.seeds, out, found, table, args.metrics)):
+    Console(width=200).print(scores.shown(table, metrics, args.against))
+    if curves.available() and (drawn := panels(study, args.seeds, out, found, table, metrics)):
         curves.draw(drawn, out / "curves.png")
 
 

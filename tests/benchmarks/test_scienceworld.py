@@ -297,6 +297,15 @@ def test_an_interrupted_generation_goes_on_and_gives_the_same_file(tmp_path, mon
     assert freeze(tmp_path / "two", [], {}).read_text() == ""
 
 
+def test_steps_off_the_path_are_not_kept_for_another_seed(tmp_path, monkeypatch):
+    pytest.importorskip("scienceworld", reason="the version of the simulator is noted")
+    monkeypatch.setattr("swirl_lightning.prepare.scienceworld._simulator", Simulator)
+    paths = [generate(str(tmp_path / name), train=10, dev=0, test=0, seed=1, off_path=3) for name in ("one", "two")]
+    first = generate(str(tmp_path / "two"), train=10, dev=0, test=0, seed=0, off_path=3).read_bytes()
+    again = generate(str(tmp_path / "two"), train=10, dev=0, test=0, seed=1, off_path=3).read_bytes()
+    assert paths[0].read_bytes() == again != first
+
+
 def test_variations_are_chosen_by_seed():
     counts = {"train": 3, "dev": 1, "test": 20}
     chosen = choose(Simulator(), counts, None, 0)

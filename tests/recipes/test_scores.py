@@ -1,4 +1,4 @@
-"""Scores of a study: intervals by a bootstrap over seeds and transitions, pairs, and the file that keeps them."""
+"""Scores of a study: intervals over seeds or transitions, pairs, and the file that keeps them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,59 @@ def test_one_seed_has_the_interval_of_its_transitions():
     assert (low, high) == (pytest.approx(0.3 - error, abs=2e-3), pytest.approx(0.3 + error, abs=2e-3))
 
 
-def test_the_interval_is_as_wide_as_seeds_and_transitions_make_it():
-    random = np.random.default_rng(0)
-    seeds = [shift + random.normal(0, 1, 400) for shift in np.linspace(-0.3, 0.3, 8)]
-    mean, low, high = scores.interval(seeds)
-    means = np.array([values.mean() for values in seeds])
-    # variance of a mean of 8 drawn seeds: that between seeds, and that of each seed's own mean, over 8
-    error = 1.96 * ((means.var() + 1 / 400) / 8) ** 0.5
-    assert mean == pytest.approx(means.mean())
-    assert high - low == pytest.approx(2 * error, rel=0.08)
+@pytest.mark.parametrize(
+    ("freedom", "known"), [(1, 12.706), (2, 4.303), (3, 3.182), (7, 2.365), (30, 2.042), (999, 1.962)]
+)
+def test_students_t_is_that_of_the_tables(freedom, known):
+    assert scores.student(freedom) == pytest.approx(known, abs=1e-3)
+
+
+def test_the_interval_over_seeds_is_by_hand():
+    seeds = [np.array([0.1, 0.3]), np.array([0.2, 0.4, 0.6]), np.array([0.3])]
+    half = 4.3027 * 0.1 / 3**0.5  # means 0.2, 0.4 and 0.3
+    assert scores.interval(seeds) == pytest.approx((0.3, 0.3 - half, 0.3 + half), abs=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_the_intervals_hold_the_mean_as_often_as_they_say(count, shared):
+    """A bootstrap over three seeds did so in 80 of 100 cases."""
+    random = np.random.default_rng(count)
+    held, cases = 0, 400
+    for _ in range(cases):
+        each = random.normal(0, 0.04 * (count > 1), (count, 1))  # one seed tells nothing of others
+        rows = random.normal(0, 0.3, (1 if shared else count, 60))
+        _, low, high = scores.interval(list(each + rows + random.normal(0, 0.1, (count, 60))), shared)
+        held += low <= 0 <= high
+    assert 0.92 * cases <= held
+
+
+def test_seeds_that_share_their_transitions_have_as_many():
+    with pytest.raises(ValueError, match=r"seeds that share their transitions have \[2, 3\] of them"):
+        scores.interval([np.zeros(2), np.zeros(3)], shared=True)
 
 
 def test_differences_are_paired():
-    one = {0: {"a": 1.0, "b": 0.0}, 1: {"a": 1.0}}
-    other = {0: {"b": 1.0, "a": 0.25}}
-    (found,) = scores.difference(one, other)
-    assert found.tolist() == [0.75, -1.0]
-    with pytest.raises(ValueError, match="seed 0: the two rows were tested on different transitions"):
-        scores.difference(one, {0: {"a": 1.0, "c": 1.0}})
+    found: scores.Found = {
+        "one": {0: {"a": {"m": 1.0}, "b": {"m": 0.0}}, 1: {"a": {"m": 1.0}}},
+        "other": {0: {"b": {"m": 1.0}, "a": {"m": 0.25}}},
+    }
+    (paired,) = scores.difference(found, "one", "other", "m")
+    assert paired.tolist() == [0.75, -1.0]
+    del found["other"][0]["b"]["m"]  # it cannot be judged there
+    (paired,) = scores.difference(found, "one", "other", "m")
+    assert paired.tolist() == [0.75]
+    found["other"][0]["c"] = {"m": 1.0}
+    with pytest.raises(ValueError, match="seed 0: the rows 'one' and 'other' were tested on different transitions"):
+        scores.difference(found, "one", "other", "m")
+
+
+def test_a_row_without_a_metric_leaves_the_others_in_the_table():
+    found: scores.Found = {"SFT": {0: {"a": {"m": 0.5}}}, "recipe": {0: {"a": {"m": 1.0, "n": 0.0}}}}
+    made = scores.tables(found, ["m", "n"], "recipe")
+    assert made["SFT"].keys() == {"m"}
+    assert made["SFT"]["m"]["difference"][0] == 0.5
+    assert made["recipe"]["n"]["mean"][0] == 0.0
 
 
 FOUND: scores.Found = {
@@ -75,8 +110,9 @@ def test_seeds_are_joined_once(tmp_path):
         gzip.compress(b"row,seed,id,m\nSFT,0,a,nan\n"),
         gzip.compress(b"row,seed,id,m\nSFT,0,a,1.0,2.0\n"),
         gzip.compress(b"row,seed,id,m\nSFT,0,a,1.0\n")[:-4],
+        gzip.compress(b"row,seed,id,m\nSFT,0,a,1.0\n", mtime=0)[:10] + b"\xff" * 20,
     ],
-    ids=["not packed", "no id", "a seed in words", "not finite", "a value too many", "cut off"],
+    ids=["not packed", "no id", "a seed in words", "not finite", "a value too many", "cut off", "damaged"],
 )
 def test_another_file_is_refused(tmp_path, content):
     path = tmp_path / "scores.csv.gz"

@@ -1,4 +1,4 @@
-"""Studies: rows from one start over seeds, and intervals by a bootstrap over seeds and transitions."""
+"""Studies: rows from one start over seeds, trained, tested and compared."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_row_starts_from_one_before_it(tmp_path):
     ("given", "told"),
     [
         ("rows: [", "s.yaml is no YAML: while parsing"),
-        ("- a", "s.yaml must be a mapping of config, seeded, options, rows, iterations, not"),
+        ("- a", "s.yaml must be a mapping of config, seeded, options, rows, iterations, shared_test, not"),
         ("config: c", "s.yaml lacks rows"),
         ("config: c\nrows: [a]", "s.yaml: rows cannot be"),
         ("config: c\nrows: {a: 7}", "row 'a' must be a mapping of start, options, train"),
@@ -240,6 +240,17 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [*line, "--out", str(tmp_path / "elsewhere"), "--table", "--join", str(packed)])
     study.main()
     assert json.loads((tmp_path / "elsewhere" / "table.json").read_text()) == table
+    monkeypatch.setattr(
+        "sys.argv",
+        [*line, "--out", str(tmp_path / "elsewhere"), "--table", "--join", str(packed), "--pack", str(packed)],
+    )
+    content = packed.read_bytes()
+    study.main()
+    assert packed.read_bytes() == content, "what was joined is packed, too"
+    monkeypatch.setattr("sys.argv", [*line, "--table", "--join", str(packed)])
+    with pytest.raises(SystemExit):
+        study.main()
+    assert "row 'SFT' of the seeds [0] is there already" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", [*line, "--join", str(packed)])
     with pytest.raises(SystemExit):
         study.main()

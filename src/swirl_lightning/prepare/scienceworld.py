@@ -49,7 +49,8 @@ def generate(
     """Write ``gold_transitions.jsonl``, its ``.sha256`` and a ``.json`` with settings and counts.
 
     Args:
-        out: folder; episodes of an earlier run with the same ``max_steps`` and ``off_path`` are kept.
+        out: folder; episodes of an earlier run with the same ``max_steps`` and ``off_path`` are kept, with steps off
+            the path those of the same ``seed``.
         train: episodes (variations) of each task from the simulator's training variations.
         dev: from its development variations.
         test: from its test variations.
@@ -67,7 +68,7 @@ def generate(
     """
     counts = dict.fromkeys(("train", "dev", "test"), "[0, inf)")
     check_ranges("scienceworld", locals(), max_steps="[1, inf)", off_path="[0, 1000]", **counts)
-    folder = Path(out) / f"episodes-of-{max_steps}{f'-and-{off_path}' if off_path else ''}"
+    folder = Path(out) / f"episodes-of-{max_steps}{f'-and-{off_path}-of-seed-{seed}' if off_path else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     simulator = _simulator()
     try:
