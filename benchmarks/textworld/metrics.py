@@ -9,37 +9,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
-from torchmetrics import Metric
+from typing import Any, ClassVar
 
 from swirl_lightning.benchmarks.textworld.facts import Facts, read
+from swirl_lightning.metrics.category_means import CategoryMeans
 from swirl_lightning.transition import State, Transition
 
 
-class FactMetric(Metric, ABC):
+class FactMetric(CategoryMeans, ABC):
     """Mean of a share of facts of each transition; subclasses define the share.
 
     Args:
-        name: key of the result.
         kinds: values of ``meta["kind"]`` that get a result of their own, ``<name>/<kind>``, where they occur.
         kwargs: as for `torchmetrics.Metric`.
+
+    Attributes:
+        name: key of the result.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    shares: Tensor
-    rows: Tensor
+    name: ClassVar[str]
 
-    def __init__(self, name: str, kinds: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.name, self.kinds = name, list(kinds)
-        # the last place is of all kinds
-        self.add_state("shares", torch.zeros(len(self.kinds) + 1, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("rows", torch.zeros(len(self.kinds) + 1, dtype=torch.int64), dist_reduce_fx="sum")
+    def __init__(self, kinds: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__([self.name], kinds, by="kind", **kwargs)
 
     @abstractmethod
     def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
@@ -54,29 +45,19 @@ class FactMetric(Metric, ABC):
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
         """Add one predicted state per transition."""
-        for guess, row in zip(predicted, transitions, strict=True):
-            facts, unread = read(guess) if isinstance(guess, str) else ({}, 0)
-            if "you" not in facts:
-                facts, unread = {}, unread + len(facts)
-            share = self.share(read(str(row.before))[0], read(str(row.after))[0], facts, unread)
-            if share is not None:
-                kind = row.meta.get("kind")
-                for place in [-1] if kind not in self.kinds else [-1, self.kinds.index(kind)]:
-                    self.shares[place] += share
-                    self.rows[place] += 1
+        self.add([[self._of(*pair)] for pair in zip(predicted, transitions, strict=True)], transitions)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Compute ``name`` over all rows (NaN without a row), ``name/kind`` for each kind with a row."""
-        means = (self.shares / self.rows).float()
-        found = {f"{self.name}/{kind}": n for n, kind in enumerate(self.kinds) if int(self.rows[n])}
-        return {self.name: means[-1], **{key: means[n] for key, n in found.items()}}
+    def _of(self, predicted: State | None, row: Transition) -> float | None:
+        facts, unread = read(predicted) if isinstance(predicted, str) else ({}, 0)
+        if "you" not in facts:
+            facts, unread = {}, unread + len(facts)
+        return self.share(read(str(row.before))[0], read(str(row.after))[0], facts, unread)
 
 
 class EffectAccuracy(FactMetric):
     """Share of the things that changed, appeared or vanished whose prediction is right."""
 
-    def __init__(self, kinds: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__("effect_accuracy", kinds, **kwargs)
+    name = "effect_accuracy"
 
     def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
         """Compute the share; a thing that vanished is right if the prediction does not mention it."""
@@ -88,8 +69,7 @@ class EffectAccuracy(FactMetric):
 class Preservation(FactMetric):
     """Share of the unchanged things that are predicted unchanged."""
 
-    def __init__(self, kinds: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__("preservation", kinds, **kwargs)
+    name = "preservation"
 
     def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
         """Compute the share; None if nothing stayed unchanged."""
@@ -101,9 +81,7 @@ class Hallucination(FactMetric):
     """Share of the predicted facts that hold neither before nor after; sentences that state no fact count, too."""
 
     higher_is_better = False
-
-    def __init__(self, kinds: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__("hallucination", kinds, **kwargs)
+    name = "hallucination"
 
     def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
         """Compute the share; None for an empty prediction."""
@@ -115,8 +93,7 @@ class Hallucination(FactMetric):
 class ExactStateMatch(FactMetric):
     """Share of the predictions that state all facts of the next state and nothing else, in any order."""
 
-    def __init__(self, kinds: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__("exact_match", kinds, **kwargs)
+    name = "exact_match"
 
     def share(self, before: Facts, after: Facts, predicted: Facts, unread: int) -> float | None:
         """Return 1 if all facts are right, otherwise 0."""
