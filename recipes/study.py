@@ -107,8 +107,8 @@ class Study:
         for line, names in found.get("iterations", {}).items():
             if not isinstance(names, list) or any(str(name) not in rows for name in names):
                 raise ValueError(f"{path}: iterations of {line!r} must be a list of rows, not {str(names)[:60]!r}")
-        parts = (found.get(part, {}) for part in ("seeded", "options"))
-        return cls(found["config"], *parts, rows, found.get("iterations", {}), found.get("shared_test", False))
+        seeded, options, iterations = (found.get(part, {}) for part in ("seeded", "options", "iterations"))
+        return cls(found["config"], seeded, options, rows, iterations, found.get("shared_test", False))
 
     def arguments(self, name: str, seed: int, folder: Path) -> list[str]:
         """Command-line arguments of a row's runs, after the subcommand."""

@@ -43,9 +43,11 @@ def _cpu(query: Tensor, key: Tensor, value: Tensor, causal: bool, scaling: float
 def _cpu_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, causal: bool, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    parts = grad, query, key, value, out
-    if query.itemsize < 4:  # torch's own of halves takes two to three times as long as with these copies
-        parts = tuple(part.float() for part in parts)
+    def whole(part: Tensor) -> Tensor:
+        """Copy halves: torch's own backward pass of them takes two to three times as long."""
+        return part.float() if part.itemsize < 4 else part
+
+    parts = map(whole, (grad, query, key, value, out))
     to_query, to_key, to_value = _CPU_BACKWARD(*parts, lse, 0.0, causal, scale=scaling)
     return to_query.to(query.dtype), to_key.to(key.dtype), to_value.to(value.dtype)
 
