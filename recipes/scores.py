@@ -42,15 +42,14 @@ def interval(scores: Scores, shared: bool = False) -> tuple[float, float, float]
     Raises:
         ValueError: shared, and a seed has fewer transitions than another.
     """
-    if shared and len({len(values) for values in scores}) > 1:
-        raise ValueError(
-            f"seeds that share their transitions have {sorted({len(values) for values in scores})} of them"
-        )
+    sizes = sorted({len(values) for values in scores})
+    if shared and len(sizes) > 1:
+        raise ValueError(f"seeds that share their transitions have {sizes} of them")
     means = np.array([values.mean() for values in scores])
-    half = half_width(means if len(scores) > 1 else scores[0])
-    if shared and len(scores) > 1:
-        half = float(np.hypot(half, half_width(np.mean(scores, axis=0))))
-    mean = float(means.mean())
+    spreads = [means] if len(scores) > 1 else []
+    if shared or not spreads:
+        spreads.append(np.mean(scores, axis=0))
+    half, mean = math.hypot(*map(half_width, spreads)), float(means.mean())
     return mean, mean - half, mean + half
 
 
@@ -85,27 +84,36 @@ def pack(found: Found, metrics: Sequence[str], path: Path) -> None:
         file.write(gzip.compress(text.getvalue().encode(), mtime=0))
 
 
-def join(found: Found, path: Path) -> None:
-    """Add the scores of a file that :func:`pack` wrote, as of seeds that were trained elsewhere.
+def unpack(path: Path) -> Found:
+    """Read the scores of a file that :func:`pack` wrote.
 
     Raises:
-        ValueError: the file is not one of ``pack``, or a row and seed of it are there already.
+        ValueError: it is no such file.
     """
     try:
         with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
-        added: Found = {}
+        found: Found = {}
         for line in lines:
             name, seed, key = line.pop("row"), int(line.pop("seed")), line.pop("id")
             scores = {metric: float(value) for metric, value in line.items() if value}
             if not all(map(math.isfinite, scores.values())):
                 raise ValueError(f"a score of {key} is not finite")
-            added.setdefault(name, {}).setdefault(seed, {})[key] = scores
+            found.setdefault(name, {}).setdefault(seed, {})[key] = scores
     except (OSError, EOFError, zlib.error, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: no file of packed scores ({error}); --pack writes one") from error
+    return found
+
+
+def join(found: Found, added: Found, source: object) -> None:
+    """Add scores of seeds that were trained elsewhere; ``source`` says of which, in an error.
+
+    Raises:
+        ValueError: a row and seed of them are there already.
+    """
     for name, seeds in added.items():
         if both := sorted(seeds.keys() & found.get(name, {}).keys()):
-            raise ValueError(f"{path}: row {name!r} of the seeds {both} is there already; leave these out of --seeds")
+            raise ValueError(f"{source}: row {name!r} of the seeds {both} is there already; leave these out of --seeds")
         found.setdefault(name, {}).update(seeds)
 
 

@@ -345,7 +345,7 @@ def main() -> None:
         parser.error(f"{args.study} has no rows {sorted(unknown)}; it has {list(study.rows)}")
     try:
         for path in args.join:
-            scores.join(joined, path)
+            scores.join(joined, scores.unpack(path), path)
     except ValueError as error:
         parser.error(str(error))
     if strange := set(joined) - set(study.rows):
@@ -357,8 +357,7 @@ def main() -> None:
         run_all(study, args.seeds, names, out, args.jobs)
     found = tested(study, args.seeds, out)
     try:
-        for path in args.join:
-            scores.join(found, path)
+        scores.join(found, joined, "--join")
     except ValueError as error:
         parser.error(str(error))
     known = {metric for seeds in found.values() for rows in seeds.values() for row in rows.values() for metric in row}

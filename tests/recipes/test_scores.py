@@ -83,7 +83,7 @@ def test_packed_scores_come_back(tmp_path):
     path = tmp_path / "new" / "scores.csv.gz"
     scores.pack(FOUND, ["m", "n"], path)
     back: scores.Found = {}
-    scores.join(back, path)
+    scores.join(back, scores.unpack(path), path)
     assert back == FOUND
     assert list(scores.scores_of(back, "SFT", "m")) == [0, 1]
     first = path.read_bytes()
@@ -95,10 +95,10 @@ def test_seeds_are_joined_once(tmp_path):
     path = tmp_path / "scores.csv.gz"
     scores.pack({"SFT": FOUND["SFT"]}, ["m"], path)
     joined: scores.Found = {"SFT": {7: {"a": {"m": 1.0}}}}
-    scores.join(joined, path)
+    scores.join(joined, scores.unpack(path), path)
     assert sorted(joined["SFT"]) == [0, 1, 7]
     with pytest.raises(ValueError, match=r"scores.csv.gz: row 'SFT' of the seeds \[0, 1\] is there already"):
-        scores.join(joined, path)
+        scores.join(joined, scores.unpack(path), path)
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_another_file_is_refused(tmp_path, content):
     path = tmp_path / "scores.csv.gz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="no file of packed scores"):
-        scores.join({}, path)
+        scores.unpack(path)

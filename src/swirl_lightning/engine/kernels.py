@@ -43,11 +43,7 @@ def _cpu(query: Tensor, key: Tensor, value: Tensor, causal: bool, scaling: float
 def _cpu_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, causal: bool, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    def whole(part: Tensor) -> Tensor:
-        """Copy halves: torch's own backward pass of them takes two to three times as long."""
-        return part.float() if part.itemsize < 4 else part
-
-    parts = map(whole, (grad, query, key, value, out))
+    parts = map(_whole, (grad, query, key, value, out))  # torch's own of halves is slower, of short sequences by far
     to_query, to_key, to_value = _CPU_BACKWARD(*parts, lse, 0.0, causal, scale=scaling)
     return to_query.to(query.dtype), to_key.to(key.dtype), to_value.to(value.dtype)
 
@@ -86,13 +82,16 @@ def _products_backward(
 
 def _scores(query: Tensor, key: Tensor, causal: bool, scaling: float) -> Tensor:
     """Compute scaled products (B, H, Q, T), of halves in float32, -inf where a key is still to come."""
-    if query.itemsize < 4:
-        query, key = query.float(), key.float()
-    scores = query @ key.transpose(-1, -2) * scaling
+    scores = _whole(query) @ _whole(key).transpose(-1, -2) * scaling
     if causal:
         to_come = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(to_come, -torch.inf)
     return scores
+
+
+def _whole(part: Tensor) -> Tensor:
+    """Copy halves to float32."""
+    return part.float() if part.itemsize < 4 else part
 
 
 CPU = Kernel(_cpu, _cpu_backward)
