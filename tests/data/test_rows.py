@@ -3,11 +3,13 @@
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from support.named_rows import SIZES, Data, data
 from swirl_lightning.data.loader import TransitionLoader
-from swirl_lightning.data.rows import Fitting
+from swirl_lightning.data.rows import Fitting, laps
+from swirl_lightning.schedule import PhaseName
 
 
 def test_a_share_of_the_pairs_of_phase_one_has_an_action_of_the_labels():
@@ -133,3 +135,33 @@ def test_other_counterfactual_actions_in_mid_phase_are_refused(other, told):
     after.load_state_dict(before.state_dict())
     with pytest.raises(ValueError, match=told):
         next(iter(after))
+
+
+class Doors(Data):
+    """Seven labelled triples: three times open, twice close, once go and once no word."""
+
+    def load_split(self, split):
+        actions = ["open a", "close a", "open b", "Go on", "open c", "!", "close b"]
+        return [replace(row, action=actions[n % 7]) for n, row in enumerate(super().load_split(split))]
+
+
+def test_balanced_labels_show_each_verb_as_often_as_the_most_frequent_one():
+    options = {"batch_size": 2, "warmup_batch_size": 4, "seed": 5, "balanced_labels": True, "labelled_per_batch": 2}
+    doors = Doors(**options, labelled_share=0.5)
+    counts = Counter(row.action for row in doors.labelled())
+    assert counts == {"open a": 1, "open b": 1, "open c": 1, "close a": 2, "close b": 1, "Go on": 3, "!": 3}
+    warmup = [row.action for batch in doors.train_dataloader() for row in batch.transitions]
+    assert Counter(warmup) == counts, "3 batches of 4 in place of one"
+    beside = [row.action for batch in doors._phase_loader(PhaseName.ONE) for row in batch.labelled]
+    assert Counter(beside) == counts, "6 batches of 2 pairs have 2 labels each"
+    assert Counter(row.action for row in list(doors.merged(0))[SIZES["state_only"] :]) == counts
+    plain = Doors(**options | {"balanced_labels": False})
+    assert list(plain.labelled()) == list(plain.split("warmup"))
+
+
+def test_laps_give_each_number_once_before_any_comes_again():
+    drawn = laps(5, 12, np.random.default_rng(1)).tolist()
+    assert [sorted(drawn[:5]), sorted(drawn[5:10])] == [list(range(5))] * 2
+    assert len(drawn) == 12
+    assert len(set(drawn[10:])) == 2
+    assert laps(0, 0, np.random.default_rng(1)).tolist() == []

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 from zlib import crc32
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
 
 from swirl_lightning.data.batch import TransitionBatch
-from swirl_lightning.data.rows import Counterfactuals
+from swirl_lightning.data.rows import Counterfactuals, Joined, laps
 from swirl_lightning.transition import Transition
 
 _CHECKSUM = "checksum of the records"
@@ -233,8 +233,7 @@ class TransitionLoader:
         """Return the numbers of the labelled rows of each of this rank's batches; they follow those of the rows."""
         count = batches * self.world_size * self.labelled_per_batch
         random = np.random.default_rng([self.seed, epoch, 1])
-        laps = [random.permutation(len(self.labelled)) for _ in range(0, count, max(1, len(self.labelled)))]
-        order = len(self.rows) + np.concatenate(laps or [np.arange(0)])[:count]
+        order = len(self.rows) + laps(len(self.labelled), count, random)
         table = order.reshape(batches, self.world_size, self.labelled_per_batch)
         return table[:, self.rank].tolist()
 
@@ -250,7 +249,7 @@ class TransitionLoader:
 
     def _fetch(self, batches: list[list[int]]) -> DataLoader[Transition]:
         return DataLoader(
-            _Rows(self.rows, self.labelled),
+            cast("Dataset[Transition]", Joined(self.rows, self.labelled)),
             batch_sampler=batches,
             collate_fn=list,
             num_workers=self.num_workers,
@@ -259,19 +258,6 @@ class TransitionLoader:
             # and a resumed run starts its DataLoader at another moment than an uninterrupted one.
             generator=torch.Generator().manual_seed(self.seed),
         )
-
-
-class _Rows(Dataset[Transition]):
-    """Dataset of two sequences, one after the other."""
-
-    def __init__(self, rows: Sequence[Transition], labelled: Sequence[Transition]) -> None:
-        self._rows, self._labelled = rows, labelled
-
-    def __len__(self) -> int:
-        return len(self._rows) + len(self._labelled)
-
-    def __getitem__(self, index: int) -> Transition:
-        return self._rows[index] if index < len(self._rows) else self._labelled[index - len(self._rows)]
 
 
 def _obey_the_run_alone(run: int, _: int) -> None:

@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from swirl_lightning.data.limits import check_val_interval, within
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
-from swirl_lightning.data.rows import Joined, Labels, StateOnly, counterfactuals
+from swirl_lightning.data.rows import Chosen, Joined, Labels, StateOnly, balanced, counterfactuals, laps
 from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.engine.noise import global_seed
 from swirl_lightning.engine.ranges import check_ranges
@@ -48,6 +48,8 @@ class TransitionDataModule(LightningDataModule, ABC):
         labelled_share: share of labelled triples among the transitions of the phase ``bootstrap``, in [0, 0.99]: they
             are mixed with an iteration's pairs, each iteration's in an order of their own; when all have been taken,
             they begin anew. This is the paper's SFT-Merge.
+        balanced_labels: repeat labelled triples, wherever they are trained on, until each first word of an action, its
+            verb, is as frequent as the most frequent one. An epoch of the warm-up then is that much longer.
         counterfactual_share: share of an iteration's pairs, in [0, 1], for which Phase I rolls out an action of the
             labelled triples, drawn at random, in place of the one that the IDM reads from the pair. So the FWM
             practises actions that no pair shows; the reward needs no observed y. Of states in words, those of
@@ -73,6 +75,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         pairs_per_step: int | None = None,
         labelled_per_batch: int = 0,
         labelled_share: float = 0.0,
+        balanced_labels: bool = False,
         counterfactual_share: float = 0.0,
         counterfactual_actions: list[str] | None = None,
     ) -> None:
@@ -85,6 +88,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         self.pairs_per_iteration = pairs_per_iteration
         self.pairs_per_step = pairs_per_step
         self.labelled_per_batch, self.labelled_share = labelled_per_batch, labelled_share
+        self.balanced_labels = balanced_labels
         self.counterfactual_share, self.counterfactual_actions = counterfactual_share, counterfactual_actions
         if isinstance(counterfactual_actions, str):
             raise ValueError(f"data.counterfactual_actions must be a list, got the string {counterfactual_actions!r}")
@@ -261,6 +265,10 @@ class TransitionDataModule(LightningDataModule, ABC):
             found += [row.without_action() for row in chosen] if name == "state_only" else chosen
         return found
 
+    def labelled(self) -> Sequence[Transition]:
+        """Return the labelled triples to train on, those of rare verbs repeated if ``balanced_labels``."""
+        return balanced(self.split("warmup")) if self.balanced_labels else self.split("warmup")
+
     def pairs(self, iteration: int) -> Sequence[Transition]:
         """Return the state-only pairs of an iteration (0-based), without their actions."""
         rows = self.split("state_only")
@@ -276,11 +284,9 @@ class TransitionDataModule(LightningDataModule, ABC):
         pairs = self.pairs(iteration)
         if self.labelled_share == 0:
             return pairs
-        labelled, count = self.split("warmup"), round(len(pairs) * self.labelled_share / (1 - self.labelled_share))
+        labelled, count = self.labelled(), round(len(pairs) * self.labelled_share / (1 - self.labelled_share))
         random = np.random.default_rng([self.seed, iteration, 2])
-        laps = [random.permutation(len(labelled)) for _ in range(0, count, len(labelled))]
-        chosen = np.concatenate([np.arange(0), *laps])[:count]
-        return Joined(pairs, labelled, chosen.tolist())
+        return Joined(pairs, Chosen(labelled, laps(len(labelled), count, random).tolist()))
 
     def with_counterfactuals(self, iteration: int) -> Sequence[Transition]:
         """Return the state-only pairs of an iteration (0-based), a share of them with a counterfactual action.
@@ -343,40 +349,24 @@ class TransitionDataModule(LightningDataModule, ABC):
 
     # ---- loaders ---------------------------------------------------------------------------------
     def _phase_loader(self, phase: PhaseName, iteration: int = 0) -> TransitionLoader:
-        if phase == WARMUP:
-            return self._train_loader(self.split("warmup"), self.warmup_batch_size)
         module: Any = getattr(self.trainer, "lightning_module", None)
-        rows = {PhaseName.BOOTSTRAP: self.merged, PhaseName.ONE: self.with_counterfactuals}.get(phase, self.pairs)
-        return self._train_loader(
-            rows(iteration),
-            self.batch_size,
-            replays=module.num_policy_iterations(phase) if module else 1,
-            window=self.accumulation(phase),
-            labelled=self.split("warmup") if self.labelled_per_batch else (),
-        )
-
-    def _train_loader(
-        self,
-        rows: Sequence[Transition],
-        batch_size: int,
-        replays: int = 1,
-        window: int = 1,
-        labelled: Sequence[Transition] = (),
-    ) -> TransitionLoader:
         rank, world_size = self._place()
+        warmup = phase == WARMUP
+        rows = {PhaseName.BOOTSTRAP: self.merged, PhaseName.ONE: self.with_counterfactuals}.get(phase, self.pairs)
+        beside = 0 if warmup else self.labelled_per_batch
         return TransitionLoader(
-            rows,
-            batch_size=batch_size,
+            self.labelled() if warmup else rows(iteration),
+            batch_size=self.warmup_batch_size if warmup else self.batch_size,
             shuffle=not getattr(self.trainer, "overfit_batches", 0),
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
             rank=rank,
             world_size=world_size,
             num_workers=self.num_workers,
-            replays=replays,
-            window=window,
-            labelled=labelled,
-            labelled_per_batch=self.labelled_per_batch if labelled else 0,
+            replays=module.num_policy_iterations(phase) if module and not warmup else 1,
+            window=1 if warmup else self.accumulation(phase),
+            labelled=self.labelled() if beside else (),
+            labelled_per_batch=beside,
         )
 
     def _eval_loader(self, rows: Sequence[Transition]) -> TransitionLoader:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from swirl_lightning.transition import Transition
 
 
-class StateOnly(Sequence[Transition]):
-    """Sequence of chosen rows of a split, without their actions."""
+class Chosen(Sequence[Transition]):
+    """Sequence of chosen rows of a split."""
 
     def __init__(self, rows: Sequence[Transition], chosen: list[int]) -> None:
         self._rows = rows
@@ -25,7 +25,43 @@ class StateOnly(Sequence[Transition]):
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
-        return self._rows[self._chosen[index]].without_action()
+        return self._rows[self._chosen[index]]
+
+
+class StateOnly(Chosen):
+    """Sequence of chosen rows of a split, without their actions."""
+
+    def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
+        return super().__getitem__(index).without_action()
+
+
+class Joined(Sequence[Transition]):
+    """Sequence of the rows of two, one after the other."""
+
+    def __init__(self, first: Sequence[Transition], second: Sequence[Transition]) -> None:
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
+        beyond = index - len(self._first)
+        return self._first[index] if beyond < 0 else self._second[beyond]
+
+
+def balanced(rows: Sequence[Transition]) -> Chosen:
+    """Repeat labelled rows until each first word of an action, the verb, is as frequent as the most frequent one."""
+    of_verb: dict[str, list[int]] = {}
+    for number in range(len(rows)):
+        of_verb.setdefault(next(iter(_words(rows[number].label)), ""), []).append(number)
+    most = max(map(len, of_verb.values()))
+    return Chosen(rows, [numbers[n % len(numbers)] for numbers in of_verb.values() for n in range(most)])
+
+
+def laps(number: int, count: int, random: np.random.Generator) -> NDArray[np.int_]:
+    """Draw ``count`` of the numbers below ``number``: all in a random order, then all in another, and so on."""
+    drawn = [random.permutation(number) for _ in range(0, count, max(1, number))]
+    return np.concatenate([np.arange(0), *drawn])[:count]
 
 
 class Labels(Sequence[str]):
@@ -136,17 +172,3 @@ def counterfactuals(
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[\w'-]+", text.lower())
-
-
-class Joined(Sequence[Transition]):
-    """Sequence of pairs, and of chosen rows of a labelled split behind them."""
-
-    def __init__(self, pairs: Sequence[Transition], labelled: Sequence[Transition], chosen: list[int]) -> None:
-        self._pairs, self._labelled, self._chosen = pairs, labelled, chosen
-
-    def __len__(self) -> int:
-        return len(self._pairs) + len(self._chosen)
-
-    def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
-        beyond = index - len(self._pairs)
-        return self._pairs[index] if beyond < 0 else self._labelled[self._chosen[beyond]]
