@@ -41,16 +41,19 @@ def test_counterfactual_actions_can_be_chosen():
 
 def test_of_states_in_words_an_action_is_drawn_that_x_has_the_words_of():
     actions = ["drop the red key", "look", "eat pie", "drop pie", "drop the blue key", ""]
-    allowed = Fitting(actions)
+    allowed = Fitting(actions, ["The red key is in a pie", "a blue door"])
     assert allowed("You carry the red key. The pie is here.") == [actions[n] for n in (0, 1, 2, 3, 5)]
     assert allowed("A red door; the key is blue") == [actions[n] for n in (0, 1, 4, 5)]
     assert allowed("nothing") == ["look", ""]
+    particles = Fitting(["pick up the key", "look around", "pick up the pie"], ["The key", "The pie"])
+    assert particles("The key is here") == ["pick up the key", "look around"], "no state has 'up' or 'around'"
 
     class Pies(Data):
         def load_split(self, split):
             rows = super().load_split(split)
             if split == "warmup":
-                return [replace(row, action=f"drop {'pie' if n % 3 else 'key'}") for n, row in enumerate(rows)]
+                things = ["pie" if n % 3 else "key" for n in range(len(rows))]
+                return [replace(row, before=f"a {t}", action=f"drop {t}") for row, t in zip(rows, things, strict=True)]
             return [replace(row, before=("a pie", "nothing", "a key")[n % 3]) for n, row in enumerate(rows)]
 
     with pytest.warns(UserWarning, match=r"pairs, [0-9]+ have a state that allows one of these actions; the others"):

@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from swirl_lightning.data.limits import check_val_interval, within
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.data.reading import first
-from swirl_lightning.data.rows import Chosen, Joined, Labels, StateOnly, balanced, counterfactuals, laps
+from swirl_lightning.data.rows import Chosen, Joined, StateOnly, balanced, counterfactuals, laps
 from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.engine.noise import global_seed
 from swirl_lightning.engine.ranges import check_ranges
@@ -300,7 +300,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         random = np.random.default_rng([self.seed, iteration, 3])
         replaced = random.random(len(pairs)) < self.counterfactual_share
         found = counterfactuals(
-            pairs, replaced, Labels(self.split("warmup")), self.counterfactual_actions, self.possible_actions, random
+            pairs, replaced, self.split("warmup"), self.counterfactual_actions, self.possible_actions, random
         )
         if iteration == 0 and replaced.any() and not found.number:  # later on, what has been trained can go on
             told = f"data.counterfactual_share: no state before of {replaced.sum()} pairs allows an action"

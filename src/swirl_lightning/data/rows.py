@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from zlib import crc32
 
@@ -99,19 +99,22 @@ class Counterfactuals(Sequence[Transition]):
 
 
 class Fitting:
-    """Finds the actions that a state in words may allow: those of whose words it has all but the first, the verb.
+    """Finds the actions that a state in words may allow: those of whose words it has all that states have at all.
+
+    The first word, the verb, does not count, and neither does what no state has, as the ``up`` of ``pick up the key``.
 
     Args:
         actions: to choose from.
+        states: those before the labelled actions.
     """
 
-    def __init__(self, actions: Sequence[str]) -> None:
+    def __init__(self, actions: Sequence[str], states: Iterable[str]) -> None:
+        known = {word for state in states for word in _words(state)}
         self._actions = actions
         self._bare: list[int] = []
         self._by_last: dict[str, list[tuple[int, set[str]]]] = {}
         for number, action in enumerate(actions):
-            _, *named = _words(action) or [""]
-            if named:
+            if named := [word for word in _words(action)[1:] if word in known]:
                 self._by_last.setdefault(named[-1], []).append((number, set(named)))
             else:
                 self._bare.append(number)
@@ -126,7 +129,7 @@ class Fitting:
 def counterfactuals(
     pairs: Sequence[Transition],
     replaced: NDArray[np.bool_],
-    labels: Sequence[str],
+    labelled: Sequence[Transition],
     beginnings: Sequence[str] | None,
     possible: Callable[[str], Sequence[str] | None],
     random: np.random.Generator,
@@ -136,7 +139,7 @@ def counterfactuals(
     Args:
         pairs: P of them.
         replaced: P flags: those that get one, if their x allows any.
-        labels: actions to draw from.
+        labelled: triples with the actions to draw from.
         beginnings: how the actions begin; None for any.
         possible: actions that a state in words allows; None for those of the labels that fit it.
         random: source of the draws.
@@ -145,6 +148,7 @@ def counterfactuals(
         ValueError: no label begins so. Where the x of some pairs allows no action, it warns with their number.
     """
     wanted = ("",) if beginnings is None else tuple(beginnings)
+    labels: Sequence[str] = Labels(labelled)
     if beginnings is not None:
         labels = [action for action in labels if action.startswith(wanted)]
         if not labels:
@@ -152,7 +156,9 @@ def counterfactuals(
     draws = random.random(len(pairs)).tolist()
     asked = np.flatnonzero(replaced).tolist()
     found: list[str | None] = [None] * len(pairs)
-    fitting = Fitting(labels) if len(pairs) and isinstance(pairs[0].before, str) else None
+    fitting = None
+    if len(pairs) and isinstance(pairs[0].before, str):
+        fitting = Fitting(labels, (str(labelled[n].before) for n in range(len(labelled))))
     for index in asked:
         allowed: Sequence[str] = labels
         if fitting is not None:
