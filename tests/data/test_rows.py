@@ -148,10 +148,13 @@ class Doors(Data):
         return [replace(row, action=actions[n % 7]) for n, row in enumerate(super().load_split(split))]
 
 
-def test_balanced_labels_show_each_verb_as_often_as_the_most_frequent_one():
+def test_balanced_labels_show_each_verb_as_often_as_the_most_frequent_one(caplog):
     options = {"batch_size": 2, "warmup_batch_size": 4, "seed": 5, "balanced_labels": True, "labelled_per_batch": 2}
     doors = Doors(**options, labelled_share=0.5)
-    counts = Counter(row.action for row in doors.labelled())
+    with caplog.at_level("INFO"):
+        counts = Counter(row.action for row in doors.labelled())
+    assert "data.balanced_labels: 7 labels of 4 verbs, 1 to 3 of each: by repeating them 12" in caplog.text
+    assert [row.action.split()[0] for row in doors.labelled()][:4] == ["open", "close", "Go", "!"], "verbs take turns"
     assert counts == {"open a": 1, "open b": 1, "open c": 1, "close a": 2, "close b": 1, "Go on": 3, "!": 3}
     warmup = [row.action for batch in doors.train_dataloader() for row in batch.transitions]
     assert Counter(warmup) == counts, "3 batches of 4 in place of one"

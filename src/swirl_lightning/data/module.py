@@ -106,6 +106,7 @@ class TransitionDataModule(LightningDataModule, ABC):
             **parts,
         )
         self._splits: dict[str, Sequence[Transition]] = {}
+        self._balanced: Sequence[Transition] | None = None
         self._accumulated = 1  # the value that we have set in the Trainer
 
     @classmethod
@@ -140,7 +141,7 @@ class TransitionDataModule(LightningDataModule, ABC):
     def possible_actions(self, state: str) -> Sequence[str] | None:
         """Return actions that a state in words allows, where that can be told from it, for Phase I to practise.
 
-        None: those of the labels of whose words it has all but the first.
+        None: those of the labels that fit it, by their words (:class:`swirl_lightning.data.rows.Fitting`).
         """
         return None
 
@@ -267,7 +268,11 @@ class TransitionDataModule(LightningDataModule, ABC):
 
     def labelled(self) -> Sequence[Transition]:
         """Return the labelled triples to train on, those of rare verbs repeated if ``balanced_labels``."""
-        return balanced(self.split("warmup")) if self.balanced_labels else self.split("warmup")
+        if not self.balanced_labels:
+            return self.split("warmup")
+        if self._balanced is None:
+            self._balanced = balanced(self.split("warmup"))
+        return self._balanced
 
     def pairs(self, iteration: int) -> Sequence[Transition]:
         """Return the state-only pairs of an iteration (0-based), without their actions."""

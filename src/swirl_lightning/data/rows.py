@@ -8,7 +8,7 @@ from dataclasses import replace
 from zlib import crc32
 
 import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
 from swirl_lightning.transition import Transition
@@ -50,12 +50,18 @@ class Joined(Sequence[Transition]):
 
 
 def balanced(rows: Sequence[Transition]) -> Chosen:
-    """Repeat labelled rows until each first word of an action, the verb, is as frequent as the most frequent one."""
+    """Repeat labelled rows until each first word of an action, the verb, is as frequent as the most frequent one.
+
+    It reads all rows, and tells how many there are now.
+    """
     of_verb: dict[str, list[int]] = {}
     for number in range(len(rows)):
         of_verb.setdefault(next(iter(_words(rows[number].label)), ""), []).append(number)
-    most = max(map(len, of_verb.values()))
-    return Chosen(rows, [numbers[n % len(numbers)] for numbers in of_verb.values() for n in range(most)])
+    counts = sorted(map(len, of_verb.values()))
+    chosen = [numbers[n % len(numbers)] for n in range(counts[-1]) for numbers in of_verb.values()]
+    told = f"{len(rows)} labels of {len(counts)} verbs, {counts[0]} to {counts[-1]} of each"
+    rank_zero_info(f"data.balanced_labels: {told}: by repeating them {len(chosen)}")
+    return Chosen(rows, chosen)
 
 
 def laps(number: int, count: int, random: np.random.Generator) -> NDArray[np.int_]:
@@ -105,7 +111,7 @@ class Fitting:
 
     Args:
         actions: to choose from.
-        states: those before the labelled actions.
+        states: of the labelled triples.
     """
 
     def __init__(self, actions: Sequence[str], states: Iterable[str]) -> None:
@@ -158,7 +164,8 @@ def counterfactuals(
     found: list[str | None] = [None] * len(pairs)
     fitting = None
     if len(pairs) and isinstance(pairs[0].before, str):
-        fitting = Fitting(labels, (str(labelled[n].before) for n in range(len(labelled))))
+        rows = (labelled[n] for n in range(len(labelled)))
+        fitting = Fitting(labels, (str(state) for row in rows for state in (row.before, row.after)))
     for index in asked:
         allowed: Sequence[str] = labels
         if fitting is not None:
