@@ -205,9 +205,7 @@ def _others(actions: Sequence[TokenIds], count: int) -> list[list[TokenIds]]:
     """For each action the next ``count`` of the batch that differ from it, in turn where there are fewer."""
     found = []
     for n, action in enumerate(actions):
-        turned = [list(other) for other in (*actions[n + 1 :], *actions[:n])]
-        different = [list(other) for other in dict.fromkeys(map(tuple, turned)) if list(other) != list(action)] or [
-            list(action)
-        ]
+        turned = dict.fromkeys(tuple(other) for other in (*actions[n + 1 :], *actions[:n]) if other != action)
+        different = [list(other) for other in turned] or [list(action)]
         found.append([different[k % len(different)] for k in range(count)])
     return found

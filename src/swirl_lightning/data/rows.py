@@ -55,8 +55,8 @@ def balanced(rows: Sequence[Transition]) -> Chosen:
     It reads all rows, and tells how many there are now.
     """
     of_verb: dict[str, list[int]] = {}
-    for number in range(len(rows)):
-        of_verb.setdefault(next(iter(_words(rows[number].label)), ""), []).append(number)
+    for number, row in enumerate(rows):
+        of_verb.setdefault(next(iter(_words(row.label)), ""), []).append(number)
     counts = sorted(map(len, of_verb.values()))
     chosen = [numbers[n % len(numbers)] for n in range(counts[-1]) for numbers in of_verb.values()]
     told = f"{len(rows)} labels of {len(counts)} verbs, {counts[0]} to {counts[-1]} of each"
@@ -164,8 +164,7 @@ def counterfactuals(
     found: list[str | None] = [None] * len(pairs)
     fitting = None
     if len(pairs) and isinstance(pairs[0].before, str):
-        rows = (labelled[n] for n in range(len(labelled)))
-        fitting = Fitting(labels, (str(state) for row in rows for state in (row.before, row.after)))
+        fitting = Fitting(labels, (str(state) for row in labelled for state in (row.before, row.after)))
     for index in asked:
         allowed: Sequence[str] = labels
         if fitting is not None:
