@@ -21,7 +21,7 @@ from swirl_lightning.roles import Role
 from swirl_lightning.training.grpo import grpo_loss, token_weights
 from swirl_lightning.training.learners import GRPO, BestOfN, Policy
 from swirl_lightning.training.losses import Loss, score_update
-from swirl_lightning.training.rewards import Reward
+from swirl_lightning.training.rewards import Reward, Scored
 from swirl_lightning.training.rollouts import Update
 from swirl_lightning.transition import Transition
 
@@ -31,8 +31,9 @@ Key = tuple[tuple[int, ...], ...]
 class Accuracy(Reward):
     """1 where each token of the action has more than half of the IDM's probability, so that it is named; else 0."""
 
-    def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
+    def __call__(self, scored: Scored) -> Tensor:
         """Return zeros and ones, (N,) float32."""
+        log_probs = scored.log_probs
         named = (log_probs.values.exp() > 0.5) | ~log_probs.mask
         return named.all(1).float()
 

@@ -154,8 +154,8 @@ def test_accumulation_equals_one_large_batch(gemma_path, tmp_path, phase, normal
 class EvenGroupsAlike(MeanLogProb):
     """Reward that is equal for all members of every second group."""
 
-    def __call__(self, judged, group_size):
-        rewards = super().__call__(judged, group_size).view(-1, group_size)
+    def __call__(self, scored):
+        rewards = super().__call__(scored).view(-1, scored.group_size)
         rewards[::2] = rewards[::2].mean(1, keepdim=True)
         return rewards.flatten()
 

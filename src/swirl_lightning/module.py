@@ -34,7 +34,7 @@ from swirl_lightning.training.grpo import GRPOConfig
 from swirl_lightning.training.known_tokens import KnownTokens
 from swirl_lightning.training.learners import GRPO, Learner, Policy
 from swirl_lightning.training.losses import Loss, SharedDenominator, sft_log_probs
-from swirl_lightning.training.rewards import MeanLogProb, Reward
+from swirl_lightning.training.rewards import MeanLogProb, Reward, Scored
 from swirl_lightning.training.rollouts import Rollouts, Update, with_counterfactuals
 from swirl_lightning.training.step_metrics import StepMetrics
 from swirl_lightning.transition import Transition
@@ -57,7 +57,7 @@ class SWIRL(PretrainedModule):
         idm_sampling: the same for the rollouts of Phase II.
         optim: learning rate of each phase.
         optimizer: builds the optimiser from parameter groups; the learning rate is ``optim``'s.
-        reward: computes the reward of a rollout from the frozen model's log-probabilities.
+        reward: computes the rewards of rollouts; None for the paper's, log-probabilities under the frozen model.
         known_tokens: in Phase I, log Q is -100 nats a token after a ŷ with a token that neither x, y nor a state of the
             labelled triples has, so that the FWM is not rewarded for writing the action into the state.
         learner: computes the loss from rollouts and their rewards; None for
@@ -232,7 +232,7 @@ class SWIRL(PretrainedModule):
         at_once = [window] if self.max_cached_tokens else [[batch] for batch in window]
         rolled_out = chain.from_iterable(phase([batch.transitions for batch in batches]) for batches in at_once)
         for batch, (actions, sampled, judged) in zip(window, rolled_out, strict=True):
-            rewards = self.reward(judged, sampled.group_size)
+            rewards = self.reward(Scored(role, batch.transitions, sampled, judged, self.backbone))
             self.tokens_seen += int(sampled.completions.mask.sum()) + int(judged.mask.sum())
             found.append((batch, actions, sampled, rewards))
         earned = [rewards for *_, rewards in found]
@@ -350,6 +350,7 @@ class SWIRL(PretrainedModule):
             checks.check_optimizer(self.optimizer_factory, 1 if self.shared_weights else 2)
             checks.check_callbacks(self.trainer)
             checks.check_labels_once(self.bootstrap_labels, self.schedule, self.shared_weights)
+            self.reward.check(self.backbone)
         super().setup(stage)
         checks.check_trainer(self.trainer)
         checks.check_precision(str(self.trainer.precision), self.backbone)

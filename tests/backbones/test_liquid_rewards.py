@@ -11,6 +11,8 @@ from tokenizers import pre_tokenizers
 
 from support.tiny_families import CODES, IMAGES, backbone_of, liquid_folder, noise_images
 from swirl_lightning import SWIRL, GRPOConfig
+from swirl_lightning.roles import Role
+from swirl_lightning.training.rewards import Scored
 from swirl_lightning.transition import Transition
 
 GROUP = 3
@@ -78,10 +80,11 @@ STATE_IDS = list(range(TEXT, TEXT + CODES))
 
 def rolled_out(module, phase, transitions=None):
     """Contents, rewards and prompts of one batch of rollouts."""
+    given, role = transitions or pairs(), Role.FWM if phase == module.phase_one else Role.IDM
     with torch.no_grad():
-        ((_, sampled, judged),) = phase([transitions or pairs()])
+        ((_, sampled, judged),) = phase([given])
     prompts = [asked for asked in sampled.prompts for _ in range(sampled.group_size)]
-    return sampled.contents, module.reward(judged, GROUP), prompts
+    return sampled.contents, module.reward(Scored(role, given, sampled, judged, module.backbone)), prompts
 
 
 def test_phase_one_rewards_log_q_of_the_action_given_the_imagined_state(module):

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 
 from swirl_lightning.callbacks import end_other_ranks
 from swirl_lightning.data import TransitionDataModule
-from swirl_lightning.training.rewards import MeanLogProb
+from swirl_lightning.training.rewards import MeanLogProb, Scored
 from swirl_lightning.transition import Transition
 
 ACTIONS = {
@@ -80,9 +80,9 @@ class BrokenReward(MeanLogProb):
         super().__init__()
         self.call, self.value, self.rank, self._calls = call, value, rank, 0
 
-    def __call__(self, log_probs: Any, group_size: int) -> Any:
+    def __call__(self, scored: Scored) -> Any:
         self._calls += 1
-        rewards = super().__call__(log_probs, group_size)
+        rewards = super().__call__(scored)
         if self._calls == self.call and int(os.environ.get("LOCAL_RANK", 0)) == self.rank:
             rewards[-1] = self.value
         return rewards

@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.training.grpo import (
     GRPOConfig,
     clipped_surrogate,
@@ -12,7 +11,6 @@ from swirl_lightning.training.grpo import (
     token_weights,
     zero_variance_share,
 )
-from swirl_lightning.training.rewards import MeanLogProb, ShuffledWithinGroup
 
 
 def test_advantages_by_hand():
@@ -72,37 +70,6 @@ def test_token_weights_by_hand():
     weights, total = token_weights(mask, "constant", 5)
     assert weights.sum() == 3
     assert total == 10
-
-
-def log_probs(rows):
-    values = torch.tensor(rows)
-    return LogProbs(values, torch.zeros_like(values), values != 0)
-
-
-def test_reward_is_the_mean_log_prob_with_a_floor():
-    scored = log_probs([[-1.0, -2.0, -3.0], [-4.0, 0.0, 0.0], [-30.0, -20.0, 0.0]])
-    assert MeanLogProb()(scored, 3).tolist() == [-2.0, -4.0, -10.0]
-    assert MeanLogProb(floor=-50.0)(scored, 3).tolist() == [-2.0, -4.0, -25.0]
-
-
-def test_shuffled_rewards_stay_within_their_group():
-    scored = log_probs([[-float(i + 1)] for i in range(16)])
-    shuffled = ShuffledWithinGroup(floor=-100.0)(scored, 8)
-    assert sorted(shuffled[:8].tolist()) == sorted(-float(i + 1) for i in range(8))
-    assert shuffled.tolist() != scored.values[:, 0].tolist()
-
-
-def test_the_order_of_a_group_depends_on_nothing_before_it():
-    """As on another rank, or after a resume; and groups have orders of their own."""
-    groups = [log_probs([[-float(shift + i)] for i in range(1, 9)]) for shift in range(20)]
-    fresh = [ShuffledWithinGroup(floor=-100.0)(group, 8).tolist() for group in groups]
-    reward = ShuffledWithinGroup(floor=-100.0)
-    assert [reward(group, 8).tolist() for group in reversed(groups)] == fresh[::-1]
-    orders = [[value + shift for value in row] for shift, row in enumerate(fresh)]
-    assert len({tuple(order) for order in orders}) == 20
-    places = [order.index(-1.0) for order in orders]
-    assert len(set(places)) >= 5  # of 8
-    assert ShuffledWithinGroup(floor=-100.0, seed=1)(groups[0], 8).tolist() != fresh[0]
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,65 @@
-"""Rewards of rollouts: log-probabilities under the frozen other model."""
+"""Rewards of rollouts: log-probabilities under the frozen other model, or what a class makes of the rollouts."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.backbones.image_tokens import ImageTokens
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.engine.samples import Samples
 from swirl_lightning.engine.scoring import LogProbs
+from swirl_lightning.metrics.embedding import MINILM, embed, missing_encoder
+from swirl_lightning.roles import Role
+from swirl_lightning.transition import State, Transition
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rollouts of B pairs, G each, with their scores; row n belongs to pair n // G; N = B * G.
+
+    Attributes:
+        role: the policy: the FWM in Phase I, the IDM in Phase II.
+        transitions: the B pairs.
+        samples: the N rollouts: next states in Phase I, actions in Phase II.
+        log_probs: under the frozen other model, (N, L). Phase I scores the group's z after (x, ŷ_k):
+            log Q(z | x, ŷ_k). Phase II scores the pair's y after (x, ẑ_k): log P(y | x, ẑ_k).
+        backbone: the model family that encoded them.
+    """
+
+    role: Role
+    transitions: Sequence[Transition]
+    samples: Samples
+    log_probs: LogProbs
+    backbone: Backbone
+
+    @property
+    def group_size(self) -> int:
+        """Number G of rollouts of a pair."""
+        return self.samples.group_size
+
+    def decode(self) -> list[State]:
+        """Return the N rollouts as states, in Phase I, or as actions in words."""
+        if self.role == Role.FWM:
+            return self.backbone.decode_states(self.samples.contents, self.log_probs.values.device)
+        return [self.backbone.decode_action(content) for content in self.samples.contents]
 
 
 class Reward(ABC):
-    """Reward, chosen by class path, from the frozen model's log-probabilities."""
+    """Reward of rollouts, chosen by class path."""
 
     @abstractmethod
-    def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
-        """Compute rewards (N,) float32 from the log-probabilities of N scored completions.
+    def __call__(self, scored: Scored) -> Tensor:
+        """Compute rewards, (N,) of a float type."""
 
-        Phase I scores the group's z after (x, ŷ_k): log Q(z | x, ŷ_k). Phase II scores the pair's y
-        after (x, ẑ_k): log P(y | x, ẑ_k).
-        """
+    def check(self, backbone: Backbone) -> None:  # noqa: B027 - most rewards need nothing
+        """Raise ValueError if there is none for the rollouts of this backbone; called before the base is loaded."""
 
 
 class MeanLogProb(Reward):
@@ -38,17 +76,17 @@ class MeanLogProb(Reward):
         check_ranges("model.reward", {"floor": floor}, floor="(-inf, 0)")
         self.floor = floor
 
-    def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
+    def __call__(self, scored: Scored) -> Tensor:
         """Compute the mean of each row, (N,) float32, in nats per token."""
-        return log_probs.mean_per_token().clamp(min=self.floor)
+        return scored.log_probs.mean_per_token().clamp(min=self.floor)
 
 
 class Constant(Reward):
     """Control with the reward 0 for every rollout: only supervised terms and the KL move the policy."""
 
-    def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
+    def __call__(self, scored: Scored) -> Tensor:
         """Return zeros, (N,) float32."""
-        return torch.zeros_like(log_probs.mean_per_token())
+        return torch.zeros_like(scored.log_probs.mean_per_token())
 
 
 class ShuffledWithinGroup(MeanLogProb):
@@ -62,9 +100,9 @@ class ShuffledWithinGroup(MeanLogProb):
         super().__init__(floor)
         self.seed = seed
 
-    def __call__(self, log_probs: LogProbs, group_size: int) -> Tensor:
+    def __call__(self, scored: Scored) -> Tensor:
         """Compute rewards (N,) float32, permuted within each group as if at random."""
-        rewards = super().__call__(log_probs, group_size).view(-1, group_size)
+        rewards = super().__call__(scored).view(-1, scored.group_size)
         order = torch.tensor([self._order(group) for group in rewards.tolist()], device=rewards.device)
         return rewards.gather(1, order).flatten()
 
@@ -72,3 +110,38 @@ class ShuffledWithinGroup(MeanLogProb):
         """Return the members' indices in the order of hashes."""
         key = f"{self.seed}|{group}"
         return sorted(range(len(group)), key=lambda n: hashlib.blake2b(f"{key}|{n}".encode(), digest_size=8).digest())
+
+
+class ObservedSimilarity(MeanLogProb):
+    """Likeness in meaning of the imagined and the observed next text, in Phase I; Phase II has the paper's reward.
+
+    It is the cosine of their sentence embeddings, as the metric ``embedding_similarity`` has it, and supervision by y:
+    compare what log Q adds to it. A counterfactual pair has no observed y: its group's rewards are 0.
+
+    Args:
+        model: encoder, as for :class:`swirl_lightning.metrics.embedding.EmbeddingSimilarity`.
+        floor: of Phase II, as for :class:`MeanLogProb`.
+    """
+
+    def __init__(self, model: str = MINILM, floor: float = -10.0) -> None:
+        super().__init__(floor)
+        self.model = model
+
+    def check(self, backbone: Backbone) -> None:
+        """Raise ValueError if states are images, or the encoder cannot serve."""
+        if isinstance(backbone, ImageTokens):
+            raise ValueError(f"model.reward ObservedSimilarity compares texts: {type(backbone).__name__} draws images")
+        if (reason := missing_encoder(self.model, "model.reward.model")) is not None:
+            raise ValueError(f"model.reward ObservedSimilarity has no encoder {self.model!r}: {reason}")
+
+    def __call__(self, scored: Scored) -> Tensor:
+        """Compute cosines in [-1, 1], (N,) float32, in Phase I; nats per token in Phase II."""
+        rewards = super().__call__(scored)
+        if scored.role == Role.IDM:
+            return rewards
+        device = str(rewards.device)
+        drawn = embed(self.model, device, [str(state) for state in scored.decode()])
+        observed = embed(self.model, device, [str(t.observed) for t in scored.transitions])
+        cosines = (drawn.view(len(observed), scored.group_size, -1) * observed[:, None]).sum(-1)
+        known = torch.tensor([t.counterfactual is None for t in scored.transitions], device=rewards.device)
+        return (cosines * known[:, None]).flatten()
