@@ -13,6 +13,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from swirl_lightning.data.batch import places
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.samples import Samples
 from swirl_lightning.engine.scoring import LogProbs
@@ -160,10 +161,8 @@ class TrialSWIRL(SWIRL):
         """As in SWIRL; the other actions are those of the other pairs of the batch."""
         transitions = list(chain.from_iterable(batches))
         x, _ = self.encode_pairs(transitions)
-        begin = 0
-        for z, y_hat, judged in super().phase_one(batches):
-            own = x[begin : begin + len(z.prompts)]
-            begin += len(z.prompts)
+        for part, (z, y_hat, judged) in zip(places(batches), super().phase_one(batches), strict=True):
+            own = x[part]
             others = _others(z.contents, max(1, self.candidates))
             if isinstance(self.learner, Nearest):
                 self.learner.befores[_key(y_hat)] = own

@@ -15,7 +15,7 @@ from swirl_lightning.backbones.image_tokens import ImageTokens
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.engine.samples import Samples
 from swirl_lightning.engine.scoring import LogProbs
-from swirl_lightning.metrics.embedding import MINILM, embed, missing_encoder
+from swirl_lightning.metrics.embedding import MINILM, EmbeddingSimilarity, missing_encoder
 from swirl_lightning.roles import Role
 from swirl_lightning.transition import State, Transition
 
@@ -125,7 +125,7 @@ class ObservedSimilarity(MeanLogProb):
 
     def __init__(self, model: str = MINILM, floor: float = -10.0) -> None:
         super().__init__(floor)
-        self.model = model
+        self.model, self._metric = model, EmbeddingSimilarity(model)
 
     def check(self, backbone: Backbone) -> None:
         """Raise ValueError if states are images, or the encoder cannot serve."""
@@ -136,12 +136,11 @@ class ObservedSimilarity(MeanLogProb):
 
     def __call__(self, scored: Scored) -> Tensor:
         """Compute cosines in [-1, 1], (N,) float32, in Phase I; nats per token in Phase II."""
-        rewards = super().__call__(scored)
         if scored.role == Role.IDM:
-            return rewards
-        device = str(rewards.device)
-        drawn = embed(self.model, device, [str(state) for state in scored.decode()])
-        observed = embed(self.model, device, [str(t.observed) for t in scored.transitions])
-        cosines = (drawn.view(len(observed), scored.group_size, -1) * observed[:, None]).sum(-1)
-        known = torch.tensor([t.counterfactual is None for t in scored.transitions], device=rewards.device)
-        return (cosines * known[:, None]).flatten()
+            return super().__call__(scored)
+        observed = [str(row.observed) for row in scored.transitions for _ in range(scored.group_size)]
+        metric = self._metric.to(scored.log_probs.values.device)
+        cosines = metric.score([str(state) for state in scored.decode()], observed)
+        known = [row.counterfactual is None for row in scored.transitions for _ in range(scored.group_size)]
+        earned = torch.tensor(cosines, dtype=torch.float32, device=metric.device)
+        return earned * torch.tensor(known, device=metric.device)
