@@ -41,8 +41,9 @@ def ahead(scene: Scene) -> int | None:
     """Return the index of the cell in front of the agent, None outside the grid."""
     at = agent_place(scene)
     facing = FACINGS.index(CELLS[scene.reshape(-1)[at]].facing)
-    row, column = at // GRID + (0, 1, 0, -1)[facing], at % GRID + (1, 0, -1, 0)[facing]
-    return row * GRID + column if 0 <= row < GRID and 0 <= column < GRID else None
+    grid = len(scene)
+    row, column = at // grid + (0, 1, 0, -1)[facing], at % grid + (1, 0, -1, 0)[facing]
+    return row * grid + column if 0 <= row < grid and 0 <= column < grid else None
 
 
 class Scenes:
@@ -53,12 +54,14 @@ class Scenes:
         seed: of everything drawn.
         split: None for training scenes, which exclude the held-out layouts; the name of a held-out split for
             scenes of that split alone.
+        grid: cells along a side of a scene.
     """
 
-    def __init__(self, frames: int, seed: int, split: str | None = None) -> None:
+    def __init__(self, frames: int, seed: int, split: str | None = None, grid: int = GRID) -> None:
+        self.grid = grid
         self.rng = np.random.default_rng([seed, len(split or "")])
         self.split = split
-        steps = generate(split or "base", frames, seed=seed)
+        steps = generate(split or "base", frames, seed=seed, grid=grid)
         self._frames = read([s for t in steps for s in (t.before, t.observed) if not isinstance(s, str)])
 
     def usable(self, scene: Scene) -> bool:
@@ -75,7 +78,7 @@ class Scenes:
             elif draw < 0.6 or self.split:  # `random_scene` excludes the held-out layouts
                 scene = self._recoloured(self._frames[self.rng.integers(len(self._frames))])
             else:
-                scene = random_scene(self.rng)
+                scene = random_scene(self.rng, self.grid)
             if self.usable(scene):
                 return scene
 
@@ -85,11 +88,11 @@ class Scenes:
         return np.array([INDEX[c._replace(colour=swap[c.colour])] for c in CELLS], dtype=np.uint8)[scene]
 
     def _sparse(self) -> Scene:
-        scene = np.full((GRID, GRID), FLOOR, dtype=np.uint8)
+        scene = np.full((self.grid, self.grid), FLOOR, dtype=np.uint8)
         if self.rng.random() < 0.7:
             scene[[0, -1], :] = scene[:, [0, -1]] = WALL
         cells = scene.reshape(-1)
-        for at in self.rng.permutation(GRID * GRID)[: self.rng.integers(1, 5)]:
+        for at in self.rng.permutation(len(cells))[: self.rng.integers(1, 5)]:
             cells[at] = self.thing()
         free = np.flatnonzero(cells == FLOOR)
         cells[self.rng.choice(free)] = INDEX[Cell("floor", facing=FACINGS[self.rng.integers(4)])]
@@ -105,12 +108,12 @@ class Scenes:
         while True:
             cells = scene.reshape(-1).copy()
             words = [self._edit(cells) for _ in range(count)]
-            result = cells.reshape(GRID, GRID)
+            result = cells.reshape(self.grid, self.grid)
             if not np.array_equal(result, scene) and self.usable(result):
                 return result, "; ".join(words)
 
     def _edit(self, cells: Scene) -> str:
-        """Change ``cells`` (36,) in place; returns the edit in words."""
+        """Change ``cells`` (grid * grid,) in place; returns the edit in words."""
         rng, draw = self.rng, self.rng.random()
         at = next(i for i, c in enumerate(cells) if CELLS[c].facing)
         if draw < 0.3:
@@ -120,20 +123,22 @@ class Scenes:
             return f"the agent faces {facing}"
         if draw < 0.55:
             grounds = [i for i, c in enumerate(cells) if CELLS[c]._replace(facing="left") in INDEX and i != at]
-            near = [i for i in grounds if abs(i // GRID - at // GRID) + abs(i % GRID - at % GRID) == 1]
+            near = [
+                i for i in grounds if abs(i // self.grid - at // self.grid) + abs(i % self.grid - at % self.grid) == 1
+            ]
             choice = near if near and rng.random() < 0.6 else grounds
             if choice:
                 to = int(choice[rng.integers(len(choice))])
                 cells[to] = INDEX[CELLS[cells[to]]._replace(facing=CELLS[cells[at]].facing)]
                 cells[at] = _without_agent(cells[at])
-                return f"the agent stands at {place(to)}"
+                return f"the agent stands at {place(to, self.grid)}"
         doors = [i for i, c in enumerate(cells) if CELLS[c].kind == "door" and i != at]
         if draw < 0.7 and doors:
             to = int(doors[rng.integers(len(doors))])
             old = CELLS[cells[to]]
             state = [s for s in ("open", "closed", "locked") if s != old.door][rng.integers(2)]
             cells[to] = INDEX[old._replace(door=state)]
-            return f"the {old.colour} door at {place(to)} is {state}"
+            return f"the {old.colour} door at {place(to, self.grid)} is {state}"
         return self._replace(cells, at)
 
     def _replace(self, cells: Scene, agent: int) -> str:
@@ -142,12 +147,12 @@ class Scenes:
         full = [i for i, c in enumerate(cells) if c not in (FLOOR, WALL) and i != agent]
         if full and rng.random() < 0.45:
             to = int(full[rng.integers(len(full))])
-            words = f"remove the {CELLS[cells[to]].name} at {place(to)}"
+            words = f"remove the {CELLS[cells[to]].name} at {place(to, self.grid)}"
             cells[to] = FLOOR
             return words
-        to = int(rng.integers(GRID * GRID))
+        to = int(rng.integers(len(cells)))
         while to == agent:
-            to = int(rng.integers(GRID * GRID))
+            to = int(rng.integers(len(cells)))
         new = self.thing()
         cells[to] = new
-        return f"put {CELLS[new].name} at {place(to)}"
+        return f"put {CELLS[new].name} at {place(to, self.grid)}"

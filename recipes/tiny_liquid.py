@@ -2,6 +2,8 @@
 
     python -m recipes.tiny_liquid --out src/swirl_lightning/assets/tiny-liquid
 
+With ``--grid 8`` it makes a base for frames of 8 x 8 cells, which is not shipped.
+
 The base is trained on single frames of the ``base`` split, random grids, random edits of both, and words. No
 sample has an action beside frames, a step of the simulator, or a layout of the held-out splits.
 """
@@ -13,6 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +29,7 @@ from recipes.tiny_lm import LMConfig, build_lm, train_lm
 from recipes.tiny_tasks import NAMES, PLACES, Tasks
 from recipes.tiny_text import build_tokenizer
 from swirl_lightning.backbones.vqgan import VQGAN
-from swirl_lightning.benchmarks.minigrid.tiles import CELLS, atlas
+from swirl_lightning.benchmarks.minigrid.tiles import CELLS, GRID, TILE, atlas
 from swirl_lightning.console.run import run_command
 
 SEED = 0
@@ -55,13 +58,13 @@ def tiles() -> Tensor:
     return torch.from_numpy(atlas()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def build_vqgan(folder: Path, log: Log) -> VQGAN:
-    """Train the VQGAN and save it in half precision; cell i has code i.
+def build_vqgan(folder: Path, log: Log, grid: int = GRID) -> VQGAN:
+    """Train the VQGAN for frames of (grid, grid) cells and save it in half precision; cell i has code i.
 
     Raises:
         RuntimeError: the codes are not clean; train longer.
     """
-    model = tiny_vqgan.train_vqgan(tiles(), FLOOR, WALL, SEED, log)
+    model = tiny_vqgan.train_vqgan(tiles(), FLOOR, WALL, SEED, log, replace(tiny_vqgan.CONFIG, resolution=grid * TILE))
     folder.mkdir(parents=True, exist_ok=True)
     model.config.to_yaml(folder / "vqgan.yaml")
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "vqgan.safetensors")
@@ -81,22 +84,22 @@ def save_lm(model: GemmaForCausalLM, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def build(out: Path, log: Log) -> None:
-    """Build the whole base: tokenizer, VQGAN, language model, hash."""
+def build(out: Path, log: Log, grid: int = GRID) -> None:
+    """Build the whole base for frames of (grid, grid) cells: tokenizer, VQGAN, language model, hash."""
     torch.manual_seed(SEED)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(grid)
     tokenizer.save_pretrained(out)
-    build_vqgan(out / "vqgan", log)
+    build_vqgan(out / "vqgan", log, grid)
     codes = list(range(len(CELLS)))
-    asked = Tasks(Scenes(HELD_OUT_TRANSITIONS, SEED + 7, "validation"), tokenizer, codes)
+    asked = Tasks(Scenes(HELD_OUT_TRANSITIONS, SEED + 7, "validation", grid), tokenizer, codes)
     held_out = [asked.draw(task) for task, count in HELD_OUT_TASKS.items() for _ in range(count)]
     torch.manual_seed(SEED)
     model = build_lm(STAGES[0][-1], tokenizer, tiny_vqgan.CONFIG.n_embed)
     log(f"lm: {model.num_parameters():,} parameters, vocabulary {model.config.vocab_size}")
     pad = int(tokenizer.pad_token_id)
     for shares, bare_weight, settings in STAGES:
-        tasks = Tasks(Scenes(BASE_TRANSITIONS, SEED), tokenizer, codes, shares, bare_weight)
+        tasks = Tasks(Scenes(BASE_TRANSITIONS, SEED, grid=grid), tokenizer, codes, shares, bare_weight)
         model.requires_grad_(True)
         model = train_lm(model, tasks, held_out, settings, pad, log, lambda m: save_lm(m, out))
     save_lm(model, out)
@@ -107,11 +110,12 @@ def main() -> None:
     """Entry point of the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--grid", type=int, default=GRID, help="cells along a side of a frame")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     start = time.monotonic()
-    build(options.out, lambda text: print(f"{time.monotonic() - start:6.0f} s  {text}", flush=True))
+    build(options.out, lambda text: print(f"{time.monotonic() - start:6.0f} s  {text}", flush=True), options.grid)
 
 
 if __name__ == "__main__":

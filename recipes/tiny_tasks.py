@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from recipes.tiny_edits import FLOOR, WALL, Scenes, agent_place, ahead
 from recipes.tiny_text import commands, place
-from swirl_lightning.benchmarks.minigrid.tiles import CELLS, GRID, Scene
+from swirl_lightning.benchmarks.minigrid.tiles import CELLS, Scene
 
 PLACES = {
     "changed": 0.42,
@@ -119,6 +119,9 @@ class Tasks:
         sample.weights.extend(bare if cell in (FLOOR, WALL) else weight for cell in cells)
         self._add(sample, [self._eoi], 0.0)
 
+    def _place(self, index: int) -> str:
+        return place(index, self._scenes.grid)
+
     def _answer(self, sample: Sample, text: str) -> None:
         self._say(sample, text, 1.0)
         self._add(sample, [self._eos], 1.0)
@@ -138,7 +141,7 @@ class Tasks:
     def _changed(self, sample: Sample) -> None:
         first, second = self._pair(sample)
         changes = [
-            f"{place(i)}: {CELLS[a].name} to {CELLS[b].name}"
+            f"{self._place(i)}: {CELLS[a].name} to {CELLS[b].name}"
             for i, (a, b) in enumerate(zip(first.reshape(-1), second.reshape(-1), strict=True))
             if a != b
         ]
@@ -172,10 +175,9 @@ class Tasks:
         self._show(sample, scene, 1.0)
 
     # ---- one frame -------------------------------------------------------------------------------
-    @staticmethod
-    def _caption(scene: Scene) -> str:
+    def _caption(self, scene: Scene) -> str:
         cells = scene.reshape(-1)
-        return "; ".join(f"{place(i)}: {CELLS[c].name}" for i, c in enumerate(cells) if c not in (FLOOR, WALL))
+        return "; ".join(f"{self._place(i)}: {CELLS[c].name}" for i, c in enumerate(cells) if c not in (FLOOR, WALL))
 
     def _objects(self, sample: Sample) -> None:
         scene = self._scenes.draw(sparse=True)
@@ -195,7 +197,7 @@ class Tasks:
         cells = scene.reshape(-1)
         kinds = [int(c) for c in np.unique(cells) if c not in (FLOOR, WALL) and (cells == c).sum() <= 3]
         name = CELLS[kinds[self._rng.integers(len(kinds))]].name
-        places = [place(i) for i, c in enumerate(cells) if CELLS[c].name == name]
+        places = [self._place(i) for i, c in enumerate(cells) if CELLS[c].name == name]
         self._say(sample, "Frame: ")
         self._show(sample, scene)
         self._say(sample, f"\nWhere is the {name}? ")
@@ -204,14 +206,14 @@ class Tasks:
     def _glance(self, sample: Sample) -> None:
         """Choose any six cells, most of them bare."""
         scene = self._scenes.draw()
-        self._name_cells(sample, scene, self._rng.permutation(GRID * GRID)[:6])
+        self._name_cells(sample, scene, self._rng.permutation(scene.size)[:6])
 
     def _look(self, sample: Sample) -> None:
         """Choose up to five things, and other cells up to seven."""
         scene = self._scenes.draw()
         cells = scene.reshape(-1)
         things = self._rng.permutation(np.flatnonzero((cells != FLOOR) & (cells != WALL)))[:5]
-        others = self._rng.integers(GRID * GRID, size=7 - len(things))
+        others = self._rng.integers(len(cells), size=7 - len(things))
         self._name_cells(sample, scene, self._rng.permutation(np.concatenate([things, others])))
 
     def _name_cells(self, sample: Sample, scene: Scene, chosen: np.ndarray) -> None:
@@ -219,7 +221,7 @@ class Tasks:
         self._show(sample, scene)
         self._say(sample, "\nLook:")
         for i in chosen.tolist():
-            self._say(sample, f" {place(i)}:")
+            self._say(sample, f" {self._place(i)}:")
             self._say(sample, f" {CELLS[scene.reshape(-1)[i]].name};", 1.0)
 
     def _ahead(self, sample: Sample) -> None:
@@ -229,8 +231,8 @@ class Tasks:
         self._say(sample, "Frame: ")
         self._show(sample, scene)
         self._say(sample, "\nAhead of the agent: ")
-        here = f"{CELLS[cells[agent_place(scene)]].name} at {place(agent_place(scene))}"
-        there = "nothing" if front is None else f"{CELLS[cells[front]].name} at {place(front)}"
+        here = f"{CELLS[cells[agent_place(scene)]].name} at {self._place(agent_place(scene))}"
+        there = "nothing" if front is None else f"{CELLS[cells[front]].name} at {self._place(front)}"
         self._answer(sample, f"{there}; {here}")
 
     def _name(self, sample: Sample) -> None:

@@ -14,9 +14,9 @@ MOST_IDS = 640
 SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>", "<boi>", "<eoi>")
 
 
-def place(index: int) -> str:
-    """Write the cell's place in words, counted from 1: ``row 2 column 3``."""
-    return f"row {index // GRID + 1} column {index % GRID + 1}"
+def place(index: int, grid: int) -> str:
+    """Write the place of a cell of a (grid, grid) scene in words, counted from 1: ``row 2 column 3``."""
+    return f"row {index // grid + 1} column {index % grid + 1}"
 
 
 def commands() -> list[str]:
@@ -28,8 +28,8 @@ def commands() -> list[str]:
     return found
 
 
-def sentences() -> Iterator[str]:
-    """Return the sentences that the tokenizer is trained on."""
+def sentences(grid: int) -> Iterator[str]:
+    """Return the sentences that the tokenizer is trained on, for frames of (grid, grid) cells."""
     fixed = (
         *("Before: ", "\nAfter: ", "\nAction: ", "\nChanged: ", "\nHow many cells changed? ", "Frame: "),
         *("One: ", "\nTwo: ", "\nEdit: ", "\nObjects: ", "\nAhead of the agent: ", "\nCopy: ", "\nDraw: "),
@@ -40,15 +40,16 @@ def sentences() -> Iterator[str]:
     for _ in range(4):
         yield from fixed
         yield from commands()
-        for index in range(GRID * GRID):
-            yield f"{place(index)}: {CELLS[2 * index].name} to {CELLS[2 * index + 1].name}; "
+        for index in range(grid * grid):
+            one, two = (CELLS[(2 * index + i) % len(CELLS)].name for i in (0, 1))
+            yield f"{place(index, grid)}: {one} to {two}; "
         for cell in CELLS:
             yield cell.name
             yield f" {cell.name};"
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE, which restores any text exactly."""
+def build_tokenizer(grid: int = GRID) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE, which restores any text exactly, on the words of frames of (grid, grid) cells."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -58,7 +59,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(list(sentences()), trainer)
+    tokenizer.train_from_iterator(list(sentences(grid)), trainer)
     pad, eos, bos, unk, boi, eoi = SPECIALS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

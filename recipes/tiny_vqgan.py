@@ -24,8 +24,11 @@ CONFIG = VQGANConfig(
     ch_mult=(1, 2, 2, 4),
     num_res_blocks=1,
 )
-SMALL, WHOLE = (3, 32), (6, 16)
-"""Cells along a side, and images in a step. Most steps have small images: the model is convolutional."""
+"""Of frames of 6 x 6 cells; of others only the resolution differs."""
+SMALL, WHOLE = (3, 32), 16
+"""Cells along a side of small images and their number in a step; number of whole ones. Most steps have small images:
+the model is convolutional.
+"""
 STAGES = {"both": (500, 200), "decoder": (900, 200)}
 """Steps on small and on whole images, of encoder and decoder together, then of the decoder alone."""
 LEARNING_RATE = 3e-3
@@ -66,7 +69,7 @@ def _paint_loss(model: VQGAN, pixels: Tensor, grids: Tensor) -> Tensor:
     return 4 * F.mse_loss(painted, pixels) + F.l1_loss(painted, pixels)
 
 
-def train_vqgan(atlas: Tensor, floor: int, wall: int, seed: int, log: Log) -> VQGAN:
+def train_vqgan(atlas: Tensor, floor: int, wall: int, seed: int, log: Log, config: VQGANConfig = CONFIG) -> VQGAN:
     """Train on compositions of the patches (T, 3, p, p) in [-1, 1]; patch i gets code i.
 
     Args:
@@ -75,10 +78,11 @@ def train_vqgan(atlas: Tensor, floor: int, wall: int, seed: int, log: Log) -> VQ
         wall: index of the patch around rooms.
         seed: of weights and images.
         log: called with a line every 100 steps.
+        config: its ``grid`` is the side of whole images in cells.
     """
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
-    model = VQGAN(CONFIG)
+    model = VQGAN(config)
     for stage, (small, whole) in STAGES.items():
         if stage == "decoder":
             for part in (model.encoder, model.quant_conv, model.quantize):
@@ -89,7 +93,7 @@ def train_vqgan(atlas: Tensor, floor: int, wall: int, seed: int, log: Log) -> VQ
             left = 1 - step / (small + whole)
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * min(1, (step + 1) / 30, 0.02 + 1.5 * left)
-            side, count = SMALL if step < small else WHOLE
+            side, count = SMALL if step < small else (config.grid, WHOLE)
             grids = random_grids(len(atlas), floor, wall, count, side, rng)
             pixels = compose(atlas, grids)
             loss = paint = _paint_loss(model, pixels, grids)
@@ -110,7 +114,7 @@ def check_vqgan(model: VQGAN, atlas: Tensor, floor: int, wall: int, seed: int) -
     rng = torch.Generator().manual_seed(seed)
     p, coded, painted = atlas.shape[-1], [], []
     for _ in range(16):
-        grids = random_grids(len(atlas), floor, wall, 64, CONFIG.grid, rng)
+        grids = random_grids(len(atlas), floor, wall, 64, model.config.grid, rng)
         codes = model.encode(compose(atlas, grids))
         coded.append(codes.flatten() == grids.flatten())
         cells = model.decode(grids.flatten(1)).unfold(2, p, p).unfold(3, p, p)

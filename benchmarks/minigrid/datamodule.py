@@ -9,6 +9,7 @@ from torchmetrics import MetricCollection
 
 from swirl_lightning.benchmarks.minigrid.metrics import EffectAccuracy, ExactFrameMatch, Preservation
 from swirl_lightning.benchmarks.minigrid.simulator import FAMILIES, check, generate
+from swirl_lightning.benchmarks.minigrid.tiles import GRID
 from swirl_lightning.benchmarks.minigrid.world import MiniGridSimulator
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
@@ -16,7 +17,7 @@ from swirl_lightning.transition import Transition
 
 
 class MiniGrid(TransitionDataModule):
-    """Frames of 6 x 6 cells from the MiniGrid simulator, actions such as ``pick up the red key``.
+    """Frames of MiniGrid's simulator, 6 x 6 cells of 8 x 8 pixels, actions such as ``pick up the red key``.
 
     Nothing is downloaded: transitions are simulated when a split is first used, one or two milliseconds
     each. Layouts of the validation and test splits are in no other split.
@@ -35,6 +36,11 @@ class MiniGrid(TransitionDataModule):
             than a step apart it counts the first step.
         min_gap: fewest steps between the two frames of a state-only pair.
         max_gap: most steps between them, as in a video; labelled transitions are single steps whatever it is.
+        grid: cells along a side of a frame. The base must have been made for frames of this size: the shipped one
+            for 6, and ``python -m recipes.tiny_liquid --grid 8`` makes one for 8.
+        moving_balls: balls that each scene has beside its other things. In state-only pairs each moves by itself
+            after every step, as MiniGrid's DynamicObstacles moves its own, so that no action explains the second
+            frame. In the other splits, which show what an action does, they lie still.
         world_seed: of the simulated episodes. Apart from `seed`, so that runs with different seeds can
             be compared on the same data.
         kwargs: as for `TransitionDataModule`.
@@ -59,6 +65,8 @@ class MiniGrid(TransitionDataModule):
         state_only_action_shares: dict[str, float] | None = None,
         min_gap: int = 1,
         max_gap: int = 1,
+        grid: int = GRID,
+        moving_balls: int = 0,
         world_seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -69,7 +77,11 @@ class MiniGrid(TransitionDataModule):
             "validation": validation_size,
             "test": test_size,
         }
-        everywhere: dict[str, Any] = {"families": tuple(FAMILIES if families is None else families)}
+        everywhere: dict[str, Any] = {
+            "families": tuple(FAMILIES if families is None else families),
+            "grid": grid,
+            "balls": moving_balls,
+        }
         if action_shares is not None:
             everywhere["shares"] = action_shares
         shown: dict[str, Any] = {} if state_only_action_shares is None else {"shares": state_only_action_shares}
@@ -92,7 +104,8 @@ class MiniGrid(TransitionDataModule):
 
     def load_split(self, split: Split) -> Sequence[Transition]:
         """Simulate the split."""
-        return generate(split, self.sizes[split], seed=self.world_seed, **self.options[split])
+        moving = split == "state_only"
+        return generate(split, self.sizes[split], seed=self.world_seed, moving=moving, **self.options[split])
 
     def state_metrics(self) -> MetricCollection:
         """Make effect accuracy, preservation and exact match of predicted frames."""

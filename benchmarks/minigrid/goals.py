@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from swirl_lightning.benchmarks.minigrid.tiles import CELLS, FACINGS, FRAME, GRID, OBJECTS, Cell, Scene, read
+from swirl_lightning.benchmarks.minigrid.tiles import CELLS, FACINGS, OBJECTS, Cell, Scene, grid_of, read
 from swirl_lightning.transition import State
 
 Kind = Literal["reach", "fetch", "open"]
@@ -38,12 +38,13 @@ class MiniGridGoal:
         scene, (column, row), facing = found
         x, y = column + _AHEAD[facing][0], row + _AHEAD[facing][1]
         actions = ["turn left", "turn right"]
-        if not (0 <= x < GRID and 0 <= y < GRID):
+        last = len(scene) - 1
+        if not (0 <= x <= last and 0 <= y <= last):
             return actions
         front = CELLS[scene[y, x]]
         if self.kind != "reach" and _wanted(self, front):
             actions.append(f"{'pick up' if self.kind == 'fetch' else 'open'} the {self.thing}")
-        inside = 0 < x < GRID - 1 and 0 < y < GRID - 1  # beyond the rim MiniGrid cannot look
+        inside = 0 < x < last and 0 < y < last  # beyond the rim MiniGrid cannot look
         if inside and (front.kind in ("floor", "goal") or front.door == "open"):
             actions.append("move forward")
         return actions
@@ -103,7 +104,7 @@ def _wanted(goal: MiniGridGoal, cell: Cell) -> bool:
 
 def _agent(state: State) -> tuple[Scene, tuple[int, int], str] | None:
     """Scene of a frame with the agent's column, row and facing; None for a frame without one agent, or for none."""
-    if isinstance(state, str) or state.size != (FRAME, FRAME):
+    if isinstance(state, str) or not grid_of(state):
         return None
     (scene,) = read([state])
     places = [(place, CELLS[index].facing) for place, index in np.ndenumerate(scene) if CELLS[index].facing]

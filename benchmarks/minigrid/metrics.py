@@ -1,6 +1,7 @@
 """Metrics of predicted frames, cell by cell: changed cells, unchanged cells, and the whole frame.
 
-Cells are compared by the kind that they show (the nearest tile), so a slightly blurred key is a key.
+Cells are compared by the kind that they show (the nearest tile), so a slightly blurred key is a key. A prediction of
+another size, as of a model with frames of its own size, is resized to the observed frame's.
 All three pool their counts over transitions and sum over devices; each is NaN before the first row.
 """
 
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 
-from swirl_lightning.benchmarks.minigrid.tiles import FRAME, GRID, Scene, read
+from swirl_lightning.benchmarks.minigrid.tiles import GRID, TILE, Scene, grid_of, read
 from swirl_lightning.transition import State, Transition
 
 _UNREADABLE = 255  # no kind of cell, so equal to none
@@ -26,7 +27,7 @@ _UNREADABLE = 255  # no kind of cell, so equal to none
 class CellMetric(Metric, ABC):
     """Share of hits, pooled over transitions; subclasses define hits and trials.
 
-    A prediction that is missing, a text, or an image of another size has every cell wrong.
+    A prediction that is missing or a text has every cell wrong.
 
     Args:
         kwargs: as for `torchmetrics.Metric`.
@@ -43,16 +44,17 @@ class CellMetric(Metric, ABC):
 
     @abstractmethod
     def count(self, before: Scene, after: Scene, predicted: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Count hits and trials of each of N transitions, from (N, 6, 6) scenes."""
+        """Count hits and trials of each of N transitions, from (N, G, G) scenes."""
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
         """Add one predicted frame per transition."""
         if len(predicted) != len(transitions):
             raise ValueError(f"{len(predicted)} predictions for {len(transitions)} transitions")
+        grid = grid_of(transitions[0].before) if transitions else GRID
         hits, trials = self.count(
-            _scenes([row.before for row in transitions]),
-            _scenes([row.observed for row in transitions]),
-            _scenes(predicted),
+            _scenes([row.before for row in transitions], grid),
+            _scenes([row.observed for row in transitions], grid),
+            _scenes(predicted, grid),
         )
         self.sums += torch.tensor([int(hits.sum()), int(trials.sum())], device=self.sums.device)
 
@@ -80,7 +82,7 @@ class Preservation(CellMetric):
 
 
 class ExactFrameMatch(CellMetric):
-    """Share of the frames with all 36 cells right."""
+    """Share of the frames with all cells right."""
 
     def count(self, before: Scene, after: Scene, predicted: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Count whole frames."""
@@ -92,13 +94,15 @@ def _per_row(cells: NDArray[np.bool_]) -> NDArray[np.int64]:
     return cells.sum(axis=(1, 2), dtype=np.int64)
 
 
-def _scenes(states: Sequence[State | None]) -> Scene:
-    """Read scenes, (N, 6, 6); a state that is no frame of this world has no kind of cell anywhere."""
-    scenes = np.full((len(states), GRID, GRID), _UNREADABLE, dtype=np.uint8)
+def _scenes(states: Sequence[State | None], grid: int) -> Scene:
+    """Read scenes, (N, grid, grid); a state that is no image has no kind of cell anywhere."""
+    scenes = np.full((len(states), grid, grid), _UNREADABLE, dtype=np.uint8)
+    side = (grid * TILE, grid * TILE)
     frames = {
-        row: state
+        row: state if state.size == side else state.resize(side, Image.Resampling.LANCZOS)
         for row, state in enumerate(states)
-        if isinstance(state, Image.Image) and state.size == (FRAME, FRAME)
+        if isinstance(state, Image.Image)
     }
-    scenes[list(frames)] = read(list(frames.values()))
+    if frames:
+        scenes[list(frames)] = read(list(frames.values()))
     return scenes

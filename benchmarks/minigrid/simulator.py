@@ -54,7 +54,7 @@ class Family(NamedTuple):
 
     Attributes:
         env: class in `minigrid.envs`.
-        options: its arguments.
+        options: its arguments beside the size.
         extras: the most objects scattered beyond the family's own; without them some families have
             a handful of layouts only, too few to hold any out.
         kinds: the kinds of action that can happen in it.
@@ -67,18 +67,20 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "empty": Family("EmptyEnv", {"size": GRID, "agent_start_pos": None}, 3, _MOVES),
-    "doorkey": Family("DoorKeyEnv", {"size": GRID}, 2, _MOVES | _DOORS | {"unlock"}),
-    "fetch": Family("FetchEnv", {"size": GRID, "numObjs": 2}, 1, _MOVES),
-    "gotodoor": Family("GoToDoorEnv", {"size": GRID}, 2, _MOVES | _DOORS),
-    "gotoobject": Family("GoToObjectEnv", {"size": GRID, "numObjs": 2}, 0, _MOVES),
-    "putnear": Family("PutNearEnv", {"size": GRID, "numObjs": 2}, 0, _MOVES),
-    "lavagap": Family("LavaGapEnv", {"size": GRID}, 2, _MOVES),
+    "empty": Family("EmptyEnv", {"agent_start_pos": None}, 3, _MOVES),
+    "doorkey": Family("DoorKeyEnv", {}, 2, _MOVES | _DOORS | {"unlock"}),
+    "fetch": Family("FetchEnv", {"numObjs": 2}, 1, _MOVES),
+    "gotodoor": Family("GoToDoorEnv", {}, 2, _MOVES | _DOORS),
+    "gotoobject": Family("GoToObjectEnv", {"numObjs": 2}, 0, _MOVES),
+    "putnear": Family("PutNearEnv", {"numObjs": 2}, 0, _MOVES),
+    "lavagap": Family("LavaGapEnv", {}, 2, _MOVES),
 }
 
 _INDEX = {(cell.kind, cell.colour, cell.door): index for cell, index in INDEX.items() if not cell.facing}
 _FLOOR = INDEX[Cell("floor")]
 
+SMALLEST, LARGEST = 5, 25
+"""Cells along a side of a frame that all families can have."""
 _EPISODE_STEPS = 60
 _PER_EPISODE = 2  # steps of one kind of action, so that no single episode fills a split
 _STALLED = 5000  # number of episodes in a row without a new transition
@@ -98,6 +100,9 @@ def generate(
     max_gap: int = 1,
     shares: Mapping[str, float] = SHARES,
     never_named: Sequence[str] = (),
+    grid: int = GRID,
+    balls: int = 0,
+    moving: bool = False,
 ) -> list[Transition]:
     """Generate transitions of one split, in random order; the same arguments give the same bytes.
 
@@ -115,14 +120,19 @@ def generate(
             uniformly. Above 1, transitions have no action, and `shares` counts the first step.
         shares: proportions of the kinds of action; kinds that are left out do not occur.
         never_named: things of `THINGS` that no action names.
+        grid: cells along a side of a frame; 6 as the shipped base has seen them.
+        balls: balls that each scene has beside its family's things.
+        moving: after each step, each of these balls moves by itself, as MiniGrid's DynamicObstacles moves its
+            own: to a free cell drawn from those around it. Transitions then have no action, which would not
+            explain them.
 
     Raises:
         ImportError: the simulator is not installed.
         ValueError: an argument as `check` refuses it, or the families cannot give that many.
     """
-    check(split, n, families, min_gap, max_gap, shares, never_named)
+    check(split, n, families, min_gap, max_gap, shares, never_named, grid, balls)
     rng = np.random.default_rng([seed, list(SPLITS).index(split)])
-    envs = {name: _build(name) for name in families}
+    envs = {name: _build(name, grid) for name in families}
     possible = _kinds(families)
     missing = quotas(n, {kind: share for kind, share in shares.items() if kind in possible})
     others = set(HELD_OUT) - {split}
@@ -139,7 +149,9 @@ def generate(
             def wanted(kind: str, taken: Counter[str] = taken) -> bool:
                 return missing[kind] > 0 and taken[kind] < _PER_EPISODE
 
-            for before, action, after in _episode(envs[name], name, rng, wanted, min_gap, max_gap):
+            for before, action, after in _episode(
+                envs[name], name, rng, wanted, min_gap, max_gap, balls=balls, moving=moving
+            ):
                 kind, _, thing = action.partition(" the ")
                 key = (before.tobytes(), action)
                 if thing in never_named:
@@ -159,8 +171,9 @@ def generate(
                 )
             progress.update(task, completed=len(found))
     order = rng.permutation(n)
+    explained = max_gap == 1 and not (moving and balls)
     return [
-        Transition(render(before), render(after), action if max_gap == 1 else None, id=f"{split}-{rank:05d}", meta=meta)
+        Transition(render(before), render(after), action if explained else None, id=f"{split}-{rank:05d}", meta=meta)
         for rank, (before, action, after, meta) in enumerate(found[index] for index in order)
     ]
 
@@ -173,6 +186,8 @@ def check(
     max_gap: int = 1,
     shares: Mapping[str, float] = SHARES,
     never_named: Sequence[str] = (),
+    grid: int = GRID,
+    balls: int = 0,
 ) -> None:
     """Raise the errors of `generate` for these arguments, without simulating."""
     if split not in SPLITS:
@@ -181,7 +196,9 @@ def check(
     unknown = [name for name in families if name not in FAMILIES]
     if unknown or not families:
         raise ValueError(f"unknown MiniGrid families {unknown}; choose one or more of {list(FAMILIES)}")
-    check_ranges("data", {"min_gap": min_gap, "max_gap": max_gap}, min_gap="[1, inf)", max_gap="[1, inf)")
+    numbers = {"min_gap": min_gap, "max_gap": max_gap, "grid": grid, "moving_balls": balls}
+    check_ranges("data", numbers, min_gap="[1, inf)", max_gap="[1, inf)", grid=f"[{SMALLEST}, {LARGEST}]")
+    check_ranges("data", numbers, moving_balls=f"[0, {grid - 4}]")  # more have no room beside DoorKey's things
     if min_gap > max_gap:
         raise ValueError(
             f"two MiniGrid frames are at least min_gap steps apart, and at most max_gap: got min_gap {min_gap} and "
@@ -205,17 +222,20 @@ def _kinds(families: Sequence[str]) -> frozenset[str]:
     return frozenset().union(*(FAMILIES[name].kinds for name in families))
 
 
-def _build(name: str) -> Any:
+def _build(name: str, grid: int = GRID) -> Any:
     import minigrid.envs
 
     family = FAMILIES[name]
-    env = getattr(minigrid.envs, family.env)(**family.options)
+    env = getattr(minigrid.envs, family.env)(size=grid, **family.options)
     env.gen_obs = dict  # the agent's partial view, most of the cost of a step, is not used here
     return env
 
 
-def _vary(env: Any, name: str) -> None:
-    """Change a fresh grid, so that a family has many layouts; all draws come from the env's own seed."""
+def _vary(env: Any, name: str, balls: int) -> list[Any]:
+    """Change a fresh grid, so that a family has many layouts; all draws come from the env's own seed.
+
+    Returns the added balls.
+    """
     from minigrid.core import world_object
 
     rng = env.np_random
@@ -235,16 +255,41 @@ def _vary(env: Any, name: str) -> None:
         if places:
             place = places[rng.integers(len(places))]
             env.carrying, env.grid.grid[place] = env.grid.grid[place], None
+    added = [world_object.Ball(COLOURS[rng.integers(len(COLOURS))]) for _ in range(balls)]
+    for ball in added:
+        env.place_obj(ball)
+    return added
+
+
+def _roll(env: Any, balls: Sequence[Any]) -> None:
+    """Move each ball that is not carried to a free cell around it; where none is found it stays."""
+    for ball in balls:
+        if ball is env.carrying:
+            continue
+        column, row = (int(value) for value in ball.cur_pos)
+        try:
+            env.place_obj(ball, top=(column - 1, row - 1), size=(3, 3), max_tries=100)
+        except RecursionError:  # as DynamicObstacles does
+            continue
+        env.grid.set(column, row, None)
 
 
 def _episode(
-    env: Any, name: str, rng: np.random.Generator, wanted: Callable[[str], bool], min_gap: int, max_gap: int
+    env: Any,
+    name: str,
+    rng: np.random.Generator,
+    wanted: Callable[[str], bool],
+    min_gap: int,
+    max_gap: int,
+    *,
+    balls: int = 0,
+    moving: bool = False,
 ) -> Iterator[tuple[Scene, str, Scene]]:
     """Play an episode of the behaviour policy; yields steps of the wanted kinds, ``min_gap`` to ``max_gap`` in one."""
     from minigrid.minigrid_env import MiniGridEnv
 
     env.reset(seed=int(rng.integers(2**31)))
-    _vary(env, name)
+    added = _vary(env, name, balls)
     env.max_steps = _EPISODE_STEPS
     waiting: list[tuple[int, Scene, str]] = []  # at which step the frame after is due, frame before, first action
     for time in range(1, _EPISODE_STEPS + 1):
@@ -253,6 +298,8 @@ def _episode(
             later = int(rng.integers(min_gap - 1, max_gap)) if max_gap > 1 else 0
             waiting.append((time + later, scene_of(env), action))
         _, _, terminated, truncated, _ = MiniGridEnv.step(env, step)
+        if moving:
+            _roll(env, added)
         for _, before, first in [row for row in waiting if row[0] == time]:
             if not np.array_equal(before, after := scene_of(env)):
                 yield before, first, after
@@ -265,9 +312,9 @@ def scene_of(env: Any) -> Scene:
     """Return the scene of the simulator."""
     cells = [_FLOOR if thing is None else _INDEX[_key(thing)] for thing in env.grid.grid]
     column, row = env.agent_pos
-    place = int(row) * GRID + int(column)
+    place = int(row) * env.width + int(column)
     cells[place] = INDEX[CELLS[cells[place]]._replace(facing=FACINGS[env.agent_dir])]
-    return np.array(cells, dtype=np.uint8).reshape(GRID, GRID)
+    return np.array(cells, dtype=np.uint8).reshape(env.height, env.width)
 
 
 def _key(thing: Any) -> tuple[str, str, str]:
@@ -297,7 +344,7 @@ def _choose(env: Any, rng: np.random.Generator) -> tuple[int, str]:
         turn_left = bool(_use(left, env.carrying))
     else:
         free = front is None or (front.can_overlap() and front.type != "lava")
-        inside = 0 < x < GRID - 1 and 0 < y < GRID - 1
+        inside = 0 < x < env.width - 1 and 0 < y < env.height - 1
         if free and inside and aside < 0.8:
             return actions.forward, "move forward"
         turn_left = rng.random() < 0.5

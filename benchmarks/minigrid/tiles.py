@@ -1,6 +1,6 @@
-"""Tiles of MiniGrid frames: 6 x 6 cells of 8 x 8 pixels, each of one of a closed set of kinds.
+"""Tiles of MiniGrid frames: G x G cells of 8 x 8 pixels, each of one of a closed set of kinds.
 
-A *scene* is a (6, 6) uint8 array of indices into `CELLS`, row by row from the top. `render` and
+A *scene* is a (G, G) uint8 array of indices into `CELLS`, row by row from the top. `render` and
 `read` are inverse to each other on scenes; `read` also takes imperfect frames, a world model's for
 instance, and finds the nearest tile of each cell. A scene's *layout* is the part that no action changes, and
 determines its split.
@@ -20,8 +20,8 @@ from PIL import Image
 from swirl_lightning.transition import State
 
 GRID = 6
+"""Cells along a side of a frame, as the shipped base knows them."""
 TILE = 8
-FRAME = GRID * TILE
 COLOURS = ("blue", "green", "grey", "purple", "red", "yellow")
 OBJECTS = ("key", "ball", "box")
 FACINGS = ("right", "down", "left", "up")
@@ -108,39 +108,51 @@ def atlas() -> NDArray[np.uint8]:
 
 
 def render(scene: Scene) -> Image.Image:
-    """Draw the frame of a scene, 48 x 48 RGB, equal to the simulator's full view without highlighting."""
+    """Draw the frame of a scene, RGB, equal to the simulator's full view without highlighting."""
     tiles = atlas()[scene]  # (row, column, y, x, rgb)
-    return Image.fromarray(np.ascontiguousarray(tiles.swapaxes(1, 2)).reshape(FRAME, FRAME, 3))
+    side = len(scene) * TILE
+    return Image.fromarray(np.ascontiguousarray(tiles.swapaxes(1, 2)).reshape(side, side, 3))
+
+
+def grid_of(state: State) -> int:
+    """Return the number of cells along a side of a frame; 0 of a state that is no square of whole cells."""
+    if isinstance(state, str) or state.width != state.height or state.width % TILE:
+        return 0
+    return state.width // TILE
 
 
 def read(frames: Sequence[Image.Image]) -> Scene:
     """Find the nearest tile (least squares over RGB) of every cell.
 
     Args:
-        frames: N images of 48 x 48 pixels.
+        frames: N images of the same size.
 
     Returns:
-        (N, 6, 6) scenes; exact on frames of the simulator.
+        (N, G, G) scenes; exact on frames of the simulator.
 
     Raises:
-        ValueError: an image has another size.
+        ValueError: an image is no square of whole cells, or of another size than the first.
     """
     if not frames:
         return np.zeros((0, GRID, GRID), dtype=np.uint8)
+    grid = grid_of(frames[0])
     for frame in frames:
-        if frame.size != (FRAME, FRAME):
-            raise ValueError(f"a MiniGrid frame has {FRAME} x {FRAME} pixels, got {frame.size}")
+        if not grid or grid_of(frame) != grid:
+            raise ValueError(
+                f"MiniGrid frames are squares of cells of {TILE} x {TILE} pixels, all of one size; got "
+                f"{frame.width} x {frame.height} pixels beside {frames[0].width} x {frames[0].height}"
+            )
     pixels = np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
-    cells = pixels.reshape(-1, GRID, TILE, GRID, TILE, 3).swapaxes(2, 3)
+    cells = pixels.reshape(-1, grid, TILE, grid, TILE, 3).swapaxes(2, 3)
     flat = cells.reshape(-1, TILE * TILE * 3).astype(np.float64)
     tiles = atlas().reshape(len(CELLS), -1).astype(np.float64)
     # |cell|² is the same for every tile and left out of the distance.
-    distance = (tiles**2).sum(1) - 2 * flat @ tiles.T  # (N * 36, len(CELLS))
-    return distance.argmin(1).astype(np.uint8).reshape(-1, GRID, GRID)
+    distance = (tiles**2).sum(1) - 2 * flat @ tiles.T  # (N * G * G, len(CELLS))
+    return distance.argmin(1).astype(np.uint8).reshape(-1, grid, grid)
 
 
 def describe(state: State | Scene) -> list[str]:
-    """Describe the 36 cells of a frame or a scene in words, row by row from the top."""
+    """Describe the cells of a frame or a scene in words, row by row from the top."""
     if isinstance(state, str):
         raise TypeError(f"a MiniGrid state is an image, got text: {state[:40]!r}")
     scene = read([state])[0] if isinstance(state, Image.Image) else state
@@ -166,23 +178,23 @@ def split_of(scene: Scene) -> str:
     raise AssertionError("the shares of SPLITS add up to 100")
 
 
-def random_scene(rng: np.random.Generator) -> Scene:
-    """Draw a random grid: no layout of a family, no dynamics, one agent somewhere.
+def random_scene(rng: np.random.Generator, grid: int = GRID) -> Scene:
+    """Draw random cells, (grid, grid): no layout of a family, no dynamics, one agent somewhere.
 
     It is for training on the look of frames, without dynamics. Layouts of the held-out splits are excluded.
     """
-    while split_of(scene := _compose(rng)) in HELD_OUT:
+    while split_of(scene := _compose(rng, grid)) in HELD_OUT:
         pass
     return scene
 
 
-def _compose(rng: np.random.Generator) -> Scene:
-    scene = np.full((GRID, GRID), INDEX[Cell("floor")], dtype=np.uint8)
+def _compose(rng: np.random.Generator, grid: int) -> Scene:
+    scene = np.full((grid, grid), INDEX[Cell("floor")], dtype=np.uint8)
     walls, things = rng.uniform(0, 0.4), rng.uniform(0.05, 0.5)
     # Each kind of thing, not each colour of it, gets an equal share.
     kinds = [[i for i, c in enumerate(CELLS) if c.kind == k and not c.facing] for k in (*OBJECTS, "goal", "lava")]
     kinds += [[INDEX[Cell("door", c, d)] for c in COLOURS] for d in ("open", "closed", "locked")]
-    for place in np.ndindex(GRID, GRID):
+    for place in np.ndindex(grid, grid):
         if rng.random() < walls:
             scene[place] = INDEX[Cell("wall")]
         elif rng.random() < things:
@@ -191,5 +203,5 @@ def _compose(rng: np.random.Generator) -> Scene:
         scene[[0, -1], :] = scene[:, [0, -1]] = INDEX[Cell("wall")]
     ground = Cell("floor") if rng.random() < 0.7 else GROUNDS[rng.integers(len(GROUNDS))]
     agent = ground._replace(facing=FACINGS[rng.integers(4)])
-    scene[tuple(rng.integers(1, GRID - 1, size=2))] = INDEX[agent]
+    scene[tuple(rng.integers(1, grid - 1, size=2))] = INDEX[agent]
     return scene

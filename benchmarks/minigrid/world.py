@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from swirl_lightning.benchmarks.minigrid.simulator import THINGS, scene_of
+from swirl_lightning.benchmarks.minigrid.simulator import SMALLEST, THINGS, scene_of
 from swirl_lightning.benchmarks.minigrid.tiles import (
     CELLS,
     COLOURS,
     FACINGS,
-    FRAME,
-    GRID,
+    TILE,
     Cell,
     Scene,
+    grid_of,
     read,
     render,
     require_minigrid,
@@ -65,16 +65,16 @@ class MiniGridSimulator:
 
     def same(self, one: State, other: State) -> bool:
         """Compare frames cell by cell, as the benchmark's exact match does."""
-        frames = [state for state in (one, other) if isinstance(state, Image.Image) and state.size == (FRAME, FRAME)]
-        return len(frames) == 2 and np.array_equal(*read(frames))
+        frames = [state for state in (one, other) if isinstance(state, Image.Image) and grid_of(state)]
+        return len(frames) == 2 and frames[0].size == frames[1].size and np.array_equal(*read(frames))
 
 
 def _scene(state: State) -> Scene:
-    if isinstance(state, Image.Image) and state.size == (FRAME, FRAME):
+    if isinstance(state, Image.Image) and grid_of(state) >= SMALLEST:
         (scene,) = read([state])
         if sum(bool(CELLS[cell].facing) for cell in scene.flat) == 1 and render(scene).tobytes() == state.tobytes():
             return scene
-    raise ValueError(f"the state is no frame of MiniGrid, which has {FRAME} x {FRAME} pixels and one agent")
+    raise ValueError(f"the state is no frame of MiniGrid: a square of cells of {TILE} x {TILE} pixels, with one agent")
 
 
 def _check_action(action: str) -> None:
@@ -102,7 +102,7 @@ def _held(actions: Sequence[str]) -> Cell | None:
 def _env(scene: Scene, held: Cell | None) -> Any:
     from minigrid.envs import EmptyEnv
 
-    env: Any = EmptyEnv(size=GRID)
+    env: Any = EmptyEnv(size=len(scene))
     env.gen_obs = dict  # the agent's partial view is not used
     env.reset(seed=0)
     for (row, column), index in np.ndenumerate(scene):
@@ -130,14 +130,15 @@ def _play(env: Any, action: str) -> bool:
     from minigrid.minigrid_env import MiniGridEnv
 
     x, y = (int(value) for value in env.front_pos)
-    if not (0 <= x < GRID and 0 <= y < GRID):
+    last = env.width - 1
+    if not (0 <= x <= last and 0 <= y <= last):
         return False
     front, held, actions = env.grid.get(x, y), env.carrying, env.actions
     verb, _, thing = action.partition(" the ")
     colour, _, kind = thing.partition(" ")
     ahead = front is not None and (front.color, front.type) == (colour, kind)
     if verb == "move forward" and (front is None or front.can_overlap()):
-        if not (0 < x < GRID - 1 and 0 < y < GRID - 1) or (front is not None and front.type == "lava"):
+        if not (0 < x < last and 0 < y < last) or (front is not None and front.type == "lava"):
             return False
         step = actions.forward
     elif verb in ("turn left", "turn right"):

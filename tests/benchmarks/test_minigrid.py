@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,10 @@ def test_all_tiles_differ_and_are_read_exactly():
     assert np.array_equal(read([render(scene) for scene in scenes]), scenes)
 
 
+@pytest.mark.parametrize("grid", [5, 6, 9])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_frames_equal_those_of_the_simulator(family):
-    env = simulator._build(family)
+def test_frames_equal_those_of_the_simulator(family, grid):
+    env = simulator._build(family, grid)
     rng = np.random.default_rng(0)
     for _ in range(5):
         for _ in simulator._episode(env, family, rng, lambda kind: True, 1, 1):
@@ -92,8 +94,10 @@ def test_cells_in_words():
     assert len({cell.name for cell in CELLS}) == len(CELLS)
     with pytest.raises(TypeError, match="is an image"):
         describe("a text")
-    with pytest.raises(ValueError, match=r"48 x 48 pixels, got \(8, 8\)"):
-        read([Image.new("RGB", (8, 8))])
+    with pytest.raises(ValueError, match=r"squares of cells of 8 x 8 pixels.* got 48 x 56 pixels"):
+        read([Image.new("RGB", (48, 56))])
+    with pytest.raises(ValueError, match=r"all of one size; got 64 x 64 pixels beside 48 x 48"):
+        read([Image.new("RGB", (48, 48)), Image.new("RGB", (64, 64))])
 
 
 # ---- splits --------------------------------------------------------------------------------------
@@ -163,7 +167,7 @@ def inverse(before: np.ndarray, after: np.ndarray) -> str:
     turn = (order.index(new[here].facing) - order.index(old[here].facing)) % 4
     if turn:
         return {1: "turn right", 3: "turn left"}[turn]
-    (changed,) = (i for i in range(36) if old[i] != new[i])
+    (changed,) = (i for i in range(len(old)) if old[i] != new[i])
     was, now = old[changed], new[changed]
     if was.kind == "door":
         verb = {"locked": "unlock", "closed": "open", "open": "close"}[was.door]
@@ -238,6 +242,48 @@ def test_labels_can_leave_out_things_and_families():
     assert any("red door" in row.action for row in generate("warmup", 400, never_named=hidden)), "doors stay"
 
 
+# ---- larger scenes, and balls that move by themselves --------------------------------------------
+def test_frames_can_be_larger():
+    data = MiniGrid(grid=9, state_only_size=20, max_gap=3, test_size=120, warmup_size=20)
+    rows = data.load_split("test")
+    assert {row.before.size for row in (*rows, *data.load_split("state_only"))} == {(72, 72)}
+    befores, afters = read([row.before for row in rows]), read([row.after for row in rows])
+    assert [inverse(*frames) for frames in zip(befores, afters, strict=True)] == [row.action for row in rows]
+    metrics = data.state_metrics()
+    metrics.update([row.after for row in rows], rows)
+    assert {float(value) for value in metrics.compute().values()} == {1.0}
+    world = data.simulator()
+    assert all(world.same(world.states(row.before, [row.action])[0], row.after) for row in rows)
+
+
+def balls_of(scene: np.ndarray) -> list[tuple[int, int]]:
+    return [place for place, cell in np.ndenumerate(scene) if CELLS[cell].kind == "ball"]
+
+
+def test_balls_move_by_themselves_in_state_only_pairs_alone():
+    options = {"families": ["lavagap"], "action_shares": {"turn left": 1, "turn right": 1}, "moving_balls": 2}
+    data = MiniGrid(**options, state_only_size=40, test_size=40, warmup_size=10)
+    for split in ("warmup", "test"):
+        for row in data.load_split(split):
+            before, after = read([row.before, row.after])
+            assert len(balls_of(before)) >= 1
+            assert inverse(before, after) == row.action, "nothing else changes"
+    moved = 0
+    for row in data.load_split("state_only"):
+        assert row.action is None, "no action explains the pair"
+        before, after = (balls_of(scene) for scene in read([row.before, row.after]))
+        ways = [list(zip(before, order, strict=True)) for order in permutations(after)]
+        assert any(all(max(abs(a - c), abs(b - d)) <= 1 for (a, b), (c, d) in way) for way in ways), (before, after)
+        moved += before != after
+    assert moved > 30
+
+
+def test_held_out_layouts_stay_hidden_where_balls_move():
+    pairs = generate("state_only", 200, balls=2, moving=True, max_gap=4)
+    assert not {split_of(scene) for scene in read([row.after for row in pairs])} & set(HELD_OUT)
+    assert fingerprint(pairs) == fingerprint(generate("state_only", 200, balls=2, moving=True, max_gap=4))
+
+
 # ---- metrics -------------------------------------------------------------------------------------
 @pytest.fixture
 def row() -> Transition:
@@ -264,12 +310,18 @@ def test_hand_computed_values(row):
 
 
 def test_what_is_no_frame_is_all_wrong(row):
-    garbage = [None, "text", Image.new("RGB", (8, 8)), Image.new("L", (48, 48), 7)]
-    assert values(EffectAccuracy(), garbage[:3], [row] * 3) == 0
-    assert values(Preservation(), garbage[:3], [row] * 3) == 0
-    assert values(ExactFrameMatch(), garbage, [row] * 4) == 0
+    garbage = [None, "text", Image.new("L", (48, 48), 7)]
+    assert values(EffectAccuracy(), garbage[:2], [row] * 2) == 0
+    assert values(Preservation(), garbage[:2], [row] * 2) == 0
+    assert values(ExactFrameMatch(), garbage, [row] * 3) == 0
     with pytest.raises(ValueError, match="1 predictions for 2"):
         EffectAccuracy().update([None], [row] * 2)
+
+
+@pytest.mark.parametrize("side", [24, 120, 512])
+def test_frames_of_another_size_are_read(row, side):
+    larger = row.after.resize((side, side), Image.Resampling.LANCZOS)
+    assert values(ExactFrameMatch(), [larger, row.before.resize((side, side))], [row] * 2) == 0.5
 
 
 def test_nothing_seen_is_nan():
@@ -331,6 +383,8 @@ def test_labels_and_state_only_pairs_can_show_other_actions():
         ({"test_size": -1}, r"test_size must lie in \[0, 10000000\], got -1"),
         ({"max_gap": 0}, r"max_gap must lie in \[1, inf\), got 0"),
         ({"min_gap": 3, "max_gap": 2}, "got min_gap 3 and max_gap 2"),
+        ({"grid": 4}, r"data.grid must lie in \[5, 25\], got 4"),
+        ({"moving_balls": 3}, r"data.moving_balls must lie in \[0, 2\], got 3"),
         ({"never_labelled": ("red door",)}, r"unknown MiniGrid things \['red door'\]"),
         ({"action_shares": {"jump": 1}}, "shares of MiniGrid actions are numbers >= 0 by kind"),
         ({"action_shares": {"drop": -1}}, "shares of MiniGrid actions are numbers >= 0 by kind"),

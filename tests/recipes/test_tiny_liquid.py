@@ -108,19 +108,21 @@ def test_no_sample_ties_an_action_to_frames(training_scenes: Scenes, tokenizer: 
 
 
 # ---- the recipe's parts --------------------------------------------------------------------------
-def _shown(sample: Sample, first_id: int) -> list[Scene]:
+def _shown(sample: Sample, first_id: int, grid: int = 6) -> list[Scene]:
     codes = np.array([i - first_id for i in sample.ids if i >= first_id], dtype=np.uint8)
-    return list(codes.reshape(-1, 6, 6))
+    return list(codes.reshape(-1, grid, grid))
 
 
-def test_answers_are_true(training_scenes: Scenes, tokenizer: PreTrainedTokenizerFast) -> None:
-    tasks, start = Tasks(training_scenes, tokenizer, CODES, PLACES | NAMES), len(tokenizer)
+@pytest.mark.parametrize("grid", [6, 8])
+def test_answers_are_true(grid: int) -> None:
+    tokenizer = build_tokenizer(grid)
+    tasks, start = Tasks(Scenes(40, 11, grid=grid), tokenizer, CODES, PLACES | NAMES), len(tokenizer)
     for task in (
         *("changed", "count", "copy", "difference", "edit"),
         *("where", "ahead", "glance", "look", "objects", "draw"),
     ):
         sample = tasks.draw(task)
-        scenes = _shown(sample, start)
+        scenes = _shown(sample, start, grid)
         text = tokenizer.decode([i for i in sample.ids if i < start], skip_special_tokens=True)
         if task == "changed":
             assert text.count(" to ") == (scenes[0] != scenes[1]).sum()
@@ -137,7 +139,7 @@ def test_answers_are_true(training_scenes: Scenes, tokenizer: PreTrainedTokenize
             name = "nothing" if front is None else CELLS[scenes[0].reshape(-1)[front]].name
             assert f"agent: {name}" in text
             at = agent_place(scenes[0])
-            assert text.endswith(f"row {at // 6 + 1} column {at % 6 + 1}")
+            assert text.endswith(f"row {at // grid + 1} column {at % grid + 1}")
         elif task in ("glance", "look"):
             said = re.findall(r"row (\d) column (\d): ([^;]+);", text)
             assert len(said) == {"glance": 6, "look": 7}[task]
@@ -168,6 +170,21 @@ def test_the_vqgan_learns_and_is_checked(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(lines) == 2
     coded, painted = tiny_vqgan.check_vqgan(model, tiny_liquid.tiles()[:, :, :, :], FLOOR, WALL, 1)
     assert 0 <= min(coded, painted) <= max(coded, painted) <= 1
+
+
+def test_a_base_for_larger_frames(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = LMConfig(hidden=32, layers=1, heads=2, mlp=32, batch=4, chunk=2, steps=2, evaluate_every=2, save_every=2)
+    monkeypatch.setattr(tiny_vqgan, "STAGES", {"both": (80, 20)})
+    monkeypatch.setattr(tiny_vqgan, "check_vqgan", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(tiny_liquid, "STAGES", ((NAMES, 1.0, small),))
+    monkeypatch.setattr(tiny_liquid, "HELD_OUT_TASKS", {"copy": 2})
+    monkeypatch.setattr(tiny_liquid, "BASE_TRANSITIONS", 40)
+    tiny_liquid.build(tmp_path, lambda line: None, grid=8)
+    base = Liquid(str(tmp_path), dtype="float32")
+    frames = [row.before for row in generate("test", 4, grid=8)]
+    codes = base.encode_states(frames, CPU)
+    assert {len(code) for code in codes} == {64}
+    assert {state.size for state in base.decode_states(codes, CPU) if isinstance(state, Image.Image)} == {(64, 64)}
 
 
 def test_the_language_model_learns(training_scenes: Scenes, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
