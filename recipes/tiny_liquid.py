@@ -29,8 +29,10 @@ from recipes.tiny_lm import LMConfig, build_lm, train_lm
 from recipes.tiny_tasks import NAMES, PLACES, Tasks
 from recipes.tiny_text import build_tokenizer
 from swirl_lightning.backbones.vqgan import VQGAN
+from swirl_lightning.benchmarks.minigrid.simulator import LARGEST, SMALLEST
 from swirl_lightning.benchmarks.minigrid.tiles import CELLS, GRID, TILE, atlas
 from swirl_lightning.console.run import run_command
+from swirl_lightning.engine.ranges import check_ranges
 
 SEED = 0
 BASE_TRANSITIONS = 1200
@@ -113,6 +115,7 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=GRID, help="cells along a side of a frame")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args()
+    check_ranges("tiny_liquid", vars(options), grid=f"[{SMALLEST}, {LARGEST}]")
     torch.set_num_threads(options.threads)
     start = time.monotonic()
     build(options.out, lambda text: print(f"{time.monotonic() - start:6.0f} s  {text}", flush=True), options.grid)

@@ -9,7 +9,7 @@ from torchmetrics import MetricCollection
 
 from swirl_lightning.benchmarks.minigrid.metrics import EffectAccuracy, ExactFrameMatch, Preservation
 from swirl_lightning.benchmarks.minigrid.simulator import FAMILIES, check, generate
-from swirl_lightning.benchmarks.minigrid.tiles import GRID
+from swirl_lightning.benchmarks.minigrid.tiles import GRID, TILE
 from swirl_lightning.benchmarks.minigrid.world import MiniGridSimulator
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
@@ -17,7 +17,7 @@ from swirl_lightning.transition import Transition
 
 
 class MiniGrid(TransitionDataModule):
-    """Frames of MiniGrid's simulator, 6 x 6 cells of 8 x 8 pixels, actions such as ``pick up the red key``.
+    """Frames of MiniGrid's simulator, cells of 8 x 8 pixels, actions such as ``pick up the red key``.
 
     Nothing is downloaded: transitions are simulated when a split is first used, one or two milliseconds
     each. Layouts of the validation and test splits are in no other split.
@@ -39,7 +39,7 @@ class MiniGrid(TransitionDataModule):
         grid: cells along a side of a frame. The base must have been made for frames of this size: the shipped one
             for 6, and ``python -m recipes.tiny_liquid --grid 8`` makes one for 8.
         moving_balls: balls that each scene has beside its other things. In state-only pairs each moves by itself
-            after every step, as MiniGrid's DynamicObstacles moves its own, so that no action explains the second
+            after every step, as the obstacles of MiniGrid's DynamicObstacles, so that no action explains the second
             frame. In the other splits, which show what an action does, they lie still.
         world_seed: of the simulated episodes. Apart from `seed`, so that runs with different seeds can
             be compared on the same data.
@@ -47,7 +47,8 @@ class MiniGrid(TransitionDataModule):
 
     Raises:
         ImportError: at setup, if the simulator is not installed.
-        ValueError: at setup, for an unknown family, kind of action or thing, a negative size or gaps below 1.
+        ValueError: at setup, for an unknown family, kind of action or thing, a negative size or gaps below 1, and
+            for a base that was made for frames of another grid.
     """
 
     def __init__(
@@ -97,10 +98,18 @@ class MiniGrid(TransitionDataModule):
         self.world_seed = world_seed
 
     def check(self) -> None:
-        """Check that the simulator is installed, and check every option of every split."""
+        """Check that the simulator is installed, every option of every split, and that the base knows such frames."""
         check_ranges("data", vars(self), world_seed="[0, inf)")
         for split, size in self.sizes.items():
             check(split, size, **self.options[split])
+        backbone = getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
+        codes, grid = getattr(backbone, "vqgan_config", None), self.options["test"]["grid"]
+        if codes and codes.downsample == TILE and codes.grid != grid:  # a code is a cell, so no other size can be read
+            raise ValueError(
+                f"data.grid {grid} does not fit the base, which was made for frames of {codes.grid} x {codes.grid} "
+                f"cells: set data.grid to {codes.grid}, or model.backbone.model_name_or_path to a base "
+                f"that `python -m recipes.tiny_liquid --grid {grid}` makes"
+            )
 
     def load_split(self, split: Split) -> Sequence[Transition]:
         """Simulate the split."""

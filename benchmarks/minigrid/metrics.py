@@ -1,7 +1,7 @@
 """Metrics of predicted frames, cell by cell: changed cells, unchanged cells, and the whole frame.
 
 Cells are compared by the kind that they show (the nearest tile), so a slightly blurred key is a key. A prediction of
-another size, as of a model with frames of its own size, is resized to the observed frame's.
+another size, as of a model with frames of its own, is stretched to that of the data's.
 All three pool their counts over transitions and sum over devices; each is NaN before the first row.
 """
 
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 
-from swirl_lightning.benchmarks.minigrid.tiles import GRID, TILE, Scene, grid_of, read
+from swirl_lightning.benchmarks.minigrid.tiles import Scene, read, resized
 from swirl_lightning.transition import State, Transition
 
 _UNREADABLE = 255  # no kind of cell, so equal to none
@@ -27,7 +27,7 @@ _UNREADABLE = 255  # no kind of cell, so equal to none
 class CellMetric(Metric, ABC):
     """Share of hits, pooled over transitions; subclasses define hits and trials.
 
-    A prediction that is missing or a text has every cell wrong.
+    A missing prediction, and a text, have every cell wrong.
 
     Args:
         kwargs: as for `torchmetrics.Metric`.
@@ -47,15 +47,18 @@ class CellMetric(Metric, ABC):
         """Count hits and trials of each of N transitions, from (N, G, G) scenes."""
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Add one predicted frame per transition."""
+        """Add one predicted frame per transition.
+
+        Raises:
+            ValueError: predictions and transitions differ in number, or a transition's frames are none of MiniGrid.
+        """
         if len(predicted) != len(transitions):
             raise ValueError(f"{len(predicted)} predictions for {len(transitions)} transitions")
-        grid = grid_of(transitions[0].before) if transitions else GRID
-        hits, trials = self.count(
-            _scenes([row.before for row in transitions], grid),
-            _scenes([row.observed for row in transitions], grid),
-            _scenes(predicted, grid),
-        )
+        if not transitions:
+            return
+        frames = [state for row in transitions for state in (row.before, row.observed) if not isinstance(state, str)]
+        scenes = read(frames)  # before and after in turn
+        hits, trials = self.count(scenes[::2], scenes[1::2], _predicted(predicted, scenes.shape[-1]))
         self.sums += torch.tensor([int(hits.sum()), int(trials.sum())], device=self.sums.device)
 
     def compute(self) -> Tensor:
@@ -94,15 +97,10 @@ def _per_row(cells: NDArray[np.bool_]) -> NDArray[np.int64]:
     return cells.sum(axis=(1, 2), dtype=np.int64)
 
 
-def _scenes(states: Sequence[State | None], grid: int) -> Scene:
-    """Read scenes, (N, grid, grid); a state that is no image has no kind of cell anywhere."""
+def _predicted(states: Sequence[State | None], grid: int) -> Scene:
+    """Read scenes, (N, grid, grid); what is no image has no kind of cell anywhere."""
     scenes = np.full((len(states), grid, grid), _UNREADABLE, dtype=np.uint8)
-    side = (grid * TILE, grid * TILE)
-    frames = {
-        row: state if state.size == side else state.resize(side, Image.Resampling.LANCZOS)
-        for row, state in enumerate(states)
-        if isinstance(state, Image.Image)
-    }
+    frames = {row: resized(state, grid) for row, state in enumerate(states) if isinstance(state, Image.Image)}
     if frames:
         scenes[list(frames)] = read(list(frames.values()))
     return scenes

@@ -79,8 +79,8 @@ FAMILIES = {
 _INDEX = {(cell.kind, cell.colour, cell.door): index for cell, index in INDEX.items() if not cell.facing}
 _FLOOR = INDEX[Cell("floor")]
 
-SMALLEST, LARGEST = 5, 25
-"""Cells along a side of a frame that all families can have."""
+SMALLEST, LARGEST = 6, 16
+"""Cells along a side of a frame. In fewer, PutNear may look for ever for a place of its second thing."""
 _EPISODE_STEPS = 60
 _PER_EPISODE = 2  # steps of one kind of action, so that no single episode fills a split
 _STALLED = 5000  # number of episodes in a row without a new transition
@@ -121,9 +121,10 @@ def generate(
         shares: proportions of the kinds of action; kinds that are left out do not occur.
         never_named: things of `THINGS` that no action names.
         grid: cells along a side of a frame; 6 as the shipped base has seen them.
-        balls: balls that each scene has beside its family's things.
-        moving: after each step, each of these balls moves by itself, as MiniGrid's DynamicObstacles moves its
-            own: to a free cell drawn from those around it. Transitions then have no action, which would not
+        balls: balls that each scene has beside its family's things, where the agent can come; fewer where no cell
+            is free.
+        moving: after each step, each of these balls moves by itself, as the obstacles of MiniGrid's
+            DynamicObstacles: to one of the free cells around it. Transitions then have no action, which would not
             explain them.
 
     Raises:
@@ -197,8 +198,8 @@ def check(
     if unknown or not families:
         raise ValueError(f"unknown MiniGrid families {unknown}; choose one or more of {list(FAMILIES)}")
     numbers = {"min_gap": min_gap, "max_gap": max_gap, "grid": grid, "moving_balls": balls}
-    check_ranges("data", numbers, min_gap="[1, inf)", max_gap="[1, inf)", grid=f"[{SMALLEST}, {LARGEST}]")
-    check_ranges("data", numbers, moving_balls=f"[0, {grid - 4}]")  # more have no room beside DoorKey's things
+    ranges = {"grid": f"[{SMALLEST}, {LARGEST}]", "moving_balls": "[0, 10]"}
+    check_ranges("data", numbers, min_gap="[1, inf)", max_gap="[1, inf)", **ranges)
     if min_gap > max_gap:
         raise ValueError(
             f"two MiniGrid frames are at least min_gap steps apart, and at most max_gap: got min_gap {min_gap} and "
@@ -255,23 +256,57 @@ def _vary(env: Any, name: str, balls: int) -> list[Any]:
         if places:
             place = places[rng.integers(len(places))]
             env.carrying, env.grid.grid[place] = env.grid.grid[place], None
-    added = [world_object.Ball(COLOURS[rng.integers(len(COLOURS))]) for _ in range(balls)]
-    for ball in added:
-        env.place_obj(ball)
+    inside = _reached(env)
+    added = []
+    for _ in range(balls):
+        free = [place for place in inside if env.grid.get(*place) is None]
+        if free:
+            ball = world_object.Ball(COLOURS[rng.integers(len(COLOURS))])
+            _put(env, ball, free[rng.integers(len(free))])
+            added.append(ball)
     return added
 
 
+def _reached(env: Any) -> list[tuple[int, int]]:
+    """Places (column, row) that the agent can come to from its own, were doors open and things out of its way."""
+    start = (int(env.agent_pos[0]), int(env.agent_pos[1]))
+    found, left = {start}, [start]
+    while left:
+        column, row = left.pop()
+        for x, y in ((column + 1, row), (column - 1, row), (column, row + 1), (column, row - 1)):
+            if (x, y) in found or not _inside(env, x, y):
+                continue
+            thing = env.grid.get(x, y)
+            if thing is None or thing.type not in ("wall", "lava"):
+                found.add((x, y))
+                left.append((x, y))
+    return sorted(found - {start})
+
+
+def _put(env: Any, ball: Any, place: tuple[int, int]) -> None:
+    env.grid.set(*place, ball)
+    ball.init_pos = ball.cur_pos = place
+
+
 def _roll(env: Any, balls: Sequence[Any]) -> None:
-    """Move each ball that is not carried to a free cell around it; where none is found it stays."""
+    """Move each ball that is not carried to one of the free cells around it, if there is one."""
     for ball in balls:
         if ball is env.carrying:
             continue
         column, row = (int(value) for value in ball.cur_pos)
-        try:
-            env.place_obj(ball, top=(column - 1, row - 1), size=(3, 3), max_tries=100)
-        except RecursionError:  # as DynamicObstacles does
-            continue
-        env.grid.set(column, row, None)
+        around = [(x, y) for x in range(column - 1, column + 2) for y in range(row - 1, row + 2)]
+        free = [(x, y) for x, y in around if _inside(env, x, y) and _is_free(env, x, y)]
+        if free:
+            env.grid.set(column, row, None)
+            _put(env, ball, free[env.np_random.integers(len(free))])
+
+
+def _inside(env: Any, column: int, row: int) -> bool:
+    return bool(0 <= column < env.width and 0 <= row < env.height)
+
+
+def _is_free(env: Any, column: int, row: int) -> bool:
+    return env.grid.get(column, row) is None and (column, row) != tuple(env.agent_pos)
 
 
 def _episode(

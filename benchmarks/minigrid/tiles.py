@@ -121,6 +121,12 @@ def grid_of(state: State) -> int:
     return state.width // TILE
 
 
+def resized(frame: Image.Image, grid: int) -> Image.Image:
+    """Return a frame as one of (grid, grid) cells; a model may write frames of a size of its own."""
+    side = (grid * TILE, grid * TILE)
+    return frame if frame.size == side else frame.resize(side, Image.Resampling.LANCZOS)
+
+
 def read(frames: Sequence[Image.Image]) -> Scene:
     """Find the nearest tile (least squares over RGB) of every cell.
 
@@ -139,8 +145,8 @@ def read(frames: Sequence[Image.Image]) -> Scene:
     for frame in frames:
         if not grid or grid_of(frame) != grid:
             raise ValueError(
-                f"MiniGrid frames are squares of cells of {TILE} x {TILE} pixels, all of one size; got "
-                f"{frame.width} x {frame.height} pixels beside {frames[0].width} x {frames[0].height}"
+                f"MiniGrid frames are squares of cells of {TILE} x {TILE} pixels, all of one size; the first has "
+                f"{frames[0].width} x {frames[0].height} pixels, another {frame.width} x {frame.height}"
             )
     pixels = np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
     cells = pixels.reshape(-1, grid, TILE, grid, TILE, 3).swapaxes(2, 3)

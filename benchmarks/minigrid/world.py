@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from swirl_lightning.benchmarks.minigrid.simulator import SMALLEST, THINGS, scene_of
+from swirl_lightning.benchmarks.minigrid.simulator import LARGEST, SMALLEST, THINGS, scene_of
 from swirl_lightning.benchmarks.minigrid.tiles import (
     CELLS,
     COLOURS,
@@ -20,6 +20,7 @@ from swirl_lightning.benchmarks.minigrid.tiles import (
     read,
     render,
     require_minigrid,
+    resized,
 )
 from swirl_lightning.console.run import nearest
 from swirl_lightning.transition import State
@@ -64,17 +65,21 @@ class MiniGridSimulator:
         return found
 
     def same(self, one: State, other: State) -> bool:
-        """Compare frames cell by cell, as the benchmark's exact match does."""
-        frames = [state for state in (one, other) if isinstance(state, Image.Image) and grid_of(state)]
-        return len(frames) == 2 and frames[0].size == frames[1].size and np.array_equal(*read(frames))
+        """Compare frames cell by cell, as the benchmark's exact match does; a larger one is resized to the smaller."""
+        if isinstance(one, str) or isinstance(other, str):
+            return False
+        grid = min(grid_of(one), grid_of(other))
+        return grid >= SMALLEST and np.array_equal(*read([resized(one, grid), resized(other, grid)]))
 
 
 def _scene(state: State) -> Scene:
-    if isinstance(state, Image.Image) and grid_of(state) >= SMALLEST:
+    if isinstance(state, Image.Image) and SMALLEST <= grid_of(state) <= LARGEST:
         (scene,) = read([state])
         if sum(bool(CELLS[cell].facing) for cell in scene.flat) == 1 and render(scene).tobytes() == state.tobytes():
             return scene
-    raise ValueError(f"the state is no frame of MiniGrid: a square of cells of {TILE} x {TILE} pixels, with one agent")
+    raise ValueError(
+        f"the state is no frame of MiniGrid: a square of {SMALLEST} to {LARGEST} cells of {TILE} pixels, with one agent"
+    )
 
 
 def _check_action(action: str) -> None:
