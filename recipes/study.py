@@ -21,6 +21,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,7 +58,7 @@ class Study:
     """Rows to compare, and the options that they share.
 
     Attributes:
-        config: configuration that all rows share.
+        configs: configurations that all rows share, each laid over the one before.
         seeded: options that get a seed, and what is added to it.
         options: options of every row.
         rows: by name; a row comes after the one that it starts from.
@@ -65,7 +66,7 @@ class Study:
         shared_test: True: all seeds are tested on the same transitions.
     """
 
-    config: str
+    configs: tuple[str, ...]
     seeded: dict[str, int]
     options: dict[str, Any]
     rows: dict[str, Row]
@@ -84,7 +85,14 @@ class Study:
             given = load(read_words(path))
         except YAMLError as error:
             raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-        kinds = {"config": str, "seeded": dict, "options": dict, "rows": dict, "iterations": dict, "shared_test": bool}
+        kinds = {
+            "config": str | list,
+            "seeded": dict,
+            "options": dict,
+            "rows": dict,
+            "iterations": dict,
+            "shared_test": bool,
+        }
         found = _fields(given, path, kinds, ("config", "rows"))
         if wrong := [option for option, base in found.get("seeded", {}).items() if type(base) is not int]:
             raise ValueError(f"{path}: seeded has to give a whole number for {', '.join(map(str, wrong))}")
@@ -108,13 +116,16 @@ class Study:
             if not isinstance(names, list) or any(str(name) not in rows for name in names):
                 raise ValueError(f"{path}: iterations of {line!r} must be a list of rows, not {str(names)[:60]!r}")
         seeded, options, iterations = (found.get(part, {}) for part in ("seeded", "options", "iterations"))
-        return cls(found["config"], seeded, options, rows, iterations, found.get("shared_test", False))
+        config = found["config"]
+        configs = tuple([config] if isinstance(config, str) else map(str, config))
+        return cls(configs, seeded, options, rows, iterations, found.get("shared_test", False))
 
     def arguments(self, name: str, seed: int, folder: Path) -> list[str]:
         """Command-line arguments of a row's runs, after the subcommand."""
         seeds = {option: base + seed for option, base in self.seeded.items()}
         options = {**self.options, **self.rows[name].options, **seeds, "trainer.default_root_dir": str(folder)}
-        return ["-c", self.config, *(f"--{option}={written(value)}" for option, value in options.items())]
+        layers = [word for config in self.configs for word in ("-c", config)]
+        return [*layers, *(f"--{option}={written(value)}" for option, value in options.items())]
 
 
 def _fields(given: Any, where: object, kinds: Mapping[str, Any], needed: Sequence[str] = ()) -> dict[str, Any]:
@@ -158,9 +169,10 @@ def check_options(folder: Path, arguments: Sequence[str], trains: bool, begin: P
     if begin and not begin.is_file():
         raise ValueError(f"{begin}, from which {folder} starts, has gone: remove the folder of that row, too")
     own = [argument for argument in arguments if not argument.startswith("--trainer.default_root_dir=")]
-    kept, config = folder / "options.json", load(read_words(Path(own[own.index("-c") + 1])))
+    kept = folder / "options.json"
+    configs = [load(read_words(Path(path))) for flag, path in pairwise(own) if flag == "-c"]
     given = json.dumps(
-        {"options": own, "config": config, "trains": trains, "start": begin and sha256(begin)}, indent=2, default=str
+        {"options": own, "configs": configs, "trains": trains, "start": begin and sha256(begin)}, indent=2, default=str
     )
     then = read_words(kept) if kept.is_file() else None
     if then != given and (then is not None or any(folder.rglob("*.ckpt")) or (folder / "fit.done").exists()):

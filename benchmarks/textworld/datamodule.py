@@ -16,6 +16,7 @@ from swirl_lightning.benchmarks.textworld.games import KINDS, World
 from swirl_lightning.benchmarks.textworld.metrics import EffectAccuracy, ExactStateMatch, Hallucination, Preservation
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.metrics.embedding import EmbeddingSimilarity, missing_encoder
 from swirl_lightning.metrics.text import RougeL
 from swirl_lightning.transition import Transition
 
@@ -49,10 +50,12 @@ class TextWorld(TransitionDataModule):
         state_only_action_shares: the same for the state-only pairs alone; null for ``action_shares``. Of pairs more
             than one step apart the first step counts, and no other one is of a kind that is left out.
         per_kind: report the metrics of states for each kind of action, too.
+        embedding: encoder of `EmbeddingSimilarity`, for example all-MiniLM-L6-v2; None leaves that metric out.
         kwargs: as for `TransitionDataModule`.
 
     Raises:
-        ImportError: before the model loads, if data must be made and the engine is not installed.
+        ImportError: before the model loads, if data must be made and the engine is not installed, or if the encoder
+            of ``embedding`` is missing.
         ValueError: before the model loads, for a size, gap, seed, share or chance out of range.
     """
 
@@ -77,6 +80,7 @@ class TextWorld(TransitionDataModule):
         labelled_action_shares: dict[str, float] | None = None,
         state_only_action_shares: dict[str, float] | None = None,
         per_kind: bool = False,
+        embedding: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -84,6 +88,7 @@ class TextWorld(TransitionDataModule):
         self.base_size, self.warmup_size, self.state_only_size = base_size, warmup_size, state_only_size
         self.validation_size, self.test_size = validation_size, test_size
         self.max_gap, self.world_seed, self.per_kind = max_gap, world_seed, per_kind
+        self.embedding = embedding
         self.rooms, self.objects, self.quest_length, self.steps = rooms, objects, quest_length, steps
         self.on_path, self.moves = on_path, moves
         own = {"warmup": labelled_action_shares, "state_only": state_only_action_shares}
@@ -98,7 +103,9 @@ class TextWorld(TransitionDataModule):
                 self._ensure(split)
 
     def check(self) -> None:
-        """Check sizes, shares and probabilities."""
+        """Check sizes, shares, probabilities and the encoder."""
+        if self.embedding is not None and (reason := missing_encoder(self.embedding)) is not None:
+            raise ImportError(f"data.embedding {self.embedding!r}: {reason}")
         World(self.rooms, self.objects, self.quest_length, self.steps, self.on_path, self.moves)
         game_seeds("test", self.world_seed)
         for shares in self.shares.values():
@@ -116,7 +123,7 @@ class TextWorld(TransitionDataModule):
         return load(self._ensure("base"))
 
     def state_metrics(self) -> MetricCollection:
-        """Make effect accuracy, preservation, hallucination and exact match of facts, and ROUGE-L of the text."""
+        """Make effect accuracy, preservation, hallucination and exact match of facts; ROUGE-L, similarity."""
         kinds = KINDS if self.per_kind else ()
         groups: dict[str, Any] = (
             {"group_by": "kind", "categories": {kind: kind for kind in KINDS}} if self.per_kind else {}
@@ -128,6 +135,8 @@ class TextWorld(TransitionDataModule):
             "exact_match": ExactStateMatch(kinds),
             "rouge_l": RougeL(**groups),
         }
+        if self.embedding is not None:
+            metrics["embedding_similarity"] = EmbeddingSimilarity(self.embedding, **groups)
         return MetricCollection(metrics, compute_groups=False)
 
     def possible_actions(self, state: str) -> list[str]:

@@ -9,12 +9,14 @@ import pytest
 import yaml
 
 from support.suites.textworld import needs_engine
+from support.text_suites import bert_folder
 from support.trainers import quiet_trainer
 from swirl_lightning.__main__ import main
 from swirl_lightning.benchmarks.textworld import TextWorld
 from swirl_lightning.benchmarks.textworld.dataset import SPLITS, load
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.results.table import read as read_results
+from swirl_lightning.transition import Transition
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +72,20 @@ def test_bad_options_are_named_before_anything_is_made(options, message, tmp_pat
     with pytest.raises(ValueError, match=message):
         small(tmp_path / "new", **options).setup("fit")
     assert not (tmp_path / "new").exists()
+
+
+def test_similarity_of_texts_where_it_is_asked_for(tmp_path):
+    data = TextWorld(embedding=str(bert_folder(tmp_path / "bert")), per_kind=True)
+    data.check()
+    metrics = data.state_metrics()
+    before, after = (f"You are in the attic. The shirt is {place}. You carry nothing." for place in ("here", "there"))
+    row = Transition(before, after, "take shirt", meta={"kind": "take"})
+    metrics.update([after], [row])
+    found = {name: float(value) for name, value in metrics.compute().items()}
+    assert found["embedding_similarity"] == found["embedding_similarity/take"] == pytest.approx(1, abs=1e-5)
+    assert "embedding_similarity" not in TextWorld().state_metrics()
+    with pytest.raises(ImportError, match=r"data.embedding .*none': .*cannot be loaded"):
+        TextWorld(embedding=str(tmp_path / "none")).check()
 
 
 @needs_engine

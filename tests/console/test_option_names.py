@@ -178,9 +178,10 @@ def test_no_option_of_a_configuration_is_taken_for_a_mistyped_one(config):
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_no_option_of_a_study_is_taken_for_a_mistyped_one(path):
     study = yaml.safe_load(path.read_text())
-    config = ["fit", "-c", str(ROOT / study["config"])]
+    layers = [study["config"]] if isinstance(study["config"], str) else study["config"]
+    config = ["fit", *(word for layer in layers for word in ("-c", str(ROOT / layer)))]
     for row in study["rows"].values():
-        options = {**study["seeded"], **study["options"], **row.get("options", {})}
+        options = {**study["options"], **row.get("options", {}), **study["seeded"]}
         assert mistyped([*config, *(f"--{name}={json.dumps(value)}" for name, value in options.items())]) is None
 
 

@@ -43,7 +43,7 @@ def test_the_parser_takes_the_rows(path, name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     loaded = study.Study.load(path)
     cli = swirl_cli(loaded.arguments(name, 3, tmp_path), run=False)
-    usual = "BestOfN" if loaded.config == "configs/minigrid_quickstart.yaml" else "GRPO"
+    usual = "GRPO" if any("paper" in config for config in loaded.configs) else "BestOfN"
     learner = loaded.rows[name].options.get("model.init_args.learner", usual)
     assert type(cli.model.learner).__name__ == learner.rpartition(".")[2]
     assert cli.trainer.default_root_dir == str(tmp_path)
