@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from support.processes import run_module
 from support.swirl import SGD, build, equal, snapshot, trainer
@@ -56,6 +56,18 @@ def test_more_warm_up_goes_on_with_the_longer_curve(gemma_path, tmp_path):
     _, seen, _ = fit(gemma_path, tmp_path, PhaseSwitch(warmup_epochs=4, iterations=0), tmp_path / "last.ckpt")
     assert seen == alone[4:]
     assert all(rate > 0 for _, rate in seen)
+
+
+def test_a_warm_up_that_early_stopping_ended_is_gone_on_from(gemma_path, tmp_path):
+    stop = EarlyStopping("val/fwm/log_prob", mode="max", patience=1, min_delta=1e9)
+    saves = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    run = trainer(tmp_path, PhaseSwitch(warmup_epochs=50, iterations=0), [stop, saves], limit_val_batches=1)
+    run.fit(build(gemma_path), Digits(size=16, batch_size=8))
+    assert run.current_epoch == 2
+    switch = PhaseSwitch(warmup_epochs=2, iterations=1)
+    _, seen, run = fit(gemma_path, tmp_path / "on", switch, tmp_path / "epoch=1.ckpt")
+    assert [epoch for epoch, _ in seen] == [2, 2, 3, 3]
+    assert switch.schedule.at(2).name == "fwm"
 
 
 def test_a_schedule_that_renames_what_was_done_is_refused(gemma_path, tmp_path):
