@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from swirl_lightning.benchmarks.minigrid import generate, render
-from swirl_lightning.benchmarks.minigrid.tiles import GRID, INDEX, Cell
+from swirl_lightning.benchmarks.minigrid.tiles import CELLS, GRID, INDEX, Cell
 from swirl_lightning.transition import Transition
 
 
@@ -32,6 +32,24 @@ def scene(**things: Cell) -> Image.Image:
 def agent(facing: str, kind: str = "floor") -> Cell:
     """The agent on a cell."""
     return Cell(kind, facing=facing)
+
+
+def inverse(before: np.ndarray, after: np.ndarray) -> str:
+    """The action, from the two frames' cells alone."""
+    old, new = ([CELLS[i] for i in scene.reshape(-1)] for scene in (before, after))
+    here, there = (next(i for i, cell in enumerate(cells) if cell.facing) for cells in (old, new))
+    if here != there:
+        return "move forward"
+    order = ("right", "down", "left", "up")
+    turn = (order.index(new[here].facing) - order.index(old[here].facing)) % 4
+    if turn:
+        return {1: "turn right", 3: "turn left"}[turn]
+    (changed,) = (i for i in range(len(old)) if old[i] != new[i])
+    was, now = old[changed], new[changed]
+    if was.kind == "door":
+        verb = {"locked": "unlock", "closed": "open", "open": "close"}[was.door]
+        return f"{verb} the {was.colour} door"
+    return f"drop the {now.name}" if was.kind == "floor" else f"pick up the {was.name}"
 
 
 if __name__ == "__main__":
