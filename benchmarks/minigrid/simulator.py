@@ -262,7 +262,7 @@ def _vary(env: Any, name: str, balls: int) -> list[Any]:
         free = [place for place in inside if env.grid.get(*place) is None]
         if free:
             ball = world_object.Ball(COLOURS[rng.integers(len(COLOURS))])
-            _put(env, ball, free[rng.integers(len(free))])
+            env.put_obj(ball, *free[rng.integers(len(free))])
             added.append(ball)
     return added
 
@@ -283,11 +283,6 @@ def _reached(env: Any) -> list[tuple[int, int]]:
     return sorted(found - {start})
 
 
-def _put(env: Any, ball: Any, place: tuple[int, int]) -> None:
-    env.grid.set(*place, ball)
-    ball.init_pos = ball.cur_pos = place
-
-
 def _roll(env: Any, balls: Sequence[Any]) -> None:
     """Move each ball that is not carried to one of the free cells around it, if there is one."""
     for ball in balls:
@@ -298,7 +293,7 @@ def _roll(env: Any, balls: Sequence[Any]) -> None:
         free = [(x, y) for x, y in around if _inside(env, x, y) and _is_free(env, x, y)]
         if free:
             env.grid.set(column, row, None)
-            _put(env, ball, free[env.np_random.integers(len(free))])
+            env.put_obj(ball, *free[env.np_random.integers(len(free))])
 
 
 def _inside(env: Any, column: int, row: int) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonargparse import capture_parser
+from recipes.study import Study
 
 from support.option_table import OPEN, collect, options_of, places
 from swirl_lightning.__main__ import HUGE_PAGES
@@ -178,8 +179,7 @@ def test_no_option_of_a_configuration_is_taken_for_a_mistyped_one(config):
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_no_option_of_a_study_is_taken_for_a_mistyped_one(path):
     study = yaml.safe_load(path.read_text())
-    layers = [study["config"]] if isinstance(study["config"], str) else study["config"]
-    config = ["fit", *(word for layer in layers for word in ("-c", str(ROOT / layer)))]
+    config = ["fit", *(word for layer in Study.load(path).configs for word in ("-c", str(ROOT / layer)))]
     for row in study["rows"].values():
         options = {**study["options"], **row.get("options", {}), **study["seeded"]}
         assert mistyped([*config, *(f"--{name}={json.dumps(value)}" for name, value in options.items())]) is None
