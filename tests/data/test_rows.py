@@ -1,13 +1,17 @@
 """What a phase is given: pairs with actions of the labels."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from support.named_rows import SIZES, Data, data
+from swirl_lightning.data.images import open_rgb
 from swirl_lightning.data.loader import TransitionLoader
+from swirl_lightning.data.records import JSONLTransitions
 from swirl_lightning.data.rows import Fitting, laps
 from swirl_lightning.schedule import PhaseName
 
@@ -94,6 +98,27 @@ def test_a_benchmark_may_tell_the_actions_that_a_state_in_words_allows():
     assert told.pop("key 4") == {None}
     assert all(found <= {f"drop {state}", f"drop the {state}"} for state, found in told.items())
     assert 2 in map(len, told.values())
+
+
+def test_actions_are_read_without_their_images(tmp_path, monkeypatch):
+    Image.new("RGB", (2, 2)).save(tmp_path / "0.png")
+    for name in ("labels", "pairs"):
+        lines = [{"before_image": "0.png", "after_image": "0.png", "action": f"drop {n}", "id": n} for n in range(9)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    datamodule = JSONLTransitions(
+        warmup=str(tmp_path / "labels.jsonl"),
+        state_only=str(tmp_path / "pairs.jsonl"),
+        counterfactual_share=1.0,
+        counterfactual_actions=["drop"],
+        balanced_labels=True,
+    )
+    opened = []
+    monkeypatch.setattr("swirl_lightning.data.records.open_rgb", lambda path: opened.append(path) or open_rgb(path))
+    pairs = datamodule.with_counterfactuals(0)
+    assert datamodule.with_counterfactuals(0) is pairs
+    assert len(datamodule.labelled()) == 9
+    assert len(opened) <= 2, "whether a state is an image"
+    assert all(row.counterfactual.startswith("drop ") for row in pairs)
 
 
 def test_each_action_that_a_state_allows_is_drawn_as_often():

@@ -107,6 +107,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         )
         self._splits: dict[str, Sequence[Transition]] = {}
         self._balanced: Sequence[Transition] | None = None
+        self._counterfactuals: dict[int, Sequence[Transition]] = {}  # by iteration
         self._accumulated = 1  # the value that we have set in the Trainer
 
     @classmethod
@@ -302,6 +303,8 @@ class TransitionDataModule(LightningDataModule, ABC):
         pairs = self.pairs(iteration)
         if self.counterfactual_share == 0:
             return pairs
+        if iteration in self._counterfactuals:
+            return self._counterfactuals[iteration]
         random = np.random.default_rng([self.seed, iteration, 3])
         replaced = random.random(len(pairs)) < self.counterfactual_share
         found = counterfactuals(
@@ -310,6 +313,7 @@ class TransitionDataModule(LightningDataModule, ABC):
         if iteration == 0 and replaced.any() and not found.number:  # later on, what has been trained can go on
             told = f"data.counterfactual_share: no state before of {replaced.sum()} pairs allows an action"
             raise ValueError(f"{told}; set it to 0, or other data.counterfactual_actions")
+        self._counterfactuals[iteration] = found
         return found
 
     # ---- phases ----------------------------------------------------------------------------------

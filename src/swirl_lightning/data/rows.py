@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -52,11 +53,11 @@ class Joined(Sequence[Transition]):
 def balanced(rows: Sequence[Transition]) -> Chosen:
     """Repeat labelled rows until each first word of an action, the verb, is as frequent as the most frequent one.
 
-    It reads all rows, and tells how many there are now.
+    It reads all actions, and tells how many rows there are now.
     """
     of_verb: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
-        of_verb.setdefault(next(iter(_words(row.label)), ""), []).append(number)
+    for number, action in enumerate(Labels(rows)):
+        of_verb.setdefault(next(iter(_words(action)), ""), []).append(number)
     counts = sorted(map(len, of_verb.values()))
     chosen = [numbers[n % len(numbers)] for n in range(counts[-1]) for numbers in of_verb.values()]
     told = f"{len(rows)} labels of {len(counts)} verbs, {counts[0]} to {counts[-1]} of each"
@@ -71,16 +72,20 @@ def laps(number: int, count: int, random: np.random.Generator) -> NDArray[np.int
 
 
 class Labels(Sequence[str]):
-    """Sequence of the actions of a labelled split, read when they are accessed."""
+    """Sequence of the actions of a labelled split, read when they are accessed.
+
+    Of a split with ``records``, as the package's own have where images are opened on access, no image is opened.
+    """
 
     def __init__(self, rows: Sequence[Transition]) -> None:
-        self._rows = rows
+        self._records: Sequence[Any] = getattr(rows, "records", rows)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
-        return self._rows[index].label
+        record = self._records[index]
+        return Transition("", None, record.action, record.id).label
 
 
 class Counterfactuals(Sequence[Transition]):

@@ -45,8 +45,11 @@ class KnownTokens:
         if self._ids is None:
             data: Any = self._module.trainer.datamodule  # type: ignore[attr-defined]
             ids: set[int] = set()
+            every = len(self._module.models.fwm.grammar.content_ids)
             for row in data.split("warmup"):  # one at a time: images are decoded when they are asked for
                 ids.update(*self._module.states.encode([row.before, row.observed], self._module.device))
+                if len(ids) == every:
+                    break
             self._ids = frozenset(ids)
         allowed = [self._ids.union(*both) for both in zip(x, y, strict=True)]
         size = drawn.group_size
