@@ -156,6 +156,23 @@ def test_labelled_rows_of_a_batch_stay_the_same_in_its_replays_and_when_resumed(
         next(iter(other))
 
 
+def test_labelled_rows_are_compared_over_all_devices_when_resumed():
+    def loader(size, beside_it, world_size=1):
+        return TransitionLoader(
+            rows(8), batch_size=size, labelled=labelled(5), labelled_per_batch=beside_it, world_size=world_size
+        )
+
+    alone = loader(4, 2)
+    next(iter(alone))
+    same = loader(2, 1, world_size=2)
+    same.load_state_dict(alone.state_dict())
+    assert len(beside(same)) == 1
+    twice = loader(2, 2, world_size=2)
+    twice.load_state_dict(alone.state_dict())
+    with pytest.raises(ValueError, match="global labelled_per_batch was 2 and is 4"):
+        next(iter(twice))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("given", [0, 1, 3, 6, 8, 9])
 def test_position_is_what_was_handed_over(given, workers):

@@ -21,7 +21,7 @@ from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.rows import Counterfactuals, Joined, laps
 from swirl_lightning.transition import Transition
 
-_CHECKSUM = "checksum of the records"
+_CHECKSUM, _LABELLED = "checksum of the records", "global labelled_per_batch"
 _IMAGES = 32
 _SECONDS = 2.0  # between two looks at whether the run still lives
 
@@ -173,7 +173,8 @@ class TransitionLoader:
         if state is None or state["epoch"] != epoch or not state["given"]:
             return 0
         shape = self._shape()
-        saved = {key: state.get(key, value if key == _CHECKSUM else 0) for key, value in shape.items()}  # older ones
+        later = (_CHECKSUM, _LABELLED)  # which older checkpoints lack
+        saved = {key: state.get(key, value if key in later else 0) for key, value in shape.items()}
         changed = {key: (saved[key], value) for key, value in shape.items() if saved[key] != value}
         if changed:
             told = ", ".join(f"{key} was {was} and is {now}" for key, (was, now) in changed.items())
@@ -189,7 +190,7 @@ class TransitionLoader:
             "global_batch_size": self.batch_size * self.world_size,
             "replays": self.replays,
             "window": self.window,
-            "labelled_per_batch": self.labelled_per_batch,
+            _LABELLED: self.labelled_per_batch * self.world_size,
             "counterfactual pairs": self.rows.number if isinstance(self.rows, Counterfactuals) else 0,
             "checksum of counterfactual actions": self.rows.checksum if isinstance(self.rows, Counterfactuals) else 0,
             "seed": self.seed,
