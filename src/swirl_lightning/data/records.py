@@ -19,7 +19,7 @@ class JSONLTransitions(TransitionDataModule):
 
     A line is an object with ``before`` and ``after`` (text), or ``before_image`` and ``after_image``
     (image files, relative to the JSON lines file), with ``action`` where the split is labelled, and with
-    ``id`` if you like. Other fields end up in ``Transition.meta``::
+    ``id`` if you like (else the file's name and the line). Other fields end up in ``Transition.meta``::
 
         {"before_image": "frames/0.png", "after_image": "frames/1.png", "action": "turn left"}
 
@@ -234,7 +234,8 @@ def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, end
     name = fields.pop("id", None)
     if isinstance(name, list | dict | bool) or name == "":
         raise BrokenRecord(f"id must be a text that is not empty or a number, got {str(name)[:60]!r}")
-    return FileRecord(before, after, action, place if name is None else str(name), fields)
+    # the folder is no part of it: ids seed the rollouts, and the same file may lie elsewhere when a run goes on
+    return FileRecord(before, after, action, Path(place).name if name is None else str(name), fields)
 
 
 def _state(fields: dict[str, Any], name: str, folder: Path) -> _Source:
