@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from swirl_lightning.checkpoints.state import as_written
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.memory import GIB, LongestPair, MemoryEstimate, MicroBatch, report
@@ -41,13 +43,20 @@ class MemoryReport(Callback):
         check_ranges("MemoryReport", {"samples": samples}, samples="[1, inf)")
         self.samples = samples
         self.estimate: MemoryEstimate | None = None
+        self._epoch = 0  # the first that is trained
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Note where a resumed run goes on: Lightning's own count is restored after the report."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            with as_written("the number of epochs"):
+                self._epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the report, when model and optimiser are on their device and before the first step."""
         data = getattr(trainer, "datamodule", None)
         if not trainer.is_global_zero or not isinstance(data, TransitionDataModule):
             return
-        if not (phases := data.phases(trainer.current_epoch)):
+        if not (phases := data.phases(max(self._epoch, trainer.current_epoch))):
             return
         # within max_cached_tokens, the rollouts of an optimiser step are sampled together
         together = data.accumulation(PhaseName.ONE) if pl_module.max_cached_tokens else 1

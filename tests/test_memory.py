@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from support.attention import skip_if_torch_cannot_attend
 from support.tiny import gemma_folder, text_backbone
@@ -189,6 +190,20 @@ def test_the_phases_that_will_run(switch, epoch, max_epochs, told):
     data = Letters()
     data.trainer = SimpleNamespace(callbacks=[switch], max_epochs=max_epochs)
     assert data.phases(epoch) == told
+
+
+def test_a_resumed_run_is_told_of_the_phases_that_are_left(folder, tmp_path):
+    def run(*callbacks, iterations=1, **settings):
+        switch = PhaseSwitch(1, ["fwm"], iterations=iterations)
+        return quiet_trainer(tmp_path, switch, *callbacks, max_epochs=-1, limit_val_batches=0, **settings)
+
+    data, saves = Letters(batch_size=2), ModelCheckpoint(tmp_path, save_last=True, save_top_k=0)
+    run(saves, iterations=0, limit_train_batches=1).fit(swirl(folder, quantization=None), data)
+    for iterations, told in ((1, {"fwm rollout", "fwm reward", "fwm update"}), (0, None)):
+        callback, last = MemoryReport(samples=1), tmp_path / "last.ckpt"
+        resumed = run(callback, iterations=iterations, limit_train_batches=1)
+        resumed.fit(swirl(folder, quantization=None), data, ckpt_path=last)
+        assert (callback.estimate and set(callback.estimate.steps)) == told
 
 
 def test_memory_that_runs_out_in_the_report_is_told(folder, tmp_path, monkeypatch):
