@@ -41,6 +41,8 @@ def test_best_of_one_is_the_first_draw(gemma_path):
     assert module.backbone.decode_states([fwm.grammar.content(drawn)], CPU) == shown[:1]
     with pytest.raises(ValueError, match=r"best_of must lie in \[1, 100000\], got 0"):
         EvaluationConfig(best_of=0)
+    with pytest.raises(ValueError, match=r"best_of chooses among samples: add sampled to evaluation.modes"):
+        EvaluationConfig(modes=("greedy",), best_of=2)
 
 
 @pytest.mark.parametrize("right", [0, 1, 3])

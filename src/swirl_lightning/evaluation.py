@@ -55,6 +55,8 @@ class EvaluationConfig:
         if unknown or not self.modes or len(set(self.modes)) < len(self.modes):
             raise ValueError(f"evaluation.modes must be among {list(MODES)}, each once, got {list(self.modes)}")
         check_ranges("model.evaluation", vars(self), best_of="[1, 100000]")
+        if self.best_of > 1 and "sampled" not in self.modes:
+            raise ValueError("evaluation.best_of chooses among samples: add sampled to evaluation.modes")
 
 
 class Evaluator:
