@@ -102,7 +102,7 @@ class PhaseSwitch(Callback):
         if phase.name == WARMUP:
             if trainer.current_epoch == 0:
                 curve.begin(WARMUP, steps)
-            else:  # a resumed run may have more epochs of warm-up, or other batches, than the one it goes on from
+            else:
                 curve.resize(steps)
             return
         if phase.starts_iteration and (self.refresh_references or phase.iteration == 0):
@@ -112,12 +112,16 @@ class PhaseSwitch(Callback):
         curve.begin(phase.name, steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take no further batch in an epoch that was over: Lightning's loop does where no validation is due.
+        """Fit a warm-up's learning rate to its length, and take no further batch in an epoch that was over.
 
-        Without ``limit_train_batches`` there is none; with it the loader has some left. With ``max_steps`` it also
-        goes on within an epoch that was over, be the checkpoint written in its last hook or after the fit; what is set
-        here is its own state without ``max_steps``.
+        A resumed run may have more epochs of warm-up, or other batches, than the one it goes on from. Lightning's loop
+        takes a further batch where no validation is due: without ``limit_train_batches`` there is none, with it the
+        loader has some left. With ``max_steps`` it also goes on within an epoch that was over, be the checkpoint
+        written in its last hook or after the fit; what is set here is its own state without ``max_steps``.
         """
+        if self._begun == trainer.current_epoch and self.schedule.at(trainer.current_epoch).name == WARMUP:
+            steps = self._steps(trainer.datamodule, WARMUP)  # type: ignore[attr-defined]
+            trainer.lr_scheduler_configs[0].scheduler.resize(steps)  # type: ignore[union-attr]
         loop = trainer.fit_loop
         epochs: Any = loop.epoch_progress.current
         if loop.restarting and loop._iteration_based_training() and epochs.processed == epochs.ready == epochs.started:

@@ -56,6 +56,10 @@ def test_more_warm_up_goes_on_with_the_longer_curve(gemma_path, tmp_path):
     _, seen, _ = fit(gemma_path, tmp_path, PhaseSwitch(warmup_epochs=4, iterations=0), tmp_path / "last.ckpt")
     assert seen == alone[4:]
     assert all(rate > 0 for _, rate in seen)
+    for step in (1, 3):  # within an epoch
+        longer, folder = PhaseSwitch(warmup_epochs=4, iterations=0), tmp_path / f"on{step}"
+        _, seen, _ = fit(gemma_path, folder, longer, tmp_path / f"step={step}.ckpt")
+        assert seen == alone[step:]
 
 
 def test_a_warm_up_that_early_stopping_ended_is_gone_on_from(gemma_path, tmp_path):
@@ -252,6 +256,17 @@ def test_a_run_goes_on_within_an_accumulation_window(gemma_path, tmp_path):
             # within a replay, what its rollouts say was logged before the checkpoint
             assert metrics == {name: whole[2][step][name] for name in metrics}, checkpoint.name
             assert len(metrics) > 1
+
+
+def test_a_window_may_end_up_longer_than_it_began(gemma_path, tmp_path):
+    def run(accumulated, resume=None):
+        module, saves = build(gemma_path, optimizer=SGD), [] if resume else [SaveEachBatch(tmp_path / str(accumulated))]
+        fit = trainer(tmp_path, PhaseSwitch(1, iterations=0), saves, accumulate_grad_batches=accumulated)
+        fit.fit(module, Digits(size=24, batch_size=8), ckpt_path=resume)
+        return snapshot(module)
+
+    run(2)
+    torch.testing.assert_close(run(3, tmp_path / "2" / "0-0.ckpt"), run(3))
 
 
 class StopAfterOneBatch(Callback):

@@ -67,8 +67,8 @@ class SWIRL(PretrainedModule):
         labelled_weight: weight of the labelled triples of ``data.labelled_per_batch``, relative to the pairs' own loss.
         bootstrap_labels: actions of the phase ``bootstrap``. ``online`` samples them anew in each epoch; ``once`` takes
             the IDM's likeliest, token by token, the same in every epoch: so the authors annotate their pairs.
-        idm_state_noise: on labelled triples the IDM reads y with up to this share of tokens replaced at random,
-            so that it later reads imperfect frames.
+        idm_state_noise: on labelled triples the IDM is trained to read y with up to this share of tokens replaced at
+            random, so that it later reads imperfect frames.
         templates: wording of the prompts.
         evaluation: settings of validation and test.
         max_tokens_per_forward: tokens in one forward pass that scores or trains; a prompt that a group shares counts
@@ -191,6 +191,9 @@ class SWIRL(PretrainedModule):
             prefix, count = f"{phase.policy}/", loss.denominator.detach().float()
             self._metrics.add(prefix, loss.metrics, len(batch) if loss.weight is None else loss.weight)
             self._metrics.add(prefix, {"loss": loss.total / count}, count)
+        if self.trainer.is_last_batch:  # a short last window is not replayed
+            self._updates.clear()
+            self._rollouts.clear()
         return {"loss": loss.total, "rollouts": rollouts}
 
     def phase_one(self, batches: Sequence[list[Transition]]) -> Iterator[tuple[Samples, Samples, LogProbs]]:
@@ -324,12 +327,6 @@ class SWIRL(PretrainedModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._finite.check_weights(optimizer)
 
-    def on_train_epoch_end(self) -> None:
-        """Drop the rollouts of the phase, unless it was cut short. (A short last window is not replayed.)"""
-        if self.trainer.is_last_batch:
-            self._updates.clear()
-            self._rollouts.clear()
-
     # ---- parts -----------------------------------------------------------------------------------
     def _keys(self, use: str, transitions: list[Transition]) -> list[str]:
         """Return names of random numbers, fixed by seed, epoch and pair, whatever the batch and the rank."""
@@ -340,7 +337,9 @@ class SWIRL(PretrainedModule):
         if self.idm_state_noise == 0:
             return after
         grammar, share = self.models.fwm.grammar, self.idm_state_noise
-        noise = uniforms(self._keys("noise", transitions), 3, grammar.max_length).view(len(after), 3, -1)
+        # by step: a label may come several times in an epoch
+        keys = [f"{self.seed}|{self.trainer.global_step}|noise|{t.id}" for t in transitions]
+        noise = uniforms(keys, 3, grammar.max_length).view(len(after), 3, -1)
         return [replace_tokens(y, grammar.content_ids, share, drawn) for y, drawn in zip(after, noise, strict=True)]
 
     def setup(self, stage: str) -> None:
@@ -350,6 +349,7 @@ class SWIRL(PretrainedModule):
             checks.check_optimizer(self.optimizer_factory, 1 if self.shared_weights else 2)
             checks.check_callbacks(self.trainer)
             checks.check_labels_once(self.bootstrap_labels, self.schedule, self.shared_weights)
+            checks.check_state_noise(self.idm_state_noise, self.backbone)
             self.reward.check(self.backbone)
         super().setup(stage)
         checks.check_trainer(self.trainer)

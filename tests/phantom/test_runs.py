@@ -50,7 +50,7 @@ def swirl(name, folder, budget=None, **options):
         grpo=GRPOConfig(group_size=2, num_iterations=2),
         sampling=SamplingConfig(1.0, 0.9, top_k=12),
         anchor_weight=0.1,
-        idm_state_noise=0.2,
+        idm_state_noise=0.0 if name in VLMS else 0.2,
         max_tokens_per_forward=budget,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from lightning import Callback, seed_everything
 
@@ -9,8 +11,10 @@ from support.swirl import build, randomize, trainer
 from support.tiny import text_backbone
 from support.world import Digits
 from swirl_lightning import SWIRL, GRPOConfig
+from swirl_lightning import module as module_file
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.engine.grammar import Grammar
+from swirl_lightning.training.trainer_checks import check_state_noise
 from swirl_lightning.world_models import WorldModel
 
 EOS = 1
@@ -36,6 +40,30 @@ def test_noise_ends_no_state(gemma_path, tmp_path, monkeypatch):
     assert len(prompts) == 64
     assert sum(tuple(prompt) in clean for prompt in prompts) < 48
     assert not any(EOS in prompt for prompt in prompts)
+
+
+def test_noise_differs_each_time_that_a_label_comes(gemma_path, tmp_path, monkeypatch):
+    class Few(Digits):
+        def load_split(self, split):
+            return super().load_split(split)[: 2 if split == "warmup" else None]
+
+    read, log_probs = [], module_file.sft_log_probs
+
+    def watch(models, x, actions, y, roles, seen):
+        read.append(tuple(map(tuple, seen)))
+        return log_probs(models, x, actions, y, roles, seen)
+
+    monkeypatch.setattr(module_file, "sft_log_probs", watch)
+    module = build(gemma_path, idm_state_noise=0.99, quantization=None)
+    trainer(tmp_path, PhaseSwitch(0, ["idm"], 1)).fit(module, Few(size=32, batch_size=4, labelled_per_batch=2))
+    assert len(read) == 8
+    assert len({frozenset(both) for both in read}) > 4
+
+
+def test_noise_needs_tokens_that_hold_the_state():
+    check_state_noise(0.0, SimpleNamespace(ids_suffice=False))
+    with pytest.raises(ValueError, match="those of SimpleNamespace only hold an image's place"):
+        check_state_noise(0.1, SimpleNamespace(ids_suffice=False))
 
 
 class Rollouts(Callback):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.scoring import LogProbs
@@ -53,25 +53,29 @@ class SharedDenominator:
         """Forget the micro-batches of a step that was not taken."""
         self._total = None
 
-    def state(self, module: nn.Module, **beside: Any) -> dict[str, Any]:
+    def state(self, module: LightningModule, **beside: Any) -> dict[str, Any]:
         """Return the window so far, for a checkpoint within it: the denominator and summed gradients; {} between two.
 
         Args:
-            module: its parameters have the gradients.
+            module: its parameters have the gradients, which Lightning has divided by ``accumulate_grad_batches``.
             beside: what else belongs to the window.
         """
         if self._total is None:
             return {}
         gradients = {name: p.grad.cpu() for name, p in module.named_parameters() if p.grad is not None}
-        return {"denominator": self._total.cpu(), "gradients": gradients, **beside}
+        accumulated = module.trainer.accumulate_grad_batches
+        return {"denominator": self._total.cpu(), "gradients": gradients, "accumulated": accumulated, **beside}
 
-    def restore(self, module: nn.Module, state: dict[str, Any]) -> None:
-        """Go on within the window of :meth:`state`; parameters and their gradients are on the module's device."""
+    def restore(self, module: LightningModule, state: dict[str, Any]) -> None:
+        """Go on within the window of :meth:`state`; parameters and their gradients are on the module's device.
+
+        The rest of the window may be divided by another ``accumulate_grad_batches``, as then the gradients are.
+        """
         if not state:
             return
-        parameters = dict(module.named_parameters())
+        parameters, divisor = dict(module.named_parameters()), module.trainer.accumulate_grad_batches
         for name, gradient in state["gradients"].items():
-            parameters[name].grad = gradient.to(parameters[name])
+            parameters[name].grad = gradient.to(parameters[name]) * (state.get("accumulated", divisor) / divisor)
         self._total = state["denominator"].to(next(iter(parameters.values())).device)
 
 

@@ -177,6 +177,19 @@ def check_precision(precision: str, backbone: Backbone) -> None:
         )
 
 
+def check_state_noise(share: float, backbone: Backbone) -> None:
+    """Refuse noise in the tokens of a backbone whose tokens do not hold the state.
+
+    Raises:
+        ValueError: it is asked for.
+    """
+    if share and not backbone.ids_suffice:
+        raise ValueError(
+            f"model.idm_state_noise replaces tokens of states, and those of {type(backbone).__name__} only hold an "
+            "image's place: set it to 0"
+        )
+
+
 def check_labels_once(labels: str, schedule: PhaseSchedule, shared_weights: bool) -> None:
     """Refuse a schedule in which the IDM changes while the phase ``bootstrap`` takes its ``labels`` as given once.
 
