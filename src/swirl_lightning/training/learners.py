@@ -153,7 +153,7 @@ class BestOfN(Learner):
         chosen = advantages.nonzero()[:, 0].tolist() or [0]
         prompts = [samples.prompts[row // samples.group_size] for row in chosen]
         rows = samples.completions.rows()
-        return Update(prompts, [rows[row] for row in chosen], advantages[chosen], prompts, pairs=len(samples.prompts))
+        return Update(prompts, [rows[row] for row in chosen], advantages[chosen], 1, pairs=len(samples.prompts))
 
     def loss(self, policy: Policy, update: Update) -> Loss:
         """Compute -log-probability per token of the chosen rollouts, over the number of pairs."""

@@ -77,7 +77,7 @@ class Update:
         prompts: N prompts, each repeated for its group.
         completions: N completions as sampled.
         advantages: (N,) float32.
-        group_prompts: the prompts, once each.
+        group_size: number G of rollouts of a prompt.
         pairs: B, the pairs that were shown.
         observed: prompts and observed next states as completions (Phase I, for the anchor) of the pairs whose action is
             not counterfactual, or None.
@@ -89,7 +89,7 @@ class Update:
     prompts: list[TokenIds]
     completions: list[TokenIds]
     advantages: Tensor
-    group_prompts: list[TokenIds]
+    group_size: int
     pairs: int
     observed: tuple[list[TokenIds], list[TokenIds]] | None = None
     reference: Tensor | None = None
@@ -100,22 +100,17 @@ class Update:
     def from_samples(cls, samples: Samples, advantages: Tensor) -> Update:
         """Make the update of samples with (N,) advantages."""
         prompts = [prompt for prompt in samples.prompts for _ in range(samples.group_size)]
-        drawn, pairs = samples.completions, len(samples.prompts)
-        return cls(prompts, drawn.rows(), advantages, samples.prompts, pairs, sampled=drawn.log_probs)
-
-    @property
-    def group_size(self) -> int:
-        """Number G of rollouts of a prompt."""
-        return len(self.prompts) // len(self.group_prompts)
+        drawn, size, pairs = samples.completions, samples.group_size, len(samples.prompts)
+        return cls(prompts, drawn.rows(), advantages, size, pairs, sampled=drawn.log_probs)
 
     def teaching_rows(self) -> list[int]:
         """Return the rows with a gradient: all if there is a KL, otherwise those of groups whose rewards differ.
 
         There is at least one group, so that there always is a graph to differentiate.
         """
-        size = self.group_size
         if self.reference is not None:
             return list(range(len(self.prompts)))
+        size = self.group_size
         groups = self.advantages.view(-1, size).ne(0).any(1).nonzero()[:, 0].tolist() or [0]
         return [row for group in groups for row in range(group * size, group * size + size)]
 
