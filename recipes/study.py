@@ -21,7 +21,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -157,11 +156,14 @@ def place(out: Path, seed: int, name: str) -> Path:
     return out / f"seed{seed}" / folder_name(name)
 
 
-def check_options(folder: Path, arguments: Sequence[str], trains: bool, begin: Path | None) -> None:
+def check_options(
+    folder: Path, configs: Sequence[str], arguments: Sequence[str], trains: bool, begin: Path | None
+) -> None:
     """Raise ValueError if a row's folder holds runs of other options or another start; what they are is kept there.
 
     Args:
         folder: of the row.
+        configs: files that its runs read.
         arguments: of its runs.
         trains: whether it is trained, and not tested alone.
         begin: checkpoint that it starts from.
@@ -170,9 +172,9 @@ def check_options(folder: Path, arguments: Sequence[str], trains: bool, begin: P
         raise ValueError(f"{begin}, from which {folder} starts, has gone: remove the folder of that row, too")
     own = [argument for argument in arguments if not argument.startswith("--trainer.default_root_dir=")]
     kept = folder / "options.json"
-    configs = [load(read_words(Path(path))) for flag, path in pairwise(own) if flag == "-c"]
+    contents = [load(read_words(Path(path))) for path in configs]
     given = json.dumps(
-        {"options": own, "configs": configs, "trains": trains, "start": begin and sha256(begin)}, indent=2, default=str
+        {"options": own, "configs": contents, "trains": trains, "start": begin and sha256(begin)}, indent=2, default=str
     )
     then = read_words(kept) if kept.is_file() else None
     if then != given and (then is not None or any(folder.rglob("*.ckpt")) or (folder / "fit.done").exists()):
@@ -227,7 +229,7 @@ def run(study: Study, name: str, seed: int, out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     own, begin = last(folder), last(place(out, seed, row.start)) if row.start else None
     arguments = [*study.arguments(name, seed, folder), "--trainer.enable_progress_bar=false"]
-    check_options(folder, arguments, row.trains, begin)
+    check_options(folder, study.configs, arguments, row.trains, begin)
     if row.trains and not (folder / "fit.done").exists():
         resumed = own if own.exists() else begin
         swirl(folder, "fit", [*arguments, *([f"--ckpt_path={resumed}"] if resumed else [])])
