@@ -152,8 +152,10 @@ class Predictions(Callback):
 
     def _keep_for_sheet(self, mode: str, row: Transition, state: Image.Image, guess: str | None) -> None:
         self._sheet_mode = self._sheet_mode or mode
+        if self._rank or mode != self._sheet_mode or not self.contact_sheet_rows:
+            return
         kept = self._sheet.setdefault(str(row.meta.get(self._category_key)), [])
-        if not self._rank and mode == self._sheet_mode and len(kept) < self.contact_sheet_rows:
+        if len(kept) < self.contact_sheet_rows:
             small = replace(row, before=_small(row.before), after=row.after and _small(row.after))
             kept.append((small, _small(state), guess))
 

@@ -88,9 +88,13 @@ class Results(Callback):
         if trainer.state.fn != "fit":
             if trainer.ckpt_path:
                 facts["settings"]["checkpoint"] = os.path.relpath(trainer.ckpt_path, path.parent)
-            other = _differences(_of(known[row]), _of(facts)) if self.row is None and row in known else []
-            if other:
-                standing, row = row, f"{row} ({', '.join(other)})"
+            standing = row
+            trained = split == "validation"  # rows of tests name a checkpoint, but for those of older files
+            if other := _others(known, row, facts, trained) if self.row is None else []:
+                row = named = f"{row} ({', '.join(other)})"
+                count = 1
+                while _others(known, row, facts, trained):  # of a setting that names alone do not tell apart
+                    row, count = f"{named} {count + 1}", count + 1
                 rank_zero_warn(f"{path} keeps its row {standing!r}, which is of another test; this one is {row!r}")
         rows[row], known[row] = values, facts
         with whole_file(path) as file:
@@ -111,6 +115,20 @@ def _of(facts: dict[str, Any]) -> dict[str, Any]:
     return {"suite": facts["suite"], **facts["settings"]}
 
 
+def _others(known: dict[str, Any], row: str, facts: dict[str, Any], trained: bool) -> list[str]:
+    """List the settings in which a standing row differs from the facts of a new one; none if there is no such row.
+
+    ``trained``: rows that name no checkpoint are of the run's own training.
+    """
+    if row not in known:
+        return []
+    found = _differences(_of(known[row]), _of(facts))
+    checkpoint = facts["settings"].get("checkpoint", "")
+    if trained and "checkpoint" not in known[row]["settings"] and checkpoint.startswith(".."):
+        found.append(f"checkpoint {checkpoint}")
+    return found
+
+
 def _differences(standing: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """List settings that differ, as ``data.limit 20``; one that is missing on either side is no difference."""
     found = []
@@ -119,7 +137,8 @@ def _differences(standing: dict[str, Any], now: dict[str, Any], prefix: str = ""
         if isinstance(was, dict) and isinstance(value, dict):
             found += _differences(was, value, f"{prefix}{key}.")
         elif was != value:
-            found.append(prefix + key if isinstance(value, dict) else f"{prefix}{key} {value}")
+            long = isinstance(value, dict) or (isinstance(value, str) and value.startswith("{"))
+            found.append(prefix + key if long else f"{prefix}{key} {value}")
     return found
 
 

@@ -24,6 +24,7 @@ from swirl_lightning.benchmarks.minigrid.goals import KINDS, MiniGridGoal, goals
 from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files import whole_file
 from swirl_lightning.transition import State, Transition
 from swirl_lightning.use.planning import Dynamics, Episode, FWMDynamics, PlanConfig, Search, TrueDynamics, pursue
 from swirl_lightning.use.runs import Run
@@ -64,6 +65,16 @@ def draw_goals(rows: Sequence[Transition], count: int, seeds: Sequence[int]) -> 
     return [[task for goals in found.values() for task in goals[n :: len(seeds)]] for n in range(len(seeds))]
 
 
+def find(run: Path, models: dict[str, str]) -> dict[str, Run]:
+    """Find the checkpoints of a run by the models' names.
+
+    Raises:
+        FileNotFoundError: one is missing.
+    """
+    Run.find(run)  # whose message is of the whole run
+    return {name: Run.find(run / path) for name, path in models.items()}
+
+
 def measure(
     run: Path,
     models: dict[str, str],
@@ -80,8 +91,7 @@ def measure(
         FileNotFoundError: a checkpoint is missing.
         ValueError: the run has no simulator, or too few goals.
     """
-    Run.find(run)  # whose message is of the whole run
-    chosen = {name: Run.find(run / path) for name, path in models.items()}
+    chosen = find(run, models)
     data = next(iter(chosen.values())).data()
     world = data.simulator()
     if world is None:
@@ -184,27 +194,35 @@ def main(arguments: list[str] | None = None) -> None:
     check_ranges("planning", vars(args), goals="[1, inf)", seeds="[1, inf)", max_steps="[1, inf)")
     PlanConfig(args.searches[0], args.width, args.depth)  # refuses what it does not take before anything loads
     models = dict(text.split("=", 1) for text in args.models)
+    for run in args.runs:  # all of them, before the first takes its minutes
+        find(run, models)
     results: Results = {}
     for n, run in enumerate(args.runs):
         seeds = range(n * args.seeds, (n + 1) * args.seeds)
         found = measure(run, models, args.searches, args.goals, seeds, args.width, args.depth, args.max_steps)
         for name, tasks in found.items():
             results.setdefault(name, []).append(tasks)
+        if args.json:
+            write(results, args.json)
     first, *others = models
     differences = [(f"{name}, {method}", f"{first}, {method}") for name in others for method in args.searches]
     print("\n".join(table(results, differences)), flush=True)
-    if args.json:
-        written = {
-            name: [
-                [
-                    {"kind": kind, "seed": seed, "reached": e.reached, "plans": e.plans, "actions": e.actions}
-                    for kind, seed, e in tasks
-                ]
-                for tasks in runs
+
+
+def write(results: Results, path: Path) -> None:
+    """Write the episode of each goal as JSON."""
+    episodes = {
+        name: [
+            [
+                {"kind": kind, "seed": seed, "reached": e.reached, "plans": e.plans, "actions": e.actions}
+                for kind, seed, e in tasks
             ]
-            for name, runs in results.items()
-        }
-        args.json.write_text(json.dumps(written, indent=1))
+            for tasks in runs
+        ]
+        for name, runs in results.items()
+    }
+    with whole_file(path) as file:
+        file.write(json.dumps(episodes, indent=1).encode())
 
 
 if __name__ == "__main__":

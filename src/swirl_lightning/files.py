@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +36,20 @@ def written_to(path: str | Path) -> Iterator[None]:
         if type(error).__name__ == "SafetensorError":  # the library is imported where it is used
             raise OSError(f"{path} cannot be written: {error}") from error
         raise
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append lines to a file, after the end of one that was cut short.
+
+    Raises:
+        OSError: as :func:`written_to`.
+    """
+    with written_to(path), open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write("".join(line + "\n" for line in lines).encode())
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swirl_lightning.engine.grammar import TokenIds
-from swirl_lightning.files import written_to
+from swirl_lightning.files import append_lines
 
 
 class GenerationStore:
@@ -54,16 +54,12 @@ class GenerationStore:
         return found
 
     def put(self, keys: Sequence[str], samples: Sequence[list[TokenIds]]) -> None:
-        """Add samples and write them at once."""
+        """Write samples at once; the run that makes them asks for none of them again."""
         if not keys:
             return
-        self._known.update(zip(keys, samples, strict=True))
         self.folder.mkdir(parents=True, exist_ok=True)
-        whole = not self._path.exists() or self._path.read_bytes()[-1:] in (b"", b"\n")
-        with written_to(self._path), open(self._path, "a", encoding="utf-8") as file:
-            file.write("" if whole else "\n")
-            for key, ids in zip(keys, samples, strict=True):
-                file.write(json.dumps({"key": key, "ids": ids}) + "\n")
+        lines = (json.dumps({"key": key, "ids": ids}) for key, ids in zip(keys, samples, strict=True))
+        append_lines(self._path, lines)
 
 
 def _are_ids(samples: Any) -> bool:

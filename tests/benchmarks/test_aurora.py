@@ -13,6 +13,7 @@ from support.text_suites import bert_folder
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.callbacks import Results
 from swirl_lightning.callbacks.predictions import Predictions, _spread
+from swirl_lightning.transition import Transition
 
 REAL = Path(__file__).parents[3] / "shared" / "samples" / "aurora"
 
@@ -134,6 +135,12 @@ def run(base, data, folder, **kwargs):
     tester = trainer(folder, callback, Results("base"))
     results = tester.test(module, data, verbose=False)[0]
     return results, callback
+
+
+def test_a_contact_sheet_of_no_rows_keeps_none():
+    callback, image = Predictions(contact_sheet_rows=0), Image.new("RGB", (2, 2))
+    callback._keep_for_sheet("sampled", Transition(image, image, "turn", id="0"), image, None)
+    assert not callback._sheet
 
 
 def test_end_to_end_and_resumed(tmp_path, base, clip, monkeypatch):

@@ -109,6 +109,26 @@ def test_other_settings_are_kept_beside_it(runs, gemma_path, tmp_path):
     assert list(found["test"]) == ["SFT", *(f"SFT ({words})" for words in differing)]
 
 
+def test_settings_in_mappings_are_compared_too(runs, gemma_path, tmp_path):
+    def data(**shares):
+        found = Digits(size=8)
+        found.shares = shares
+        return found
+
+    for shares in ({}, {"drop": 0.4}, {"drop": 0.2}, {"drop": 0.2}):
+        found = rows(tmp_path, gemma_path, runs["one"], data=data(**shares))
+    assert list(found["test"]) == ["SFT", "SFT (data.shares)", "SFT (data.shares) 2"]
+
+
+def test_the_rows_of_a_training_are_not_those_of_another_runs_checkpoint(runs, gemma_path):
+    folder = runs["one"].parents[1]
+    standing = read(folder / "results.json")["validation"]["SFT"]
+    with pytest.warns(UserWarning, match=r"keeps its row 'SFT'"):
+        found = rows(folder, gemma_path, runs["two"], data=Digits(size=8, batch_size=8), command="validate")
+    assert list(found["validation"]) == ["SFT", "SFT (checkpoint ../two/checkpoints/last.ckpt)"]
+    assert found["validation"]["SFT"] == standing
+
+
 def test_a_name_of_ones_own_is_taken_as_it_is(runs, gemma_path, tmp_path):
     rows(tmp_path, gemma_path, runs["one"], row="mine")
     found = rows(tmp_path, gemma_path, runs["two"], row="mine", data=Digits(size=4))

@@ -173,6 +173,11 @@ def test_several_runs_and_suites(tmp_path, monkeypatch):
     assert text.count("\n## ") == 4  # and two further tables of AURORA
     assert "| a: SWIRL iteration 1 |" in text
     assert "| b/version_0: SWIRL iteration 1 |" in text
+    same = [write(tmp_path / f"seed{n}" / "recipe") for n in range(2)]
+    main([str(run) for run in same])
+    text = (tmp_path / "report.md").read_text()
+    for n in range(2):
+        assert f"| seed{n}/recipe: SWIRL iteration 1 |" in text
     main([str(tmp_path / "b"), "--out", str(tmp_path / "x" / "y")])
     assert (tmp_path / "x" / "y.html").is_file()
 

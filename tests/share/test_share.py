@@ -24,6 +24,7 @@ from support.cli import here
 from support.swirl import equal
 from swirl_lightning import SWIRL
 from swirl_lightning.benchmarks.minigrid import MiniGrid
+from swirl_lightning.exports.card import _results
 
 
 @pytest.fixture
@@ -274,3 +275,11 @@ def test_what_no_export_holds_is_not_uploaded(tmp_path, refused):
     (tmp_path / "last.ckpt").unlink()
     (tmp_path / "secret.json").symlink_to("/etc/hostname")
     assert "is not uploaded: secret.json" in refused("push", tmp_path, "me/world")
+
+
+def test_a_card_leaves_out_rows_that_name_folders():
+    values = {"fwm/sampled/exact_match": 0.5}
+    names = ["SFT", "SFT (judge)", "SFT (checkpoint ../secret/last.ckpt)", "SFT (data.data_dir C:\\secret)"]
+    text = "\n".join(_results(dict.fromkeys(names, values)))
+    assert "| SFT | SFT (judge) |" in text
+    assert "secret" not in text

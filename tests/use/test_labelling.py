@@ -60,7 +60,7 @@ def test_records_of_training_data_come_out(digits, pairs, tmp_path, capsys):
     records = read(out / "labelled.jsonl")
     assert [record.get("clip") for record in records] == [*range(10), None]
     assert all(record["action"] and record["log_prob"] <= 0 and record["agreement"] <= 0 for record in records)
-    assert records[-1]["id"] == f"{pairs}:13"
+    assert records[-1]["id"] == f"{pairs.name}:13"
     assert records[-1]["given_action"] == "swap"
     assert "given_action" not in records[0]
     others = [other for record in records for other in record.get("alternatives", ())]
@@ -102,7 +102,7 @@ def test_an_interrupted_call_goes_on_and_thresholds_cost_nothing(digits, pairs, 
         file.write(json.dumps({"id": "new", "before": "11", "after": "12"}) + "\n")
     pairs.write_text(pairs.read_text().replace('"clip": 0', '"clip": 100', 1).replace('"73"', '"74"'))
     kept = label_files(run, str(pairs), out, accelerator="cpu").kept
-    assert asked.batches == [[summary.kept[0]["id"], f"{pairs}:13", "new"]]
+    assert asked.batches == [[summary.kept[0]["id"], f"{pairs.name}:13", "new"]]
     assert kept[0] == summary.kept[0] | {"clip": 100}
 
 
@@ -165,6 +165,7 @@ def test_images_of_parquet_become_files(minigrid, tmp_path):
     for n, row in enumerate(rows):
         row.before.save(tmp_path / f"{n}.png")
         row.after.save(tmp_path / f"{n}-after.png")
+    (tmp_path / "pairs").mkdir()
     table = {
         "before_image": [(tmp_path / f"{n}.png").read_bytes() for n in range(3)],
         "after_image": [f"{n}-after.png" for n in range(2)] + ["lost.png"],
@@ -177,6 +178,13 @@ def test_images_of_parquet_become_files(minigrid, tmp_path):
     assert [row.after.tobytes() for row in found] == [row.after.tobytes() for row in rows[:2]]
     records = read(tmp_path / "deep" / "out" / "labelled.jsonl")
     assert [record["after_image"] for record in records] == ["../../0-after.png", "../../1-after.png"]
+
+    other = pa.array(table["before_image"][::-1])  # the same ids, other images
+    parquet.write_table(pa.table(columns | {"before_image": other}), tmp_path / "pairs" / "pairs.parquet")
+    for n in range(2):
+        (tmp_path / "pairs" / f"{n}-after.png").write_bytes((tmp_path / f"{n}-after.png").read_bytes())
+    here("label", minigrid, tmp_path / "pairs" / "pairs.parquet", "--to", tmp_path / "deep" / "out", *CPU)
+    assert len(set((tmp_path / "deep" / "out" / "images").iterdir())) == 4
 
 
 def test_a_folder_of_frames_and_one_of_videos(minigrid, tmp_path, capsys):

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from swirl_lightning.checkpoints.state import written_at
 from swirl_lightning.torch_files import load_torch
 
-_NAMES = f"[!.]*{ModelCheckpoint.FILE_EXTENSION}"
+NAMES = f"[!.]*{ModelCheckpoint.FILE_EXTENSION}"
 """Without what other systems leave beside a file, such as ``._last.ckpt``."""
 
 
@@ -64,7 +64,7 @@ def find_checkpoint(run: Path) -> Path:
     if not run.is_dir():
         raise FileNotFoundError(f"no such run: {run}; give a run's folder (trainer.default_root_dir) or a checkpoint")
     folders = [run, *filter(Path.is_dir, run.rglob("*"))]  # a link to one, too
-    if (found := _last(chain.from_iterable(folder.glob(_NAMES) for folder in folders))) is None:
+    if (found := _last(chain.from_iterable(folder.glob(NAMES) for folder in folders))) is None:
         raise FileNotFoundError(f"no checkpoint in {run}: train first (swirl fit -c ...), or name a .ckpt file")
     return found
 
@@ -81,7 +81,7 @@ def _kept(trainer: Trainer) -> list[tuple[Path, str]]:
             place = keeper._ModelCheckpoint__resolve_ckpt_dir(trainer)  # type: ignore[attr-defined]
             if "://" in str(place):
                 raise ValueError(f"checkpoints would go to {place}: give a folder of this machine, and copy it later")
-            kept.append((Path(place), f"**/{_NAMES}" if "/" in str(keeper.filename) else _NAMES))
+            kept.append((Path(place), f"**/{NAMES}" if "/" in str(keeper.filename) else NAMES))
     return kept
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +12,12 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 _PACKAGES = ("swirl-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes", "torchmetrics")
-_LIGHTNING_S = frozenset(("allow_zero_length_dataloader_with_multiple_devices", "prepare_data_per_node"))
+_NOT_OPTIONS = frozenset(
+    (
+        *("allow_zero_length_dataloader_with_multiple_devices", "prepare_data_per_node", "trainer"),  # Lightning's own
+        *("counts", "missing_metrics", "skipped"),  # known when records have been read
+    )
+)
 
 
 def about(trainer: Trainer, pl_module: Any) -> dict[str, Any]:
@@ -43,10 +49,10 @@ def about(trainer: Trainer, pl_module: Any) -> dict[str, Any]:
 
 
 def _plain(data: Any) -> dict[str, Any]:
-    """Return the options of a DataModule that are plain values."""
+    """Return the options of a DataModule that are plain values; those that are mappings as one JSON text each."""
     found: dict[str, Any] = {}
     for name, value in vars(data).items():
-        if name.startswith("_") or name in _LIGHTNING_S or name in ("counts", "missing_metrics", "trainer"):
+        if name.startswith("_") or name in _NOT_OPTIONS:
             continue
         if value is None or isinstance(value, (str, int, float, bool)):
             found[name] = value
@@ -54,6 +60,8 @@ def _plain(data: Any) -> dict[str, Any]:
             found[name] = str(value)
         elif isinstance(value, (list, tuple)) and all(isinstance(v, (str, int, float)) for v in value):
             found[name] = list(value)
+        elif isinstance(value, dict):  # whole: a key that is not given there says something, too
+            found[name] = json.dumps(value, sort_keys=True, default=str)
     return found
 
 

@@ -129,6 +129,7 @@ def results_file(run: str | Path) -> Path:
 def build(files: Sequence[Path]) -> list[SuiteReport]:
     """Build one report for each suite and split that the runs have, and for the paper's further tables of the suite."""
     found: dict[tuple[str, str, Tasks], list[TestedRow]] = {}
+    labels = _labels(files)
     for path in files:
         results = read(path)
         about = results.get("about", {})
@@ -136,7 +137,7 @@ def build(files: Sequence[Path]) -> list[SuiteReport]:
             for row, values in results.get(split, {}).items():
                 facts = {"label": row, **about.get(split, {}).get(row, {})}
                 facts["label"] += _best_of(facts)
-                name = printable(row if len(files) == 1 else f"{_label(path)}: {row}")
+                name = printable(row if len(files) == 1 else f"{labels[path]}: {row}")
                 place = found.setdefault((printable(facts.get("suite", "results")), split, _tasks(facts)), [])
                 place.append((name, values, facts, path))
     ordered = sorted(found.items(), key=lambda item: (*item[0][:2], str(item[0][2])))
@@ -210,7 +211,8 @@ def _table(
 
 def panels_of(files: Sequence[Path]) -> list[curves.Panel]:
     """Make the diagrams of runs: sampled scores over the rows of their tables, and rewards over steps."""
-    tables = {_label(path): read(path) for path in files}
+    labels = _labels(files)
+    tables = {labels[path]: read(path) for path in files}
     panels = []
     for split in _SPLITS:
         rows = {run: results.get(split, {}) for run, results in tables.items()}
@@ -224,7 +226,7 @@ def panels_of(files: Sequence[Path]) -> list[curves.Panel]:
             }
             title = f"{split}: {COLUMNS.get(key, printable(key))}"
             panels.append(curves.Panel(title, lines, "", [_short(name) for name in names]))
-    found = {_label(path): curves.scalars(path.resolve().parent, _REWARDS) for path in files}
+    found = {labels[path]: curves.scalars(path.resolve().parent, _REWARDS) for path in files}
     for tag in _REWARDS:
         if lines := {_short(run): [tags[tag].smoothed(_SMOOTHED)] for run, tags in found.items() if tag in tags}:
             panels.append(curves.Panel(f"{tag}, mean of {_SMOOTHED} steps", lines))
@@ -343,10 +345,14 @@ def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _label(path: Path) -> str:
-    """Return a run's name: its folder, with its parent's name if it is Lightning's ``version_0``."""
-    folder = path.resolve().parent
-    return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
+def _labels(files: Sequence[Path]) -> dict[Path, str]:
+    """Name runs by their folder, ``version_0`` by that above, too, and by more of those above where names are equal."""
+    folders = {path: path.resolve().parent for path in files}
+    for depth in range(1, 1 + max((len(folder.parts) for folder in folders.values()), default=1)):
+        found = {p: "/".join(f.parts[-depth - f.name.startswith("version_") :]) for p, f in folders.items()}
+        if len(set(found.values())) == len(set(folders.values())):
+            break
+    return found
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from swirl_lightning.checkpoints.file import check_file
+from swirl_lightning.checkpoints.finding import NAMES
 from swirl_lightning.checkpoints.state import check_parts, own_state
 from swirl_lightning.data.module import Split
 from swirl_lightning.engine.ranges import check_ranges
@@ -99,7 +100,8 @@ def collapse_files(
     if Role.IDM not in model.roles:
         raise ValueError(f"latent actions come from the IDM, and {run.config} trains none")
     data.check()
-    labels = [row.action for row in data.split(cast(Split, config.labels)) if row.action]
+    labelled = data.split(cast(Split, config.labels))
+    labels = [row.action for row in getattr(labelled, "records", labelled) if row.action]  # no image is opened for them
     if not labels:
         raise ValueError(f"the split {config.labels!r} has no human labels: name another one with --labels")
     pairs = data.split(cast(Split, config.pairs))
@@ -107,15 +109,15 @@ def collapse_files(
         check_file(path)
     # first, so that a language model that cannot be used is found before an action is named
     table = {LABELS: diversity(labels, model, config.language_model, device)}
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {**asdict(config), "checkpoints": [str(path) for path in checkpoints]}
     for path in checkpoints:
         loaded = Run(path, run.config).load(model, device)
         words = name_actions(loaded, pairs, config.batch_size, config.seed)
         table[loaded.label] = diversity(words, model, config.language_model, device, table[LABELS])
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / TABLE) as file:
-        settings = {**asdict(config), "checkpoints": [str(path) for path in checkpoints]}
-        content = {"rows": {name: asdict(row) for name, row in table.items()}, "settings": settings, "paper": PAPER}
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+        with whole_file(folder / TABLE) as file:  # after each: naming takes long
+            content = {"rows": {name: asdict(row) for name, row in table.items()}, "settings": settings, "paper": PAPER}
+            file.write((json.dumps(content, indent=2) + "\n").encode())
     if curves.available():
         curves.draw(_panels(table), folder / IMAGE)
     return table
@@ -128,7 +130,7 @@ def iterations_of(folder: Path) -> list[Path]:
         FileNotFoundError: there is none.
     """
     found: dict[str, tuple[int, Path]] = {}
-    for path in sorted(folder.rglob("*.ckpt")):
+    for path in sorted(folder.rglob(NAMES)):
         saved = check_file(path)
         label = own_state(saved)["label"]
         check_parts(saved, {"global_step": int}, f"checkpoint {path}: ")

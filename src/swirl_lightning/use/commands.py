@@ -123,7 +123,7 @@ def collapse(args: Sequence[str] | None = None) -> None:
     from swirl_lightning.use.collapse import CollapseConfig, collapse_files, iterations_of
 
     checkpoints = iterations_of(given) if given.is_dir() else [run.checkpoint]
-    folder = folder or (given if given.is_dir() else given.parent)
+    folder = folder or (given if given.is_dir() else run.config.parent)
     table = collapse_files(run, checkpoints, folder, CollapseConfig(**options), fastest_device())
     for name, row in table.items():
         told = [f"{row.actions} actions", f"unique {row.unique:.3f}", f"length {row.length:.1f} tokens"]

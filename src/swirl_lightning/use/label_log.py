@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from statistics import quantiles
 from typing import Any
 
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, parse_object, read_settings
-from swirl_lightning.files import whole_file, written_to
+from swirl_lightning.files import append_lines, whole_file
 
 LABELLED, SETTINGS = "labelled.jsonl", "settings.json"
 CONFIDENCES = ("log_prob", "agreement")
@@ -99,11 +98,8 @@ class LabelLog:
 
     def add(self, lines: Iterable[dict[str, Any]], rank: int) -> None:
         """Write the lines of a batch at once."""
-        path = self.folder / f"all-rank{rank}.jsonl"
-        with written_to(path), open(path, "ab+") as file:
-            if file.tell() and _last_byte(file) != b"\n":
-                file.write(b"\n")  # after a line that was cut short
-            file.write("".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines).encode())
+        texts = (json.dumps(line, ensure_ascii=False, default=str) for line in lines)
+        append_lines(self.folder / f"all-rank{rank}.jsonl", texts)
 
     def summary(
         self, keys: Sequence[str], min_log_prob: float | None, min_agreement: float | None, unread: int
@@ -146,11 +142,6 @@ def _is_line(line: dict[str, Any]) -> bool:
     return isinstance(record.get("given_action", ""), str) and all(
         isinstance(value, float) and math.isfinite(value) for value in numbers
     )
-
-
-def _last_byte(file: Any) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    return bytes(file.read(1))
 
 
 def _words(action: str) -> list[str]:

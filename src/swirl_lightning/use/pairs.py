@@ -122,7 +122,8 @@ class Pairs(Sequence[Transition]):
             elif isinstance(source, Path):
                 fields[f"{name}_image"] = os.path.relpath(source, self.folder).replace(os.sep, "/")
             else:
-                fields[f"{name}_image"] = image = f"images/{file_name(pair.id)}-{name}.png"
+                # with its content, as pairs of another source may have the same ids
+                fields[f"{name}_image"] = image = f"images/{file_name(pair.id)}-{self.key(index)[:8]}-{name}.png"
                 (self.folder / "images").mkdir(parents=True, exist_ok=True)
                 state.save(self.folder / image)
         return fields
