@@ -41,16 +41,20 @@ def test_rollouts_attend_to_their_prompt_and_themselves(heads, padded, parts, mo
         torch.testing.assert_close(got[:, k], expected, atol=1e-6, rtol=1e-5)
 
 
-def test_products_of_rollouts_may_exceed_what_float16_holds():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_of_rollouts_are_not_rounded_to_halves(dtype):
+    """The largest exceed what float16 holds, and bfloat16 has steps of 256 there."""
     torch.manual_seed(0)
-    query, *prompt = (torch.randn(1, heads, 6, 128) * 60 for heads in (2, 1, 1))
-    own = [torch.randn(1, 1, 3, 4, 128) * 60 for _ in range(2)]
+    query, *prompt = (torch.randn(1, heads, 6, 128).to(dtype) for heads in (2, 1, 1))
+    own = [torch.randn(1, 1, 3, 4, 128).to(dtype) for _ in range(2)]
+    for part in (query, prompt[0], own[0]):
+        part[..., 0] = 300  # as a bias does: the same for all keys, so that the softmax does not see it
     assert (query @ prompt[0].transpose(-1, -2)).max() > torch.finfo(torch.float16).max
     found, expected = (
         attention._at_once(
-            query.to(dtype), [p.to(dtype) for p in prompt], [o.to(dtype) for o in own], 128**-0.5, Seen(None, dtype)
+            query.to(kind), [p.to(kind) for p in prompt], [o.to(kind) for o in own], 128**-0.5, Seen(None, kind)
         )
-        for dtype in (torch.float16, torch.float32)
+        for kind in (dtype, torch.float64)
     )
     assert (found - expected).norm() < 0.01 * expected.norm()
 

@@ -173,19 +173,30 @@ def _at_once(
     batch, heads, count, size = query.shape
     shared, width = prompt[0].shape[1], own[0].shape[2]
     share, window = heads // shared, count // width
-    if query.dtype == torch.float16:  # whose largest number is below many a product
-        query, scaling = query * scaling, 1.0
     folded = query.reshape(batch, shared, share * count, size)
     grid = batch, shared, share, width, window
     apart = query.reshape((*grid, size)).transpose(2, 3).reshape(batch, shared * width, share * window, size)
     key, value = (part.flatten(1, 2) for part in own)
-    scores = (folded @ prompt[0].transpose(-1, -2)).view(*grid, -1)  # (B, h, H / h, K, W, P)
-    mine = (apart @ key.transpose(-1, -2)).view(batch, shared, width, share, window, -1).transpose(2, 3)
+    scores = _products(folded, prompt[0]).view(*grid, -1)  # (B, h, H / h, K, W, P)
+    mine = _products(apart, key).view(batch, shared, width, share, window, -1).transpose(2, 3)
     both = torch.cat((scores, mine), -1)
     bias = seen.both(scores.shape[-1], mine.shape[-1])
-    weights = (both.float() * scaling if bias is None else torch.add(bias, both, alpha=scaling)).softmax(-1)
+    weights = (both * scaling if bias is None else torch.add(bias, both, alpha=scaling)).softmax(-1)
     first, last = weights.to(value.dtype).split((scores.shape[-1], mine.shape[-1]), -1)
     out = (first.flatten(2, 4) @ prompt[1]).view((*grid, size))
     rest = last.transpose(2, 3).reshape(batch, shared * width, share * window, -1) @ value
     out = out + rest.view(batch, shared, width, share, window, size).transpose(2, 3)
     return out.permute(0, 3, 4, 1, 2, 5).reshape(batch, count, heads, size)
+
+
+def _products(query: Tensor, key: Tensor) -> Tensor:
+    """Multiply (B, h, Q, D) by (B, h, T, D), halves with sums and result in float32: (B, h, Q, T).
+
+    Qwen2's keys have biases that make products of some 50,000: float16 overflows, and bfloat16 has steps of 256 there.
+    """
+    if query.itemsize >= 4:
+        return query @ key.transpose(-1, -2)
+    if query.device.type != "cuda":
+        return query.float() @ key.float().transpose(-1, -2)
+    flat = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(-1, -2), out_dtype=torch.float32)
+    return flat.view(*query.shape[:-1], -1)

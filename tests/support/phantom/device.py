@@ -256,10 +256,10 @@ class _Functions(TorchFunctionMode):
 
 
 def _wide_product(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
-    return torch.mm(a.to(out_dtype), b.to(out_dtype))
+    return torch.matmul(a.to(out_dtype), b.to(out_dtype))
 
 
-_ON_CPU = {torch.ops.aten.mm.dtype: _wide_product}
+_ON_CPU = {torch.ops.aten.mm.dtype: _wide_product, torch.ops.aten.bmm.dtype: _wide_product}
 """Operations that torch has on CUDA alone -> the same on a CPU."""
 
 
