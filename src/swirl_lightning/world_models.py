@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -180,6 +181,11 @@ class WorldModels:
         self.prompts = PromptBuilder(backbone, templates)
         self.fwm, self.idm = (WorldModel(self, role, adapters.policy(role)) for role in ROLES)
         shared = install(model)
+        if not shared:
+            rank_zero_info(
+                f"{type(model).__name__}: every rollout runs with a prompt of its own, with more time and memory, "
+                "as its attention cannot be replaced (a sliding window, compressed keys, or not transformers' sdpa)"
+            )
         fuse_norms(model)
         graphs = backbone.cuda_graphs if shared and backbone.capturable else False
         speculative = backbone.speculative if shared else None

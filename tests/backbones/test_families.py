@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import pytest
 from PIL import Image
-from transformers import GraniteConfig, GraniteForCausalLM
+from transformers import GraniteConfig, GraniteForCausalLM, Qwen3NextConfig
 
 from support.tiny import byte_tokenizer
 from support.tiny_families import CPU, FAMILIES, SIDE, backbone_of, noise_images
 from support.tiny_liquid import SIZES
 from swirl_lightning.backbones.identity import base_identity
 from swirl_lightning.backbones.text import TextLLM
+
+
+def test_layers_without_keys_and_values_are_refused_before_they_load(tmp_path):
+    tokenizer = byte_tokenizer()
+    config = Qwen3NextConfig(vocab_size=len(tokenizer), layer_types=["linear_attention", "full_attention"], **SIZES)
+    config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"rollouts share \(linear_attention\); use a base with attention alone"):
+        TextLLM(str(tmp_path), quantization=None, dtype="float32").load_model()
 
 
 @pytest.mark.parametrize("scaling", [1.0, 8.0])

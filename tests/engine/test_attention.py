@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import GemmaConfig, GemmaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    GemmaConfig,
+    GemmaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from swirl_lightning.engine import attention, kernels, packed_attention
 from swirl_lightning.engine.attention import Seen, attend_rollouts, install
@@ -83,6 +90,8 @@ def test_several_tokens_of_a_rollout_attend_to_those_before_them(parts, padded, 
         torch.testing.assert_close(got[:, rows], expected, atol=1e-6, rtol=1e-5)
 
 
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 9}
+
 GROUPS = [([1, 2, 3], [[4, 5], [6, 7], [8]]), ([], [[9, 10, 11]]), ([12], [[13], [14, 15], [16, 17]])]
 
 
@@ -162,3 +171,18 @@ def test_packed_attention_stays_with_its_query_whatever_the_default_device():
         out = PackedAttention.apply(*leaves, packing.spans, 0.3)
         grads = torch.autograd.grad(out.sum(), leaves)
     assert {t.device.type for t in (out, *grads)} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("config", "ours"),
+    [
+        (MistralConfig(**SMALL, sliding_window=8, max_position_embeddings=64), False),
+        (MistralConfig(**SMALL, sliding_window=64, max_position_embeddings=64), True),  # it never binds
+        (MistralConfig(**SMALL, sliding_window=None), True),
+        (DeepseekV2Config(**SMALL, kv_lora_rank=8, q_lora_rank=None, first_k_dense_replace=1), False),
+    ],
+)
+def test_attention_that_cannot_be_replaced_is_left_alone(config, ours):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    assert install(model) == ours

@@ -74,6 +74,7 @@ def load_gguf(backbone: Backbone, auto_class: Any, config: Any) -> PreTrainedMod
             revision=backbone.revision,
             quantization_config=GgufConfig(dequantize=True),
             dtype=backbone.dtype,
+            device_map={"": "cpu"},  # whole weights, where a GPU may have room for 4-bit ones alone
             trust_remote_code=backbone.trust_remote_code,
         )
         refuse_incomplete(backbone.name, found)

@@ -94,6 +94,11 @@ class TextLLM(Backbone):
             other = FAMILIES.get(kind)
             cure = f"use swirl_lightning.backbones.{other}" if other else "use the backbone class of that family"
             misfit(self, f"it holds a {kind!r} model, which is no causal language model; {cure}")
+        decoder = self.config.get_text_config(decoder=True)
+        kinds = getattr(decoder, "layer_types", None) or getattr(decoder, "layers_block_type", None) or ()
+        if recurrent := sorted(kind for kind in set(kinds) if "attention" not in kind or "linear" in kind):
+            told = "it has layers without keys and values, which rollouts share"
+            misfit(self, f"{told} ({', '.join(recurrent)}); use a base with attention alone")
         highest = max(self.state_grammar.allowed)
         if self.gguf_file is None:
             model = load_base(self, AutoModelForCausalLM)

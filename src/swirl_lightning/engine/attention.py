@@ -6,6 +6,7 @@ nothing of a prompt is repeated for its completions (Hydragen, arXiv 2402.05099;
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -37,13 +38,15 @@ def install(model: PreTrainedModel) -> bool:
 
     Returns:
         Whether the model now runs our attention. It does not if its attention does not go through transformers'
-        interface, or if a layer does not attend to all tokens before it (a sliding window).
+        interface, if a layer does not attend to all tokens before it (a sliding window), or with compressed keys.
     """
     configs: list[Any] = [m.config for m in model.modules() if getattr(m, "config", None) is not None]
     decoder = model.config.get_text_config(decoder=True)
     kinds = set(getattr(decoder, "layer_types", None) or ["full_attention"])
     window = None if hasattr(decoder, "layer_types") else getattr(decoder, "sliding_window", None)
-    fits = model._supports_attention_backend and kinds == {"full_attention"} and window is None
+    narrow = window is not None and window < getattr(decoder, "max_position_embeddings", math.inf)
+    compressed = getattr(decoder, "kv_lora_rank", None) is not None  # DeepSeek's, expanded after they have been cached
+    fits = model._supports_attention_backend and kinds == {"full_attention"} and not (narrow or compressed)
     if not fits or decoder._attn_implementation not in ("sdpa", NAME):
         return False
     for config in configs:
