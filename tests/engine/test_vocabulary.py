@@ -103,5 +103,13 @@ def test_slices_are_made_once_and_looked_up_without_hashing_the_ids():
     grammar = Grammar(Unhashed(SETS["sparse"]), 7)
     first = engine.vocabulary(grammar)
     assert engine.vocabulary(grammar) is engine.vocabulary(replace(grammar, max_length=9)) is first
+    equal = replace(grammar, allowed=tuple(iter(grammar.allowed)))  # as a property makes them anew at each look
+    assert engine.vocabulary(equal) is first
+    weight = engine.head.weight
+    engine.head.weight = nn.Parameter(weight.detach().clone())  # as a move to another device and back does
+    moved = engine.vocabulary(grammar)
+    assert moved is not first
+    assert moved.weight.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr()
+    first = moved
     sizes = {len(engine.vocabulary(Grammar(tuple(range(n)), 7))) for n in range(1, 40)}  # ids of tuples may recur
     assert sizes == set(range(1, 40))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -46,7 +47,8 @@ class Engine:
         self.scoring_budget = TokenBudget(self.config.max_tokens)
         self.sampling_budget = TokenBudget(held, option) if held else TokenBudget(self.config.max_tokens)
         self._recompute_contexts = recompute_contexts
-        self._slices: dict[tuple[int, torch.device], tuple[Sequence[int], VocabularySlice]] = {}
+        self._slices: list[tuple[Sequence[int], VocabularySlice]] = []
+        self._sliced: int | None = None  # address of the weight that these are slices of
 
     @property
     def device(self) -> torch.device:
@@ -54,12 +56,15 @@ class Engine:
         return self.head.weight.device
 
     def vocabulary(self, grammar: Grammar) -> VocabularySlice:
-        """Return the head cut to the ids that ``grammar`` allows, made once for each device."""
-        # by identity: hashing 200,000 ids at every call would take long. They are kept, so that no other ids get it
-        key = (id(grammar.allowed), self.device)
-        if key not in self._slices:
-            self._slices[key] = grammar.allowed, VocabularySlice(self.head, grammar.allowed)
-        return self._slices[key][1]
+        """Return the head cut to the ids that ``grammar`` allows, made once for as long as the head stays where it is."""
+        if self._sliced != (place := self.head.weight.data_ptr()):
+            self._slices, self._sliced = [], place  # those of a head that has moved would keep the old one
+        for same in (operator.is_, operator.eq):  # to compare 200,000 ids at every call would take long
+            for allowed, found in self._slices:
+                if same(allowed, grammar.allowed):
+                    return found
+        self._slices.append((grammar.allowed, VocabularySlice(self.head, grammar.allowed)))
+        return self._slices[-1][1]
 
     @torch.no_grad()
     def sample(
