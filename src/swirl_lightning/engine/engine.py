@@ -56,7 +56,7 @@ class Engine:
         return self.head.weight.device
 
     def vocabulary(self, grammar: Grammar) -> VocabularySlice:
-        """Return the head cut to the ids that ``grammar`` allows, made once for as long as the head stays where it is."""
+        """Return the head cut to the ids that ``grammar`` allows, made once while the head stays where it is."""
         if self._sliced != (place := self.head.weight.data_ptr()):
             self._slices, self._sliced = [], place  # those of a head that has moved would keep the old one
         for same in (operator.is_, operator.eq):  # to compare 200,000 ids at every call would take long
