@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from torchmetrics import MetricCollection
 
 from swirl_lightning.data.reading import BrokenRecord, lines, parse_object
 from swirl_lightning.files import remove_ranks, whole_file
+from swirl_lightning.judge.metric import JudgeScore
 from swirl_lightning.transition import State, Transition
 
 FOLDER = "row_scores"
@@ -23,7 +25,8 @@ class RowScores(Callback):
     ``row_scores/rank<r>.jsonl`` has a line per transition and mode: its id, the mode, and the metrics by the names
     that result tables give them. A metric that is pooled over transitions, such as effect accuracy, is that
     transition's own share here, so that its mean over lines differs from the table's. Metrics that compare whole
-    sets of predictions (FID and its like) mean nothing here. Does nothing in a ``fast_dev_run``.
+    sets of predictions (FID and its like) mean nothing here. A judge's scores are left out: the same question would be
+    asked and paid twice. Does nothing in a ``fast_dev_run``.
     """
 
     def __init__(self) -> None:
@@ -35,10 +38,14 @@ class RowScores(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         benchmark: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._lines, self._metrics = [], {"fwm": benchmark.state_metrics(), "idm": benchmark.action_metrics()}
-        for metrics in self._metrics.values():
-            for metric in metrics.values():
+        self._lines, self._metrics = [], {}
+        for role, metrics in (("fwm", benchmark.state_metrics()), ("idm", benchmark.action_metrics())):
+            kept = {n: metric for n, metric in metrics.items(keep_base=True) if not isinstance(metric, JudgeScore)}
+            for metric in kept.values():
                 metric.distributed_available_fn = _alone
+            # without groups, which torchmetrics forms of metrics that have the same state after the first row
+            own = MetricCollection(kept, prefix=metrics.prefix, postfix=metrics.postfix, compute_groups=False)
+            self._metrics[role] = own.to(pl_module.device)
         pl_module.evaluator.listeners.append(self._score)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:

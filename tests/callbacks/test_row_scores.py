@@ -6,11 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from support.judge_server import KEY, serving
 from support.swirl import build, randomize
 from support.trainers import quiet_trainer
 from support.world import Digits
 from swirl_lightning.callbacks import RowScores
 from swirl_lightning.callbacks.row_scores import read
+from swirl_lightning.evaluation import EvaluationConfig
+from swirl_lightning.judge import Judge
+from swirl_lightning.judge.metric import JudgeScore
 
 
 @pytest.mark.parametrize("roles", [("fwm", "idm"), ("idm",)])
@@ -45,3 +49,21 @@ def test_a_model_that_was_not_asked_about_a_row_has_no_score_there(gemma_path, t
     first, second = read(tmp_path).values()
     assert not any(name.startswith("idm/") for name in first)
     assert any(name.startswith("idm/") for name in second)
+
+
+def test_a_judge_is_not_asked_again(gemma_path, tmp_path, monkeypatch):
+    class Judged(Digits):
+        def action_metrics(self):
+            metrics = super().action_metrics()
+            judge = Judge("grader", server.url, api_key_env="JUDGE_KEY", cache_dir=str(tmp_path), timeout=5)
+            metrics.add_metrics({"judge": JudgeScore(judge, "action")})
+            return metrics
+
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    module = build(gemma_path, evaluation=EvaluationConfig(modes=("greedy",)))
+    module.configure_model()
+    with serving() as server:
+        (table,) = quiet_trainer(tmp_path, RowScores()).test(module, Judged(size=4, batch_size=4), verbose=False)
+    assert len(server.requests) <= table["test/idm/greedy/judge_asked"] == 4
+    rows = read(tmp_path).values()
+    assert all(row.keys() == {"fwm/greedy/exact_match", "idm/greedy/exact_match"} for row in rows)
