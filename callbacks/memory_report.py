@@ -56,7 +56,8 @@ class MemoryReport(Callback):
         data = getattr(trainer, "datamodule", None)
         if not trainer.is_global_zero or not isinstance(data, TransitionDataModule):
             return
-        if not (phases := data.phases(max(self._epoch, trainer.current_epoch))):
+        begin, self._epoch = max(self._epoch, trainer.current_epoch), 0  # a later fit may go on from no checkpoint
+        if not (phases := data.phases(begin)):
             return
         # within max_cached_tokens, the rollouts of an optimiser step are sampled together
         together = data.accumulation(PhaseName.ONE) if pl_module.max_cached_tokens else 1

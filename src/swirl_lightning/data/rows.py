@@ -71,14 +71,19 @@ def laps(number: int, count: int, random: np.random.Generator) -> NDArray[np.int
     return np.concatenate([np.arange(0), *drawn])[:count]
 
 
+def unopened(rows: Sequence[Transition]) -> Sequence[Any]:
+    """Return the records of a split whose images are opened on access, for its ids and actions; else its rows."""
+    return getattr(rows, "records", rows)
+
+
 class Labels(Sequence[str]):
     """Sequence of the actions of a labelled split, read when they are accessed.
 
-    Of a split with ``records``, as the package's own have where images are opened on access, no image is opened.
+    No image is opened for them where :func:`unopened` knows how.
     """
 
     def __init__(self, rows: Sequence[Transition]) -> None:
-        self._records: Sequence[Any] = getattr(rows, "records", rows)
+        self._records = unopened(rows)
 
     def __len__(self) -> int:
         return len(self._records)

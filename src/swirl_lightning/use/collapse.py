@@ -15,6 +15,7 @@ from swirl_lightning.checkpoints.file import check_file
 from swirl_lightning.checkpoints.finding import NAMES
 from swirl_lightning.checkpoints.state import check_parts, own_state
 from swirl_lightning.data.module import Split
+from swirl_lightning.data.rows import unopened
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import check_writable, whole_file
 from swirl_lightning.metrics.perplexity import perplexity
@@ -100,8 +101,7 @@ def collapse_files(
     if Role.IDM not in model.roles:
         raise ValueError(f"latent actions come from the IDM, and {run.config} trains none")
     data.check()
-    labelled = data.split(cast(Split, config.labels))
-    labels = [row.action for row in getattr(labelled, "records", labelled) if row.action]  # no image is opened for them
+    labels = [row.action for row in unopened(data.split(cast(Split, config.labels))) if row.action]
     if not labels:
         raise ValueError(f"the split {config.labels!r} has no human labels: name another one with --labels")
     pairs = data.split(cast(Split, config.pairs))
