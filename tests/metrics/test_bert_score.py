@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoTokenizer, RobertaTokenizer
 
 from support.text_suites import bert_folder
 from swirl_lightning.metrics.bert_score import BERTScore, _load, f1, missing_model
@@ -26,16 +27,44 @@ def test_greedy_matching_by_hand():
     assert float(f1(torch.tensor([[a]]), torch.ones(1, 1), orthogonal, torch.ones(1, 1))) == 0
 
 
-def test_rows_equal_torchmetrics_one_at_a_time(encoder):
-    from torchmetrics.functional.text import bert_score
-    from transformers import AutoModel, AutoTokenizer
+def by_the_package(folder: str, guess: str, truth: str, layer: int, before: str = "") -> float:
+    """F1 as bert-score 0.3.13 takes it, token by token: marks have weight 0, and each token may match each."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    vectors, weights = [], []
+    for text in (guess, truth):
+        ids = tokenizer(before + text.strip())["input_ids"]
+        vectors.append(model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0].detach())
+        weights.append([float(token not in tokenizer.all_special_ids) for token in ids])
+    cosine = [[float(torch.cosine_similarity(a, b, dim=0)) for b in vectors[1]] for a in vectors[0]]
+    precision = sum(w * max(row) for w, row in zip(weights[0], cosine, strict=True)) / sum(weights[0])
+    columns = zip(*cosine, strict=True)
+    recall = sum(w * max(column) for w, column in zip(weights[1], columns, strict=True)) / sum(weights[1])
+    return 2 * precision * recall / (precision + recall)
 
-    wanted = TEXTS[2:] + TEXTS[:2]
+
+def test_rows_are_scored_as_by_the_authors_package(encoder):
+    wanted = [f" {text} " for text in TEXTS[2:] + TEXTS[:2]]
     ours = BERTScore(encoder, batch_size=2).score(TEXTS, wanted)
-    model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
-    for value, guess, truth in zip(ours, TEXTS, wanted, strict=True):
-        theirs = bert_score([guess], [truth], model=model, user_tokenizer=tokenizer, num_layers=2, max_length=64)
-        assert value == pytest.approx(float(theirs["f1"]), abs=1e-5)
+    theirs = [by_the_package(encoder, guess, truth, 2) for guess, truth in zip(TEXTS, wanted, strict=True)]
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_first_word_is_as_any_other_to_roberta(tmp_path):
+    """Its tokens hold the space before a word, and the package has one before the first."""
+    folder = bert_folder(tmp_path)
+    words = ["cat", "\u0120cat"]  # as at the beginning, and after a space
+    vocabulary = {
+        word: n for n, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"cat", "\u0120", *words])
+    }
+    merges = [("c", "a"), ("ca", "t"), ("\u0120", "cat")]
+    vocabulary |= {"ca": len(vocabulary)}
+    RobertaTokenizer(vocab=vocabulary, merges=merges).save_pretrained(folder)
+    tokenizer, _ = _load(str(folder), "cpu")
+    assert isinstance(tokenizer, RobertaTokenizer)
+    ours = BERTScore(str(folder)).score(["cat ", "t at"], ["cat cat", "a"])
+    assert ours == pytest.approx(
+        [by_the_package(str(folder), "cat", "cat cat", 2, " "), by_the_package(str(folder), "t at", "a", 2, " ")]
+    )
 
 
 def test_equal_texts_score_one_and_missing_ones_zero(encoder):

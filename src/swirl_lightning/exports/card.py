@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import hf_hub_download
+from torch import nn
 
 from swirl_lightning.backbones.base import BUILTIN_PREFIX, Backbone
 from swirl_lightning.yaml_files import load
@@ -28,12 +29,20 @@ next_states = model.predict_state(before, action="...", n=4)  # y ~ P(y | x, z)
 actions = model.predict_action(before, after, n=4)  # z ~ Q(z | x, y)
 ```"""
 _PEFT = """```python
-{imports}from peft import PeftModel
-from transformers import AutoModelForCausalLM
+{imports}import torch
+from peft import PeftModel
+from transformers import {classes}
 
-base = AutoModelForCausalLM.from_pretrained({base})
-model = PeftModel.from_pretrained(base, "{here}", subfolder="{adapter}")
+base = {kind}.from_pretrained({options})
+model = PeftModel.from_pretrained(base, "{here}", subfolder="{adapter}"){other}
 ```"""
+_NF4 = """quantization_config=BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype={dtype},
+        llm_int8_skip_modules={kept},
+    )"""
 _MERGED = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -47,26 +56,50 @@ HERE = "PATH_OR_NAME"
 
 
 def adapter_card(
-    settings: Mapping[str, Any], backbone: Backbone, adapters: Sequence[str], data: str, results: Results
+    settings: Mapping[str, Any],
+    backbone: Backbone,
+    base: nn.Module,
+    adapters: Sequence[str],
+    data: str,
+    results: Results,
 ) -> str:
     """Write the card of adapters.
 
     Args:
         settings: of :func:`swirl_lightning.exports.settings.settings_of`.
-        backbone: tells the licence of the base.
+        backbone: tells the licence of the base, and how it was loaded.
+        base: the base, whose class the code in plain PEFT names.
         adapters: names of their folders.
         data: name of the training data.
         results: rows of a table.
     """
-    name = settings["base"]["name"]
-    local = "/" not in name
+    local = "/" not in settings["base"]["name"]
     ours = _OURS.format(here=HERE, base=', base="FOLDER_OF_THE_BASE"' if local else "")
-    imports = "from importlib.resources import files\n\n" if name.startswith(BUILTIN_PREFIX) else ""
-    code = _base_in_code(name, local)
-    peft = [_PEFT.format(imports=imports, here=HERE, adapter=adapter, base=code) for adapter in adapters]
     meta = {"library_name": "peft", "tags": ["swirl", "world-model", "lora"]}
-    how = ["## Use", "", ours, "", "In plain PEFT, each as a causal language model over token ids:", "", *peft]
+    how = ["## Use", "", ours, "", *_in_plain_peft(settings["base"], backbone, type(base), adapters)]
     return _card(meta, "adapters", settings, backbone, data, results, how)
+
+
+def _in_plain_peft(base: Mapping[str, Any], backbone: Backbone, kind: type, adapters: Sequence[str]) -> list[str]:
+    """Code that loads each adapter on the base as it was trained: rounded as there, and of that revision."""
+    if backbone.gguf_file is not None or not kind.__module__.startswith("transformers."):
+        return ["Plain PEFT loads no such base: `swirl export RUN --merged` writes whole weights for transformers."]
+    classes, options = kind.__name__, [_base_in_code(base["name"], "/" not in base["name"])]
+    if base["revision"]:
+        options.append(f'revision="{base["revision"]}"')
+    options.append(f"dtype={backbone.dtype}")
+    if backbone.quantization is not None:
+        classes = ", ".join(sorted((classes, "BitsAndBytesConfig")))
+        options.append(_NF4.format(dtype=backbone.dtype, kept=json.dumps(list(backbone.keep_unquantized))))
+    told = {
+        "imports": "from importlib.resources import files\n\n" if base["name"].startswith(BUILTIN_PREFIX) else "",
+        "classes": classes,
+        "kind": kind.__name__,
+        "options": "".join(f"\n    {option}," for option in options) + "\n",
+    }
+    other = "".join(f'  # or "{name}"' for name in adapters[1:])
+    code = _PEFT.format(**told, here=HERE, adapter=adapters[0], other=other)
+    return ["In plain PEFT, a model over token ids:", "", code]
 
 
 def merged_card(

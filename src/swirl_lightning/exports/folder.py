@@ -32,7 +32,8 @@ def write_export(module: WorldModelModule, folder: Path, data: str, results: Map
         config |= {"base_model_name_or_path": settings["base"]["name"], "revision": settings["base"]["revision"]}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    card = adapter_card(settings, module.backbone, module.adapters.trainable, data, results)
+    base = module.adapters.model.get_base_model()
+    card = adapter_card(settings, module.backbone, base, module.adapters.trainable, data, results)
     (folder / "README.md").write_text(card, encoding="utf-8")
     readable(folder)
 

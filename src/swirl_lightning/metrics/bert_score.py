@@ -31,6 +31,7 @@ LAYERS = {
 class BERTScore(RowMean):
     """BERTScore F1 (Zhang et al. 2020), without IDF weights and without rescaling, mean over rows.
 
+    As the authors' package bert-score computes it: marks such as ``[CLS]`` have no weight, but tokens may match them.
     A text is cut at the length that the model can read (512 tokens for most).
 
     Args:
@@ -91,22 +92,26 @@ def missing_model(model: str | None, option: str = "bert", example: str = "rober
     return None
 
 
-def f1(predicted: Tensor, predicted_mask: Tensor, wanted: Tensor, wanted_mask: Tensor) -> Tensor:
+def f1(predicted: Tensor, predicted_weights: Tensor, wanted: Tensor, wanted_weights: Tensor) -> Tensor:
     """Match unit vectors greedily: (B, P, H), (B, P), (B, R, H), (B, R) -> (B,).
 
-    Masked vectors are zero and take part in the maximum, as in the bert-score package.
+    Vectors of padding are zero and take part in the maximum, as do those without weight.
     """
     cosine = torch.einsum("bph,brh->bpr", predicted, wanted)
-    precision = (cosine.amax(2) * predicted_mask).sum(1) / predicted_mask.sum(1)
-    recall = (cosine.amax(1) * wanted_mask).sum(1) / wanted_mask.sum(1)
+    precision = (cosine.amax(2) * predicted_weights).sum(1) / predicted_weights.sum(1)
+    recall = (cosine.amax(1) * wanted_weights).sum(1) / wanted_weights.sum(1)
     return (2 * precision * recall / (precision + recall)).nan_to_num(0.0)
 
 
 @torch.no_grad()
 def _embed(name: str, device: str, layer: int, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Compute unit vectors (B, L, H), zero at special tokens and padding, and their mask (B, L)."""
+    """Compute unit vectors (B, L, H), zero at padding, and their weights (B, L): 0 for padding and special tokens."""
+    from transformers import GPT2Tokenizer, RobertaTokenizer
+
     tokenizer, model = _load(name, device)
     longest = min(tokenizer.model_max_length, model.config.max_position_embeddings, 512)
+    mark = " " if isinstance(tokenizer, GPT2Tokenizer | RobertaTokenizer) else ""  # a first word is as any other
+    texts = [mark + text.strip() for text in texts]
     batch = tokenizer(
         texts,
         padding=True,
@@ -115,9 +120,11 @@ def _embed(name: str, device: str, layer: int, texts: list[str]) -> tuple[Tensor
         return_special_tokens_mask=True,
         return_tensors="pt",
     ).to(device)
-    mask = batch["attention_mask"] * (1 - batch["special_tokens_mask"])
+    mask = batch["attention_mask"]
     hidden = model(batch["input_ids"], batch["attention_mask"], output_hidden_states=True).hidden_states[layer]
-    return torch.nn.functional.normalize(hidden.float(), dim=-1) * mask[..., None], mask
+    return torch.nn.functional.normalize(hidden.float(), dim=-1) * mask[..., None], mask * (
+        1 - batch["special_tokens_mask"]
+    )
 
 
 @lru_cache(maxsize=2)
