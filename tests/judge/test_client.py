@@ -165,6 +165,53 @@ def test_an_address_has_no_blanks_and_may_be_that_of_the_questions():
     assert one == other == "http://h/v1/chat/completions"
 
 
+def test_what_is_refused_to_one_question_is_no_verdict_on_all(server, tmp_path):
+    """Some endpoints answer 403 to an input that they flag."""
+    server.script = [200, 403, 200]
+    metric = JudgeScore(judge(server, tmp_path, concurrency=1), "aurora")
+    with pytest.warns(UserWarning, match=r"1 of 3 questions:\n  1: the judge's endpoint refuses \(403\)"):
+        found = scored(metric, [block_image(5)] * 3, rows(3))
+    assert (found["judge"], found["judge_failed"]) == (7, 1)
+
+
+def test_a_test_that_no_judge_will_answer_stops_before_its_end(server, tmp_path):
+    server.script = [401] * 99
+    metric = JudgeScore(judge(server, tmp_path, concurrency=1), "aurora")
+    with pytest.raises(ValueError, match=r"refuses \(401\)"):
+        for row in rows(40):
+            metric.update([block_image(5)], [row])
+    assert len(server.requests) < 40
+
+
+def test_the_same_question_at_the_same_time_is_asked_once(server, tmp_path):
+    server.delay = 0.1
+    client = judge(server, tmp_path)
+    sampled, greedy = JudgeScore(client, "aurora"), JudgeScore(client, "aurora")
+    for metric in (sampled, greedy):
+        metric.update([block_image(5)] * 4, rows(4))
+    one, other = (scored(metric, [], []) for metric in (sampled, greedy))
+    assert len(server.requests) == 4
+    assert one["judge"] == other["judge"] == 7
+    assert (one["judge_prompt_tokens"], other["judge_prompt_tokens"]) == (400, 0)
+
+
+def test_questions_do_not_fill_the_memory(server, tmp_path):
+    server.delay = 0.05
+    metric = JudgeScore(judge(server, tmp_path, concurrency=1), "aurora")
+    metric.update([block_image(5)] * 20, rows(20))
+    assert len(server.requests) >= 20 - 1 - 8
+
+
+def test_an_answer_that_cannot_be_kept_is_used(server, tmp_path):
+    client = judge(server, tmp_path)
+    client.check()
+    (tmp_path / "cache").write_text("a file")
+    with pytest.warns(UserWarning, match="is used and not kept"):
+        assert scored(JudgeScore(client, "aurora"), [block_image(5)], rows(1))["judge"] == 7
+    with pytest.raises(FileExistsError, match=r"name one with judge\.cache_dir"):
+        client.check()
+
+
 def test_a_question_that_is_refused_costs_itself_only(server, tmp_path):
     server.script = [400]
     found = scored(JudgeScore(judge(server, tmp_path, concurrency=1), "aurora"), [block_image(5)] * 2, rows(2))
@@ -305,6 +352,11 @@ def test_at_most_so_many_at_a_time(server, tmp_path):
         ('{"score": 0}', 0),
         ('{"score": "8.5", "why": "x"}', 8.5),
         ('First {"x": 1}, then {"Score": 10}', 10),
+        ('The action "{"score": 10}" is none. {"score": 2}', 2),  # a quotation comes first
+        ('{"score": 8, "why": "the {cup} moved,\nat last"}', 8),
+        ('{"result": {"score": 5}}', 5),
+        ('{"score": 3} {"score": 11}', 3),
+        ('{"a":' * 5000 + '{"score": 4}', 4),
         ('{"score": 11}', None),
         ('{"score": -1}', None),
         ('{"score": true}', None),

@@ -10,18 +10,21 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 from PIL import Image
 
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import whole_file
+from swirl_lightning.files import check_writable, whole_file
 from swirl_lightning.judge.endpoint import Endpoint, Unanswered, without_key
 from swirl_lightning.judge.templates import JudgeTemplate, builtin, read_template
 from swirl_lightning.transition import State
+
+_AHEAD = 8  # questions that wait, for each that is under way
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Judge:
 
     Answers are kept in ``cache_dir``, one small file each, keyed by all that the question consists of
     (model, endpoint, template, texts, pixels), so that an interrupted evaluation goes on where it was and a
-    finished one costs nothing. Only answers with a score are kept: a question without one is asked again.
+    finished one costs nothing. Only answers with a score are kept: a question without one is asked again by the next
+    evaluation.
 
     The endpoint is not trusted: its time is limited, its bodies are, too, and of what it sends a score within
     the scale and numbers of tokens are used.
@@ -117,16 +121,28 @@ class Judge:
             path: read_template(Path(path)) for path in (template, action_template, quality_template) if path
         }
         self._endpoint = Endpoint(base_url, api_key_env, timeout, retries, backoff, deadline)
+        self._begin()
+
+    def _begin(self) -> None:
         self._slots: asyncio.Semaphore | None = None
+        self._waiting = threading.BoundedSemaphore(_AHEAD * self.concurrency)
+        self._under_way: dict[tuple[Path, str], asyncio.Task[JudgeAnswer]] = {}
 
     def check(self) -> None:
-        """Check that the package is installed and the key is set, without a question.
+        """Check that the package is installed, the key is set and answers can be kept, without a question.
 
         Raises:
             ImportError: ``httpx2`` is missing.
             ValueError: the environment has no key, or one that no request can carry.
+            OSError: ``cache_dir`` cannot be written to.
         """
         self._endpoint.check()
+        check_writable(self.cache_dir, "judge.cache_dir")
+
+    @property
+    def answers(self) -> int:
+        """Questions that the endpoint has answered in this process."""
+        return self._endpoint.answers
 
     def template_of(self, suite: str) -> JudgeTemplate:
         """Return the template of a suite, of ``action`` or of ``quality``: the one that is set, or our own.
@@ -148,7 +164,7 @@ class Judge:
         return options | {"templates": {kind: self.template_of(name).facts() for kind, name in templates.items()}}
 
     def submit(self, template: JudgeTemplate, states: Sequence[State], **words: str) -> Future[JudgeAnswer]:
-        """Ask a question in the background.
+        """Ask a question in the background; waits while too many are waiting, whose images fill the memory.
 
         Args:
             template: the question and its scale.
@@ -156,14 +172,28 @@ class Judge:
             words: values of the names in the template's braces.
         """
         content = [{"type": "text", "text": template.fill(**words)}, *map(_part, states)]
-        return asyncio.run_coroutine_threadsafe(self._ask(template, content), _loop())
+        self._waiting.acquire()
+        answer = asyncio.run_coroutine_threadsafe(self._once(template, content), _loop())
+        answer.add_done_callback(lambda _: self._waiting.release())
+        return answer
 
     # ---- one question ----------------------------------------------------------------------------
-    async def _ask(self, template: JudgeTemplate, content: list[dict[str, Any]]) -> JudgeAnswer:
+    async def _once(self, template: JudgeTemplate, content: list[dict[str, Any]]) -> JudgeAnswer:
+        """Ask a question, or wait for the answer to the same one that is under way."""
+        path = self._path(template, content)
+        key = (path, template.digest)
+        if (asked := self._under_way.get(key)) is not None:
+            return replace(await asyncio.shield(asked), prompt_tokens=0, completion_tokens=0)
+        self._under_way[key] = asyncio.create_task(self._ask(template, content, path))
+        try:
+            return await self._under_way[key]
+        finally:
+            del self._under_way[key]
+
+    async def _ask(self, template: JudgeTemplate, content: list[dict[str, Any]], path: Path) -> JudgeAnswer:
         if self._slots is None:
             self._slots = asyncio.Semaphore(self.concurrency)
         async with self._slots:
-            path = self._path(template, content)
             score, _ = template.parse(_read(path))
             if score is not None:
                 return JudgeAnswer(score, cached=True)
@@ -178,8 +208,11 @@ class Judge:
 
     def _keep(self, path: Path, text: str, answer: JudgeAnswer) -> None:
         words = without_key(text, self._endpoint.check())  # a server may repeat what it was sent
-        with whole_file(path, alone=False) as file:
-            file.write(json.dumps({"answer": words, **asdict(answer), "model": self.model}).encode())
+        try:
+            with whole_file(path, alone=False) as file:
+                file.write(json.dumps({"answer": words, **asdict(answer), "model": self.model}).encode())
+        except OSError as error:  # it has been paid for
+            warn(f"an answer of the judge is used and not kept, so that it will be asked again: {error}")
 
     def _question(self, template: JudgeTemplate, content: list[dict[str, Any]]) -> dict[str, Any]:
         options = {} if self.temperature is None else {"temperature": self.temperature}
@@ -202,7 +235,13 @@ class Judge:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is under way: metrics are copied."""
-        return self.__dict__ | {"_slots": None}
+        own = ("_slots", "_waiting", "_under_way")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With nothing under way."""
+        self.__dict__.update(state)
+        self._begin()
 
 
 @lru_cache(maxsize=1)

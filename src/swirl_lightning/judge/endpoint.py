@@ -19,7 +19,8 @@ from swirl_lightning.console.run import printable
 
 OPENAI = "https://api.openai.com/v1"
 _RETRIED = (408, 409, 429)  # and 5xx; other answers of a server will not change
-_SETTINGS = (301, 302, 303, 307, 308, 401, 403, 404)  # address, key, rights or model: no question will be answered
+_SETTINGS = (301, 302, 303, 307, 308, 401, 403, 404)
+"""Answers to a wrong address, key or model; some servers give one of them to a single question, too."""
 _LARGEST = 4 * 2**20  # bytes of a body; an answer has some thousand
 _SECRET = 8  # characters; a shorter key is a word such as "none", and no secret
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
@@ -28,6 +29,10 @@ _LONGEST = 300  # characters of a server's message that are shown
 
 class Unanswered(Exception):
     """No answer to this question; its text says why, without the key."""
+
+
+class Refused(ValueError):
+    """The endpoint, it seems, answers no question as it is set up; its text says why, without the key."""
 
 
 class _MayPass(Unanswered):
@@ -69,6 +74,9 @@ class Endpoint:
         backoff: seconds before the first retry; doubled for each further one, up to a minute.
         deadline: of a question with all its attempts and pauses, in seconds.
 
+    Attributes:
+        answers: questions that have been answered.
+
     Raises:
         ValueError: ``base_url`` is no such address, or holds a name or password.
     """
@@ -78,6 +86,7 @@ class Endpoint:
     ) -> None:
         self.url, self.api_key_env = _checked(base_url or OPENAI), api_key_env
         self.timeout, self.retries, self.backoff, self.deadline = timeout, retries, backoff, deadline
+        self.answers = 0
         self._client: Any = None
 
     def check(self) -> str:
@@ -114,7 +123,8 @@ class Endpoint:
 
         Raises:
             Unanswered: none after all attempts, or within the deadline.
-            ValueError: the endpoint refuses all questions (key, rights, address), or there is no key.
+            Refused: for the key, its rights, the model or the address.
+            ValueError: there is no key, or the address cannot be used.
         """
         key, end, body = self.check(), time.monotonic() + self.deadline, json.dumps(question).encode()
         for attempt in range(self.retries + 1):
@@ -147,10 +157,12 @@ class Endpoint:
             raise ValueError(f"judge: base_url cannot be used ({error})") from None
         status = response.status_code
         if status == 200:
-            return _reply(content)
+            reply = _reply(content)
+            self.answers += 1
+            return reply
         said = redacted(_message(content), key)
         if status in _SETTINGS:
-            raise ValueError(f"the judge's endpoint refuses ({status}): {said}")
+            raise Refused(f"the judge's endpoint refuses ({status}): {said}")
         if status >= 500 or status in _RETRIED:
             raise _MayPass(f"HTTP {status}: {said}", _retry_after(response.headers.get("Retry-After")))
         raise Unanswered(f"HTTP {status}: {said}")  # of this question alone: an image against its rules, for example

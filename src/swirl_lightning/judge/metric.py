@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import torch
@@ -13,8 +13,11 @@ from torch import Tensor
 
 from swirl_lightning.data.reading import first
 from swirl_lightning.judge import Judge, JudgeAnswer
+from swirl_lightning.judge.endpoint import Refused
 from swirl_lightning.metrics.category_means import CategoryMeans
 from swirl_lightning.transition import State, Transition
+
+_MANY = 8  # refusals, and no answer, after which a test stops
 
 
 class JudgeScore(CategoryMeans):
@@ -60,7 +63,12 @@ class JudgeScore(CategoryMeans):
         return list(scores)
 
     def update(self, predicted: Sequence[State | None], transitions: Sequence[Transition]) -> None:
-        """Ask about one predicted state, or action, per transition."""
+        """Ask about one predicted state, or action, per transition.
+
+        Raises:
+            ValueError: the endpoint has refused many questions and answered none.
+        """
+        self._check_refusals()
         for state, row in zip(predicted, transitions, strict=True):
             shown = {"before": row.before, "after": row.after, "predicted": state or ""}
             states = [[shown[name] for name in template.states] for template in self.templates]
@@ -78,12 +86,32 @@ class JudgeScore(CategoryMeans):
             ]
             self._pending.append((asked, light))
 
+    def _check_refusals(self) -> None:
+        """Raise before more is predicted whose judge will not answer."""
+        done = [question for asked, _ in self._pending for question in asked if question.done()]
+        refused = [error for question in done if isinstance(error := question.exception(), Refused)]
+        if len(refused) >= _MANY and not self.judge.answers:
+            raise refused[0]
+
+    def _answer(self, question: Future[JudgeAnswer]) -> JudgeAnswer:
+        try:
+            return question.result()
+        except Refused as error:
+            if not self.judge.answers:
+                raise
+            return JudgeAnswer(None, "failed", reason=str(error))  # it does answer others
+
     def collect(self) -> None:
-        """Wait for the answers that are still to come."""
+        """Wait for the answers that are still to come.
+
+        Raises:
+            ValueError: the endpoint has refused a question and answered none.
+        """
         pending, self._pending = self._pending, []
+        wait([question for asked, _ in pending for question in asked])
         reasons: Counter[str] = Counter()
         for asked, row in pending:
-            answers = [question.result() for question in asked]
+            answers = [self._answer(question) for question in asked]
             self.add([self.values([answer.score for answer in answers])], [row])
             for answer in answers:
                 if answer.reason:

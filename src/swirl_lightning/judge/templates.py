@@ -6,7 +6,7 @@ import ast
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ SEVERAL: dict[str, Callable[[list[float]], float]] = {
     "min": min,
 }
 """Ways to make one score of several."""
+_LONGEST = 20_000  # characters of an answer that are read, its last ones
 
 
 @dataclass(frozen=True)
@@ -78,20 +79,16 @@ class JudgeTemplate:
     def parse(self, answer: str) -> tuple[float | None, str | None]:
         """Read the score: (score, None), or (None, ``unparsable``) without a number in the scale.
 
-        The score is read from a JSON object with the key ``score`` anywhere in the answer. It is never clamped:
-        a number outside the scale means that the question was not understood.
+        The score is read from the last JSON object with the key ``score`` in the answer: an earlier one may be quoted
+        from what is judged. It is never clamped: a number outside the scale means that the question was not understood.
         """
-        for match in re.finditer(r"\{[^{}]*\}", answer):
-            try:
-                fields = json.loads(match.group())
-            except (ValueError, RecursionError):
-                continue
-            value = {str(k).lower(): v for k, v in fields.items()}.get("score")
+        found = None
+        for value in _values(answer[-_LONGEST:]):
             many = value if isinstance(value, list) and self.several else [value]
             scores = [score for each in many if (score := self._score(each)) is not None]
             if scores and len(scores) == len(many):
-                return SEVERAL[self.several or "first"](scores), None
-        return None, "unparsable"
+                found = SEVERAL[self.several or "first"](scores)
+        return found, None if found is not None else "unparsable"
 
     def _score(self, value: Any) -> float | None:
         if isinstance(value, str):
@@ -102,6 +99,22 @@ class JudgeTemplate:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high:
             return float(value)
         return None
+
+
+def _values(text: str) -> Iterator[Any]:
+    """Yield what the JSON objects in a text have as ``score``, in order."""
+    decoder, place = json.JSONDecoder(strict=False), text.find("{")  # models write line breaks into strings
+    while place >= 0:
+        end = place + 1
+        try:
+            fields, after = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            fields, after = {}, end
+        named = {str(key).lower(): value for key, value in fields.items()}
+        if "score" in named:
+            yield named["score"]
+            end = after
+        place = text.find("{", end)
 
 
 @cache
