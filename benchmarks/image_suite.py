@@ -41,6 +41,8 @@ class ImageSuite(Suite):
     """
 
     judge_template = ""
+    keeps_without_target = False
+    """True if a test record whose image of the result is missing is predicted and judged all the same."""
 
     def __init__(
         self,
@@ -115,9 +117,14 @@ class ImageSuite(Suite):
             records = self.read_records(split, skipped)
             if split == "test" and self.limit is not None:
                 records = records[: self.limit]
-            kept = usable(records, skipped)
+            kept = usable(records, skipped, self.keeps_without_target and split == "test" and not self.strict)
             skipped.report(len(kept), self.strict)
             self.counts[split] = skipped.counts(len(kept))
+            given = {record.id for record in records if record.after is not None}
+            if lost := [record.id for record in kept if record.after is None and record.id in given]:
+                self.counts[split]["without target"] = len(lost)
+                told = "the image of their result is missing, and scores that need it leave them out"
+                rank_zero_warn(f"{self.suite} {split}: of {len(lost)} records {told}:{first(lost)}")
             self._checked[split] = kept
         return self._checked[split]
 

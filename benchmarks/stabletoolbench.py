@@ -132,7 +132,10 @@ class StableToolBench(TextSuite):
 
 
 def response(error: object, answer: object) -> str:
-    """Write y of a call in the benchmark's format."""
+    """Write y of a call in the benchmark's format; what is no text as JSON."""
+    error, answer = (
+        each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in (error, answer)
+    )
     return f"ERROR: {error}\nRESPONSE: {answer}"
 
 
@@ -173,10 +176,16 @@ def _answer(fields: Mapping[str, Any], name: str) -> str:
         match = re.match(r'\s*\{\s*"error":\s*"((?:[^"\\]|\\.)*)",\s*"response":\s*(.*)', text, re.DOTALL)
         if match is None:
             raise BrokenRecord(f"{name} is no object with error and response: {text[:80]!r}") from None
-        return response(*match.groups())
+        return response(*map(_unescaped, (f'"{match[1]}', match[2])))
     if not isinstance(found, dict) or not {"error", "response"} <= set(found):
         raise BrokenRecord(f"{name} is no object with error and response: {text[:80]!r}")
     return response(found["error"], found["response"])
+
+
+def _unescaped(cut: str) -> str:
+    """What JSON that is cut short would be whole: of a text its words so far, of anything else what is written."""
+    text = re.match(r'"((?:[^"\\]|\\(?:u[0-9a-fA-F]{4}|[^u]))*)', cut, re.DOTALL)
+    return cut if text is None else str(json.loads(f'"{text[1]}"', strict=False))
 
 
 def _compact(value: object) -> str:

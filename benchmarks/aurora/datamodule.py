@@ -14,10 +14,12 @@ from torchmetrics import MetricCollection
 
 from swirl_lightning.benchmarks.aurora.disc_edit import DiscEdit
 from swirl_lightning.benchmarks.image_suite import ImageSuite
-from swirl_lightning.data.image_records import ImageRecord, ImageTransitions
+from swirl_lightning.data.image_records import ImageRecord, ImageTransitions, clip_of
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import SkippedRecords, records, stays_inside
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.metrics.bert_score import BASELINES, BERTScore
+from swirl_lightning.metrics.text import RougeL
 from swirl_lightning.transition import Transition
 
 TASKS = ("magicbrush", "ag", "something", "kubric", "whatsup", "clevr", "emu", "epic")
@@ -34,8 +36,9 @@ class Aurora(ImageSuite):
     ``itm_test.json`` or ``valid.json``.
 
     The labelled split is the training set; without one, `swirl fit` cannot warm up on this suite. The
-    last ``validation_size`` records of it are for validation and not trained on. Records of tasks without
-    an image of the result (``clevr``, ...) are predicted and judged, and have no score that needs a target.
+    last ``validation_size`` records of it are for validation; neither they nor others of the same video clips are
+    trained on. Test records without an image of the result (tasks such as ``clevr``, or a file that is missing) are
+    predicted and judged, and have no score that needs a target.
 
     Args:
         data_dir: see above.
@@ -59,6 +62,7 @@ class Aurora(ImageSuite):
         "its folder."
     )
     judge_template = "aurora"
+    keeps_without_target = True
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class Aurora(ImageSuite):
         self.tasks = None if tasks is None else list(tasks)
         self.train_tasks = None if train_tasks is None else list(train_tasks)
         self.validation_size, self.protocol, self.disc_samples = validation_size, protocol, disc_samples
+        self._labelled: list[ImageRecord] | None = None
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -88,9 +93,15 @@ class Aurora(ImageSuite):
         """Read the records of ``test.json`` or of the training sets."""
         if split == "test":
             return self._disc_records(skipped) if self.protocol == "disc_edit" else self._test_records(skipped)
-        rows = self._train_records(skipped)
+        if self._labelled is None:  # read once, and its broken records are counted once
+            self._labelled = self._train_records(skipped)
+        rows = self._labelled
         size = min(self.validation_size, len(rows) // 2)
-        return rows[len(rows) - size :] if split == "validation" else rows[: len(rows) - size]
+        held_out = rows[len(rows) - size :]
+        if split == "validation":
+            return held_out
+        clips = set(map(clip_of, held_out))
+        return [row for row in rows[: len(rows) - size] if clip_of(row) not in clips]
 
     # ---- test ------------------------------------------------------------------------------------
     def _test_records(self, skipped: SkippedRecords) -> list[ImageRecord]:
@@ -220,8 +231,16 @@ class Aurora(ImageSuite):
         return MetricCollection({"disc_edit": DiscEdit(self._latents, tasks, self.disc_samples)})
 
     def action_metrics(self) -> MetricCollection:
-        """Make the metrics of actions; there are none for DiscEdit, which has no state after."""
-        return MetricCollection({}) if self.protocol == "disc_edit" else super().action_metrics()
+        """Make the metrics of actions, also as the paper's authors compute them; none for DiscEdit, which has no y."""
+        if self.protocol == "disc_edit":
+            return MetricCollection({})
+        metrics: MetricCollection = super().action_metrics()
+        if "bleu_word" in metrics:  # nltk is there
+            metrics.add_metrics({"rouge_l_stemmed": RougeL("rouge_l_stemmed", stem=True, field="action")})
+        if "bert_score" in metrics and Path(str(self.bert)).name in BASELINES:
+            scaled = BERTScore(str(self.bert), "bert_score_rescaled", rescale=True, field="action")
+            metrics.add_metrics({"bert_score_rescaled": scaled})
+        return metrics
 
     def _latents(self, images: Sequence[Image.Image]) -> Tensor:
         module: Any = self.trainer.lightning_module if self.trainer else None

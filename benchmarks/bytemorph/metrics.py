@@ -59,7 +59,7 @@ class ByteMorphDirections(CategoryMeans):
                 continue
             assert isinstance(row.before, Image.Image)
             assert isinstance(row.observed, Image.Image)
-            source, target, made = self.encoder.images([row.before, row.observed, image])
+            source, target, made = self.encoder.images([row.before, row.observed, image], squashed=True)
             sim_txt = d_txt = None
             if written:
                 text_source, text_target = self.encoder.texts([str(caption) for caption in captions])

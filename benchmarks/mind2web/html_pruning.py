@@ -11,6 +11,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 VOID = frozenset(
@@ -126,12 +127,18 @@ def prune(before: str, after: str, budget: int, size: Size = len) -> tuple[str, 
         ImportError: lxml is not installed.
         ValueError: a page holds no element.
     """
-    one, other = Page(before), Page(after)
+    one, other = _page(before), _page(after)
     first, second = one.signatures(), other.signatures()
     return (
         _cut(one, _changed(first, Counter(second)), budget, size),
         _cut(other, _changed(second, Counter(first)), budget, size),
     )
+
+
+@lru_cache(maxsize=2)
+def _page(source: str) -> Page:
+    """The page after one step is the page before the next."""
+    return Page(source)
 
 
 def _changed(signatures: list[str], others: Counter[str]) -> list[int]:

@@ -50,9 +50,10 @@ class MiniGridGoal:
         return actions
 
     def distance(self, state: State) -> float:
-        """Return the fewest actions that can lead to the goal, walls aside; 0 where it is reached.
+        """Return the steps to the goal, walls aside, and one more while a thing to fetch or open is not right ahead.
 
-        It is infinite where a frame shows not one agent, or nothing of what is to be reached or opened.
+        It is 0 where the goal is reached, and infinite where a frame shows not one agent, or nothing of what is to be
+        reached or opened.
         """
         found = _agent(state)
         if found is None:

@@ -274,7 +274,7 @@ def _reached(env: Any) -> list[tuple[int, int]]:
     while left:
         column, row = left.pop()
         for x, y in ((column + 1, row), (column - 1, row), (column, row + 1), (column, row - 1)):
-            if (x, y) in found or not _inside(env, x, y):
+            if (x, y) in found or not (0 < x < env.width - 1 and 0 < y < env.height - 1):  # it never goes on the rim
                 continue
             thing = env.grid.get(x, y)
             if thing is None or thing.type not in ("wall", "lava"):

@@ -206,7 +206,7 @@ class Evaluator:
             warnings.filterwarnings("ignore", message=".*was called before the ``update``")
             values = {f"{name}/{key}": v for name, m in self._metrics.items() for key, v in m.compute().items()}
             means = {name: mean.compute() for name, mean in self._means.items()}
-        return values | {name: mean for name, mean in means.items() if not mean.isnan()}  # NaN: no transition
+        return {name: value for name, value in (values | means).items() if not value.isnan()}  # NaN: no transition
 
     def row_counts(self) -> dict[str, int]:
         """Count the transitions behind the benchmark's values of :meth:`compute`, by the same names. Collective."""

@@ -85,17 +85,23 @@ def whole_file(path: str | Path, alone: bool = True) -> Iterator[BinaryIO]:
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A new folder that takes the place of ``path`` when the block ends: until then, what stood there stays.
 
-    Folders cannot be exchanged in one step: a process that is killed in between leaves the old one as ``.NAME.old``.
-    Who else writes one beside it waits.
+    Folders cannot be exchanged in one step: a process that is killed in between leaves the old one as ``.NAME.old``,
+    and the next one puts it back. Who else writes one beside it waits.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone_in(path.parent):
         partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
+        if os.path.lexists(old) and not os.path.lexists(path):
+            old.rename(path)
         for left in (partial, old):
             _remove(left)
         partial.mkdir()
-        yield partial
+        try:
+            yield partial
+        except BaseException:
+            _remove(partial)
+            raise
         for place, _, names in os.walk(partial):
             for name in names:
                 _sync(Path(place, name))
@@ -212,6 +218,11 @@ def small_text(path: Path) -> str:
     if (size := path.stat().st_size) > _SMALL:
         raise ValueError(f"{size:,} bytes are more than {_SMALL:,}")
     return path.read_text(encoding="utf-8")
+
+
+def relative_to(folder: Path, path: Path) -> str:
+    """Write the path of a file from a folder, with ``/``; it holds where one of them lies below a link, too."""
+    return os.path.relpath(path.parent.resolve() / path.name, folder.resolve()).replace(os.sep, "/")
 
 
 def remove_ranks(folder: Path, name: str, ranks: int) -> None:

@@ -83,15 +83,16 @@ def break_some(root: Path, entries: list[dict]) -> None:
 def test_broken_records_are_counted_and_the_first_ten_named(tmp_path):
     break_some(tmp_path, write_aurora(tmp_path))
     data = Aurora(data_dir=str(tmp_path))
-    with pytest.warns(UserWarning, match="18 of 20 records cannot be used") as caught:
+    with pytest.warns(UserWarning, match="17 of 20 records cannot be used") as caught:
         data.setup("test")
     message = next(str(w.message) for w in caught if "cannot be used" in str(w.message))
     assert message.count("\n") == 11  # ten names, and how many more
     assert "no instruction" in message
-    assert data.counts["test"]["skipped: missing"] == 13
+    assert data.counts["test"]["skipped: missing"] == 12
+    assert data.counts["test"]["without target"] == 1
     assert data.counts["test"]["skipped: empty"] == 1
     assert data.counts["test"]["skipped: not readable"] == 1
-    assert len(data.split("test")) == 2
+    assert sum(row.after is None for row in data.split("test")) == 3  # two have none by the file
     with pytest.raises(ValueError, match="18 of 20 records"):
         Aurora(data_dir=str(tmp_path), strict=True).setup("test")
 
@@ -330,3 +331,24 @@ def test_the_state_only_split_is_read_before_the_model_loads(tmp_path):
     data.trainer = trainer(tmp_path, limit_val_batches=1)
     data.setup("fit")
     assert list(data.counts) == ["warmup", "state_only", "validation"]
+
+
+def test_a_clip_is_trained_on_or_held_out(tmp_path):
+    """Pairs of one video show one room and one person."""
+    (tmp_path / "data" / "ag").mkdir(parents=True)
+    entries = []
+    for clip in "ABCDEF":
+        for n in range(5):
+            names = [f"data/ag/images/{clip}.mp4_{n}_{side}.png" for side in ("left", "right")]
+            for name in names:
+                save(tmp_path / name, n)
+            entries.append({"input": names[0], "output": names[1], "instruction": f"{clip} {n}"})
+    (tmp_path / "data" / "ag" / "train.json").write_text(json.dumps([*entries, {"input": "x"}]))
+    data = Aurora(data_dir=str(tmp_path), validation_size=3)
+    with pytest.warns(UserWarning, match="1 of 31|1 of 4"):
+        held_out, trained = (data.checked(split) for split in ("validation", "warmup"))
+    clips = [{record.action[0] for record in rows} for rows in (held_out, trained)]
+    assert len(held_out) == 3
+    assert clips[0] | clips[1] == set("ABCDEF")
+    assert not clips[0] & clips[1]
+    assert sum(data.counts[split]["skipped"] for split in ("validation", "warmup")) == 1

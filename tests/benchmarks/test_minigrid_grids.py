@@ -57,6 +57,13 @@ def test_balls_move_by_themselves_in_state_only_pairs_alone():
     assert moved > 30
 
 
+def test_balls_lie_where_the_agent_can_come():
+    """The rooms of GoToDoor have doors to a rim that it never steps on."""
+    for row in MiniGrid(families=["gotodoor"], moving_balls=3, state_only_size=40).load_split("state_only"):
+        scene = read([row.before])[0]
+        assert all(0 < y < len(scene) - 1 and 0 < x < len(scene) - 1 for y, x in balls_of(scene))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_ball_rolls_to_a_cell_beside_it_and_none_is_lost(family):
     env, rng = simulator._build(family, 8), np.random.default_rng(3)

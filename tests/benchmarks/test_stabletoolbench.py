@@ -11,6 +11,7 @@ from support.text_suites import SAMPLES, bert_folder, evaluated, tiny_model, tin
 
 pytest.importorskip("nltk", reason="StableToolBench's metric needs nltk")
 
+from swirl_lightning.benchmarks import stabletoolbench
 from swirl_lightning.benchmarks.stabletoolbench import TEST_FILES, StableToolBench
 
 REAL = SAMPLES / "stabletoolbench"
@@ -47,7 +48,7 @@ def test_records_of_mirror_api(folder):
     row = data.split("test")[-1]
     assert row.before == "API doc:\n{'api_name': 'a404'}"
     assert row.action == "{'q': 404}"
-    assert row.after == "ERROR: no\nRESPONSE: {'n': 404}"
+    assert row.after == 'ERROR: no\nRESPONSE: {"n": 404}'
     assert (row.id, row.meta["split"]) == ("OOD-fail/4", "OOD-fail")
     assert data.counts["test"] == {"records": 15, "used": 15, "skipped": 0}
 
@@ -80,7 +81,15 @@ def test_calls_carry_documentation_and_conversation(tmp_path):
     assert (first.action, first.after) == ('a_for_t {"q": 1}', "ERROR: \nRESPONSE: one")
     assert second.before == "Query: who?"
     assert third.before == f"{first.before}\n\nCall: {first.action}\n{first.after}"
-    assert third.after == 'ERROR: e\\"\nRESPONSE: "cut sho...'
+    assert third.after == 'ERROR: e"\nRESPONSE: cut sho...'
+
+
+@pytest.mark.parametrize("answer", [{"a": ["x y", 1, None], "ü": True}, 'a "quoted" line\nand \\ ü', [1], 2])
+def test_an_answer_that_is_cut_short_begins_as_it_would_whole(answer):
+    whole = json.dumps({"error": 'an "e"', "response": answer}, ensure_ascii=False)
+    wanted = stabletoolbench._answer({"output": whole}, "output")
+    for end in range(whole.index('"response": ') + 13, len(whole) - 1):
+        assert wanted.startswith(stabletoolbench._answer({"output": whole[:end]}, "output"))
 
 
 def test_calls_that_name_no_run_are_told_apart_by_query_and_a_query_that_comes_again_is_told(tmp_path):

@@ -19,13 +19,13 @@ pytest.importorskip("av")
 
 def test_rollouts_start_and_end_where_they_should(tmp_path):
     pp = {"COIN": {"x": sample(0), "y": sample(2)}}
-    wm = {"IKEA-ASM": {"z": sample(1, "two.mp4", candidates=[["b"], ["a"]], original_segments=["c"])}, "COIN": {}}
-    wm["COIN"]["w"] = sample(0, candidates=[["a"], ["b"]], original_segments=[segment("one", 0.1, 0.2, "lift it")])
-    data = WorldPrediction(data_dir=write(tmp_path, pp, wm))
+    pp["IKEA-ASM"] = {"z": sample(1, "two.mp4", original_segments=["c"])}
+    pp["COIN"]["w"] = sample(0, original_segments=[segment("one", 0.1, 0.2, "lift it")])
+    data = WorldPrediction(data_dir=write(tmp_path, pp, {"COIN": {"v": sample(0)}}))
     data.prepare_data()
     data.setup("test")
     rows = {row.id: row for row in data.split("test")}
-    assert set(rows) == {"PP/COIN/x", "PP/COIN/y", "WM/IKEA-ASM/z", "WM/COIN/w"}
+    assert set(rows) == {"PP/COIN/x", "PP/COIN/y", "PP/IKEA-ASM/z", "PP/COIN/w"}  # WM is a benchmark of its own
     row = rows["PP/COIN/x"]
     steps = [row, *row.turns]
     assert [s.action for s in steps] == ["open the box", "take the screw", "close the box"]
@@ -37,9 +37,19 @@ def test_rollouts_start_and_end_where_they_should(tmp_path):
     assert [s.meta["groups"] for s in steps][1] == ["turn 2", "COIN", "COIN/turn 2"]
     assert rows["PP/COIN/y"].action == "close the box"
     # what happened is told apart from the candidate, which may be another video's
-    assert (rows["WM/IKEA-ASM/z"].action, rows["WM/IKEA-ASM/z"].choices.answer) == ("close the box", 1)
-    assert rows["WM/COIN/w"].action == "lift it"
+    assert (rows["PP/IKEA-ASM/z"].action, rows["PP/IKEA-ASM/z"].choices.answer) == ("close the box", 1)
+    assert rows["PP/COIN/w"].action == "lift it"
     assert len(list((tmp_path / "frames").rglob("*.png"))) > 4
+
+
+def test_frames_that_nobody_asks_for_are_not_cut(tmp_path):
+    pp = {"COIN": {str(n): sample(n, "two" if n else "one") for n in range(3)}}
+    write_video(tmp_path / "videos" / "COIN" / "two.mp4")
+    folder = write(tmp_path, pp)
+    frames = tmp_path / "frames"
+    (row,) = WorldPrediction(data_dir=folder, ground_truth="0", max_turns=1, limit=1).split("test")
+    assert len(list(frames.rglob("*.png"))) == 3  # the start, the end of the first step, that of the last
+    assert (row.turns, number(row.after), number(row.choices.after)) == ((), 4, 9)
 
 
 @pytest.mark.parametrize(
@@ -86,19 +96,17 @@ def test_broken_samples_are_skipped_and_the_others_kept(tmp_path):
 
 
 def test_broken_data_is_named_counted_and_the_rest_is_scored(tmp_path):
-    """Videos without frames, and one of the two files cut short, among others."""
+    """Videos without frames, among others."""
     nameless = {uid: segment("one", 0.2, 0.4, " ") for uid in "abc"}
     pp = {"COIN": {"good": sample(0), "sound": sample(0, "sound"), "still": sample(0, "still")}}
     pp["COIN"]["nameless"] = sample(0, action_segments=nameless)
     pp["COIN"]["gone"] = sample(0, "gone")
-    wm = json.dumps({"COIN": {"y": sample(0)}})
     folder = write(tmp_path / "data", pp)
     write_sound(tmp_path / "data" / "videos" / "COIN" / "sound.mp4")
     write_video(tmp_path / "data" / "videos" / "COIN" / "still.avi", frames=0)
-    (tmp_path / "data" / "WorldPrediction-WM.json").write_text(wm[:-30])
     data = WorldPrediction(data_dir=folder, ground_truth="0", clip=str(clip_folder(tmp_path / "clip")))
     base = liquid_folder(tmp_path / "base")
-    with pytest.warns(UserWarning, match="5 of 6 records cannot be used") as caught:
+    with pytest.warns(UserWarning, match="4 of 5 records cannot be used") as caught:
         results = trainer(tmp_path).test(model(base), data, verbose=False)[0]
     message = next(str(w.message) for w in caught if "cannot be used" in str(w.message))
     for reason in (
@@ -106,14 +114,14 @@ def test_broken_data_is_named_counted_and_the_rest_is_scored(tmp_path):
         "PP/COIN/still: ",
         "PP/COIN/nameless: not in the official layout (segment 'a' has no label",
         "PP/COIN/gone: missing video",
-        "WorldPrediction-WM.json: not JSON",
     ):
         assert reason in message
-    assert (data.counts["test"]["used"], data.counts["test"]["skipped"]) == (1, 5)
+    assert (data.counts["test"]["used"], data.counts["test"]["skipped"]) == (1, 4)
     assert -1 <= results["test/fwm/sampled/clip_target/turn 3"] <= 1
-    (tmp_path / "data" / "WorldPrediction-WM.json").write_bytes(wm.encode().replace(b"open", b"\xffpen"))
+    path = tmp_path / "data" / "WorldPrediction-PP.json"
+    path.write_bytes(path.read_bytes().replace(b"open", b"\xffpen", 1))
     module = model(base)
-    with pytest.raises(ValueError, match=r"WM/COIN/y: a text holds half"):
+    with pytest.raises(ValueError, match=r"PP/COIN/good: a text holds half"):
         trainer(tmp_path).test(module, WorldPrediction(data_dir=folder, ground_truth="0", strict=True), verbose=False)
     assert module.model is None
 
@@ -221,19 +229,18 @@ def test_a_dataset_that_is_none_costs_itself_and_a_name_that_comes_twice_is_told
 
 def test_a_file_nested_too_deeply_is_named(tmp_path):
     folder = write(tmp_path, {"COIN": {"good": sample(0)}})
-    (tmp_path / "WorldPrediction-WM.json").write_text("[" * 50_000)
-    data = WorldPrediction(data_dir=folder, ground_truth="0")
-    with pytest.warns(UserWarning, match=r"WorldPrediction-WM\.json: not JSON"):
-        data.setup("test")
-    assert len(data.split("test")) == 1
+    for content in ("[" * 50_000, json.dumps({"COIN": {"good": sample(0)}})[:-30]):
+        (tmp_path / "WorldPrediction-PP.json").write_text(content)
+        with pytest.raises(ValueError, match=r"WorldPrediction-PP\.json: not JSON"):
+            WorldPrediction(data_dir=folder, ground_truth="0").setup("test")
 
 
 def test_options_and_files(tmp_path):
     with pytest.raises(ValueError, match="max_turns"):
         WorldPrediction(data_dir=".", max_turns=7)
-    with pytest.raises(ValueError, match="unknown tasks"):
-        WorldPrediction(data_dir=".", tasks=["XX"])
-    with pytest.raises(FileNotFoundError, match=r"no WorldPrediction-\*\.json"):
+    with pytest.raises(ValueError, match="task must be one of"):
+        WorldPrediction(data_dir=".", task="XX")
+    with pytest.raises(FileNotFoundError, match=r"no file .*WorldPrediction-PP\.json"):
         WorldPrediction(data_dir=str(tmp_path)).setup("test")
     folder = write(tmp_path, {"COIN": {"x": sample(0)}})
     with pytest.raises(ValueError, match="no dataset EK; it has COIN"):

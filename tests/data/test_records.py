@@ -50,6 +50,7 @@ BROKEN = {
     '{"before": "a", "before_image": "b", "after": "b"}': "needs one of before and before_image",
     '{"before": "a", "after": 3, "action": "c"}': "after must be a text",
     '{"before": "a", "after": "b", "action": " "}': "action must be a text",
+    '{"before": " ", "after": "b", "action": "c"}': "before must be a text",
     '{"before": "a", "after": "b"}': "no action, and this split is labelled",
     '{"before": "a", "after_image": "none.png", "action": "c"}': "cannot read after_image",
     '{"before": "a", "after_image": "w.jsonl", "action": "c"}': "cannot read after_image",
@@ -60,13 +61,13 @@ HALF = "a\ud83d"  # json.dumps escapes it, so the file itself is UTF-8
 def test_broken_records_are_skipped_counted_and_reported(tmp_path):
     lost = '{"before_image": "lost.png", "after": "b", "action": "c"}'
     data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", *BROKEN, GOOD, *[lost] * 3))
-    with pytest.warns(UserWarning, match="12 of 13 records cannot be used") as caught:
+    with pytest.warns(UserWarning, match="13 of 14 records cannot be used") as caught:
         assert [row.action for row in data.split("warmup")] == ["open"]
     message = str(next(w.message for w in caught if "cannot be used" in str(w.message)))
     for number, reason in enumerate(BROKEN.values(), start=1):
         assert f"w.jsonl:{number}: {reason}" in message
-    assert "and 2 more" in message
-    assert data.skipped == {"warmup": 12}
+    assert "and 3 more" in message
+    assert data.skipped == {"warmup": 13}
 
 
 def test_an_action_of_a_state_only_pair_is_ignored_whatever_it_is(tmp_path):

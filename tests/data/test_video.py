@@ -1,5 +1,8 @@
 """Frames by time."""
 
+import struct
+
+import numpy as np
 import pytest
 
 from support.videos import number, write_sound, write_video
@@ -72,3 +75,26 @@ def test_times_that_cannot_be(tmp_path, seconds):
 def test_names_that_cannot_be(tmp_path, name):
     with pytest.raises(VideoError, match="missing video"):
         Video(tmp_path / name)
+
+
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (0, -1, 1, 0), (-1, 0, 0, -1)])
+def test_a_frame_is_turned_as_players_show_it(tmp_path, matrix):
+    """Phones write upright pictures as lying ones with a matrix: pixel (x, y) is shown at (a x + c y, b x + d y)."""
+    path = write_video(tmp_path / "a.mp4", pattern=True)
+    with Video(path) as video:
+        lying = np.asarray(video.frame_at(0.3))
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 4
+    place += 4 + (32 if content[place] else 20) + 16
+    a, b, c, d = matrix
+    fixed = [value * 65536 & 0xFFFFFFFF for value in matrix]
+    content[place : place + 36] = struct.pack(">9I", *fixed[:2], 0, *fixed[2:], 0, 0, 0, 0x40000000)
+    path.write_bytes(content)
+    with Video(path) as video:
+        shown = np.asarray(video.frame_at(0.3))
+    y, x = np.indices(lying.shape[:2])
+    across, down = a * x + c * y, b * x + d * y
+    wanted = np.empty_like(lying)  # it is square
+    wanted[down - down.min(), across - across.min()] = lying[y, x]
+    assert np.array_equal(shown, wanted)
+    assert not np.array_equal(shown, lying)

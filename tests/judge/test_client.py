@@ -177,9 +177,13 @@ def test_what_is_refused_to_one_question_is_no_verdict_on_all(server, tmp_path):
 def test_a_test_that_no_judge_will_answer_stops_before_its_end(server, tmp_path):
     server.script = [401] * 99
     metric = JudgeScore(judge(server, tmp_path, concurrency=1), "aurora")
-    with pytest.raises(ValueError, match=r"refuses \(401\)"):
+
+    def predict():
         for row in rows(40):
             metric.update([block_image(5)], [row])
+
+    with pytest.raises(ValueError, match=r"refuses \(401\)"):
+        predict()
     assert len(server.requests) < 40
 
 

@@ -110,3 +110,15 @@ def test_a_pooler_is_not_asked_for(tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     _load.cache_clear()
     assert BERTScore(str(folder)).score(TEXTS[:2], TEXTS[2:4]) == before
+
+
+def test_rescaled_by_the_packages_baseline(tmp_path):
+    folder = bert_folder(tmp_path / "roberta-large")
+    plain = BERTScore(str(folder), layer=1).score(["a cat"], ["the dog"])[0]
+    metric = BERTScore(str(folder), rescale=True)
+    metric.layer = 1  # this one has two
+    assert metric.score(["a cat"], ["the dog"])[0] == pytest.approx((plain - 0.83122575) / (1 - 0.83122575))
+    with pytest.raises(ValueError, match="no baseline is known"):
+        BERTScore("bert-base-uncased", rescale=True)
+    with pytest.raises(ValueError, match="layer 3: set rescale to false"):
+        BERTScore("roberta-large", layer=3, rescale=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
@@ -22,7 +23,7 @@ def encoder(folder):
 
 
 def test_features_are_those_of_transformers(folder, encoder, tmp_path):
-    images = [block_image(n, (16, 16)) for n in range(3)]
+    images = [block_image(n, size) for n, size in enumerate([(16, 16), (40, 25), (23, 50), (9, 12)])]
     model = CLIPModel.from_pretrained(folder).eval()
     processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16)
     with torch.no_grad():
@@ -34,6 +35,13 @@ def test_features_are_those_of_transformers(folder, encoder, tmp_path):
     assert torch.allclose(encoder.images(images), wanted / wanted.norm(dim=-1, keepdim=True), atol=1e-5)
     assert torch.allclose(encoder.texts(["a cat", "a dog " * 30]), words / words.norm(dim=-1, keepdim=True), atol=1e-5)
     assert encoder.images([block_image(0, (40, 8))]).norm() == pytest.approx(1, abs=1e-5)
+    assert torch.equal(encoder.images(images[:1], squashed=True), encoder.images(images[:1]))  # nothing to bring
+    whole = torch.from_numpy(np.asarray(images[1]).copy()).permute(2, 0, 1)[None].float() / 255
+    small = torch.nn.functional.interpolate(whole, 16, mode="bicubic", align_corners=False)
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
+    with torch.no_grad():
+        wanted = model.get_image_features(pixel_values=(small - mean) / deviation).pooler_output
+    assert torch.allclose(encoder.images([images[1]], squashed=True), wanted / wanted.norm(), atol=1e-5)
     with pytest.raises(OSError, match="cannot load CLIP from"):
         CLIPEncoder(str(tmp_path)).images(images)
 

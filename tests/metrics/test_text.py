@@ -8,6 +8,7 @@ import pytest
 import torch
 from torchmetrics import MetricCollection
 
+from swirl_lightning.metrics.exact_match import ExactMatch
 from swirl_lightning.metrics.text import BLEU, RougeL, lcs_length, rouge_l
 from swirl_lightning.transition import Transition
 
@@ -127,3 +128,39 @@ def test_sums_of_two_processes_are_the_sums_of_one():
     for state, reduce in one._reductions.items():
         setattr(one, state, reduce(torch.stack([getattr(one, state), getattr(other, state)])))
     assert float(one.compute()["rouge_l"]) == pytest.approx(expected)
+
+
+def test_rouge_l_of_stems_is_googles():
+    rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    pairs = [
+        ("closing the door and moving the cup", "close the doors and move the cups"),
+        ("Was it running? It ran as runs do", "it runs, running"),
+        ("is a", "as is"),
+    ]
+    wanted = [scorer.score(truth, guess)["rougeL"].fmeasure for guess, truth in pairs]
+    assert wanted[0] == 1 > rouge_l(*pairs[0])
+    assert [rouge_l(*pair, stem=True) for pair in pairs] == pytest.approx(wanted)
+    metric = RougeL("rouge_l_stemmed", stem=True)
+    assert value(metric, [guess for guess, _ in pairs], rows(*(truth for _, truth in pairs))) == pytest.approx(
+        sum(wanted) / len(pairs)
+    )
+
+
+def test_a_row_may_be_in_several_groups():
+    groups = {"group_by": "groups", "categories": {"turn 1": "turn 1", "COIN": "COIN", "EK": "EK"}}
+    texts = [
+        Transition("x", "a b", "z", meta={"groups": names}) for names in (["turn 1", "COIN"], ["turn 2", "EK"], [])
+    ]
+    metric = RougeL(**groups)
+    metric.update(["a b", "a c", "c"], texts)
+    found = {key: float(share) for key, share in metric.compute().items()}
+    assert found == {"rouge_l": 0.5, "rouge_l/turn 1": 1, "rouge_l/COIN": 1, "rouge_l/EK": 0.5}
+    assert {key: int(count) for key, count in metric.row_counts().items()} == dict(
+        zip(found, (3, 1, 1, 1), strict=True)
+    )
+    exact = ExactMatch("after", ("COIN", "EK"), "groups")
+    exact.update(["a b", "a c", "c"], texts)
+    assert {key: float(share) for key, share in exact.compute().items()} == pytest.approx(
+        {"exact_match/COIN": 1, "exact_match/EK": 0, "exact_match": 1 / 3}
+    )

@@ -132,3 +132,20 @@ def test_command_line_and_errors(tmp_path, pico, capsys):
         write(out, aurora=[tmp_path])
     with pytest.raises(SystemExit):
         main([str(out)])
+
+
+def test_nothing_of_the_users_is_written_over(tmp_path, pico):
+    manifests = [pico / "sft.jsonl", pico / "multi_turn.jsonl"]
+    before = {path: path.read_bytes() for path in manifests}
+    with pytest.raises(ValueError, match=r"multi_turn\.jsonl is one of the corpora"):
+        write(pico / "multi_turn.jsonl", (), manifests)
+    own = tmp_path / "edits" / "validation.jsonl"
+    manifest(own, {"before": "a", "after": "b", "action": "c", "id": "mine"})
+    kept = own.read_bytes()
+    with (
+        pytest.warns(UserWarning, match="cannot be used"),
+        pytest.raises(ValueError, match=r"validation\.jsonl has other records"),
+    ):
+        write(tmp_path / "edits" / "warmup.jsonl", (), manifests, validation=1)
+    assert own.read_bytes() == kept
+    assert {path: path.read_bytes() for path in manifests} == before

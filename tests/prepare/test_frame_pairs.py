@@ -51,3 +51,11 @@ def test_no_pair_is_told(frames, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(FileNotFoundError, match="no frames"):
         make_pairs(tmp_path / "none", tmp_path / "out")
+
+
+def test_paths_hold_below_a_folder_that_is_a_link(frames, tmp_path):
+    (tmp_path / "far" / "away" / "disk").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "far" / "away" / "disk")
+    make_pairs(frames, tmp_path / "data" / "pairs")
+    rows = JSONLTransitions(state_only=str(tmp_path / "data" / "pairs" / "pairs.jsonl")).split("state_only")
+    assert len(rows) == 12

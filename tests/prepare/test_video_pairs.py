@@ -126,3 +126,39 @@ def test_command_line(videos, tmp_path, capsys):
         make_pairs(tmp_path / "out", tmp_path / "none")
     with pytest.raises(ValueError, match="per_video"):
         PairConfig(per_video=0)
+
+
+def test_frames_are_as_far_apart_as_asked_and_one_missing_time_costs_itself(tmp_path):
+    """A recording that stood still from 0.9 s to 7.5 s."""
+    import av
+
+    path = tmp_path / "videos" / "still.mp4"
+    path.parent.mkdir()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for n in [*range(10), *range(75, 300)]:
+            values = np.random.default_rng(n).integers(60, 256, (4, 4, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_image(Image.fromarray(values).resize((32, 32), Image.Resampling.NEAREST))
+            frame.pts = n
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    (tmp_path / "frames").mkdir()
+    entry = video_pairs.pairs_of(path.parent, path.name, tmp_path, PairConfig(seconds=2, per_video=40))
+    times = [pair["time"] for pair in entry["pairs"]]
+    assert len(times) > 20
+    assert not [time for time in times if 1.1 < time < 6.4]  # nothing is shown there
+
+
+def test_videos_of_another_source_are_not_taken_for_those_that_are_done(tmp_path):
+    one = write_video(tmp_path / "A" / "1.mp4", pattern=True, frames=20)
+    make_pairs(tmp_path / "A", tmp_path / "out", PairConfig(seconds=1))
+    write_video(tmp_path / "B" / "1.mp4", pattern=True, frames=30)
+    with pytest.raises(ValueError, match=r"has pairs of another 1\.mp4 .* needs another folder"):
+        make_pairs(tmp_path / "B", tmp_path / "out", PairConfig(seconds=1))
+    late = tmp_path / "A" / "2.mp4"
+    late.write_bytes(one.read_bytes()[:500])  # still on its way
+    assert make_pairs(tmp_path / "A", tmp_path / "out", PairConfig(seconds=1))["damaged video"] == 1
+    late.write_bytes(one.read_bytes())
+    assert make_pairs(tmp_path / "A", tmp_path / "out", PairConfig(seconds=1))["pairs"] == 2

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from swirl_lightning.data.images import ImageSource, image_problems, open_rgb
+from swirl_lightning.data.images import MISSING, ImageSource, image_problems, open_rgb
 from swirl_lightning.data.reading import SkippedRecords
 from swirl_lightning.transition import Transition
 
@@ -54,16 +55,26 @@ class ImageTransitions(Sequence[Transition]):
         return Transition(open_rgb(record.before), after, record.action, record.id, record.meta)
 
 
-def usable(records: Sequence[ImageRecord], skipped: SkippedRecords) -> list[ImageRecord]:
+def clip_of(record: ImageRecord) -> str:
+    """Name what a record's images are of: in AURORA's training sets many pairs are of one video, ``CLIP.mp4_N_...``."""
+    before = record.before if isinstance(record.before, Path) else Path(record.id)
+    clip, ending, _ = before.name.partition(".mp4_")
+    return str(before.with_name(clip)) if ending else str(before)
+
+
+def usable(records: Sequence[ImageRecord], skipped: SkippedRecords, without_after: bool = False) -> list[ImageRecord]:
     """The records whose images are all there and whole, each id once; the others go to ``skipped``.
 
     Args:
         records: of one split.
         skipped: gets the others.
+        without_after: keep those of which y alone is missing, without it.
     """
     problems = image_problems(image for record in records for image in record.images.values())
     kept: dict[str, ImageRecord] = {}
     for record in records:
+        if without_after and record.after is not None and problems[record.after] == MISSING:
+            record = replace(record, after=None)
         wrong = [(name, image, problems[image]) for name, image in record.images.items() if problems[image]]
         if wrong:
             name, source, problem = wrong[0]

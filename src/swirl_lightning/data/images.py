@@ -20,6 +20,8 @@ from swirl_lightning.backbones.images import to_rgb
 ImageSource = Path | bytes
 """An image file, or the content of one."""
 
+MISSING = "missing"
+"""The problem of a file that is not there."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is opened; other readers of Pillow hand a file on to other programs (EPS), or are little tried."""
 
@@ -71,7 +73,7 @@ def image_problem(source: ImageSource) -> str | None:
     elif os.path.isfile(source):  # no Path.is_file, which raises on names that cannot be
         size = os.path.getsize(source)
     else:
-        return "missing"
+        return MISSING
     if size == 0:
         return "empty (zero bytes)"
     try:

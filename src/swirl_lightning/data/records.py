@@ -245,7 +245,7 @@ def _state(fields: dict[str, Any], name: str, folder: Path) -> _Source:
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
     value = text if image is None else image
-    if not isinstance(value, str | bytes if image is not None else str) or not value:
+    if not isinstance(value, str | bytes if image is not None else str) or not value.strip():
         raise BrokenRecord(f"{name} must be a text that is not empty, got {str(value)[:60]!r}")
     if image is None:
         return str(value)

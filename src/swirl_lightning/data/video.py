@@ -97,7 +97,11 @@ class Video:
         raise VideoError("damaged video", f"{self.path} does not tell its duration")
 
     def frame_at(self, seconds: float, last: bool = False, within: float | None = None) -> Image.Image:
-        """Return the first frame at or after a time, or the last one at or before it.
+        """Return the image of :meth:`frame`."""
+        return self.frame(seconds, last, within)[0]
+
+    def frame(self, seconds: float, last: bool = False, within: float | None = None) -> tuple[Image.Image, float]:
+        """Return the first frame at or after a time, or the last one at or before it, with its own time in seconds.
 
         Args:
             seconds: from the start of the video.
@@ -127,4 +131,4 @@ class Video:
             if within is not None and abs(found[1] - seconds) > within + tolerance:
                 raise VideoError("no such frame", f"{self.path} within {within:.2f} s of {seconds:.2f} s")
             image: Image.Image = found[0].to_image()
-            return image.convert("RGB")
+            return image.convert("RGB").rotate(found[0].rotation, expand=True), found[1]  # as players show it

@@ -26,10 +26,12 @@ LAYERS = {
     "deberta-xlarge-mnli": 40,
 }
 """Layer that the bert-score package takes, by the model's name; the last one for other models."""
+BASELINES = {"roberta-large": 0.83122575}
+"""Mean F1 of pairs of English sentences that have nothing to do with each other, at that layer: the package's."""
 
 
 class BERTScore(RowMean):
-    """BERTScore F1 (Zhang et al. 2020), without IDF weights and without rescaling, mean over rows.
+    """BERTScore F1 (Zhang et al. 2020), without IDF weights, mean over rows.
 
     As the authors' package bert-score computes it: marks such as ``[CLS]`` have no weight, but tokens may match them.
     A text is cut at the length that the model can read (512 tokens for most).
@@ -39,7 +41,11 @@ class BERTScore(RowMean):
         name: as for `RowMean`.
         layer: hidden layer to compare; None as in `LAYERS`.
         batch_size: pairs in one forward pass.
+        rescale: give (F1 - b) / (1 - b), where b is the encoder's value in :data:`BASELINES`.
         kwargs: as for `RowMean`.
+
+    Raises:
+        ValueError: ``rescale``, and the encoder, or this layer of it, has no baseline.
     """
 
     def __init__(
@@ -48,11 +54,16 @@ class BERTScore(RowMean):
         name: str = "bert_score",
         layer: int | None = None,
         batch_size: int = 16,
+        rescale: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(name, **kwargs)
         check_ranges("BERTScore", locals(), layer="(-inf, inf) or null", batch_size="[1, inf)")
+        short = Path(model).name
+        if rescale and (short not in BASELINES or layer not in (None, LAYERS[short])):
+            raise ValueError(f"BERTScore: no baseline is known of {model!r}, layer {layer}: set rescale to false")
         self.model_name, self.layer, self.batch_size = model, layer, batch_size
+        self.baseline = BASELINES[short] if rescale else 0.0
 
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:
         """Compute F1 of each pair, in [-1, 1]."""
@@ -64,7 +75,7 @@ class BERTScore(RowMean):
                 _embed(self.model_name, str(self.scores.device), layer, list(texts[part]))
                 for texts in (predicted, wanted)
             )
-            values += f1(*one, *other).tolist()
+            values += ((f1(*one, *other) - self.baseline) / (1 - self.baseline)).tolist()
         return values
 
 

@@ -12,6 +12,14 @@ from torchmetrics import Metric
 from swirl_lightning.transition import Transition
 
 
+def groups_of(transition: Transition, by: str) -> set[str]:
+    """Names of the groups that a row is in: ``meta[by]`` is one, a list of several, or missing."""
+    named = transition.meta.get(by)
+    if isinstance(named, list | tuple | set):
+        return set(map(str, named))
+    return set() if named is None else {str(named)}
+
+
 class CategoryMeans(Metric):
     """Base of metrics that are means of several values of each transition; subclasses implement ``update``.
 
@@ -52,8 +60,7 @@ class CategoryMeans(Metric):
     def add(self, values: Sequence[Sequence[float | None]], transitions: Sequence[Transition]) -> None:
         """Add values of N rows; None where a row does not have the value."""
         for row, transition in zip(values, transitions, strict=True):
-            named = transition.meta.get(self.by, ())
-            mine = {named} if isinstance(named, str) else set(named)
+            mine = groups_of(transition, self.by)
             places = [n for n, category in enumerate(self.categories) if category in mine]
             for column, value in enumerate(row):
                 if value is not None:

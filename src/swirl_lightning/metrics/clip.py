@@ -22,8 +22,6 @@ from swirl_lightning.transition import State, Transition
 class CLIPEncoder:
     """CLIP encoder of images and texts as unit vectors, loaded at first use and shared by all metrics.
 
-    Images are squashed to the model's square with bicubic interpolation, as ByteMorph-Bench does.
-
     Args:
         name_or_path: CLIP checkpoint, a hub name (``openai/clip-vit-base-patch32``) or a folder.
         device: where it runs; None for the GPU if there is one.
@@ -37,13 +35,20 @@ class CLIPEncoder:
         self.batch_size = batch_size
 
     @torch.no_grad()
-    def images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Encode N images as (N, D) float32 on the CPU, each row of length 1."""
+    def images(self, images: Sequence[Image.Image], squashed: bool = False) -> Tensor:
+        """Encode N images as (N, D) float32 on the CPU, each row of length 1.
+
+        Args:
+            images: of any sizes.
+            squashed: brought to the model's square as ByteMorph-Bench does it: whole, by bicubic interpolation
+                without a filter. Otherwise as CLIP does it: the square in the middle, its side the image's shorter one.
+        """
+        pixels_of = _squashed if squashed else _cropped
         _, model = _load(self.name_or_path, self.device)
         side = model.config.vision_config.image_size
         found = []
         for start in range(0, len(images), self.batch_size):
-            pixels = torch.stack([_pixels(p, side) for p in images[start : start + self.batch_size]])
+            pixels = torch.stack([pixels_of(p, side) for p in images[start : start + self.batch_size]])
             found.append(_features(model.get_image_features(pixel_values=pixels.to(self.device))))
         return _unit(found)
 
@@ -75,10 +80,27 @@ def _load(name_or_path: str, device: torch.device) -> tuple[PreTrainedTokenizerB
         ) from error
 
 
-def _pixels(image: Image.Image, side: int) -> Tensor:
-    squashed = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-    values = (np.asarray(squashed, dtype=np.float32) / 255 - OPENAI_CLIP_MEAN) / OPENAI_CLIP_STD
-    return torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)  # (3, side, side)
+def _cropped(image: Image.Image, side: int) -> Tensor:
+    shorter = min(image.size)
+    wide, high = (int(side * length / shorter) for length in image.size)
+    image = image.convert("RGB").resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = round((wide - side) / 2), round((high - side) / 2)
+    return _normalised(_values(image.crop((left, top, left + side, top + side))))
+
+
+def _squashed(image: Image.Image, side: int) -> Tensor:
+    values = _values(image.convert("RGB"))[None]
+    return _normalised(torch.nn.functional.interpolate(values, (side, side), mode="bicubic", align_corners=False)[0])
+
+
+def _values(image: Image.Image) -> Tensor:
+    """Values in [0, 1], (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def _normalised(values: Tensor) -> Tensor:
+    mean, deviation = (torch.tensor(of)[:, None, None] for of in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (values - mean) / deviation
 
 
 def _features(output: Any) -> Tensor:

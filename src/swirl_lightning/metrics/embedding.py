@@ -49,7 +49,7 @@ class EmbeddingSimilarity(RowMean):
 
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:
         """Compute the cosine of each pair, in [-1, 1]."""
-        texts, device = sorted({*predicted, *wanted}, key=len), str(self.scores.device)
+        texts, device = sorted({*predicted, *wanted}, key=lambda text: (len(text), text)), str(self.scores.device)
         parts = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
         vectors = torch.cat([embed(self.model_name, device, part) for part in parts])
         place = {text: n for n, text in enumerate(texts)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from swirl_lightning.metrics.category_means import groups_of
 from swirl_lightning.transition import State, Transition
 
 
@@ -23,7 +24,7 @@ class ExactMatch(Metric):
         field: ``after`` (a predicted state) or ``action``.
         categories: with some, ``compute`` returns a dictionary: ``exact_match`` and, within a category that has rows,
             ``exact_match/<category>``.
-        by: key of ``Transition.meta`` that holds a row's category.
+        by: key of ``Transition.meta`` that holds a row's category, or a list of several.
         kwargs: as for `torchmetrics.Metric`.
 
     Raises:
@@ -56,8 +57,8 @@ class ExactMatch(Metric):
         for guess, transition in zip(predicted, transitions, strict=True):
             truth: State | None = getattr(transition, self.field)
             if truth is not None:
-                mine = transition.meta.get(self.by)
-                places = [*(n for n, category in enumerate(self.categories) if category == mine), -1]
+                mine = groups_of(transition, self.by)
+                places = [*(n for n, category in enumerate(self.categories) if category in mine), -1]
                 self.correct[places] += int(guess is not None and same_state(guess, truth))
                 self.total[places] += 1
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from swirl_lightning.metrics.category_means import groups_of
 from swirl_lightning.transition import State, Transition
 
 
@@ -23,7 +24,7 @@ class RowMean(Metric, ABC):
     Args:
         name: key of the result.
         field: ``after`` or ``action``, which a prediction is compared with.
-        group_by: key of ``Transition.meta`` that holds a row's group; None for no groups.
+        group_by: key of ``Transition.meta`` that holds a row's group, or a list of several; None for no groups.
         categories: the category of each known group. Each category with a row gets a result of its own,
             ``<name>/<category>``; rows of other groups count for the overall result alone.
         macro: take the mean over groups of the mean of each group; otherwise over rows.
@@ -57,9 +58,9 @@ class RowMean(Metric, ABC):
         self.name, self.field, self.group_by, self.macro = name, field, group_by, macro
         self.categories = dict(categories or {"": ""})
         self.groups = {group: place for place, group in enumerate(self.categories)}
-        # the last place is of rows without a known group
-        self.add_state("scores", torch.zeros(len(self.groups) + 1, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("rows", torch.zeros(len(self.groups) + 1, dtype=torch.int64), dist_reduce_fx="sum")
+        # the last places are of rows without a known group, and of all rows
+        self.add_state("scores", torch.zeros(len(self.groups) + 2, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("rows", torch.zeros(len(self.groups) + 2, dtype=torch.int64), dist_reduce_fx="sum")
 
     @abstractmethod
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> Sequence[float]:
@@ -74,10 +75,11 @@ class RowMean(Metric, ABC):
             truth = getattr(row, self.field)
             if truth is None:
                 continue
-            place = 0 if self.group_by is None else self.groups.get(str(row.meta.get(self.group_by)), -1)
-            self.rows[place] += 1
+            named = {""} if self.group_by is None else groups_of(row, self.group_by)
+            mine = [place for group, place in self.groups.items() if group in named] or [len(self.groups)]
+            self.rows[[*mine, -1]] += 1
             if isinstance(guess, str) and guess.strip():
-                places.append(place)
+                places.append([*mine, -1])
                 guesses.append(guess)
                 truths.append(str(truth))
         if guesses:
@@ -94,7 +96,7 @@ class RowMean(Metric, ABC):
 
     def _members(self) -> dict[str, list[int]]:
         """Places of the groups behind each result."""
-        found = {self.name: list(range(len(self.rows)))}
+        found = {self.name: list(range(len(self.rows) - 1)) if self.macro else [len(self.rows) - 1]}
         for category in sorted(set(self.categories.values())) if self.group_by is not None else ():
             members = [n for group, n in self.groups.items() if self.categories[group] == category]
             if any(int(self.rows[n]) for n in members):

@@ -18,11 +18,11 @@ from typing import Any
 from urllib.parse import urlparse
 
 from swirl_lightning.console.run import run_command
-from swirl_lightning.data.image_records import ImageRecord, usable
+from swirl_lightning.data.image_records import ImageRecord, clip_of, usable
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, lines, parse_object, rank_of
 from swirl_lightning.data.reading import records as read_records
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import whole_file
+from swirl_lightning.files import relative_to, whole_file
 from swirl_lightning.prepare import command_parser
 
 AURORA_TASKS = ("magicbrush", "ag", "something", "kubric")
@@ -105,13 +105,17 @@ def write(
     Raises:
         FileNotFoundError: a corpus is not there.
         ValueError: nothing is usable, ``strict`` and anything is wrong, ``validation`` leaves nothing or ``out`` is
-            where they go, or none are held out and an earlier call's still lie there.
+            where they go, or none are held out and an earlier call's still lie there; a file that would be written
+            over is one of the corpora's, or a ``validation.jsonl`` of other records.
     """
     check_ranges("edit_corpora", {"validation": validation}, validation="[0, inf)")
     out, skipped = Path(out), SkippedRecords("edits")
     beside = out.with_name("validation.jsonl")
     if validation and out.resolve() == beside.resolve():
         raise ValueError(f"{out} would hold what is trained on and what is held out: give it another name")
+    inputs = {Path(path).resolve() for path in pico_banana_files}
+    if over := [path for path in (out, beside) if path.resolve() in inputs]:
+        raise ValueError(f"{over[0]} is one of the corpora, and would be written over: name another file")
     records: list[ImageRecord] = []
     for folder in aurora:
         records += aurora_train(Path(folder), skipped)
@@ -121,23 +125,35 @@ def write(
     skipped.report(len(kept), strict)
     if validation >= len(kept):
         raise ValueError(f"of {len(kept)} usable records, validation={validation} would leave none to train on")
-    # turns of one image follow one another in this order, so they are on the same side, but for one image's
-    by_image = sorted(kept, key=lambda record: rank_of(record.id.split("/turn ")[0], 0))
+    # turns of one image, and pairs of one video, follow one another here, so they are on the same side, but for one's
+    by_image = sorted(kept, key=lambda record: rank_of(_origin(record), 0))
     held_out = {record.id for record in by_image[:validation]}
-    if not held_out and beside.is_file() and (known := _ids(beside) & {record.id for record in kept}):
-        raise ValueError(f"{beside} of an earlier call has {len(known)} of these records: hold some out, or remove it")
+    known = _ids(beside) if beside.is_file() else set()
+    if same := known & {record.id for record in kept}:
+        if not held_out:
+            raise ValueError(
+                f"{beside} of an earlier call has {len(same)} of these records: hold some out, or remove it"
+            )
+    elif known and held_out:
+        raise ValueError(
+            f"{beside} has other records, and would be written over: remove it, or write to another folder"
+        )
     _write_lines(out, [record for record in kept if record.id not in held_out])
     if held_out:
         _write_lines(beside, [record for record in kept if record.id in held_out])
     return skipped.counts(len(kept))
 
 
+def _origin(record: ImageRecord) -> str:
+    return record.id.split("/turn ")[0] if record.meta["corpus"] == "pico-banana" else clip_of(record)
+
+
 def _write_lines(out: Path, records: list[ImageRecord]) -> None:
     with whole_file(out) as file:
         for record in records:
             line = {
-                "before_image": _relative(record.before, out.parent),
-                "after_image": _relative(record.after, out.parent),
+                "before_image": relative_to(out.parent, Path(str(record.before))),
+                "after_image": relative_to(out.parent, Path(str(record.after))),
                 "action": record.action,
                 "id": record.id,
                 **record.meta,
@@ -173,10 +189,6 @@ def _local(name: str, folder: Path) -> Path:
     places = (folder / last, folder / "openimage_source_images" / last)
     # no Path.is_file: names may be too long
     return next((path for path in places if os.path.isfile(path)), places[-1])
-
-
-def _relative(source: Any, folder: Path) -> str:
-    return os.path.relpath(Path(source).resolve(), folder.resolve()).replace(os.sep, "/")
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -8,7 +8,6 @@ writes ``OUT/pairs.jsonl``, which `JSONLTransitions(state_only=...)` reads. Each
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from swirl_lightning.console.run import run_command
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import whole_file
+from swirl_lightning.files import relative_to, whole_file
 from swirl_lightning.prepare import command_parser
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -49,7 +48,7 @@ def make_pairs(frames: str | Path, out: str | Path, step: int = 1) -> int:
     with whole_file(out / PAIRS) as file:
         for before, after in pairs:
             name = f"{before.relative_to(frames).as_posix()}+{step}"
-            entry = {"before_image": _relative(before, out), "after_image": _relative(after, out), "id": name}
+            entry = {"before_image": relative_to(out, before), "after_image": relative_to(out, after), "id": name}
             file.write((json.dumps(entry) + "\n").encode())
     return len(pairs)
 
@@ -62,10 +61,6 @@ def _order(path: Path) -> tuple[Path, list[tuple[bool, int, str]]]:
     """Return a key that sorts by folder, then by name with numbers by their value: frame2 before frame10."""
     parts = re.findall(r"\d+|\D+", path.name)
     return path.parent, [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -49,8 +49,8 @@ def generate(
     """Write ``gold_transitions.jsonl``, its ``.sha256`` and a ``.json`` with settings and counts.
 
     Args:
-        out: folder; episodes of an earlier run with the same ``max_steps`` and ``off_path`` are kept, with steps off
-            the path those of the same ``seed``.
+        out: folder; episodes of an earlier run of the same simulator with the same ``max_steps`` and ``off_path`` are
+            kept, with steps off the path those of the same ``seed``.
         train: episodes (variations) of each task from the simulator's training variations.
         dev: from its development variations.
         test: from its test variations.
@@ -68,10 +68,11 @@ def generate(
     """
     counts = dict.fromkeys(("train", "dev", "test"), "[0, inf)")
     check_ranges("scienceworld", locals(), max_steps="[1, inf)", off_path="[0, 1000]", **counts)
-    folder = Path(out) / f"episodes-of-{max_steps}{f'-and-{off_path}-of-seed-{seed}' if off_path else ''}"
-    folder.mkdir(parents=True, exist_ok=True)
     simulator = _simulator()
     try:
+        off = f"-and-{off_path}-of-seed-{seed}" if off_path else ""
+        folder = Path(out) / f"episodes-of-{max_steps}{off}-by-{version('scienceworld')}"
+        folder.mkdir(parents=True, exist_ok=True)
         chosen = choose(simulator, {"train": train, "dev": dev, "test": test}, tasks, seed)
         with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as bar:
             for split, task, variation in bar.track(chosen, description="ScienceWorld episodes"):
@@ -177,6 +178,7 @@ def freeze(out: Path, episodes: list[Path], settings: dict[str, Any]) -> Path:
     from swirl_lightning.benchmarks.scienceworld import FILE
 
     path = out / FILE
+    beside = path.with_name(path.name + ".sha256")
     counts: Counter[str] = Counter()
     with whole_file(path) as file:
         for episode in episodes:
@@ -186,11 +188,14 @@ def freeze(out: Path, episodes: list[Path], settings: dict[str, Any]) -> Path:
                 except BrokenRecord as error:
                     raise ValueError(f"{place} is damaged ({error}): remove the file to play it again") from None
                 file.write(line.rstrip("\n").encode() + b"\n")
+        beside.unlink(missing_ok=True)  # of the file that is replaced
     digest = sha256(path)
-    path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
+    with whole_file(beside) as file:
+        file.write(f"{digest}  {path.name}\n".encode())
     made = {"scienceworld": version("scienceworld"), "python": sys.version.split()[0], **settings}
     summary = {"sha256": digest, "episodes": len(episodes), "transitions": dict(counts), "made_with": made}
-    path.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
+    with whole_file(path.with_suffix(".json")) as file:
+        file.write((json.dumps(summary, indent=2) + "\n").encode())
     return path
 
 

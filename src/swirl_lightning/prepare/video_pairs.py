@@ -76,7 +76,7 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
 
     Raises:
         FileNotFoundError: the folder has no videos.
-        ValueError: ``out`` was made with other settings.
+        ValueError: ``out`` was made with other settings, or of other videos of the same names.
     """
     check_ranges("video_pairs", {"workers": workers}, workers="[1, inf)")
     require_av()
@@ -87,7 +87,7 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
     (out / "frames").mkdir(parents=True, exist_ok=True)
     _check_settings(out / "settings.json", config)
     done = {entry["video"]: entry for entry in _entries(out / _LOG)}
-    left = [name for name in names if name not in done]
+    left = [name for name in names if name not in done or _changed(videos / name, done[name], out)]
     with (
         ThreadPoolExecutor(workers) as pool,  # decoding, resizing and writing all leave the interpreter's lock
         Progress() as progress,
@@ -107,7 +107,7 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
 
 def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str, Any]:
     """Write the frames of a video's pairs; returns ``{video, pairs: [...], reason}``."""
-    entry: dict[str, Any] = {"video": name, "pairs": [], "reason": ""}
+    entry: dict[str, Any] = {"video": name, "bytes": _bytes(videos / name), "pairs": [], "reason": ""}
     shown = os.fsencode(name).decode(errors="backslashreplace")  # names of files need not be text, and records must be
     key = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
     rng = np.random.default_rng([config.seed, int.from_bytes(key, "big")])
@@ -117,9 +117,14 @@ def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str
             if latest < 0:
                 return entry | {"reason": "too short"}
             for n, time in enumerate(sorted(rng.uniform(0, latest, config.per_video))):
-                before = video.frame_at(time)
-                after = video.frame_at(time + config.seconds, last=True, within=1.0)
-                entry["reason"] = reason = rejection(before, after, config)
+                try:
+                    before, earlier = video.frame(time, within=1.0)
+                    after, later = video.frame(time + config.seconds, last=True, within=1.0)
+                except VideoError as error:
+                    entry["reason"] = error.kind
+                    continue
+                near = later - earlier < config.seconds / 2  # a picture that stood still, for example
+                entry["reason"] = reason = "no such frame" if near else rejection(before, after, config)
                 if not reason:
                     stem = f"frames/{key.hex()}-{n}"
                     files = {}
@@ -215,6 +220,26 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         with whole_file(path) as file:
             file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
     return entries
+
+
+def _bytes(video: Path) -> int:
+    return (
+        os.path.getsize(video) if os.path.isfile(video) else 0
+    )  # no Path.is_file, which raises on names that cannot be
+
+
+def _changed(video: Path, entry: dict[str, Any], out: Path) -> bool:
+    """Tell whether a video has grown since it was found to have no pair, as while it was downloaded.
+
+    Raises:
+        ValueError: its pairs are of another video.
+    """
+    then, now = entry.get("bytes"), _bytes(video)
+    if then in (None, now):
+        return False
+    if entry["pairs"]:
+        raise ValueError(f"{out} has pairs of another {entry['video']} ({then:,} bytes): {video} needs another folder")
+    return True
 
 
 def _is_entry(entry: Any) -> bool:

@@ -2,7 +2,8 @@
 
 Scores by a judge are GPT-4o's, those of GEdit-Bench GPT-4.1's; with another judge or another template, compare rows of
 your own only. The paper does not say what its column CLIP compares; it is shown beside our similarity to the image
-after.
+after. Its actions on AURORA were drawn greedily, ours are sampled; its BLEU there is of the whole corpus, and stands
+in the table of its own alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _TABLES: dict[str, dict[str, Any]] = load(
 )
 _SHARES = (
     "bert_score",
+    "bert_score_rescaled",
     "rouge_l",
+    "rouge_l_stemmed",
     "exact_match",
     "clip_nearer_target",
     "element_accuracy",
@@ -116,8 +119,8 @@ _COLUMNS: dict[str, dict[str, str]] = {
         f"{_STATE}clip_source": "CLIP source",
         f"{_STATE}clip_nearer_target": "nearer target %",
         f"{_STATE}disc_edit": "DiscEdit",
-        f"{_ACTION}bert_score": "IDM BERTScore",
-        f"{_ACTION}rouge_l": "IDM ROUGE-L",
+        f"{_ACTION}bert_score_rescaled": "IDM BERTScore, rescaled",
+        f"{_ACTION}rouge_l_stemmed": "IDM ROUGE-L, stems",
         f"{_ACTION}bleu_word": "IDM BLEU, words",
         f"{_ACTION}exact_match": "IDM exact %",
     },

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -16,6 +15,7 @@ from swirl_lightning.console.run import nearest
 from swirl_lightning.data.image_records import ImageRecord, ImageTransitions
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.records import FileRecord, FileTransitions, JSONLTransitions
+from swirl_lightning.files import relative_to
 from swirl_lightning.prepare import frame_pairs, video_pairs
 from swirl_lightning.transition import Transition
 from swirl_lightning.use.runs import Run
@@ -120,7 +120,7 @@ class Pairs(Sequence[Transition]):
             if isinstance(state, str):
                 fields[name] = state
             elif isinstance(source, Path):
-                fields[f"{name}_image"] = os.path.relpath(source, self.folder).replace(os.sep, "/")
+                fields[f"{name}_image"] = relative_to(self.folder, source)
             else:
                 # with its content, as pairs of another source may have the same ids
                 fields[f"{name}_image"] = image = f"images/{file_name(pair.id)}-{self.key(index)[:8]}-{name}.png"
