@@ -39,12 +39,7 @@ def interval(scores: Scores, shared: bool = False) -> tuple[float, float, float]
         shared: True: all seeds have the same transitions, in the same order. Then these are one draw, whose spread does
             not show in the seeds' means, and that of the means over seeds is added.
 
-    Raises:
-        ValueError: shared, and a seed has fewer transitions than another.
     """
-    sizes = sorted({len(values) for values in scores})
-    if shared and len(sizes) > 1:
-        raise ValueError(f"seeds that share their transitions have {sizes} of them")
     means = np.array([values.mean() for values in scores])
     spreads = [means] if len(scores) > 1 else []
     if shared or not spreads:
@@ -126,19 +121,27 @@ def scores_of(found: Found, name: str, metric: str) -> dict[int, dict[str, float
     return {seed: rows for seed, rows in scores.items() if rows}
 
 
-def difference(found: Found, one: str, other: str, metric: str) -> Scores:
-    """Differences of two rows, seed by seed of those that both have, transition by transition of those with a score.
+def arrays(scores: Mapping[int, Mapping[str, float]], shared: bool = False) -> Scores:
+    """Scores of each seed without their ids; ``shared``: those of transitions that all seeds have a score of."""
+    if not shared:
+        return [np.array(list(rows.values())) for rows in scores.values()]
+    both = sorted(set.intersection(*map(set, scores.values()))) if scores else []
+    return [np.array([rows[key] for key in both]) for rows in scores.values()] if both else []
+
+
+def difference(found: Found, one: str, other: str, metric: str) -> dict[int, dict[str, float]]:
+    """Differences of two rows: ``{seed: {id: difference}}``, of those that both have a score of.
 
     Raises:
         ValueError: the rows of a seed were tested on other transitions.
     """
     first, second = (scores_of(found, name, metric) for name in (one, other))
-    pairs = []
+    pairs = {}
     for seed in [seed for seed in first if seed in second]:
         if found[one][seed].keys() != found[other][seed].keys():
             raise ValueError(f"seed {seed}: the rows {one!r} and {other!r} were tested on different transitions")
         if both := [key for key in first[seed] if key in second[seed]]:
-            pairs.append(np.array([first[seed][key] - second[seed][key] for key in both]))
+            pairs[seed] = {key: first[seed][key] - second[seed][key] for key in both}
     return pairs
 
 
@@ -146,16 +149,21 @@ def tables(found: Found, metrics: Sequence[str], against: str, shared: bool = Fa
     """Means of every row, and what ``against`` is above each of the others: ``{row: {metric: {...}}}``.
 
     ``shared`` is that of :func:`interval`.
+
+    Raises:
+        ValueError: ``shared``, and the seeds of a row were tested on different transitions, or two rows of a seed were.
     """
     made: dict[str, Any] = {}
     for name in found:
         made[name] = {}
+        if shared and len({frozenset(rows) for rows in found[name].values()}) > 1:
+            raise ValueError(f"the study says shared_test, and the seeds of row {name!r} have different transitions")
         for metric in metrics:
             own = scores_of(found, name, metric)
             if not own:
                 continue
-            values = interval([np.array(list(rows.values())) for rows in own.values()], shared)
-            paired = difference(found, against, name, metric) if name != against else []
+            values = interval(arrays(own, shared), shared)
+            paired = arrays(difference(found, against, name, metric) if name != against else {}, shared)
             made[name][metric] = {
                 "seeds": sorted(own),
                 "mean": values,

@@ -20,137 +20,24 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+from warnings import warn
 
 import numpy as np
 from rich.console import Console
-from yaml import YAMLError
 
 from recipes import scores
+from recipes.study_file import Study, folder_name
 from swirl_lightning.console.options import OneLineParser
-from swirl_lightning.console.run import nearest, run_command
+from swirl_lightning.console.run import run_command
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import read_words, sha256, whole_file
 from swirl_lightning.results import curves
 from swirl_lightning.yaml_files import load
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of the table.
-
-    Attributes:
-        start: the row whose last checkpoint it goes on from; None starts from the base.
-        options: command-line options beyond the study's, by their dotted names.
-        trains: False tests the start's checkpoint under these options.
-    """
-
-    start: str | None
-    options: dict[str, Any]
-    trains: bool = True
-
-
-@dataclass(frozen=True)
-class Study:
-    """Rows to compare, and the options that they share.
-
-    Attributes:
-        configs: configurations that all rows share, each laid over the one before.
-        seeded: options that get a seed, and what is added to it.
-        options: options of every row.
-        rows: by name; a row comes after the one that it starts from.
-        iterations: lines of a diagram by iteration: a name, and the rows of its iterations from 0 on.
-        shared_test: True: all seeds are tested on the same transitions.
-    """
-
-    configs: tuple[str, ...]
-    seeded: dict[str, int]
-    options: dict[str, Any]
-    rows: dict[str, Row]
-    iterations: dict[str, list[str]]
-    shared_test: bool
-
-    @classmethod
-    def load(cls, path: Path) -> Study:
-        """Read a study file.
-
-        Raises:
-            OSError: it cannot be read.
-            ValueError: it is no study, or a row starts from one that does not stand before it.
-        """
-        try:
-            given = load(read_words(path))
-        except YAMLError as error:
-            raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-        kinds = {
-            "config": str | list,
-            "seeded": dict,
-            "options": dict,
-            "rows": dict,
-            "iterations": dict,
-            "shared_test": bool,
-        }
-        found = _fields(given, path, kinds, ("config", "rows"))
-        if wrong := [option for option, base in found.get("seeded", {}).items() if type(base) is not int]:
-            raise ValueError(f"{path}: seeded has to give a whole number for {', '.join(map(str, wrong))}")
-        rows: dict[str, Row] = {}
-        for name, row in found["rows"].items():
-            where = f"{path}: row {name!r}"
-            if not isinstance(name, str):
-                raise ValueError(f"{where} must be named by a text: put it in quotes")
-            own = _fields({} if row is None else row, where, {"start": str | None, "options": dict, "train": bool})
-            start, trains = own.get("start"), own.get("train", True)
-            if start is not None and start not in rows:
-                raise ValueError(f"{where} starts from {start!r}, which does not stand before it")
-            if start is None and not trains:
-                raise ValueError(f"{where} trains nothing, and has no start whose checkpoint is tested")
-            if start is not None and not rows[start].trains:
-                raise ValueError(f"{where} starts from {start!r}, which trains nothing and has no checkpoint")
-            if same := [other for other in rows if folder_name(other) == folder_name(name)]:
-                raise ValueError(f"{where} would be trained in the folder of {same[0]!r}: give it another name")
-            rows[name] = Row(start, own.get("options", {}), trains)
-        for line, names in found.get("iterations", {}).items():
-            if not isinstance(names, list) or any(str(name) not in rows for name in names):
-                raise ValueError(f"{path}: iterations of {line!r} must be a list of rows, not {str(names)[:60]!r}")
-        seeded, options, iterations = (found.get(part, {}) for part in ("seeded", "options", "iterations"))
-        config = found["config"]
-        configs = tuple([config] if isinstance(config, str) else map(str, config))
-        return cls(configs, seeded, options, rows, iterations, found.get("shared_test", False))
-
-    def arguments(self, name: str, seed: int, folder: Path) -> list[str]:
-        """Command-line arguments of a row's runs, after the subcommand."""
-        seeds = {option: base + seed for option, base in self.seeded.items()}
-        options = {**self.options, **self.rows[name].options, **seeds, "trainer.default_root_dir": str(folder)}
-        layers = [word for config in self.configs for word in ("-c", config)]
-        return [*layers, *(f"--{option}={written(value)}" for option, value in options.items())]
-
-
-def _fields(given: Any, where: object, kinds: Mapping[str, Any], needed: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the keys of a part of a study; ValueError where it is none, has others, lacks one or has another type."""
-    if not isinstance(given, dict):
-        raise ValueError(f"{where} must be a mapping of {', '.join(kinds)}, not {str(given)[:60]!r}")
-    if unknown := [str(name) for name in given if name not in kinds]:
-        raise ValueError(f"{where} has no key {unknown[0]!r}{nearest(unknown[0], kinds)}")
-    if lacking := [name for name in needed if name not in given]:
-        raise ValueError(f"{where} lacks {', '.join(lacking)}")
-    if wrong := [name for name in given if not isinstance(given[name], kinds[name])]:
-        raise ValueError(f"{where}: {wrong[0]} cannot be {str(given[wrong[0]])[:60]!r}")
-    return given
-
-
-def written(value: Any) -> str:
-    """An option's value as the command line takes it: classes bare, everything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 # ---- running -------------------------------------------------------------------------------------
-def folder_name(row: str) -> str:
-    """Name of a row's folder."""
-    return row.replace(" ", "_").replace(",", "")
-
-
 def place(out: Path, seed: int, name: str) -> Path:
     """Folder of a row's runs."""
     return out / f"seed{seed}" / folder_name(name)
@@ -170,8 +57,7 @@ def check_options(
     """
     if begin and not begin.is_file():
         raise ValueError(f"{begin}, from which {folder} starts, has gone: remove the folder of that row, too")
-    own = [argument for argument in arguments if not argument.startswith("--trainer.default_root_dir=")]
-    kept = folder / "options.json"
+    own, kept = _own(arguments), folder / "options.json"
     contents = [load(read_words(Path(path))) for path in configs]
     given = json.dumps(
         {"options": own, "configs": contents, "trains": trains, "start": begin and sha256(begin)}, indent=2, default=str
@@ -184,6 +70,11 @@ def check_options(
         )
     with whole_file(kept) as file:
         file.write(given.encode())
+
+
+def _own(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a row's runs that do not depend on where it is trained."""
+    return [argument for argument in arguments if not argument.startswith("--trainer.default_root_dir=")]
 
 
 def swirl(folder: Path, command: str, arguments: Sequence[str]) -> None:
@@ -223,12 +114,17 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
+def arguments_of(study: Study, name: str, seed: int, folder: Path) -> list[str]:
+    """Arguments of a row's runs, after the subcommand."""
+    return [*study.arguments(name, seed, folder), "--trainer.enable_progress_bar=false"]
+
+
 def run(study: Study, name: str, seed: int, out: Path) -> None:
     """Train and test one row of one seed, as far as that is not done."""
     folder, row = place(out, seed, name), study.rows[name]
     folder.mkdir(parents=True, exist_ok=True)
     own, begin = last(folder), last(place(out, seed, row.start)) if row.start else None
-    arguments = [*study.arguments(name, seed, folder), "--trainer.enable_progress_bar=false"]
+    arguments = arguments_of(study, name, seed, folder)
     check_options(folder, study.configs, arguments, row.trains, begin)
     if row.trains and not (folder / "fit.done").exists():
         resumed = own if own.exists() else begin
@@ -251,36 +147,53 @@ def last(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
-def run_all(study: Study, seeds: Sequence[int], names: Sequence[str], out: Path, jobs: int) -> None:
+def run_all(study: Study, seeds: Sequence[int], names: Sequence[str], out: Path, jobs: int) -> list[str]:
     """Every row of every seed, ``jobs`` at a time, seed by seed; a row waits for the one it starts from.
 
+    Returns:
+        What has failed; rows that start from it have not been run, the others have.
+
     Raises:
-        ChildProcessError: a run failed; what was running has been finished.
         ValueError: a row's start is neither among the names nor done; nothing has been run.
     """
-    left = [(seed, name) for seed in seeds for name in names]
+    left = list(dict.fromkeys((seed, name) for seed in seeds for name in names))
     starts = {(seed, start) for seed, name in left if (start := study.rows[name].start) is not None}
     done = {job for job in starts - set(left) if (place(out, *job) / "fit.done").exists()}
     if lacking := sorted(starts - set(left) - done):
         (seed, name), *_ = lacking
         raise ValueError(f"the row {name!r} of seed {seed}, which others start from, is not done: add it to --rows")
     running: dict[Future[None], tuple[int, str]] = {}
+    failed: list[str] = []
     with ThreadPoolExecutor(jobs) as pool:
-        while left or running:
+        while True:
             for job in [j for j in left if study.rows[j[1]].start is None or (j[0], study.rows[j[1]].start) in done]:
                 if len(running) < jobs:
                     left.remove(job)
                     running[pool.submit(run, study, job[1], job[0], out)] = job
+            if not running:  # what is left starts from what has failed
+                return failed
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
-                future.result()
+                try:
+                    future.result()
+                except (ChildProcessError, ValueError, OSError) as error:
+                    failed.append(f"seed {job[0]}, row {job[1]!r}: {error}")
+                    print(failed[-1], file=sys.stderr, flush=True)
+                    continue
                 done.add(job)
                 print(f"seed {job[0]}: {job[1]}", flush=True)
 
 
 # ---- reading -------------------------------------------------------------------------------------
 def tested(study: Study, seeds: Sequence[int], out: Path) -> scores.Found:
-    """Scores of all rows, as far as they have been tested."""
+    """Scores of all rows, as far as they have been tested; warns of those that were run with other options."""
+    for name in study.rows:
+        for folder, seed in [(place(out, seed, name), seed) for seed in seeds]:
+            kept = folder / "options.json"
+            if kept.is_file() and json.loads(read_words(kept))["options"] != _own(
+                arguments_of(study, name, seed, folder)
+            ):
+                warn(f"{folder} holds runs of other options than the study has: its scores are not of row {name!r}")
     found = {name: {seed: read(place(out, seed, name)) for seed in seeds} for name in study.rows}
     return {name: {seed: rows for seed, rows in by_seed.items() if rows} for name, by_seed in found.items()}
 
@@ -355,6 +268,7 @@ def main() -> None:
     check_ranges("study", vars(args), jobs="[1, inf)")
     study, out = Study.load(args.study), args.out or Path("runs") / args.study.stem
     joined: scores.Found = {}
+    failed: list[str] = []
     if unknown := {*(args.rows or []), args.against} - set(study.rows):
         parser.error(f"{args.study} has no rows {sorted(unknown)}; it has {list(study.rows)}")
     try:
@@ -368,7 +282,7 @@ def main() -> None:
         names = args.rows or list(study.rows)
         if both := sorted({seed for name in names for seed in joined.get(name, {})} & set(args.seeds)):
             parser.error(f"--join has the seeds {both} already: leave them out of --seeds")
-        run_all(study, args.seeds, names, out, args.jobs)
+        failed = run_all(study, args.seeds, names, out, args.jobs)
     found = tested(study, args.seeds, out)
     try:
         scores.join(found, joined, "--join")
@@ -386,6 +300,8 @@ def main() -> None:
     Console(width=200).print(scores.shown(table, metrics, args.against))
     if curves.available() and (drawn := panels(study, args.seeds, out, found, table, metrics)):
         curves.draw(drawn, out / "curves.png")
+    if failed:
+        raise ChildProcessError(f"{len(failed)} rows failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

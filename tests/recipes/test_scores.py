@@ -45,9 +45,14 @@ def test_the_intervals_hold_the_mean_as_often_as_they_say(count, shared):
     assert 0.92 * cases <= held
 
 
-def test_seeds_that_share_their_transitions_have_as_many():
-    with pytest.raises(ValueError, match=r"seeds that share their transitions have \[2, 3\] of them"):
-        scores.interval([np.zeros(2), np.zeros(3)], shared=True)
+def test_seeds_that_share_their_transitions_are_compared_on_those_that_all_have_a_score_of():
+    rows = {"a": {"m": 1.0}, "b": {"m": 0.0}, "c": {"m": 0.5}}
+    found: scores.Found = {"one": {0: rows, 1: {"a": {"m": 0.0}, "b": {}, "c": {"m": 1.0}}}}
+    made = scores.tables(found, ["m"], "one", shared=True)["one"]["m"]
+    assert made["mean"] == scores.interval([np.array([1.0, 0.5]), np.array([0.0, 1.0])], shared=True)
+    found["one"][1] = {"x": {"m": 1.0}, "y": {"m": 1.0}, "z": {"m": 1.0}}  # as many, and others
+    with pytest.raises(ValueError, match="the seeds of row 'one' have different transitions"):
+        scores.tables(found, ["m"], "one", shared=True)
 
 
 def test_differences_are_paired():
@@ -55,11 +60,9 @@ def test_differences_are_paired():
         "one": {0: {"a": {"m": 1.0}, "b": {"m": 0.0}}, 1: {"a": {"m": 1.0}}},
         "other": {0: {"b": {"m": 1.0}, "a": {"m": 0.25}}},
     }
-    (paired,) = scores.difference(found, "one", "other", "m")
-    assert paired.tolist() == [0.75, -1.0]
+    assert scores.difference(found, "one", "other", "m") == {0: {"a": 0.75, "b": -1.0}}
     del found["other"][0]["b"]["m"]  # it cannot be judged there
-    (paired,) = scores.difference(found, "one", "other", "m")
-    assert paired.tolist() == [0.75]
+    assert scores.difference(found, "one", "other", "m") == {0: {"a": 0.75}}
     found["other"][0]["c"] = {"m": 1.0}
     with pytest.raises(ValueError, match="seed 0: the rows 'one' and 'other' were tested on different transitions"):
         scores.difference(found, "one", "other", "m")

@@ -135,6 +135,38 @@ def test_a_row_alone_waits_for_no_start_that_nobody_trains(tmp_path, monkeypatch
     assert ran == [(0, "b"), (1, "b"), (2, "b")]
 
 
+def test_a_row_that_fails_costs_those_that_start_from_it(tmp_path, monkeypatch, capsys):
+    """The others of a night's runs go on, and the study ends in an error all the same. A seed given twice is one."""
+    path, ran = tmp_path / "s.yaml", []
+
+    def run(given, name, seed, out):
+        if (name, seed) == ("b", 0):
+            raise ChildProcessError("out of memory")
+        ran.append((seed, name))
+
+    path.write_text("{config: c, rows: {a: , b: {start: a}, c: {start: b}, d: {start: a}}}")
+    monkeypatch.setattr(study, "run", run)
+    line = [
+        "study",
+        str(path),
+        "--against",
+        "a",
+        "--out",
+        str(tmp_path / "out"),
+        "--seeds",
+        "0",
+        "1",
+        "0",
+        "--jobs",
+        "2",
+    ]
+    monkeypatch.setattr("sys.argv", line)
+    with pytest.raises(ChildProcessError, match=r"1 rows failed: seed 0, row 'b': out of memory"):
+        study.main()
+    assert sorted(ran) == [(0, "a"), (0, "d"), *((1, name) for name in "abcd")]
+    assert "seed 0, row 'b': out of memory" in capsys.readouterr().err
+
+
 def test_a_run_that_fails_ends_a_study_in_one_line(tmp_path):
     with pytest.raises(ChildProcessError, match=r"swirl fit failed: see .*fit\.log"):
         study.swirl(tmp_path, "fit", ["-c", str(tmp_path / "none.yaml")])
@@ -265,41 +297,46 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
     given["rows"]["Phase I"]["options"]["model.init_args.grpo.beta"] = 0.5
     path.write_text(yaml.safe_dump(given, sort_keys=False))
     monkeypatch.setattr("sys.argv", line)
-    with pytest.raises(ValueError, match=r"Phase_I holds runs of other options.*give another --out"):
+    with (
+        pytest.warns(
+            UserWarning, match="Phase_I holds runs of other options than the study has: its scores are not"
+        ),
+        pytest.raises(ChildProcessError, match=r"seed 0, row 'Phase I': .*Phase_I holds runs of .*give another --out"),
+    ):
         study.main()
     del given["rows"]["Phase I"]["options"]["model.init_args.grpo.beta"]
     given["rows"]["best of 2"] = given["rows"].pop("best of 2") | {"start": "Phase I"}  # after its start
     path.write_text(yaml.safe_dump(given, sort_keys=False))
-    with pytest.raises(ValueError, match=r"best_of_2 holds runs of .*from another start than there is now"):
+    with pytest.raises(ChildProcessError, match=r"best_of_2 holds runs of .*from another start than there is now"):
         study.main()
     given["rows"]["best of 2"].update(start="SFT", train=True)
     path.write_text(yaml.safe_dump(given, sort_keys=False))
-    with pytest.raises(ValueError, match="best_of_2 holds runs of other options"):
+    with pytest.raises(ChildProcessError, match="best_of_2 holds runs of other options"):
         study.main()
     given["rows"]["best of 2"].update(train=False)
     path.write_text(yaml.safe_dump(given, sort_keys=False))
     settings = config.read_text()
     config.write_text(settings.replace("size: 8", "size: 9"))
-    with pytest.raises(ValueError, match="SFT holds runs of other options"):
+    with pytest.raises(ChildProcessError, match="SFT holds runs of other options"):
         study.main()
     config.write_text(f"# the same\n{settings}")
     start = study.last(study.place(out, 0, "SFT"))
     kept = start.read_bytes()
     start.write_bytes(kept + b"trained anew")
-    with pytest.raises(ValueError, match=r"(best_of_2|Phase_I) holds runs of .*from another start"):
+    with pytest.raises(ChildProcessError, match=r"(best_of_2|Phase_I) holds runs of .*from another start"):
         study.main()
     start.unlink()
-    with pytest.raises(ValueError, match=r"SFT.*last\.ckpt, from which .* starts, has gone"):
+    with pytest.raises(ChildProcessError, match=r"SFT.*last\.ckpt, from which .* starts, has gone"):
         study.main()
     start.write_bytes(kept)
     options = study.place(out, 0, "SFT") / "options.json"
     known = options.read_bytes()
     options.unlink()
-    with pytest.raises(ValueError, match="SFT holds runs of other options"):
+    with pytest.raises(ChildProcessError, match="SFT holds runs of other options"):
         study.main()
     done = options.with_name("fit.done")
     done.rename(done.with_name("gone"))  # it was killed at its end
-    with pytest.raises(ValueError, match="SFT holds runs of other options"):
+    with pytest.raises(ChildProcessError, match="SFT holds runs of other options"):
         study.main()
     done.with_name("gone").rename(done)
     options.write_bytes(known)
