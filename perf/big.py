@@ -15,9 +15,10 @@ from perf.common import Case, Ids, randomize, templates
 from swirl_lightning import SWIRL, AdapterConfig, GRPOConfig, SamplingConfig
 from swirl_lightning.engine.quantization import prepare_quantized
 
-LIQUID = Case("gemma", 3072, 24576, 28, 16, 264_192, 8192, 1100, 1024, 64, 12, 1, rank=64, dtype="bfloat16")
-REHEARSED = Case("gemma", 64, 128, 2, 2, 512 + 64, 64, 60, 24, 8, 4, 1, rank=8, dtype="bfloat16")
-HEAD = {LIQUID.hidden: 256, REHEARSED.hidden: 32}  # Gemma-7B's heads are wider than hidden / heads
+LIQUID = Case(
+    "gemma", 3072, 24576, 28, 16, 264_192, 8192, 1100, 1024, 64, 12, 1, rank=64, dtype="bfloat16", width_of_heads=256
+)
+REHEARSED = Case("gemma", 64, 128, 2, 2, 512 + 64, 64, 60, 24, 8, 4, 1, rank=8, dtype="bfloat16", width_of_heads=32)
 
 
 class Random(Ids):
@@ -39,7 +40,7 @@ class Random(Ids):
             num_hidden_layers=case.layers,
             num_attention_heads=case.heads,
             num_key_value_heads=case.heads,
-            head_dim=HEAD[case.hidden],
+            head_dim=case.head_dim,
             attn_implementation="sdpa",
         )
         with torch.device("meta"):

@@ -53,6 +53,7 @@ class Case:
         rank: of the LoRA adapters on all linear layers.
         beta: weight of the KL.
         dtype: of computation and of the weights that are not in 4-bit.
+        width_of_heads: of each; 0 for hidden / heads.
     """
 
     family: str
@@ -71,6 +72,12 @@ class Case:
     rank: int = 8
     beta: float = 0.1
     dtype: str = "float32"
+    width_of_heads: int = 0
+
+    @property
+    def head_dim(self) -> int:
+        """Width of each head."""
+        return self.width_of_heads or self.hidden // self.heads
 
     @property
     def before(self) -> int:
@@ -125,7 +132,7 @@ def build_base(case: Case, folder: Path) -> None:
     }
     model: PreTrainedModel
     if case.family == "gemma":
-        model = GemmaForCausalLM(GemmaConfig(**shape, head_dim=case.hidden // case.heads))
+        model = GemmaForCausalLM(GemmaConfig(**shape, head_dim=case.head_dim))
     else:
         model = Qwen2ForCausalLM(Qwen2Config(**shape))
     model.save_pretrained(folder)

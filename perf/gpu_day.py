@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     end, log = time.time() + 60 * chosen.minutes, chosen.out / "results.jsonl"
     for tries in (1, 2):
         for stage in chosen.only:
-            most = STAGES[stage] * (_REHEARSAL if chosen.device == "cpu" else 1)
+            # the second try of a stage has twice the time: it begins anew
+            most = tries * STAGES[stage] * (_REHEARSAL if chosen.device == "cpu" else 1)
             if _is_left(log, stage, tries) and (limit := min(most, end - time.time() - 5)) >= _SHORTEST:
                 began = time.time()
                 status = _run(stage, chosen, limit)

@@ -185,8 +185,8 @@ def _often(call: Callable[[], object], times: int) -> None:
 class _Watch(Callback):
     """Seconds of each optimiser step, and its peak."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage, self.began, self.steps = stage, 0.0, 0
+    def __init__(self, stage: Stage, card: float) -> None:
+        self.stage, self.card, self.began, self.steps = stage, card, 0.0, 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch.window:
@@ -201,25 +201,25 @@ class _Watch(Callback):
         phase, pairs = pl_module.phase.name, trainer.accumulate_grad_batches
         self.stage.say(f"{phase}: s a pair", (time.time() - self.began) / pairs)
         if self.stage.on_gpu:
-            self.stage.say(f"{phase}: peak, GiB", torch.cuda.max_memory_allocated() / GIB, "< 23.5")
+            self.stage.say(f"{phase}: peak, GiB", torch.cuda.max_memory_allocated() / GIB, f"< {self.card}")
             self.stage.say(f"{phase}: reserved, GiB", torch.cuda.max_memory_reserved() / GIB)
 
 
 def shipped(stage: Stage) -> None:
     """A step of both phases as configs/liquid_iterative.yaml has them, with the memory of a card of 24 GB."""
-    if stage.on_gpu:
-        there = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, 23.5 * GIB / there))
     # what follows from the memory by default looks at the whole card's
-    _both_phases(stage, 2, False, max_tokens_per_forward=10240, max_cached_tokens=20480)
+    _both_phases(stage, 2, False, 23.5, max_tokens_per_forward=10240, max_cached_tokens=20480)
 
 
 def large(stage: Stage) -> None:
     """The same with the memory of a card of 80 GB: dense weights, and more rollouts at a time."""
-    _both_phases(stage, 14, None, max_tokens_per_forward=10240, max_cached_tokens=131072)
+    _both_phases(stage, 14, None, 79.0, max_tokens_per_forward=10240, max_cached_tokens=131072)
 
 
-def _both_phases(stage: Stage, pairs: int, dequantize_once: bool | None, **budgets: int) -> None:
+def _both_phases(stage: Stage, pairs: int, dequantize_once: bool | None, card: float, **budgets: int) -> None:
+    if stage.on_gpu:
+        there = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, card * GIB / there))
     case = REHEARSED if stage.small else LIQUID
     with stage.part("both phases"), tempfile.TemporaryDirectory() as room:
         options = {"gradient_checkpointing": True, "dequantize_once": dequantize_once}
@@ -227,6 +227,6 @@ def _both_phases(stage: Stage, pairs: int, dequantize_once: bool | None, **budge
         data = Pairs(replace(case, pairs=pairs))
         data.batch_size, data.pairs_per_step = 1, pairs
         run = stage.trainer(
-            Path(room), PhaseSwitch(0, iterations=1), _Watch(stage), limit_val_batches=0, gradient_clip_val=1.0
+            Path(room), PhaseSwitch(0, iterations=1), _Watch(stage, card), limit_val_batches=0, gradient_clip_val=1.0
         )
         run.fit(module, data)

@@ -103,7 +103,7 @@ def run(case: Case, folder: Path, device: str, rounds: int, profiled: bool) -> t
                 callbacks=[_Step(meter, phase)],
             )
             for parameter in model.parameters():
-                if parameter.requires_grad and case.dtype == "float32":
+                if parameter.requires_grad:
                     parameter.data = parameter.data.float()  # TRL makes adapters on 4-bit bases bfloat16
             _book(trainer, meter)
             trainer.train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import re
 import shlex
 import warnings
@@ -123,6 +124,14 @@ def test_phase_one_alone_is_what_the_paper_calls_idm_to_fwm(tmp_path, monkeypatc
     (switch,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, PhaseSwitch)]
     assert [switch.schedule.at(epoch).name for epoch in range(4, 6)] == ["warmup", "fwm"]
     assert (switch.schedule.epochs, switch.schedule.at(5).ends) == (6, "IDM→FWM")
+
+
+def test_the_text_config_fits_the_data_that_it_names():
+    """Of four training episodes a task, the default of prepare.scienceworld, it has 2,389 pairs: 19 steps."""
+    settings = yaml.safe_load((FOLDER / "qwen_scienceworld.yaml").read_text())["model"]["init_args"]["optim"]
+    pairs = 2389 * 6 / 4
+    for name in ("fwm", "idm"):
+        OptimConfig(**settings[name]).check(name, math.ceil(pairs / 128))
 
 
 @pytest.mark.parametrize("below", ["liquid_iterative", "qwen_mind2web", "qwen_scienceworld", "qwen_stabletoolbench"])

@@ -298,9 +298,7 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
     path.write_text(yaml.safe_dump(given, sort_keys=False))
     monkeypatch.setattr("sys.argv", line)
     with (
-        pytest.warns(
-            UserWarning, match="Phase_I holds runs of other options than the study has: its scores are not"
-        ),
+        pytest.warns(UserWarning, match="Phase_I holds runs of other options than the study has: its scores are not"),
         pytest.raises(ChildProcessError, match=r"seed 0, row 'Phase I': .*Phase_I holds runs of .*give another --out"),
     ):
         study.main()
