@@ -174,7 +174,7 @@ def test_the_vqgan_learns_and_is_checked(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_base_for_larger_frames(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = LMConfig(hidden=32, layers=1, heads=2, mlp=32, batch=4, chunk=2, steps=2, evaluate_every=2, save_every=2)
-    monkeypatch.setattr(tiny_vqgan, "STAGES", {"both": (80, 20)})
+    monkeypatch.setattr(tiny_vqgan, "STAGES", {"both": (8, 2)})
     monkeypatch.setattr(tiny_vqgan, "check_vqgan", lambda *_: (1.0, 1.0))
     monkeypatch.setattr(tiny_liquid, "STAGES", ((NAMES, 1.0, small),))
     monkeypatch.setattr(tiny_liquid, "HELD_OUT_TASKS", {"copy": 2})
