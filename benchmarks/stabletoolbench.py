@@ -182,10 +182,26 @@ def _answer(fields: Mapping[str, Any], name: str) -> str:
     return response(found["error"], found["response"])
 
 
+_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "/": "/"}
+
+
 def _unescaped(cut: str) -> str:
-    """What JSON that is cut short would be whole: of a text its words so far, of anything else what is written."""
-    text = re.match(r'"((?:[^"\\]|\\(?:u[0-9a-fA-F]{4}|[^u]))*)', cut, re.DOTALL)
-    return cut if text is None else str(json.loads(f'"{text[1]}"', strict=False))
+    """What JSON that is cut short would be whole: of a text its words so far, of anything else what is written.
+
+    Escapes that JSON does not have, for which it may not have been read either, stay as they are.
+    """
+    text = re.match(r'"((?:[^"\\]|\\.)*)', cut, re.DOTALL)
+    if text is None:
+        return cut
+    whole = re.sub(r"\\u[0-9a-fA-F]{0,3}$", "", text[1])
+    words = re.sub(
+        r"\\(?:u([0-9a-fA-F]{4})|(.))",
+        lambda found: chr(int(found[1], 16)) if found[1] else _ESCAPES.get(found[2], found[0]),
+        whole,
+        flags=re.DOTALL,
+    )
+    # halves of a pair are joined, and one whose other half was cut off goes
+    return words.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
 
 
 def _compact(value: object) -> str:

@@ -160,9 +160,9 @@ def tables(found: Found, metrics: Sequence[str], against: str, shared: bool = Fa
             raise ValueError(f"the study says shared_test, and the seeds of row {name!r} have different transitions")
         for metric in metrics:
             own = scores_of(found, name, metric)
-            if not own:
+            if not (of_seeds := arrays(own, shared)):
                 continue
-            values = interval(arrays(own, shared), shared)
+            values = interval(of_seeds, shared)
             paired = arrays(difference(found, against, name, metric) if name != against else {}, shared)
             made[name][metric] = {
                 "seeds": sorted(own),

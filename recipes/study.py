@@ -186,16 +186,28 @@ def run_all(study: Study, seeds: Sequence[int], names: Sequence[str], out: Path,
 
 # ---- reading -------------------------------------------------------------------------------------
 def tested(study: Study, seeds: Sequence[int], out: Path) -> scores.Found:
-    """Scores of all rows, as far as they have been tested; warns of those that were run with other options."""
+    """Scores of all rows, as far as they have been tested; warns of those that are left out."""
+    found: scores.Found = {}
     for name in study.rows:
-        for folder, seed in [(place(out, seed, name), seed) for seed in seeds]:
-            kept = folder / "options.json"
-            if kept.is_file() and json.loads(read_words(kept))["options"] != _own(
-                arguments_of(study, name, seed, folder)
-            ):
-                warn(f"{folder} holds runs of other options than the study has: its scores are not of row {name!r}")
-    found = {name: {seed: read(place(out, seed, name)) for seed in seeds} for name in study.rows}
-    return {name: {seed: rows for seed, rows in by_seed.items() if rows} for name, by_seed in found.items()}
+        found[name] = {}
+        for seed in seeds:
+            folder = place(out, seed, name)
+            if rows := read(folder):
+                if _of_other_options(folder, arguments_of(study, name, seed, folder)):
+                    warn(f"{folder} holds runs of other options than the study has: its scores are left out")
+                else:
+                    found[name][seed] = rows
+    return found
+
+
+def _of_other_options(folder: Path, arguments: Sequence[str]) -> bool:
+    kept = folder / "options.json"
+    if not kept.is_file():
+        return False
+    try:
+        return bool(json.loads(read_words(kept))["options"] != _own(arguments))
+    except (ValueError, TypeError, KeyError):  # of an earlier version, or damaged
+        return True
 
 
 def by_iteration(study: Study, found: scores.Found, metric: str) -> curves.Panel | None:

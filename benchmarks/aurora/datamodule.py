@@ -36,8 +36,8 @@ class Aurora(ImageSuite):
     ``itm_test.json`` or ``valid.json``.
 
     The labelled split is the training set; without one, `swirl fit` cannot warm up on this suite. The
-    last ``validation_size`` records of it are for validation; neither they nor others of the same video clips are
-    trained on. Test records without an image of the result (tasks such as ``clevr``, or a file that is missing) are
+    last ``validation_size`` records of it are for validation and not trained on, with all others of the same video or
+    photograph. Test records without an image of the result (tasks such as ``clevr``, or a file that is missing) are
     predicted and judged, and have no score that needs a target.
 
     Args:
@@ -45,7 +45,7 @@ class Aurora(ImageSuite):
         tasks: of the test split; null for all that ``test.json`` has. ``disc_edit`` takes those with a file of
             its own, and names the others as missing.
         train_tasks: training sets to read; null for those of the paper that are there.
-        validation_size: training records kept for validation.
+        validation_size: training records kept for validation, or a few more.
         protocol: ``edit`` predicts the result of every instruction. ``disc_edit`` is the discriminative
             score: ``disc_samples`` futures for each of two texts (use it with
             ``evaluation.modes: [sampled]``).
@@ -95,13 +95,14 @@ class Aurora(ImageSuite):
             return self._disc_records(skipped) if self.protocol == "disc_edit" else self._test_records(skipped)
         if self._labelled is None:  # read once, and its broken records are counted once
             self._labelled = self._train_records(skipped)
-        rows = self._labelled
-        size = min(self.validation_size, len(rows) // 2)
-        held_out = rows[len(rows) - size :]
-        if split == "validation":
-            return held_out
-        clips = set(map(clip_of, held_out))
-        return [row for row in rows[: len(rows) - size] if clip_of(row) not in clips]
+        rows, clips = self._labelled, dict[str, list[ImageRecord]]()
+        for row in reversed(rows):
+            clips.setdefault(clip_of(row), []).append(row)
+        held_out: set[str] = set()
+        for own in clips.values():
+            if len(held_out) < min(self.validation_size, len(rows) // 2):
+                held_out |= {row.id for row in own}
+        return [row for row in rows if (row.id in held_out) == (split == "validation")]
 
     # ---- test ------------------------------------------------------------------------------------
     def _test_records(self, skipped: SkippedRecords) -> list[ImageRecord]:
@@ -210,7 +211,7 @@ class Aurora(ImageSuite):
         if problem is not None:
             skipped.add(place, problem)
             return []
-        meta = {"task": task, **{k: entry[k] for k in ("caption", "type") if k in entry}}
+        meta = {"task": task, **{k: entry[k] for k in ("caption", "type", "img_id") if k in entry}}
         after_path = None if after is None else self.data_dir / after
         return [ImageRecord(self.data_dir / str(before), after_path, words, place, meta)]
 

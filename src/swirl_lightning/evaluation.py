@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -206,7 +207,11 @@ class Evaluator:
             warnings.filterwarnings("ignore", message=".*was called before the ``update``")
             values = {f"{name}/{key}": v for name, m in self._metrics.items() for key, v in m.compute().items()}
             means = {name: mean.compute() for name, mean in self._means.items()}
-        return {name: value for name, value in (values | means).items() if not value.isnan()}  # NaN: no transition
+        found = values | {name: mean for name, mean in means.items() if not mean.isnan()}  # NaN: no transition
+        if not any(math.isnan(float(value)) for value in values.values()):
+            return found
+        counts = self.row_counts()  # of others NaN tells of a defect
+        return {name: v for name, v in found.items() if counts.get(name, 1) or not math.isnan(float(v))}
 
     def row_counts(self) -> dict[str, int]:
         """Count the transitions behind the benchmark's values of :meth:`compute`, by the same names. Collective."""

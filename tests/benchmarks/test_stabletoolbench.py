@@ -92,6 +92,21 @@ def test_an_answer_that_is_cut_short_begins_as_it_would_whole(answer):
         assert wanted.startswith(stabletoolbench._answer({"output": whole[:end]}, "output"))
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"it\'s here \q", r"it\'s here \q"),  # not JSON, though it is whole
+        (r"smile \ud83d\ude00, \ud83d", "smile \U0001f600, "),
+        (r"a \n \/ \\ \u00", "a \n / \\ "),
+        ("a\\", "a"),
+    ],
+)
+def test_odd_escapes_cost_no_record(written, read):
+    answer = stabletoolbench._answer({"output": '{"error": "", "response": "' + written}, "output")
+    assert answer == f"ERROR: \nRESPONSE: {read}"
+    answer.encode()
+
+
 def test_calls_that_name_no_run_are_told_apart_by_query_and_a_query_that_comes_again_is_told(tmp_path):
     api = {"tool_name": "T", "api_name": "A"}
     other = {"query": "what?", "api_list": [api | {"api_name": "B"}]}

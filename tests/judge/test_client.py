@@ -172,6 +172,11 @@ def test_what_is_refused_to_one_question_is_no_verdict_on_all(server, tmp_path):
     with pytest.warns(UserWarning, match=r"1 of 3 questions:\n  1: the judge's endpoint refuses \(403\)"):
         found = scored(metric, [block_image(5)] * 3, rows(3))
     assert (found["judge"], found["judge_failed"]) == (7, 1)
+    server.script = [403]  # the others are kept, and say that it answers
+    again = JudgeScore(judge(server, tmp_path, concurrency=1), "aurora")
+    with pytest.warns(UserWarning, match="1 of 3 questions"):
+        found = scored(again, [block_image(5)] * 3, rows(3))
+    assert (found["judge"], found["judge_failed"], len(server.requests)) == (7, 1, 4)
 
 
 def test_a_test_that_no_judge_will_answer_stops_before_its_end(server, tmp_path):

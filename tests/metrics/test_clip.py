@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from support.image_features import Vectors, X, Y, Z, colour, row
@@ -34,6 +35,7 @@ def test_features_are_those_of_transformers(folder, encoder, tmp_path):
         words = model.get_text_features(**ids).pooler_output
     assert torch.allclose(encoder.images(images), wanted / wanted.norm(dim=-1, keepdim=True), atol=1e-5)
     assert torch.allclose(encoder.texts(["a cat", "a dog " * 30]), words / words.norm(dim=-1, keepdim=True), atol=1e-5)
+    assert torch.isfinite(encoder.images([Image.new("RGB", (60_000, 1), (9, 9, 9))])).all()
     assert encoder.images([block_image(0, (40, 8))]).norm() == pytest.approx(1, abs=1e-5)
     assert torch.equal(encoder.images(images[:1], squashed=True), encoder.images(images[:1]))  # nothing to bring
     whole = torch.from_numpy(np.asarray(images[1]).copy()).permute(2, 0, 1)[None].float() / 255

@@ -139,6 +139,11 @@ def test_nothing_of_the_users_is_written_over(tmp_path, pico):
     before = {path: path.read_bytes() for path in manifests}
     with pytest.raises(ValueError, match=r"multi_turn\.jsonl is one of the corpora"):
         write(pico / "multi_turn.jsonl", (), manifests)
+    write_aurora(tmp_path / "aurora")
+    train = tmp_path / "aurora" / "data" / "kubric" / "train.json"
+    before[train] = train.read_bytes()
+    with pytest.raises(ValueError, match=r"train\.json is one of the corpora"):
+        write(train, [tmp_path / "aurora"])
     own = tmp_path / "edits" / "validation.jsonl"
     manifest(own, {"before": "a", "after": "b", "action": "c", "id": "mine"})
     kept = own.read_bytes()
@@ -148,4 +153,4 @@ def test_nothing_of_the_users_is_written_over(tmp_path, pico):
     ):
         write(tmp_path / "edits" / "warmup.jsonl", (), manifests, validation=1)
     assert own.read_bytes() == kept
-    assert {path: path.read_bytes() for path in manifests} == before
+    assert {path: path.read_bytes() for path in before} == before

@@ -155,10 +155,12 @@ def test_videos_of_another_source_are_not_taken_for_those_that_are_done(tmp_path
     one = write_video(tmp_path / "A" / "1.mp4", pattern=True, frames=20)
     make_pairs(tmp_path / "A", tmp_path / "out", PairConfig(seconds=1))
     write_video(tmp_path / "B" / "1.mp4", pattern=True, frames=30)
-    with pytest.raises(ValueError, match=r"has pairs of another 1\.mp4 .* needs another folder"):
+    with pytest.raises(ValueError, match=r"has pairs of another video named 1\.mp4: take another folder"):
         make_pairs(tmp_path / "B", tmp_path / "out", PairConfig(seconds=1))
     late = tmp_path / "A" / "2.mp4"
     late.write_bytes(one.read_bytes()[:500])  # still on its way
     assert make_pairs(tmp_path / "A", tmp_path / "out", PairConfig(seconds=1))["damaged video"] == 1
     late.write_bytes(one.read_bytes())
+    assert make_pairs(tmp_path / "A", tmp_path / "out", PairConfig(seconds=1))["pairs"] == 2
+    late.write_bytes(one.read_bytes() + b"\0" * 1000)  # it was cut, and gave a pair
     assert make_pairs(tmp_path / "A", tmp_path / "out", PairConfig(seconds=1))["pairs"] == 2

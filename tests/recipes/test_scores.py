@@ -50,6 +50,8 @@ def test_seeds_that_share_their_transitions_are_compared_on_those_that_all_have_
     found: scores.Found = {"one": {0: rows, 1: {"a": {"m": 0.0}, "b": {}, "c": {"m": 1.0}}}}
     made = scores.tables(found, ["m"], "one", shared=True)["one"]["m"]
     assert made["mean"] == scores.interval([np.array([1.0, 0.5]), np.array([0.0, 1.0])], shared=True)
+    apart: scores.Found = {"one": {0: {"a": {"m": 1.0}, "b": {}}, 1: {"a": {}, "b": {"m": 1.0}}}}
+    assert scores.tables(apart, ["m"], "one", shared=True)["one"] == {}, "no transition has both scores"
     found["one"][1] = {"x": {"m": 1.0}, "y": {"m": 1.0}, "z": {"m": 1.0}}  # as many, and others
     with pytest.raises(ValueError, match="the seeds of row 'one' have different transitions"):
         scores.tables(found, ["m"], "one", shared=True)

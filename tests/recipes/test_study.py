@@ -135,6 +135,22 @@ def test_a_row_alone_waits_for_no_start_that_nobody_trains(tmp_path, monkeypatch
     assert ran == [(0, "b"), (1, "b"), (2, "b")]
 
 
+@pytest.mark.parametrize("kept", ['{"options": ["--lr=99"]}', '["--lr=99"]', "{}", ""])
+def test_scores_of_other_options_are_left_out(tmp_path, kept):
+    path = tmp_path / "s.yaml"
+    path.write_text("{config: c, options: {lr: 0.1}, rows: {a: , b: }}")
+    loaded = study.Study.load(path)
+    for name in loaded.rows:
+        folder = study.place(tmp_path, 0, name)
+        (folder / "row_scores").mkdir(parents=True)
+        (folder / "row_scores" / "rank0.jsonl").write_text('{"id": "x", "m": 1.0}\n')
+        (folder / "options.json").write_text(kept)
+    own = study.arguments_of(loaded, "b", 0, study.place(tmp_path, 0, "b"))
+    (study.place(tmp_path, 0, "b") / "options.json").write_text(json.dumps({"options": study._own(own)}))
+    with pytest.warns(UserWarning, match="a holds runs of other options"):
+        assert {name: len(rows) for name, rows in study.tested(loaded, [0], tmp_path).items()} == {"a": 0, "b": 1}
+
+
 def test_a_row_that_fails_costs_those_that_start_from_it(tmp_path, monkeypatch, capsys):
     """The others of a night's runs go on, and the study ends in an error all the same. A seed given twice is one."""
     path, ran = tmp_path / "s.yaml", []
@@ -298,7 +314,9 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
     path.write_text(yaml.safe_dump(given, sort_keys=False))
     monkeypatch.setattr("sys.argv", line)
     with (
-        pytest.warns(UserWarning, match="Phase_I holds runs of other options than the study has: its scores are not"),
+        pytest.warns(
+            UserWarning, match="Phase_I holds runs of other options than the study has: its scores are left out"
+        ),
         pytest.raises(ChildProcessError, match=r"seed 0, row 'Phase I': .*Phase_I holds runs of .*give another --out"),
     ):
         study.main()

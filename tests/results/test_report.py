@@ -107,6 +107,19 @@ def test_a_row_of_ones_own_name_is_known_by_its_schedule(tmp_path):
     assert list(report.rows) == ["SFT, Chameleon (paper)", "SFT (paper)", "IDM→FWM (paper)", "mine"]
 
 
+def test_the_two_benchmarks_of_world_prediction_stand_apart(tmp_path):
+    files = []
+    for task in ("PP", "WM"):
+        run = write(tmp_path / task, "WorldPrediction", row="SFT", **{"fwm/sampled/judge/mean over turns": 2.0})
+        results = read(run / "results.json")
+        results["about"]["test"]["SFT"]["settings"]["data"] = {"task": task}
+        (run / "results.json").write_text(json.dumps(results))
+        files.append(run / "results.json")
+    shown = {report.title: list(report.rows) for report in build(files)}
+    assert "SFT (paper)" in shown["WorldPrediction (test, tasks PP)"]
+    assert shown["WorldPrediction (test, tasks WM)"] == ["WM: SFT"]
+
+
 def test_world_prediction_is_compared_by_its_mean_over_turns(tmp_path):
     """The paper's figure; a mean over all steps would give the first turns more weight."""
     values = {"fwm/sampled/judge": 9.0, "fwm/sampled/judge/mean over turns": 2.0, "fwm/sampled/judge/turn 6": 1.0}

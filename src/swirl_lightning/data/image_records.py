@@ -56,7 +56,12 @@ class ImageTransitions(Sequence[Transition]):
 
 
 def clip_of(record: ImageRecord) -> str:
-    """Name what a record's images are of: in AURORA's training sets many pairs are of one video, ``CLIP.mp4_N_...``."""
+    """Name what a record's images are of.
+
+    In AURORA's training sets many pairs are of one video, ``CLIP.mp4_N_...``, or of one photograph, ``img_id``.
+    """
+    if photograph := record.meta.get("img_id"):
+        return f"photograph {photograph}"
     before = record.before if isinstance(record.before, Path) else Path(record.id)
     clip, ending, _ = before.name.partition(".mp4_")
     return str(before.with_name(clip)) if ending else str(before)

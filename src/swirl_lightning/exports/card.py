@@ -82,8 +82,12 @@ def adapter_card(
 
 def _in_plain_peft(base: Mapping[str, Any], backbone: Backbone, kind: type, adapters: Sequence[str]) -> list[str]:
     """Code that loads each adapter on the base as it was trained: rounded as there, and of that revision."""
-    if backbone.gguf_file is not None or not kind.__module__.startswith("transformers."):
+    if backbone.gguf_file is not None:
         return ["Plain PEFT loads no such base: `swirl export RUN --merged` writes whole weights for transformers."]
+    if not kind.__module__.startswith("transformers."):
+        return [
+            "In plain PEFT: load the base as its own card says, since it has code of its own, and quantised as above."
+        ]
     classes, options = kind.__name__, [_base_in_code(base["name"], "/" not in base["name"])]
     if base["revision"]:
         options.append(f'revision="{base["revision"]}"')

@@ -79,6 +79,9 @@ class Judge:
         action_template: the same for predicted actions.
         quality_template: the same for the quality of predicted images, which GEdit-Bench asks about.
 
+    Attributes:
+        answers: questions that the endpoint has answered, in this process or before; others it may refuse.
+
     Raises:
         FileNotFoundError: a template is not there.
         ValueError: a number makes no sense, or ``base_url`` or a template does not.
@@ -121,6 +124,7 @@ class Judge:
             path: read_template(Path(path)) for path in (template, action_template, quality_template) if path
         }
         self._endpoint = Endpoint(base_url, api_key_env, timeout, retries, backoff, deadline)
+        self.answers = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -138,11 +142,6 @@ class Judge:
         """
         self._endpoint.check()
         check_writable(self.cache_dir, "judge.cache_dir")
-
-    @property
-    def answers(self) -> int:
-        """Questions that the endpoint has answered in this process."""
-        return self._endpoint.answers
 
     def template_of(self, suite: str) -> JudgeTemplate:
         """Return the template of a suite, of ``action`` or of ``quality``: the one that is set, or our own.
@@ -196,11 +195,13 @@ class Judge:
         async with self._slots:
             score, _ = template.parse(_read(path))
             if score is not None:
+                self.answers += 1
                 return JudgeAnswer(score, cached=True)
             try:
                 reply = await self._endpoint.ask(self._question(template, content))
             except Unanswered as error:
                 return JudgeAnswer(None, "failed", reason=str(error))
+            self.answers += 1
             answer = JudgeAnswer(*template.parse(reply.text), reply.prompt_tokens, reply.completion_tokens)
             if answer.score is not None:
                 self._keep(path, reply.text, answer)

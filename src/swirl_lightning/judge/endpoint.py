@@ -74,9 +74,6 @@ class Endpoint:
         backoff: seconds before the first retry; doubled for each further one, up to a minute.
         deadline: of a question with all its attempts and pauses, in seconds.
 
-    Attributes:
-        answers: questions that have been answered.
-
     Raises:
         ValueError: ``base_url`` is no such address, or holds a name or password.
     """
@@ -86,7 +83,6 @@ class Endpoint:
     ) -> None:
         self.url, self.api_key_env = _checked(base_url or OPENAI), api_key_env
         self.timeout, self.retries, self.backoff, self.deadline = timeout, retries, backoff, deadline
-        self.answers = 0
         self._client: Any = None
 
     def check(self) -> str:
@@ -157,9 +153,7 @@ class Endpoint:
             raise ValueError(f"judge: base_url cannot be used ({error})") from None
         status = response.status_code
         if status == 200:
-            reply = _reply(content)
-            self.answers += 1
-            return reply
+            return _reply(content)
         said = redacted(_message(content), key)
         if status in _SETTINGS:
             raise Refused(f"the judge's endpoint refuses ({status}): {said}")

@@ -18,6 +18,8 @@ from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.category_means import CategoryMeans
 from swirl_lightning.transition import State, Transition
 
+_LONGEST = 8  # times the shorter side
+
 
 class CLIPEncoder:
     """CLIP encoder of images and texts as unit vectors, loaded at first use and shared by all metrics.
@@ -82,6 +84,9 @@ def _load(name_or_path: str, device: torch.device) -> tuple[PreTrainedTokenizerB
 
 def _cropped(image: Image.Image, side: int) -> Tensor:
     shorter = min(image.size)
+    if max(image.size) > _LONGEST * shorter:  # the ends of a strip, which are cut off, would fill the memory
+        (x, y), (far, deep) = ((length - min(length, _LONGEST * shorter)) // 2 for length in image.size), image.size
+        image = image.crop((x, y, far - x, deep - y))
     wide, high = (int(side * length / shorter) for length in image.size)
     image = image.convert("RGB").resize((wide, high), Image.Resampling.BICUBIC)
     left, top = round((wide - side) / 2), round((high - side) / 2)

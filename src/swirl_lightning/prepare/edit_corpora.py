@@ -48,7 +48,8 @@ def aurora_train(folder: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]
                 words = entry["instruction"]
                 words = words[0] if isinstance(words, list) else words
                 before, after = folder / entry["input"], folder / entry["output"]
-                yield _record(before, after, words, place, {"corpus": "aurora", "task": task})
+                of = {"img_id": entry["img_id"]} if "img_id" in entry else {}
+                yield _record(before, after, words, place, {"corpus": "aurora", "task": task, **of})
             except (KeyError, TypeError, IndexError, ValueError) as error:
                 skipped.add(place, f"not in the official layout ({error!r})")
 
@@ -114,6 +115,7 @@ def write(
     if validation and out.resolve() == beside.resolve():
         raise ValueError(f"{out} would hold what is trained on and what is held out: give it another name")
     inputs = {Path(path).resolve() for path in pico_banana_files}
+    inputs |= {Path(folder, "data", task, "train.json").resolve() for folder in aurora for task in AURORA_TASKS}
     if over := [path for path in (out, beside) if path.resolve() in inputs]:
         raise ValueError(f"{over[0]} is one of the corpora, and would be written over: name another file")
     records: list[ImageRecord] = []
@@ -134,7 +136,7 @@ def write(
             raise ValueError(
                 f"{beside} of an earlier call has {len(same)} of these records: hold some out, or remove it"
             )
-    elif known and held_out:
+    elif beside.is_file() and held_out:
         raise ValueError(
             f"{beside} has other records, and would be written over: remove it, or write to another folder"
         )

@@ -27,12 +27,13 @@ from swirl_lightning.console.run import run_command
 from swirl_lightning.data.reading import read_settings
 from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import whole_file
+from swirl_lightning.files import digest, whole_file
 from swirl_lightning.prepare import command_parser
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 _LOG = "videos.jsonl"
 PAIRS = "pairs.jsonl"
+_BEGINNING = 4096  # bytes of a video that tell it from others of the same name
 _COMPARED = 256  # pixels on the shorter side at which frames are compared
 
 
@@ -107,7 +108,7 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
 
 def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str, Any]:
     """Write the frames of a video's pairs; returns ``{video, pairs: [...], reason}``."""
-    entry: dict[str, Any] = {"video": name, "bytes": _bytes(videos / name), "pairs": [], "reason": ""}
+    entry: dict[str, Any] = {"video": name, **_about(videos / name), "pairs": [], "reason": ""}
     shown = os.fsencode(name).decode(errors="backslashreplace")  # names of files need not be text, and records must be
     key = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
     rng = np.random.default_rng([config.seed, int.from_bytes(key, "big")])
@@ -222,23 +223,25 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _bytes(video: Path) -> int:
-    return (
-        os.path.getsize(video) if os.path.isfile(video) else 0
-    )  # no Path.is_file, which raises on names that cannot be
+def _about(video: Path) -> dict[str, Any]:
+    """Size of a video, and a hash of its beginning."""
+    if not os.path.isfile(video):  # no Path.is_file, which raises on names that cannot be
+        return {}
+    with open(video, "rb") as file:
+        return {"bytes": os.path.getsize(video), "begins": digest(file.read(_BEGINNING))}
 
 
 def _changed(video: Path, entry: dict[str, Any], out: Path) -> bool:
-    """Tell whether a video has grown since it was found to have no pair, as while it was downloaded.
+    """Tell whether a video has another size than when its pairs were made, as after the end of its download.
 
     Raises:
-        ValueError: its pairs are of another video.
+        ValueError: the pairs are of another video of that name.
     """
-    then, now = entry.get("bytes"), _bytes(video)
-    if then in (None, now):
+    now = _about(video)
+    if entry.get("bytes") in (None, now.get("bytes")):
         return False
-    if entry["pairs"]:
-        raise ValueError(f"{out} has pairs of another {entry['video']} ({then:,} bytes): {video} needs another folder")
+    if entry["pairs"] and entry.get("begins") != now.get("begins"):
+        raise ValueError(f"{out} has pairs of another video named {entry['video']}: take another folder for {video}")
     return True
 
 

@@ -107,7 +107,10 @@ def _factors(columns: Iterable[str]) -> dict[str, float]:
     return {key: 100 for key in columns if key.rsplit("/", 1)[-1] in _SHARES}
 
 
-_TASKS = {"AURORA": frozenset(("magicbrush", "ag", "something", "whatsup", "kubric"))}
+_TASKS = {
+    "AURORA": frozenset(("magicbrush", "ag", "something", "whatsup", "kubric")),
+    "WorldPrediction": frozenset(("PP",)),
+}
 _STATE, _ACTION = "fwm/sampled/", "idm/sampled/"
 _TURNS = {f"{_STATE}judge/turn {turn}": f"turn {turn}" for turn in range(1, 7)}
 _SPLITS = ("ID-high", "ID-low", "ID-medium", "OOD", "OOD-fail")

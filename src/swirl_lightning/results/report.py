@@ -147,6 +147,8 @@ def build(files: Sequence[Path]) -> list[SuiteReport]:
 def _tasks(facts: dict[str, Any]) -> Tasks:
     """Return the tasks that a row is over: rows of others are not set beside it."""
     data = facts.get("settings", {}).get("data") or {}
+    if "task" in data:
+        return (printable(data["task"]),)
     if "tasks" not in data:
         return None
     given = data["tasks"]
