@@ -21,6 +21,7 @@ from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import written_to
 from swirl_lightning.roles import ROLES, AdapterName, Role
 
+_PEFT_PREFIX = "base_model.model."  # of a module's name
 _LONGEST_REASON = 200  # characters of a message of PEFT
 
 
@@ -79,6 +80,10 @@ class Adapters:
         config: size and place.
         default_targets: target modules of the backbone.
         shared: one adapter for both models.
+        trunk: the part of the base whose hidden states are used; adapters beside it would have no effect.
+
+    Raises:
+        ValueError: the target modules are not in the base, cannot be adapted, or lie beside the trunk.
     """
 
     def __init__(
@@ -87,17 +92,20 @@ class Adapters:
         config: AdapterConfig,
         default_targets: str | Sequence[str],
         shared: bool = False,
+        trunk: nn.Module | None = None,
     ) -> None:
         # imported here, for it takes as long as torch itself, and a command line that is refused needs no adapter
         from peft import LoraConfig, PeftModel, get_peft_model
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         targets = config.target_modules or default_targets
+        place = next((name for name, module in model.named_modules() if module is trunk), "")
         lora = LoraConfig(
             r=config.r,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
             target_modules=targets if isinstance(targets, str) else list(targets),
+            exclude_modules=_beside(model, place),
             task_type="CAUSAL_LM",
         )
         self.shared = shared
@@ -123,7 +131,12 @@ class Adapters:
         }
         named = [] if isinstance(targets, str) else targets
         if unknown := [name for name in named if not any(f".{path}".endswith(f".{name}") for path in layers)]:
-            raise ValueError(f"the base has no modules {unknown} to adapt: mend model.lora.target_modules")
+            where = f" in {place}" if place else ""
+            raise ValueError(f"the base has no modules {unknown} to adapt{where}: mend model.lora.target_modules")
+        within = f"{_PEFT_PREFIX}{place}."
+        if useless := [path for path in layers if place and not path.startswith(within)]:
+            told = ", ".join(path.removeprefix(_PEFT_PREFIX) for path in useless[:3])
+            raise ValueError(f"model.lora.target_modules: adapters on {told} have no effect; name modules of {place}")
         self._layers = list(layers.values())
         fuse(self._layers)
         self._params = {name: dict(_parameters(layers, name)) for name in self.names}
@@ -334,3 +347,14 @@ def _parameters(layers: dict[str, Any], name: str) -> Iterator[tuple[str, nn.Par
                 parameter = entry if isinstance(entry, nn.Parameter) else getattr(entry, "weight", None)
                 if parameter is not None:
                     yield f"{path.removeprefix('base_model.model.')}.{part}", parameter
+
+
+def _beside(model: PreTrainedModel, place: str) -> str | None:
+    """Pattern of the modules beside the trunk; None where nothing there is linear but the output layer."""
+    beside = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and place and not name.startswith(f"{place}.")
+    ]
+    head = model.get_output_embeddings()
+    return rf"(?!{re.escape(place)}\.).*" if any(model.get_submodule(name) is not head for name in beside) else None

@@ -85,7 +85,8 @@ class WorldModelModule(LightningModule):
             return
         base = self.backbone.load_model()
         self.base_identity, self.base_parts = base_identity(base, self.backbone), self.backbone.parts()
-        adapters = Adapters(base, self.lora, self.backbone.lora_targets, self.shared_weights)
+        trunk = self.backbone.trunk(base)
+        adapters = Adapters(base, self.lora, self.backbone.lora_targets, self.shared_weights, trunk)
         self.model = adapters.model.train()  # Hugging Face loads in eval mode, and Lightning keeps it
         if self.backbone.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": adapters.recompute_contexts})

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, GemmaForCausalLM, PreTrainedTokenizerFast
 
 from support.tiny import SPECIALS, byte_tokenizer, gemma_folder
 from support.tiny_families import CPU, backbone_of
+from swirl_lightning import SWIRL, AdapterConfig
+from swirl_lightning.adapters import Adapters
+from swirl_lightning.backbones import TextLLM
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
 
 
@@ -74,3 +77,30 @@ def test_parts_that_do_not_fit_are_named(broken, tmp_path):
     tokenizer.save_pretrained(folder)
     with pytest.raises(ValueError, match="lacks eos_token"):
         backbone_of("chat", folder).load_model()
+
+
+def test_adapters_go_where_they_have_an_effect(tmp_path):
+    """Gemma 3 has a vision tower, which no text goes through; the output layer's weight is used without an adapter."""
+    tokenizer = byte_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    text = {"vocab_size": len(tokenizer), "num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 16, **sizes}
+    vision = {"num_hidden_layers": 1, "image_size": 16, "patch_size": 8, **sizes}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    def adapted(targets):
+        backbone = TextLLM(str(tmp_path), dtype="float32", max_state_tokens=8, max_action_tokens=8)
+        module = SWIRL(backbone, lora=AdapterConfig(r=2, target_modules=targets))
+        module.configure_model()
+        return {name for name, _ in module.adapters.model.named_parameters() if ".lora_A.fwm." in name}
+
+    for targets, count in ((None, 7), (["q_proj", "v_proj"], 2)):  # the tower has such modules, too
+        assert len(adapted(targets)) == count
+        assert all(".language_model.layers." in name for name in adapted(targets))
+    for target in ("fc1", "lm_head"):
+        with pytest.raises(ValueError, match=rf"no modules \['{target}'\] to adapt in model.language_model"):
+            adapted([target, "q_proj"])
+    tied = GemmaForCausalLM.from_pretrained(gemma_folder(tmp_path / "tied"))
+    with pytest.raises(ValueError, match="adapters on lm_head have no effect; name modules of model"):
+        Adapters(tied, AdapterConfig(r=2, target_modules=["q_proj", "lm_head"]), "", trunk=tied.model)
