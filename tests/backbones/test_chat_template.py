@@ -28,6 +28,18 @@ def test_what_stands_around_the_users_message(backbone):
     )
 
 
+def test_a_date_is_the_same_on_every_day(backbone, recwarn):
+    llama = (
+        "{% if not date_string is defined %}{% if strftime_now is defined %}"
+        "{% set date_string = strftime_now('%d %b %Y') %}"
+        "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}"
+    )
+    assert given(backbone, f"{llama}Today: {{{{ date_string }}}}. {TURN}") == ("Today: 26 Jul 2024. ", "")
+    assert not [warning for warning in recwarn if "today" in str(warning.message)]
+    with pytest.warns(UserWarning, match="shows today's date, so prompts of another day differ"):
+        given(backbone, "{{ strftime_now('%Y') }} " + TURN)
+
+
 @pytest.mark.parametrize(
     ("template", "told"),
     [
