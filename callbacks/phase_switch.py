@@ -27,7 +27,8 @@ class PhaseSwitch(Callback):
         phases: phases of one iteration, in turn: ``fwm`` (Phase I), ``idm`` (Phase II), ``bootstrap``.
             ``[fwm]`` with ``iterations: 1`` is the paper's IDM→FWM (Phase I alone), ``[idm]`` its FWM→IDM.
         iterations: number of iterations; None goes on until ``max_epochs``.
-        refresh_references: snapshot the references of the KL at the start of every iteration; False keeps
+        refresh_references: snapshot the references of the KL at the start of every iteration, of shared weights at that
+            of every phase; False keeps
             the models of the first one.
 
     Raises:
@@ -105,7 +106,9 @@ class PhaseSwitch(Callback):
             else:
                 curve.resize(steps)
             return
-        if phase.starts_iteration and (self.refresh_references or phase.iteration == 0):
+        # a shared adapter has been trained by the phase before: its reference is where a phase begins, as the authors'
+        first = phase.starts_iteration and phase.iteration == 0
+        if first or (self.refresh_references and (phase.starts_iteration or pl_module.shared_weights)):
             pl_module.adapters.refresh_references()
         pl_module.adapters.refresh_rewards()
         trainer.optimizers[0].state.clear()  # momenta of the last phase belong to another objective

@@ -208,8 +208,9 @@ def test_print_config_shows_what_is_laid_over_another(path, monkeypatch, capsys)
                 assert shown[key]["init_args"][name] == value
 
 
+# in the warm-up a pair is two sequences, one of each direction, and the paper has 128 sequences
 PAPER = {  # pairs a step, learning rate of RL, its warm-up steps, group sizes, iterations, pairs an iteration
-    "liquid_warmup": (128, None, None, None, 0, None),
+    "liquid_warmup": (64, None, None, None, 0, None),
     "liquid_phase_one": (64, 1e-6, 100, (8, 16), 1, None),
     "liquid_iterative": (128, 2e-7, 50, (8, 16), 3, 30_000),
     "liquid_shared": (128, 5e-7, 50, (8, 16), 3, 30_000),

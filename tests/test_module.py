@@ -302,9 +302,10 @@ def test_shared_weights_train_one_adapter_and_freeze_its_copy_for_the_reward(gem
         assert not equal(of(watch.starts[epoch], "world"), of(watch.ends[epoch], "world"))
         assert equal(of(watch.starts[epoch], "world_reward"), of(watch.ends[epoch], "world_reward"))
         assert equal(of(watch.starts[epoch], "world_ref"), of(watch.ends[epoch], "world_ref"))
-    rename = lambda s: {k.replace("world_reward", "world", 1): v for k, v in s.items()}  # noqa: E731
-    for epoch in (1, 2):  # frozen at the start of each phase
-        assert equal(rename(of(watch.starts[epoch], "world_reward")), of(watch.starts[epoch], "world"))
+    for copy in ("world_reward", "world_ref"):
+        for epoch in (1, 2):  # frozen at the start of each phase
+            frozen = {k.replace(copy, "world", 1): v for k, v in of(watch.starts[epoch], copy).items()}
+            assert equal(frozen, of(watch.starts[epoch], "world"))
 
 
 def test_fast_dev_run_validation_test_and_predict(gemma_path, tmp_path):

@@ -36,8 +36,8 @@ class WorldPrediction(ImageSuite):
     ending in the JSON.
 
     Rollout: the start frame is the first frame of the first segment; step k has the label of segment k as
-    its action and the last frame of segment k as its reference; each step starts from the model's own
-    previous frame. Scores are given for each turn, dataset and both (``judge/turn 3``, ``judge/COIN``,
+    its action and the last frame of segment k as its reference (but see ``frames``); each step starts from the model's
+    own previous frame. Scores are given for each turn, dataset and both (``judge/turn 3``, ``judge/COIN``,
     ``judge/COIN/turn 3``), and as the paper's means over turns (``judge/mean over turns``,
     ``judge/COIN/mean over turns``). In these, late turns, which few samples have, are weighted as the first;
     ``judge`` is the mean over all steps. The segments are the sample's ``original_segments`` where the file names
@@ -55,6 +55,8 @@ class WorldPrediction(ImageSuite):
             with an accuracy of its own.
         datasets: of the test split; null for all.
         max_turns: longest rollout, 1 to 6.
+        frames: ``ends`` of the segments, or their ``middle`` for start and references, as in the authors' code: the
+            first step then has the start frame for a reference.
         ground_truth: first index of ``ground_truth``, 0 or 1; ``auto`` finds it from the file (0 occurs, or the
             number of candidates does) and stops if the file leaves both open.
         frames_dir: folder for frames; null for ``frames`` in ``data_dir``.
@@ -79,6 +81,7 @@ class WorldPrediction(ImageSuite):
         task: Literal["PP", "WM"] = "PP",
         datasets: Sequence[str] | None = None,
         max_turns: int = MAX_TURNS,
+        frames: Literal["ends", "middle"] = "ends",
         ground_truth: Literal["auto", "0", "1"] = "auto",
         frames_dir: str | None = None,
         **kwargs: Any,
@@ -87,9 +90,11 @@ class WorldPrediction(ImageSuite):
         check_ranges("data", {"max_turns": max_turns}, max_turns=f"[1, {MAX_TURNS}]")
         if str(ground_truth) not in ("auto", "0", "1"):
             raise ValueError(f"ground_truth must be 'auto', '0' or '1', got {ground_truth!r}")
+        if frames not in ("ends", "middle"):
+            raise ValueError(f"frames must be 'ends' or 'middle', got {frames!r}")
         if task not in TASKS:
             raise ValueError(f"task must be one of {list(TASKS)}, got {task!r}")
-        self.task, self.datasets, self.max_turns = task, datasets, max_turns
+        self.task, self.datasets, self.max_turns, self.frames = task, datasets, max_turns, frames
         self.ground_truth = str(ground_truth)
         self.frames_dir = Path(frames_dir) if frames_dir else self.data_dir / "frames"
 
@@ -171,12 +176,13 @@ class WorldPrediction(ImageSuite):
         return plans
 
     def _frames(self, plan: Plan) -> tuple[list[Path], str | None]:
-        """Cut out the start frame, the last frame of each segment of a rollout, and that of the last segment."""
+        """Cut out the start frame, a frame of each segment of a rollout, and one of the last segment."""
         try:
-            first = plan.segments[0]
-            frames = [self._frame(plan.dataset, first.video, first.start, last=False)]
+            first, ends = plan.segments[0], self.frames == "ends"
+            frames = [self._frame(plan.dataset, first.video, first.start if ends else first.middle, last=False)]
             for segment in (*plan.segments[: self.max_turns], *plan.segments[self.max_turns :][-1:]):
-                frames.append(self._frame(plan.dataset, segment.video, segment.end, last=True))
+                time = segment.end if ends else segment.middle
+                frames.append(self._frame(plan.dataset, segment.video, time, last=ends))
         except VideoError as error:
             return [], f"{error.kind} ({error})"
         except OSError as error:

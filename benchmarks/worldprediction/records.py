@@ -28,6 +28,11 @@ class Segment:
     end: float
     label: str
 
+    @property
+    def middle(self) -> float:
+        """Seconds of its middle; of its start where it ends before."""
+        return (self.start + max(self.start, self.end)) / 2
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -42,6 +42,17 @@ def test_rollouts_start_and_end_where_they_should(tmp_path):
     assert len(list((tmp_path / "frames").rglob("*.png"))) > 4
 
 
+def test_frames_of_the_middle_of_each_segment(tmp_path):
+    """As in the authors' code: the first step's reference is the start frame."""
+    (row,) = WorldPrediction(
+        data_dir=write(tmp_path, {"COIN": {"x": sample(0)}}), ground_truth="0", frames="middle"
+    ).split("test")
+    # segments of 0.2 to 0.4, 0.4 to 0.7 and 0.7 to 0.9 s; ten frames a second
+    assert [number(frame) for frame in (row.before, row.after, *(turn.after for turn in row.turns))] == [3, 3, 6, 8]
+    with pytest.raises(ValueError, match="frames must be 'ends' or 'middle'"):
+        WorldPrediction(data_dir=".", frames="start")
+
+
 def test_frames_that_nobody_asks_for_are_not_cut(tmp_path):
     pp = {"COIN": {str(n): sample(n, "two" if n else "one") for n in range(3)}}
     write_video(tmp_path / "videos" / "COIN" / "two.mp4")

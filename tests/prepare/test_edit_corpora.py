@@ -50,7 +50,7 @@ def test_both_corpora_in_one_file(tmp_path, pico):
     rows = {row.id: row for row in data.split("warmup")}
     assert len(rows) == 12
     first = rows["pico-banana/sft/1"]
-    assert (first.action, first.meta["edit_type"]) == ("add a hat", "Add a new object")
+    assert (first.action, first.meta["edit_type"]) == ("hat", "Add a new object")
     assert first.after.tobytes() == block_image(1).tobytes()
     assert rows["pico-banana/sft/2"].before.tobytes() == block_image(0).tobytes()
     second = rows["pico-banana/multi_turn/1/turn 2"]

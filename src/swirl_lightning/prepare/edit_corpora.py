@@ -57,8 +57,8 @@ def aurora_train(folder: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]
 def pico_banana(path: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]:
     """Read Pico-Banana-400K, single-turn or multi-turn, which is decided line by line.
 
-    Single-turn: ``text``, ``output_image`` and ``local_input_image`` (which the corpus's own script adds) or
-    ``open_image_input_url``, whose last part is then looked for beside the file and in
+    Single-turn: ``summarized_text`` (or ``text``), ``output_image`` and ``local_input_image`` (which the corpus's own
+    script adds) or ``open_image_input_url``, whose last part is then looked for beside the file and in
     ``openimage_source_images/``. Multi-turn: ``files`` [{id, url}] from the first image to the last, and
     one of ``metadata_edit_turn_prompts`` between each two.
 
@@ -79,7 +79,8 @@ def pico_banana(path: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]:
             else:
                 source = entry.get("local_input_image") or entry["open_image_input_url"]
                 meta = {"corpus": "pico-banana", "edit_type": entry.get("edit_type", "")}
-                yield _record(_local(source, folder), _local(entry["output_image"], folder), entry["text"], place, meta)
+                words = entry.get("summarized_text") or entry["text"]  # the short one, as the paper's authors take it
+                yield _record(_local(source, folder), _local(entry["output_image"], folder), words, place, meta)
         except (BrokenRecord, KeyError, TypeError, AttributeError, ValueError) as error:
             skipped.add(place, f"not in the official layout ({error!r})")
 

@@ -39,13 +39,14 @@ _COMPARED = 256  # pixels on the shorter side at which frames are compared
 
 @dataclass(frozen=True)
 class PairConfig:
-    """Choice of pairs; the defaults are the paper's for VidGen-1M.
+    """Choice of pairs; the defaults are the paper's for VidGen-1M, but for what counts as black.
 
     Attributes:
         seconds: between the two frames.
         per_video: pairs of a video at most, at random times that do not depend on other videos.
         max_ssim: pairs that are more alike are dropped.
-        max_black: share of black pixels (grey below 10 of 255) from which a frame is too dark.
+        max_black: share of black pixels (grey below 10 of 255; the authors' code takes all channels below 5) from which
+            a frame is too dark.
         size: shorter side in pixels to which frames are shrunk; 0 keeps their size.
         seed: of the times.
     """
