@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LAYOUT := build/layout
+# modules are compiled where they are first imported: most never are, and all take as long as the rest of the installation
+PIP_OPTIONS := --quiet --no-compile --constraint constraints.txt
 
 .PHONY: quickstart test coverage install lint types contracts layout options docs clean
 
@@ -46,14 +48,14 @@ docs: $(VENV)/.docs layout  ## build the site in build/site; a broken link is an
 
 $(VENV)/.docs: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/pip install $(PIP_OPTIONS) --editable '.[docs]'
 	touch $@
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,minigrid]'
+	$(BIN)/pip install $(PIP_OPTIONS) --editable '.[dev,minigrid]'
 	touch $@
 
 clean:
