@@ -106,7 +106,7 @@ class PhaseSwitch(Callback):
             else:
                 curve.resize(steps)
             return
-        # a shared adapter has been trained by the phase before: its reference is where a phase begins, as the authors'
+        # shared weights have been trained by the phase before: as in the authors' code, each phase has its own reference
         first = phase.starts_iteration and phase.iteration == 0
         if first or (self.refresh_references and (phase.starts_iteration or pl_module.shared_weights)):
             pl_module.adapters.refresh_references()
