@@ -28,8 +28,7 @@ class PhaseSwitch(Callback):
             ``[fwm]`` with ``iterations: 1`` is the paper's IDM→FWM (Phase I alone), ``[idm]`` its FWM→IDM.
         iterations: number of iterations; None goes on until ``max_epochs``.
         refresh_references: snapshot the references of the KL at the start of every iteration, of shared weights at that
-            of every phase; False keeps
-            the models of the first one.
+            of every phase; False keeps the models of the first one.
 
     Raises:
         ValueError: an unknown phase or an empty schedule; at setup, a warm-up of the learning rate that is longer than
@@ -106,7 +105,7 @@ class PhaseSwitch(Callback):
             else:
                 curve.resize(steps)
             return
-        # shared weights have been trained by the phase before: as in the authors' code, each phase has its own reference
+        # shared weights have been trained by the phase before: as with the authors, each phase has its own reference
         first = phase.starts_iteration and phase.iteration == 0
         if first or (self.refresh_references and (phase.starts_iteration or pl_module.shared_weights)):
             pl_module.adapters.refresh_references()
