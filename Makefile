@@ -17,8 +17,10 @@ quickstart: install  ## set up, train the embedded default, test SFT and SWIRL, 
 	$(BIN)/swirl test -c $(QUICKSTART) --ckpt_path $(CHECKPOINTS)/last.ckpt --verbose false
 	@echo "table: runs/quickstart/results.json; images: $(BIN)/tensorboard --logdir runs"
 
-test: install lint types contracts  ## set up, then ruff, mypy, import-linter and pytest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(COVERAGE)
+test: install lint contracts  ## set up, then ruff, import-linter, pytest, and mypy beside it, which tells its result at the end
+	@$(MAKE) --silent types > build/mypy.txt 2>&1 & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(COVERAGE); tested=$$?; \
+	wait $$types; typed=$$?; cat build/mypy.txt; exit $$((tested | typed))
 
 coverage: COVERAGE := --cov --cov-report=term:skip-covered --cov-fail-under=85
 coverage: test  ## the same, and the share of lines that ran; on Python 3.11 it takes a third longer
