@@ -38,7 +38,6 @@ def interval(scores: Scores, shared: bool = False) -> tuple[float, float, float]
         scores: of S seeds.
         shared: True: all seeds have the same transitions, in the same order. Then these are one draw, whose spread does
             not show in the seeds' means, and that of the means over seeds is added.
-
     """
     means = np.array([values.mean() for values in scores])
     spreads = [means] if len(scores) > 1 else []

@@ -334,7 +334,7 @@ def adapted_modules(folder: str | Path) -> set[str]:
 
 def _own_key(key: str) -> str:
     """Turn a key of a PEFT file into that of :meth:`Adapters.state_dict`, without the adapter's name."""
-    return key.removeprefix("base_model.model.").removesuffix(".weight")
+    return key.removeprefix(_PEFT_PREFIX).removesuffix(".weight")
 
 
 def _parameters(layers: dict[str, Any], name: str) -> Iterator[tuple[str, nn.Parameter]]:

@@ -88,9 +88,11 @@ class JudgeScore(CategoryMeans):
 
     def _check_refusals(self) -> None:
         """Raise before more is predicted whose judge will not answer."""
+        if self.judge.answers:
+            return
         done = [question for asked, _ in self._pending for question in asked if question.done()]
         refused = [error for question in done if isinstance(error := question.exception(), Refused)]
-        if len(refused) >= _MANY and not self.judge.answers:
+        if len(refused) >= _MANY:
             raise refused[0]
 
     def _answer(self, question: Future[JudgeAnswer]) -> JudgeAnswer:

@@ -76,7 +76,7 @@ class RowMean(Metric, ABC):
             if truth is None:
                 continue
             named = {""} if self.group_by is None else groups_of(row, self.group_by)
-            mine = [place for group, place in self.groups.items() if group in named] or [len(self.groups)]
+            mine = [self.groups[group] for group in named if group in self.groups] or [len(self.groups)]
             self.rows[[*mine, -1]] += 1
             if isinstance(guess, str) and guess.strip():
                 places.append([*mine, -1])

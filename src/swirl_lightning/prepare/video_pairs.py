@@ -109,7 +109,7 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
 
 def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str, Any]:
     """Write the frames of a video's pairs; returns ``{video, pairs: [...], reason}``."""
-    entry: dict[str, Any] = {"video": name, **_about(videos / name), "pairs": [], "reason": ""}
+    entry: dict[str, Any] = {"video": name, "bytes": _size(videos / name), "pairs": [], "reason": ""}
     shown = os.fsencode(name).decode(errors="backslashreplace")  # names of files need not be text, and records must be
     key = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
     rng = np.random.default_rng([config.seed, int.from_bytes(key, "big")])
@@ -135,6 +135,8 @@ def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str
                         _shrunk(frame, config.size).save(out / files[f"{side}_image"], quality=95)
                     pair = {"id": f"{shown}@{time:.2f}", "video": shown, "time": round(float(time), 3)}
                     entry["pairs"].append(files | pair)
+            if entry["pairs"]:
+                entry["begins"] = _beginning(videos / name)
     except VideoError as error:
         entry["reason"] = error.kind
     return entry
@@ -224,12 +226,14 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _about(video: Path) -> dict[str, Any]:
-    """Size of a video, and a hash of its beginning."""
-    if not os.path.isfile(video):  # no Path.is_file, which raises on names that cannot be
-        return {}
+def _size(video: Path) -> int | None:
+    # no Path.is_file, which raises on names that cannot be
+    return os.path.getsize(video) if os.path.isfile(video) else None
+
+
+def _beginning(video: Path) -> str:
     with open(video, "rb") as file:
-        return {"bytes": os.path.getsize(video), "begins": digest(file.read(_BEGINNING))}
+        return digest(file.read(_BEGINNING))
 
 
 def _changed(video: Path, entry: dict[str, Any], out: Path) -> bool:
@@ -238,10 +242,9 @@ def _changed(video: Path, entry: dict[str, Any], out: Path) -> bool:
     Raises:
         ValueError: the pairs are of another video of that name.
     """
-    now = _about(video)
-    if entry.get("bytes") in (None, now.get("bytes")):
+    if entry.get("bytes") in (None, _size(video)):
         return False
-    if entry["pairs"] and entry.get("begins") != now.get("begins"):
+    if entry["pairs"] and entry.get("begins") != _beginning(video):
         raise ValueError(f"{out} has pairs of another video named {entry['video']}: take another folder for {video}")
     return True
 
