@@ -13,7 +13,7 @@ import torch
 import yaml
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from support.cli import config, here
+from support.cli import config, here, longer_config
 from swirl_lightning.checkpoints.finding import find_checkpoint
 
 
@@ -108,7 +108,7 @@ def test_what_a_signal_saved_is_not_the_last_one_for_ever(tmp_path, gemma_path, 
     """Where the run itself writes no last.ckpt, or one of another name."""
     own = {"save_top_k": -1, "save_last": save_last}
     own = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": own}]
-    path = config(tmp_path, gemma_path, **{"trainer/callbacks": own})
+    path = longer_config(tmp_path, gemma_path, **{"trainer/callbacks": own})
     run = tmp_path / "runs" / "r"
     kill = ["--trainer.callbacks+=support.world.KillAt", "--trainer.callbacks.step=5"]
     with pytest.raises(SystemExit):
@@ -171,12 +171,12 @@ def test_the_name_of_a_metric_in_that_of_a_checkpoint_makes_folders(tmp_path, ge
     path, run = config(tmp_path, gemma_path, **{"trainer/callbacks": keepers}), tmp_path / "runs" / "r"
     options = ["-c", path, "--phase_switch.iterations", "0", "--phase_switch.warmup_epochs"]
     here("fit", *options, "1")
-    (found,) = run.glob("checkpoints/step=4-val/fwm/log_prob=*.ckpt")
+    (found,) = run.glob("checkpoints/step=2-val/fwm/log_prob=*.ckpt")
     with pytest.raises(SystemExit, match="is of an earlier run"):
         here("fit", *options, "2")
     here("fit", *options, "2", "--ckpt_path", found)
     here("fit", *options, "3", "--ckpt_path", "last")
-    assert sorted(step(found) for found in run.rglob("*.ckpt")) == [4, 8, 12]
+    assert sorted(step(found) for found in run.rglob("*.ckpt")) == [2, 4, 6]
 
 
 def test_no_run_writes_to_another_machine(tmp_path, gemma_path):
@@ -192,7 +192,7 @@ def test_one_that_cannot_be_read_is_found_if_it_is_the_newest(copied, tmp_path):
 
 
 def test_a_clock_that_is_put_back_makes_no_later_checkpoint_an_earlier_one(tmp_path, gemma_path, monkeypatch):
-    path, run = config(tmp_path, gemma_path), tmp_path / "runs" / "r"
+    path, run = longer_config(tmp_path, gemma_path), tmp_path / "runs" / "r"
     with monkeypatch.context() as ahead:
         ahead.setattr(time, "time", lambda real=time.time: real() + 3600)
         here("fit", "-c", path, "--trainer.max_steps", "3")
@@ -211,7 +211,7 @@ def test_a_folder_of_checkpoints_may_be_a_link(copied, tmp_path):
 
 
 def test_a_logger_that_numbers_its_folders_hides_no_checkpoint(tmp_path, gemma_path, recwarn):
-    path = config(tmp_path, gemma_path, **{"trainer/callbacks": []})
+    path = longer_config(tmp_path, gemma_path, **{"trainer/callbacks": []})
     settings = yaml.safe_load(path.read_text())
     settings["trainer"]["logger"] = "CSVLogger"
     path.write_text(yaml.safe_dump(settings))
@@ -241,7 +241,7 @@ class Project(DummyLogger):
 def test_checkpoints_are_looked_for_where_lightning_writes_them(tmp_path, gemma_path, monkeypatch, caplog, logger):
     """It asks the logger for other things than its log_dir."""
     monkeypatch.chdir(tmp_path)
-    path = config(tmp_path, gemma_path, **{"trainer/callbacks": []})
+    path = longer_config(tmp_path, gemma_path, **{"trainer/callbacks": []})
     settings = yaml.safe_load(path.read_text())
     sub_dir = {"save_dir": "runs", "name": "", "version": "", "sub_dir": "tb"}
     settings["trainer"]["logger"] = {"class_path": logger, "init_args": {} if "." in logger else sub_dir}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from support.cli import config, here
+from support.cli import here, longer_config
 from support.swirl import equal
 from support.tiny import gemma_folder, text_backbone
 from support.tiny_liquid import liquid_folder, vqgan
@@ -27,7 +27,7 @@ from swirl_lightning.prompts import PromptTemplates
 def run(tmp_path_factory, gemma_path):
     """The folder of a real run: a warm-up epoch and one iteration, adapters of rank 4 and α 32."""
     folder = tmp_path_factory.mktemp("run")
-    here("fit", "-c", config(folder, gemma_path))
+    here("fit", "-c", longer_config(folder, gemma_path))
     return folder / "runs" / "r"
 
 
@@ -271,5 +271,5 @@ def test_a_checkpoint_of_the_old_layout_loads_and_goes_on(run, tmp_path, gemma_p
     assert set(saved(last)["swirl"]) == {"base", "label", "lora", "tokens_seen", "rng", "updates"}
     assert equal(SWIRL.load_from_checkpoint(last).state_dict(), ended["state_dict"])
     within = folder / "checkpoints" / "epoch=1-step=6.ckpt"
-    here("fit", "-c", config(tmp_path, gemma_path), "--ckpt_path", within)
+    here("fit", "-c", longer_config(tmp_path, gemma_path), "--ckpt_path", within)
     assert equal(saved(last)["state_dict"], ended["state_dict"])

@@ -16,6 +16,7 @@ class NoMemoryReport(MemoryReport):
 
 
 def config(tmp_path, model_path, **changes):
+    """Write a run of six steps, two of each phase."""
     settings = {
         "seed_everything": 0,
         "trainer": {
@@ -57,7 +58,7 @@ def config(tmp_path, model_path, **changes):
                 "optim": {"warmup": {"lr": 1e-3}, "fwm": {"lr": 1e-3}, "idm": {"lr": 1e-3}},
             },
         },
-        "data": {"class_path": "support.world.Digits", "init_args": {"size": 32, "batch_size": 8}},
+        "data": {"class_path": "support.world.Digits", "init_args": {"size": 16, "batch_size": 8}},
     }
     for key, value in changes.items():
         at = settings
@@ -69,6 +70,11 @@ def config(tmp_path, model_path, **changes):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
+
+
+def longer_config(tmp_path, model_path, **changes):
+    """Write one of twelve steps, which can be stopped within a phase."""
+    return config(tmp_path, model_path, **{"data/init_args/size": 32, **changes})
 
 
 def here(*args):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from support.cli import config, here
+from support.cli import here, longer_config
 from support.processes import swirl
 from support.swirl import build, trainer
 from support.world import Digits
@@ -71,13 +71,13 @@ def test_rewards_of_another_type_are_told(rewards):
 def test_a_broken_reward_stops_the_run_and_what_was_saved_goes_on(
     tmp_path, gemma_path, capsys, value, call, phase, step
 ):
-    path = config(tmp_path, gemma_path, **reward(call=call, value=float(value)))
+    path = longer_config(tmp_path, gemma_path, **reward(call=call, value=float(value)))
     told = stopped(capsys, "fit", "-c", path, EXPORT)
     assert f"the reward is not finite in phase '{phase}'" in told
     assert f"optimiser step {step}, transitions 'state_only-" in told
     assert_good_until(tmp_path, step - 1)
     if value == "nan":
-        here("fit", "-c", config(tmp_path, gemma_path), EXPORT, "--ckpt_path", "last")
+        here("fit", "-c", longer_config(tmp_path, gemma_path), EXPORT, "--ckpt_path", "last")
         state, at = adapters(tmp_path)
         assert at == 12
         assert all(tensor.isfinite().all() for tensor in state.values())
@@ -92,7 +92,7 @@ def test_a_broken_reward_stops_the_run_and_what_was_saved_goes_on(
     ],
 )
 def test_a_broken_loss_or_gradient_stops_the_run(tmp_path, gemma_path, capsys, what, step, words):
-    path = config(tmp_path, gemma_path)
+    path = longer_config(tmp_path, gemma_path)
     told = stopped(capsys, "fit", "-c", path, EXPORT, *broken({"step": step, "what": what}))
     for word in words:
         assert word in told
@@ -101,7 +101,7 @@ def test_a_broken_loss_or_gradient_stops_the_run(tmp_path, gemma_path, capsys, w
 
 @pytest.mark.parametrize("step", [2, 5])
 def test_weights_that_the_optimiser_breaks_are_in_no_checkpoint_and_no_export(tmp_path, gemma_path, capsys, step):
-    path = config(tmp_path, gemma_path)
+    path = longer_config(tmp_path, gemma_path)
     told = stopped(capsys, "fit", "-c", path, EXPORT, *broken({"step": step, "what": "moments"}))
     phase = "warmup" if step < 4 else "fwm"
     assert f"the adapter is not finite in phase '{phase}'" in told
@@ -113,7 +113,7 @@ def test_weights_that_the_optimiser_breaks_are_in_no_checkpoint_and_no_export(tm
 def test_an_optimiser_whose_eps_is_0_ends_in_words(tmp_path, gemma_path, capsys):
     """Weights without a gradient become 0 / 0, as those of lora_A in the first step."""
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"eps": 0.0}}
-    path = config(tmp_path, gemma_path, **{"model/init_args/optimizer": optimizer})
+    path = longer_config(tmp_path, gemma_path, **{"model/init_args/optimizer": optimizer})
     told = stopped(capsys, "fit", "-c", path, EXPORT)
     assert "the adapter is not finite in phase 'warmup', epoch 0, optimiser step 1, records 'warmup-" in told
     assert not list(tmp_path.rglob("*.ckpt")) + list(tmp_path.rglob("*.safetensors"))
@@ -122,7 +122,7 @@ def test_an_optimiser_whose_eps_is_0_ends_in_words(tmp_path, gemma_path, capsys)
 def test_a_model_that_has_diverged_ends_in_words(tmp_path, gemma_path, capsys):
     """Weights are finite and what the model says is NaN, so that no token can be drawn from it."""
     rates = {"warmup": {"lr": 1e-3}, "fwm": {"lr": 1e15, "warmup": 0}}
-    path = config(tmp_path, gemma_path, **{"model/init_args/optim": rates})
+    path = longer_config(tmp_path, gemma_path, **{"model/init_args/optim": rates})
     told = stopped(capsys, "fit", "-c", path)
     assert "the loss is not finite in phase 'fwm', epoch 1, optimiser step 6, records 'state_only-" in told
     told = stopped(capsys, "test", "-c", path, "--ckpt_path", "last")
@@ -131,7 +131,7 @@ def test_a_model_that_has_diverged_ends_in_words(tmp_path, gemma_path, capsys):
 
 def test_accumulated_batches_are_all_checked(tmp_path, gemma_path, capsys):
     """The NaN is in the first of two micro-batches; the step is taken after the second."""
-    path = config(tmp_path, gemma_path)
+    path = longer_config(tmp_path, gemma_path)
     told = stopped(
         capsys,
         *("fit", "-c", path, "--trainer.accumulate_grad_batches", "2", "--data.init_args.batch_size", "4"),
@@ -172,7 +172,9 @@ def test_both_ranks_stop_where_one_is_broken(tmp_path, gemma_path, changes, opti
         "data/init_args/batch_size": 4,
         "model/init_args/backbone/init_args/quantization": None,
     }
-    done = swirl("fit", "-c", config(tmp_path, gemma_path, **changes), *options, ranks=2)  # its time limit ends a hang
+    done = swirl(
+        "fit", "-c", longer_config(tmp_path, gemma_path, **changes), *options, ranks=2
+    )  # its time limit ends a hang
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 2
     for word in words:
