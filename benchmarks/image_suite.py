@@ -41,6 +41,8 @@ class ImageSuite(Suite):
     """
 
     judge_template = ""
+    test_only = False
+    """True if there is a test split alone: models are fitted on another benchmark."""
     keeps_without_target = False
     """True if a test record whose image of the result is missing is predicted and judged all the same."""
 
@@ -55,7 +57,6 @@ class ImageSuite(Suite):
         super().__init__(data_dir, **kwargs)
         self.clip, self.judge = clip, judge
         self._checked: dict[str, list[ImageRecord]] = {}
-        self._missing: dict[str, str] = {}
         self._stage: str | None = None
 
     # ---- what a suite says -----------------------------------------------------------------------
@@ -82,13 +83,9 @@ class ImageSuite(Suite):
 
     # ---- Lightning's hooks -----------------------------------------------------------------------
     def setup(self, stage: str) -> None:
-        """Run :meth:`check`, and name the metrics that are left out."""
+        """Run :meth:`check`, and keep the stage: a judge is asked in some alone."""
         self._stage = stage
         super().setup(stage)
-        self._missing = self._look_for_missing()
-        if self._missing:
-            reasons = [f"{name}: {reason}" for name, reason in self._missing.items()]
-            rank_zero_warn(f"{self.suite}: metrics left out:{first(reasons)}")
 
     def check(self) -> None:
         """Check that the folder and the judge's package and key are there.
@@ -106,13 +103,18 @@ class ImageSuite(Suite):
 
         Raises:
             FileNotFoundError: an index file is not there.
-            ValueError: an index file cannot be read; or ``strict`` and something is wrong.
+            ValueError: there is no such split; an index file cannot be read; or ``strict`` and something is wrong.
         """
         return ImageTransitions(self.checked(split))
 
     def checked(self, split: Split) -> list[ImageRecord]:
         """Return the usable records of a split, which are read and checked at the first call."""
         if split not in self._checked:
+            if self.test_only and split != "test":
+                raise ValueError(
+                    f"{self.suite} has a test split only: fit on another benchmark (Aurora, for example), then run "
+                    "swirl test here with --ckpt_path"
+                )
             skipped = SkippedRecords(f"{self.suite} {split}")
             records = self.read_records(split, skipped)
             if split == "test" and self.limit is not None:
@@ -129,11 +131,6 @@ class ImageSuite(Suite):
         return self._checked[split]
 
     # ---- metrics ---------------------------------------------------------------------------------
-    @property
-    def missing_metrics(self) -> dict[str, str]:
-        """Metrics that are not computed here, with the reasons; known after `setup`."""
-        return dict(self._missing)
-
     def _look_for_missing(self) -> dict[str, str]:
         found = {
             "clip": missing_model(self.clip, "clip", DEFAULT_CLIP),

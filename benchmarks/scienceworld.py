@@ -32,7 +32,6 @@ class ScienceWorld(TextSuite):
     Args:
         data_dir: as above.
         tasks: names of tasks to keep; None for all.
-        file: the file's name.
         per_task: report the metrics of states for each task, too.
         kwargs: as for `TextSuite`.
     """
@@ -48,12 +47,11 @@ class ScienceWorld(TextSuite):
         data_dir: str,
         *,
         tasks: list[str] | None = None,
-        file: str = FILE,
         per_task: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_dir, **kwargs)
-        self.tasks, self.file, self.per_task = tasks, file, per_task
+        self.tasks, self.per_task = tasks, per_task
         self.data_sha256: str | None = None
         """Of the file, known after `check`: results can be compared where it is the same."""
         self._everything: dict[Part, list[Transition]] | None = None
@@ -61,7 +59,7 @@ class ScienceWorld(TextSuite):
     @property
     def path(self) -> Path:
         """File of transitions."""
-        return self.data_dir / self.file
+        return self.data_dir / FILE
 
     def files(self, part: Part) -> Sequence[Path]:
         """Return the one file, which has all parts."""

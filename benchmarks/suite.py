@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 from swirl_lightning.data.module import TransitionDataModule
+from swirl_lightning.data.reading import first
 from swirl_lightning.engine.ranges import check_ranges
 
 
@@ -47,8 +51,21 @@ class Suite(TransitionDataModule):
         self.data_dir = Path(data_dir)
         self.strict, self.bert, self.limit = strict, bert, limit
         self.counts: dict[str, dict[str, int]] = {}
+        self._missing: dict[str, str] = {}
+
+    def setup(self, stage: str) -> None:
+        """Check and read what the command needs, and name the metrics that are left out."""
+        super().setup(stage)
+        self._missing = self._look_for_missing()
+        if self._missing:
+            reasons = [f"{name}: {reason}" for name, reason in self._missing.items()]
+            rank_zero_warn(f"{self.suite}: metrics left out:{first(reasons)}")
 
     @property
     def missing_metrics(self) -> dict[str, str]:
-        """Metrics that are not computed here, with the cure for each."""
-        return {}
+        """Metrics that are not computed here, with the reason or the cure for each; known after `setup`."""
+        return dict(self._missing)
+
+    @abstractmethod
+    def _look_for_missing(self) -> dict[str, str]:
+        """Find the metrics that cannot be computed here, with the reasons."""

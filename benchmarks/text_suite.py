@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torchmetrics import Metric, MetricCollection
 
 from swirl_lightning.benchmarks.suite import Suite
 from swirl_lightning.data.module import Split
-from swirl_lightning.data.reading import SkippedRecords, first, halves, rank_of, require_files
+from swirl_lightning.data.reading import SkippedRecords, require_files
+from swirl_lightning.data.splitting import halves, rank_of
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.bert_score import BERTScore, missing_model
 from swirl_lightning.metrics.embedding import EmbeddingSimilarity, missing_encoder
@@ -65,7 +65,6 @@ class TextSuite(Suite):
         self.split_seed = split_seed
         self.validation_episodes = validation_episodes
         check_ranges("data", vars(self), validation_episodes="[0, inf)")
-        self._missing: dict[str, str] = {}
         self._parts: dict[str, list[Transition]] = {}
 
     # ---- what a suite says -----------------------------------------------------------------------
@@ -87,14 +86,10 @@ class TextSuite(Suite):
 
     # ---- before the model loads ------------------------------------------------------------------
     def setup(self, stage: str) -> None:
-        """Check files and options, read the splits that the command needs, and name the metrics that are left out."""
+        """Check files and options, and read the splits that the command needs."""
         parts = self._needed(stage)
         require_files(sorted({path for part in parts for path in self.files(part)}), self.source)
         super().setup(stage)
-        self._missing = self._look_for_missing()
-        if self._missing:
-            reasons = [f"{name}: {reason}" for name, reason in self._missing.items()]
-            rank_zero_warn(f"{self.suite}: metrics left out:{first(reasons)}")
 
     def _needed(self, stage: str) -> list[Part]:
         parts: dict[Part, None] = {}
@@ -165,11 +160,6 @@ class TextSuite(Suite):
             {"exact_match": ExactMatch("action"), "rouge_l": RougeL(field="action", **self.groups())},
             compute_groups=False,
         )
-
-    @property
-    def missing_metrics(self) -> dict[str, str]:
-        """Metrics that are not computed here, with the reasons; known after `setup`."""
-        return dict(self._missing)
 
     def _look_for_missing(self) -> dict[str, str]:
         missing = {}

@@ -12,7 +12,7 @@ from swirl_lightning.benchmarks.image_suite import ImageSuite
 from swirl_lightning.benchmarks.image_tables import image_bytes, rows
 from swirl_lightning.data.image_records import ImageRecord
 from swirl_lightning.data.module import Split
-from swirl_lightning.data.reading import SkippedRecords
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords
 from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
 
 COLUMNS = ("edit_type", "image_id", "src_img", "tgt_img", "edit_prompt")
@@ -43,6 +43,7 @@ class ByteMorph(ImageSuite):
     )
     judge_template = "bytemorph"
     category_key = "edit_type"
+    test_only = True
 
     def __init__(
         self,
@@ -65,11 +66,6 @@ class ByteMorph(ImageSuite):
 
     def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
         """Read the rows of the parquet files."""
-        if split != "test":
-            raise ValueError(
-                "ByteMorph-Bench has a test split only: fit on another benchmark (Aurora, for example), then "
-                "run swirl test here with --ckpt_path"
-            )
         paths = sorted(p for folder in (self.data_dir, self.data_dir / "data") for p in folder.glob("*.parquet"))
         if not paths:
             raise FileNotFoundError(f"ByteMorph: no *.parquet in {self.data_dir} or its data/. {self.source}")
@@ -77,33 +73,31 @@ class ByteMorph(ImageSuite):
         for path in paths:
             for place, row in rows(path, COLUMNS, OPTIONAL, skipped):
                 if row["edit_type"] in self.categories:
-                    record = self._record(row, place, skipped)
-                    records += [] if record is None else [record]
+                    name = f"{place} {row['edit_type']}/{row['image_id']}"
+                    try:
+                        records.append(self._record(row, name))
+                    except BrokenRecord as error:
+                        skipped.add(name, error)
                 elif row["edit_type"] not in EDIT_TYPES:
                     skipped.add(place, f"unknown edit type ({row['edit_type']!r})")
         return records
 
-    def _record(self, row: dict[str, Any], place: str, skipped: SkippedRecords) -> ImageRecord | None:
+    def _record(self, row: dict[str, Any], name: str) -> ImageRecord:
+        """Parse a row; raise BrokenRecord if it cannot be used."""
         prompt = row.get("edit_prompt_rewrite_instruction") if self.rewritten else None
         words = prompt or row["edit_prompt"]
-        images = [image_bytes(row["src_img"]), image_bytes(row["tgt_img"])]
+        before, after = image_bytes(row["src_img"]), image_bytes(row["tgt_img"])
         if not isinstance(words, str) or not words.strip():
-            problem: str | None = "no edit prompt"
-        elif row["image_id"] is None:
-            problem = "no image_id"
-        elif images[0] is None or images[1] is None:
-            problem = "missing"
-        else:
-            problem = None
-        name = f"{row['edit_type']}/{row['image_id']}"
-        if problem or images[0] is None or images[1] is None:
-            skipped.add(f"{place} {name}", str(problem))
-            return None
+            raise BrokenRecord("no edit prompt")
+        if row["image_id"] is None:
+            raise BrokenRecord("no image_id")
+        if before is None or after is None:
+            raise BrokenRecord("missing")
         meta = {"edit_type": row["edit_type"], "image_id": str(row["image_id"])}
         for key, column in (("src_caption", "src_img_caption"), ("tgt_caption", "tgt_img_caption")):
             if row.get(column):
                 meta[key] = row[column]
-        return ImageRecord(images[0], images[1], words.strip(), f"{place} {name}", meta)
+        return ImageRecord(before, after, words.strip(), name, meta)
 
     def clip_metrics(self, encoder: CLIPEncoder) -> dict[str, Metric]:
         """Make the four official scores, and the similarities of AURORA."""

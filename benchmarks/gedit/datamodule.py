@@ -48,6 +48,7 @@ class GEdit(ImageSuite):
     )
     judge_template = "gedit"
     category_key = "groups"
+    test_only = True
 
     def __init__(
         self,
@@ -88,11 +89,6 @@ class GEdit(ImageSuite):
     # ---- records ---------------------------------------------------------------------------------
     def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
         """Read the rows of the chosen language and types."""
-        if split != "test":
-            raise ValueError(
-                "GEdit-Bench has test data only: fit on another benchmark (Aurora, for example), then run swirl test "
-                "here with --ckpt_path"
-            )
         folders = (self.data_dir, self.data_dir / "data", self.data_dir / "train")
         paths = sorted(p for folder in folders for p in (*folder.glob("*.arrow"), *folder.glob("*.parquet")))
         if not paths:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,24 +86,28 @@ def require_minigrid() -> None:
         ) from error
 
 
+def thing_of(cell: Cell) -> Any:
+    """Return the simulator's object in a cell; None of bare floor."""
+    from minigrid.core import world_object
+
+    if cell.kind == "floor":
+        return None
+    if cell.kind == "door":
+        return world_object.Door(cell.colour, cell.door == "open", cell.door == "locked")
+    make = getattr(world_object, cell.kind.title())
+    return make(cell.colour) if cell.colour else make()
+
+
 @cache
 def atlas() -> NDArray[np.uint8]:
     """Return the simulator's own image of every cell, (len(CELLS), 8, 8, 3)."""
     require_minigrid()
-    from minigrid.core import world_object
     from minigrid.core.grid import Grid
 
     tiles = []
     for cell in CELLS:
-        thing = None
-        if cell.kind == "door":
-            thing = world_object.Door(cell.colour, cell.door == "open", cell.door == "locked")
-        elif cell.kind in OBJECTS:
-            thing = getattr(world_object, cell.kind.title())(cell.colour)
-        elif cell.kind != "floor":
-            thing = getattr(world_object, cell.kind.title())()
         heading = FACINGS.index(cell.facing) if cell.facing else None
-        tiles.append(Grid.render_tile(thing, agent_dir=heading, tile_size=TILE))
+        tiles.append(Grid.render_tile(thing_of(cell), agent_dir=heading, tile_size=TILE))
     return np.stack(tiles).astype(np.uint8)
 
 

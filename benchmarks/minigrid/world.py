@@ -21,6 +21,7 @@ from swirl_lightning.benchmarks.minigrid.tiles import (
     render,
     require_minigrid,
     resized,
+    thing_of,
 )
 from swirl_lightning.console.run import nearest
 from swirl_lightning.transition import State
@@ -112,22 +113,11 @@ def _env(scene: Scene, held: Cell | None) -> Any:
     env.reset(seed=0)
     for (row, column), index in np.ndenumerate(scene):
         cell = CELLS[index]
-        env.grid.set(column, row, _thing(cell))
+        env.grid.set(column, row, thing_of(cell))
         if cell.facing:
             env.agent_pos, env.agent_dir = (column, row), FACINGS.index(cell.facing)
-    env.carrying = None if held is None else _thing(held)
+    env.carrying = None if held is None else thing_of(held)
     return env
-
-
-def _thing(cell: Cell) -> Any:
-    from minigrid.core import world_object
-
-    if cell.kind == "floor":
-        return None
-    if cell.kind == "door":
-        return world_object.Door(cell.colour, cell.door == "open", cell.door == "locked")
-    make = getattr(world_object, cell.kind.title())
-    return make(cell.colour) if cell.colour else make()
 
 
 def _play(env: Any, action: str) -> bool:

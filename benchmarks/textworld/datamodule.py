@@ -30,7 +30,6 @@ class TextWorld(TransitionDataModule):
 
     Args:
         data_dir: folder of the data, filled at the first start.
-        base_size: transitions for a recipe that pretrains a base (`base`); no phase uses their games.
         warmup_size: labelled transitions for the warm-up.
         state_only_size: pairs without actions for Phases I and II.
         validation_size: transitions to validate on.
@@ -63,7 +62,6 @@ class TextWorld(TransitionDataModule):
         self,
         data_dir: str = "data/textworld",
         *,
-        base_size: int = 5000,
         warmup_size: int = 400,
         state_only_size: int = 2000,
         validation_size: int = 200,
@@ -85,7 +83,7 @@ class TextWorld(TransitionDataModule):
     ) -> None:
         super().__init__(**kwargs)
         self.data_dir = Path(data_dir)
-        self.base_size, self.warmup_size, self.state_only_size = base_size, warmup_size, state_only_size
+        self.warmup_size, self.state_only_size = warmup_size, state_only_size
         self.validation_size, self.test_size = validation_size, test_size
         self.max_gap, self.world_seed, self.per_kind = max_gap, world_seed, per_kind
         self.embedding = embedding
@@ -117,10 +115,6 @@ class TextWorld(TransitionDataModule):
     def load_split(self, split: Split) -> Sequence[Transition]:
         """Read the split; if it is missing, make it first."""
         return load(self._ensure(split)) if getattr(self, f"{split}_size") else []
-
-    def base(self) -> Sequence[Transition]:
-        """Return transitions of games that no phase uses, for a recipe that pretrains a base."""
-        return load(self._ensure("base"))
 
     def state_metrics(self) -> MetricCollection:
         """Make effect accuracy, preservation, hallucination and exact match of facts; ROUGE-L, similarity."""

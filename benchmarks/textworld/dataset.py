@@ -23,14 +23,15 @@ from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import sha256, whole_file
 from swirl_lightning.transition import Transition
 
-SPLITS = ("base", "warmup", "state_only", "validation", "test")
-"""Splits, each with games of its own; ``base`` is for a recipe that pretrains a base and is used by no phase."""
+SPLITS = ("warmup", "state_only", "validation", "test")
+"""Splits, each with games of its own."""
 
 FORMAT = 1
 """Version of the generator: raise it if the same settings give other data."""
 
 _GAMES = 100_000  # seeds of a split
-_WORLDS = 2**32 // (_GAMES * len(SPLITS))
+_PARTS = ("unused", *SPLITS)  # of a world's seeds
+_WORLDS = 2**32 // (_GAMES * len(_PARTS))
 _STALLED = 200  # games in a row that gave nothing new
 
 Row = dict[str, Any]
@@ -43,7 +44,7 @@ def game_seeds(split: str, world_seed: int) -> range:
         ValueError: ``world_seed`` is too large or negative.
     """
     check_ranges("data", {"world_seed": world_seed}, world_seed=f"[0, {_WORLDS - 1}]")
-    start = (world_seed * len(SPLITS) + SPLITS.index(split)) * _GAMES
+    start = (world_seed * len(_PARTS) + _PARTS.index(split)) * _GAMES
     return range(start, start + _GAMES)
 
 

@@ -73,6 +73,7 @@ class WorldPrediction(ImageSuite):
     )
     judge_template = "worldprediction"
     category_key = "groups"
+    test_only = True
 
     def __init__(
         self,
@@ -116,11 +117,6 @@ class WorldPrediction(ImageSuite):
 
     def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
         """Read the samples, and cut out their frames."""
-        if split != "test":
-            raise ValueError(
-                "WorldPrediction has a test split only: fit on another benchmark, then run swirl test here with "
-                "--ckpt_path"
-            )
         require_av()
         plans = self._plans(skipped)[: self.limit]
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

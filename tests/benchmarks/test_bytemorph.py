@@ -94,5 +94,5 @@ def test_end_to_end(tmp_path):
 
 
 def test_a_fit_is_refused_before_the_model_loads(tmp_path):
-    with pytest.raises(ValueError, match="ByteMorph-Bench has a test split only: fit on another benchmark"):
+    with pytest.raises(ValueError, match="ByteMorph has a test split only: fit on another benchmark"):
         ByteMorph(data_dir=write(tmp_path)).setup("fit")

@@ -90,7 +90,7 @@ def test_options_and_files_that_cannot_be(options, error, told, tmp_path):
 
 
 def test_it_has_no_training_data_and_needs_its_columns(tmp_path):
-    with pytest.raises(ValueError, match="has test data only: fit on another benchmark"):
+    with pytest.raises(ValueError, match="has a test split only: fit on another benchmark"):
         GEdit(data_dir=write(tmp_path / "a", ROWS)).setup("fit")
     bare = [{key: value for key, value in ROWS[0].items() if key != "Intersection_exist"}]
     with pytest.raises(ValueError, match="lacks the columns Intersection_exist; it has task_type, key"):

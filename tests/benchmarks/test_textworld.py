@@ -35,7 +35,6 @@ def test_data_module(tmp_path):
     assert made == ["state_only", "validation", "warmup"]
     data.setup("fit")
     assert [len(data.split(name)) for name in ("warmup", "state_only", "validation", "test")] == [6, 9, 6, 6]
-    assert len(data.base()) == 6
     assert all(pair.action is None for pair in data.pairs(0))
     row = data.split("warmup")[0]
     assert row.meta["kind"] == str(row.action).split()[0]

@@ -71,7 +71,10 @@ def test_another_run_reads_what_was_written(tmp_path):
     first.encode(["d"], CPU)
     first.flush()
     first.flush()
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    shards = list(tmp_path.rglob("*.safetensors"))
+    assert len(shards) == 2
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in shards} == {(tmp_path / "new").stat().st_mode}  # others may read them, too
     assert not list(tmp_path.rglob("*.partial"))
 
     backbone = Backbone()

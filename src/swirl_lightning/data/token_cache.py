@@ -16,11 +16,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.engine.grammar import TokenIds
-from swirl_lightning.files import check_writable, written_to
+from swirl_lightning.files import check_writable, whole_file
 from swirl_lightning.transition import State
 
 _KEY_BYTES = 16
@@ -113,19 +113,16 @@ class StateTokens:
         """
         if self._folder is None or not self._new:
             return
-        partial = self._folder / f"{uuid.uuid4().hex}.partial"  # a new name: processes and runs only ever add
         tensors: dict[str, NDArray[Any]] = {
             "keys": np.frombuffer(b"".join(self._new), np.uint8).reshape(-1, _KEY_BYTES).copy(),
             "lengths": np.array([len(ids) for ids in self._new.values()], np.int64),
             "ids": np.concatenate(list(self._new.values())),
         }
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with written_to(partial):
-                save_file(tensors, partial)
-            os.replace(partial, partial.with_suffix(".safetensors"))
+            # a new name: processes and runs only ever add
+            with whole_file(self._folder / f"{uuid.uuid4().hex}.safetensors") as file:
+                file.write(save(tensors))
         except OSError as error:
-            partial.unlink(missing_ok=True)
             rank_zero_warn(f"tokens of states are not kept from now on: {error}")
             self._cache_dir = self._folder = None
         self._stored.update(self._new)

@@ -19,8 +19,9 @@ from urllib.parse import urlparse
 
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.image_records import ImageRecord, clip_of, usable
-from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, lines, parse_object, rank_of
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, lines, parse_object
 from swirl_lightning.data.reading import records as read_records
+from swirl_lightning.data.splitting import rank_of
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files import relative_to, whole_file
 from swirl_lightning.prepare import command_parser

@@ -27,7 +27,7 @@ from swirl_lightning.console.run import run_command
 from swirl_lightning.data.reading import read_settings
 from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import digest, whole_file
+from swirl_lightning.files import append_lines, digest, whole_file
 from swirl_lightning.prepare import command_parser
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
@@ -90,16 +90,12 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
     _check_settings(out / "settings.json", config)
     done = {entry["video"]: entry for entry in _entries(out / _LOG)}
     left = [name for name in names if name not in done or _changed(videos / name, done[name], out)]
-    with (
-        ThreadPoolExecutor(workers) as pool,  # decoding, resizing and writing all leave the interpreter's lock
-        Progress() as progress,
-        open(out / _LOG, "a", encoding="utf-8") as log,
-    ):
+    # decoding, resizing and writing all leave the interpreter's lock
+    with ThreadPoolExecutor(workers) as pool, Progress() as progress:
         task = progress.add_task("video pairs", total=len(names), completed=len(names) - len(left))
         for entry in _finished(pool, videos, out, left, config, workers):
             done[entry["video"]] = entry
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
+            append_lines(out / _LOG, [json.dumps(entry)])
             progress.advance(task)
     _write_pairs(out / PAIRS, [done[name] for name in sorted(done)])
     counts = Counter({"videos": len(done), "pairs": sum(len(e["pairs"]) for e in done.values())})
@@ -220,9 +216,6 @@ def _entries(path: Path) -> list[dict[str, Any]]:
             continue
         if _is_entry(entry):
             entries.append(entry)
-    if text and not text.endswith("\n"):
-        with whole_file(path) as file:
-            file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
     return entries
 
 
