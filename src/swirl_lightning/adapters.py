@@ -346,7 +346,7 @@ def _parameters(layers: dict[str, Any], name: str) -> Iterator[tuple[str, nn.Par
                 entry = holder[name]
                 parameter = entry if isinstance(entry, nn.Parameter) else getattr(entry, "weight", None)
                 if parameter is not None:
-                    yield f"{path.removeprefix('base_model.model.')}.{part}", parameter
+                    yield f"{path.removeprefix(_PEFT_PREFIX)}.{part}", parameter
 
 
 def _beside(model: PreTrainedModel, place: str) -> str | None:

@@ -105,7 +105,6 @@ class Evaluator:
 
     def start(self, benchmark: Any, device: torch.device) -> None:
         """Begin an evaluation with new metrics from a benchmark's ``state_metrics()`` and ``action_metrics()``."""
-        self._means = {}
         self._metrics = {}
         for mode in self._config.modes:
             if self._forward:

@@ -28,7 +28,6 @@ class GenerationStore:
     def __init__(self, folder: str | Path, settings: dict[str, Any], rank: int = 0) -> None:
         self.folder = Path(folder)
         self.fingerprint = _digest(json.dumps(settings, sort_keys=True, default=str))
-        self.hits = self.misses = 0
         self._path = self.folder / f"generated-rank{rank}.jsonl"
         self._known: dict[str, list[TokenIds]] = {}
         for path in sorted(self.folder.glob("generated-rank*.jsonl")):
@@ -49,9 +48,7 @@ class GenerationStore:
     def get(self, key: str, count: int) -> list[TokenIds] | None:
         """Return the ``count`` samples of a key, or None."""
         found = self._known.get(key)
-        found = found if found is not None and len(found) == count else None
-        self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
-        return found
+        return found if found is not None and len(found) == count else None
 
     def put(self, keys: Sequence[str], samples: Sequence[list[TokenIds]]) -> None:
         """Write samples at once; the run that makes them asks for none of them again."""

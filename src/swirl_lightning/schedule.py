@@ -236,7 +236,7 @@ class PhaseLR(LRScheduler):
         self._apply()
 
     def _initial_step(self) -> None:
-        """Do nothing: torch would take a step here, and a phase would begin at its second learning rate."""
+        """Set the first learning rate: torch would take a step here, and a phase would begin at its second one."""
         self._step_count = 1
         self._apply()
 

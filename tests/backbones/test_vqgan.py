@@ -134,6 +134,7 @@ def test_conversion_to_safetensors(
         warnings.simplefilter("ignore")  # runpy: the module is imported already
         runpy.run_module("swirl_lightning.prepare.vqgan", run_name="__main__")
     assert capsys.readouterr().out.strip() == str(folder / "vqgan.safetensors")
+    assert (folder / "vqgan.safetensors").stat().st_mode == (folder / "vqgan.yaml").stat().st_mode  # for others, too
     assert not [name for name in load_file(folder / "vqgan.safetensors") if name.startswith("loss.")]
     torch.save({"state_dict": {"quant_conv.weight": torch.ones(1)}}, folder / "vqgan.ckpt")
     with pytest.raises(VQGANError, match="missing"):

@@ -13,9 +13,7 @@ from transformers import ChameleonForConditionalGeneration, PreTrainedModel, Pre
 from swirl_lightning.backbones.image_tokens import VQGANTokens
 from swirl_lightning.backbones.loading import load_base, load_config, load_tokenizer, misfit
 from swirl_lightning.backbones.vqgan import CONFIG_FILE, VQGANConfig, vqgan_fingerprint
-from swirl_lightning.engine.grammar import TokenIds
 
-BOI, EOI = "<racm3:break>", "<eoss>"
 _CODE = re.compile("IMGIMG([A-J]+)Z")
 _DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
 
@@ -38,6 +36,7 @@ class Chameleon(VQGANTokens):
 
     lora_targets = r".*model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
     keep_unquantized = ("lm_head", "model.vqmodel")
+    marks = ("<racm3:break>", "<eoss>")
     cure = f"set vqgan_path to a folder with {CONFIG_FILE} and vqgan.ckpt of Chameleon's original release"
 
     # ---- the model -------------------------------------------------------------------------------
@@ -64,7 +63,7 @@ class Chameleon(VQGANTokens):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer; it must know Chameleon's image marks."""
-        return load_tokenizer(self, (BOI, EOI), bos=True)
+        return load_tokenizer(self, self.marks, bos=True)
 
     # ---- codes -----------------------------------------------------------------------------------
     def code_of(self, token: str) -> int | None:
@@ -85,24 +84,10 @@ class Chameleon(VQGANTokens):
             )
         return config
 
-    # ---- grammar ---------------------------------------------------------------------------------
-    def state_opening(self) -> TokenIds:
-        """Return ``<racm3:break>``, which codes follow."""
-        return [self._marks[0]]
-
-    def wrap_state(self, content: TokenIds) -> TokenIds:
-        """Put the codes between ``<racm3:break>`` and ``<eoss>``."""
-        return [self._marks[0], *content, self._marks[1]]
-
     @cached_property
     def _not_text(self) -> set[int]:
         reserved = {i for token, i in self.tokenizer.get_vocab().items() if token.startswith("<reserved")}
-        return super()._not_text | reserved | set(self._marks)
-
-    @cached_property
-    def _marks(self) -> tuple[int, int]:
-        vocabulary = self.tokenizer.get_vocab()
-        return vocabulary[BOI], vocabulary[EOI]
+        return super()._not_text | reserved
 
     def fingerprint(self) -> str:
         """Name the VQGAN and the place of its codes in the vocabulary."""

@@ -179,6 +179,9 @@ class VQGANTokens(ImageTokens):
         ValueError: an option is out of range.
     """
 
+    marks: tuple[str, str]
+    """Tokens before and after the codes of an image."""
+
     cure = f"set vqgan_path to the folder that holds {CONFIG_FILE} and vqgan.safetensors or vqgan.ckpt"
     """Advice about a VQGAN that is missing, or that is not the model's."""
 
@@ -212,6 +215,23 @@ class VQGANTokens(ImageTokens):
     def decode_images(self, codes: Tensor) -> list[Image.Image]:
         """Decode (B, grid * grid) codes to B images."""
         return to_images(self.codec(codes.device).decode(codes))
+
+    def wrap_state(self, content: TokenIds) -> TokenIds:
+        """Put the codes between the marks."""
+        return [self._mark_ids[0], *content, self._mark_ids[1]]
+
+    def state_opening(self) -> TokenIds:
+        """Return the first mark, which the codes of the next state follow."""
+        return [self._mark_ids[0]]
+
+    @cached_property
+    def _mark_ids(self) -> tuple[int, int]:
+        vocabulary = self.tokenizer.get_vocab()
+        return vocabulary[self.marks[0]], vocabulary[self.marks[1]]
+
+    @cached_property
+    def _not_text(self) -> set[int]:
+        return super()._not_text | set(self._mark_ids)
 
     @cached_property
     def state_grammar(self) -> Grammar:

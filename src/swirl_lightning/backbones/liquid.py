@@ -15,9 +15,6 @@ from swirl_lightning.backbones.image_tokens import VQGANTokens
 from swirl_lightning.backbones.loading import load_base, load_config, load_tokenizer, misfit
 from swirl_lightning.backbones.pixels import to_pixels
 from swirl_lightning.backbones.vqgan import vqgan_fingerprint
-from swirl_lightning.engine.grammar import TokenIds
-
-IMAGE_MARKS = ("<boi>", "<eoi>")
 
 
 class Liquid(VQGANTokens):
@@ -37,6 +34,8 @@ class Liquid(VQGANTokens):
     Raises:
         ValueError: the parts do not fit together; the message names the cure.
     """
+
+    marks = ("<boi>", "<eoi>")
 
     def __init__(
         self,
@@ -64,7 +63,7 @@ class Liquid(VQGANTokens):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that lies beside the model; it must know the marks around an image."""
-        return load_tokenizer(self, IMAGE_MARKS, bos=True)
+        return load_tokenizer(self, self.marks, bos=True)
 
     # ---- codes -----------------------------------------------------------------------------------
     @property
@@ -94,25 +93,6 @@ class Liquid(VQGANTokens):
         """Compute the VQGAN's latents before quantisation, (N, embed_dim, grid, grid)."""
         pixels = to_pixels(list(images), self.vqgan_config.resolution)
         return self.codec(device).latents(pixels.to(device))
-
-    # ---- prompts and grammars --------------------------------------------------------------------
-    def wrap_state(self, content: TokenIds) -> TokenIds:
-        """Put the codes between ``<boi>`` and ``<eoi>``."""
-        return [self._marks[0], *content, self._marks[1]]
-
-    def state_opening(self) -> TokenIds:
-        """Return ``<boi>``, which the codes of the next state follow."""
-        return [self._marks[0]]
-
-    @cached_property
-    def _marks(self) -> tuple[int, int]:
-        vocabulary = self.tokenizer.get_vocab()
-        boi, eoi = (vocabulary[mark] for mark in IMAGE_MARKS)
-        return boi, eoi
-
-    @cached_property
-    def _not_text(self) -> set[int]:
-        return super()._not_text | set(self._marks)
 
     def fingerprint(self) -> str:
         """Name the VQGAN (its config and weights) and the place of its codes in the vocabulary."""

@@ -60,10 +60,15 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
     if method not in (None, "bitsandbytes"):
         misfit(backbone, f"its weights are quantised already, by {method!r}; give the model that it was made from")
     if model_types is not None and config.model_type not in model_types:
-        other = FAMILIES.get(config.model_type)
-        cure = f"use swirl_lightning.backbones.{other}" if other else "use the backbone class of that family"
+        cure = family_cure(config.model_type)
         misfit(backbone, f"it holds a {config.model_type!r} model, needed: {sorted(model_types)}; {cure}")
     return config
+
+
+def family_cure(kind: str) -> str:
+    """Name the class for a type of model (``model_type`` of its config), for messages."""
+    known = FAMILIES.get(kind)
+    return f"use swirl_lightning.backbones.{known}" if known else "use the backbone class of that family"
 
 
 def refuse_kernels(config: Any, name: str) -> None:

@@ -21,6 +21,7 @@ from swirl_lightning.backbones.gguf import SUFFIX, load_gguf
 from swirl_lightning.backbones.loading import (
     FAMILIES,
     encode_plain,
+    family_cure,
     load_base,
     load_config,
     load_tokenizer,
@@ -91,9 +92,7 @@ class TextLLM(Backbone):
         """Load the base, quantised as configured, all frozen."""
         kind, known = self.config.model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         if kind in FAMILIES or (kind not in known and not self.trust_remote_code):
-            other = FAMILIES.get(kind)
-            cure = f"use swirl_lightning.backbones.{other}" if other else "use the backbone class of that family"
-            misfit(self, f"it holds a {kind!r} model, which is no causal language model; {cure}")
+            misfit(self, f"it holds a {kind!r} model, which is no causal language model; {family_cure(kind)}")
         decoder = self.config.get_text_config(decoder=True)
         kinds = getattr(decoder, "layer_types", None) or getattr(decoder, "layers_block_type", None) or ()
         if recurrent := sorted(kind for kind in set(kinds) if "attention" not in kind or "linear" in kind):

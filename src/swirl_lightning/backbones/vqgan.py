@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from swirl_lightning.backbones.vqgan_layers import Codebook, Decoder, Encoder
-from swirl_lightning.files import small_text, written_to
+from swirl_lightning.files import small_text, whole_file
 from swirl_lightning.torch_files import load_torch
 from swirl_lightning.yaml_files import load
 
@@ -229,10 +228,8 @@ def convert_to_safetensors(folder: str | Path) -> Path:
     with torch.device("meta"):
         expected = VQGAN(VQGANConfig.from_yaml(folder / CONFIG_FILE)).state_dict()
     check_weights(state, expected, ckpt)
-    partial = out.with_suffix(".partial")
-    with written_to(out):
-        save_file({k: v.contiguous().clone() for k, v in state.items()}, partial)
-    os.replace(partial, out)
+    with whole_file(out) as file:  # safetensors' own save_file gives it to its owner alone
+        file.write(save({k: v.contiguous().clone() for k, v in state.items()}))
     return out
 
 

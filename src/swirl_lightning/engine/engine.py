@@ -18,7 +18,7 @@ from swirl_lightning.engine.decoding import decode
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.grammar import Grammar, TokenIds
 from swirl_lightning.engine.prefill import prefill
-from swirl_lightning.engine.scoring import ContextFunction, LogProbs, score_groups, token_mask, unique_rows
+from swirl_lightning.engine.scoring import ContextFunction, LogProbs, score_groups, unique_rows
 from swirl_lightning.engine.speculative import decode_speculatively
 from swirl_lightning.engine.vocabulary import VocabularySlice
 
@@ -160,10 +160,6 @@ class Engine:
         layers: Any = prefill(self.trunk, [[grammar.allowed[0]] * length], self.device).cache.layers
         parts = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
         return sum(part.nbytes for part in parts if isinstance(part, Tensor)) // length, max(1, len(layers))
-
-    def token_mask(self, grammar: Grammar, completions: Sequence[TokenIds]) -> Tensor:
-        """Mask (N, L) bool of the tokens that count in losses and means: neither padding nor forced by the grammar."""
-        return token_mask(completions, grammar.forced, self.device)
 
     def _in_order(self, done: Iterable[tuple[list[int], tuple[Tensor, ...]]], rows: Iterable[int]) -> list[Tensor]:
         """Join the fields of micro-batches, (N, L) each: the given rows in the given order."""

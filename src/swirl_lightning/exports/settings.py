@@ -144,10 +144,10 @@ def build(
     Args:
         cls: SWIRL.
         settings: of :func:`read`.
-        adapted: modules that the export has adapters of; they take the place of a regular expression in the settings,
-            which may be made to be matched for ever.
         base: as for :func:`build_backbone`.
         backbone: takes the place of the one in the settings.
+        adapted: modules that the export has adapters of; they take the place of a regular expression in the settings,
+            which may be made to be matched for ever.
 
     Raises:
         ValueError: as in :func:`build_backbone`, or a setting is missing or none that there can be.

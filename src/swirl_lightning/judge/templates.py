@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from swirl_lightning.files import digest
 from swirl_lightning.yaml_files import load
 
 BUILTIN = Path(__file__).parents[1] / "assets" / "judge"
@@ -63,7 +63,7 @@ class JudgeTemplate:
         """Hash of all that the question and the reading of its answer consist of: 16 hexadecimal digits."""
         asked = [self.system, self.text, self.states, self.low, self.high, self.several]
         asked += [self.placeholder] if self.placeholder else []
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+        return digest(json.dumps(asked).encode())
 
     def facts(self) -> dict[str, Any]:
         """Return what ``results.json`` tells of the template."""

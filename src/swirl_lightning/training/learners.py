@@ -12,6 +12,7 @@ from torch import Tensor
 
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.engine.samples import Samples
+from swirl_lightning.engine.scoring import token_mask
 from swirl_lightning.training.grpo import GRPOConfig, group_advantages, grpo_loss, importance_weights, token_weights
 from swirl_lightning.training.losses import Loss, score_update, std_over_ranks
 from swirl_lightning.training.rollouts import Update
@@ -112,7 +113,7 @@ class GRPO(Learner):
         )
         if left_out := sorted(set(range(len(update.prompts))) - set(rows)):  # they count as zeros
             given = [update.completions[n] for n in left_out]
-            mask = policy.model.models.engine.token_mask(policy.model.grammar, given)
+            mask = token_mask(given, policy.model.grammar.forced, policy.model.models.engine.device)
             denominator = denominator + token_weights(mask, normalization, policy.longest)[1]
         tokens = int(scored.mask.sum())
         return Loss(total, denominator, len(update.prompts), normalization, metrics, tokens, weight=tokens)

@@ -5,8 +5,9 @@ Each name is imported at first use, so that the commands answer ``--help`` at on
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from swirl_lightning.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from swirl_lightning.use.collapse import CollapseConfig, collapse_files
@@ -50,7 +51,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are: {sorted(_HOMES)}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})
