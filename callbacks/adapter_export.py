@@ -10,30 +10,26 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from swirl_lightning.callbacks._shared import log_dir
+from swirl_lightning.callbacks.run_folder import EXPORTS, run_folder
 from swirl_lightning.files import whole_folder
-from swirl_lightning.results.table import FILE, read
+from swirl_lightning.results.table import FILE, read, tested
 
 
 class AdapterExport(Callback):
     """Saves both adapters at the end of warm-up, of each iteration and of the run.
 
-    They are written to ``<log_dir>/<dirname>/<label>/<adapter>/`` (labels ``sft``, ``swirl-iteration-1``, ...,
+    They are written to ``adapters/<label>/<adapter>/`` of the run's folder (labels ``sft``, ``swirl-iteration-1``, ...,
     ``last``), where ``PeftModel.from_pretrained`` finds them without this package, and `SWIRL.from_pretrained` both,
     beside a model card with the results so far. An earlier export of that label is replaced. Does nothing in a
     ``fast_dev_run``.
 
-    Args:
-        dirname: folder under the run's folder.
-
     Example::
 
         >>> from swirl_lightning.callbacks import AdapterExport
-        >>> callback = AdapterExport(dirname="adapters")
+        >>> callback = AdapterExport()
     """
 
-    def __init__(self, dirname: str = "adapters") -> None:
-        self.dirname = dirname
+    def __init__(self) -> None:
         self._trained = False
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -58,14 +54,14 @@ class AdapterExport(Callback):
             rank_zero_warn("not one step was trained, so no adapters are saved")
 
     def _export(self, trainer: Trainer, pl_module: Any, label: str) -> None:
-        root = log_dir(trainer)
-        if root is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+        root = run_folder(trainer)
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        folder = Path(root) / self.dirname / re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
+        folder = root / EXPORTS / re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
         if not self._trained and _has(folder, pl_module):
             return  # what stands there tells the settings that the weights have seen
         with whole_folder(folder) as new:
-            pl_module.export(new, _data(trainer), _results(Path(root)))
+            pl_module.export(new, _data(trainer), tested(read(root / FILE)))
         rank_zero_info(f"adapters saved in {folder}")
 
 
@@ -87,9 +83,3 @@ def _data(trainer: Trainer) -> str:
     """Name the data of a run."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     return getattr(data, "suite", "") or type(data).__name__
-
-
-def _results(root: Path) -> dict[str, Any]:
-    """Return the rows of a run's table, of its test where it has been tested."""
-    found = read(root / FILE)
-    return found.get("test") or found.get("validation") or {}

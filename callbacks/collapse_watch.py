@@ -10,7 +10,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from swirl_lightning.callbacks._shared import phase_name, rollouts_of
+from swirl_lightning.callbacks.rollout_writer import rollouts_of
 from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore, over_ranks
 from swirl_lightning.engine.ranges import check_ranges
 
@@ -84,7 +84,7 @@ class CollapseWatch(Callback):
             "action_length": float(lengths.float().mean()),
             "effective_actions": float(torch.exp(-(frequencies * frequencies.log()).sum())),
         }
-        phase = phase_name(pl_module)
+        phase = str(pl_module.phase.name)  # type: ignore[union-attr]
         # all ranks have computed the same values
         pl_module.log_dict({f"{phase}/{k}": v for k, v in figures.items()}, batch_size=1, sync_dist=False)
         first = self._first.setdefault(phase, share)

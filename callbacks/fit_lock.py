@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from swirl_lightning.callbacks.run_folder import run_folder
 from swirl_lightning.files import lock
 
 NAME = "fit.lock"
@@ -35,7 +34,7 @@ class FitLock(Callback):
         """
         if stage != "fit":
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # collective
+        folder = run_folder(trainer)  # collective
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         try:

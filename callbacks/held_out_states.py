@@ -8,11 +8,13 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
 
-from swirl_lightning.callbacks._shared import table, table_cell
+from swirl_lightning.callbacks.markdown import table, table_cell
 from swirl_lightning.callbacks.media import media
 from swirl_lightning.callbacks.transition_images import image_grid
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.transition import State, Transition
+
+_MOST = 12  # validations that are shown, the last ones
 
 
 class HeldOutStates(Callback):
@@ -22,10 +24,9 @@ class HeldOutStates(Callback):
 
     Args:
         count: number of transitions, the first ones of the validation split.
-        most: number of validations shown, the last ones.
 
     Raises:
-        ValueError: a number is not positive.
+        ValueError: ``count`` is not positive.
 
     Example::
 
@@ -33,9 +34,9 @@ class HeldOutStates(Callback):
         >>> callback = HeldOutStates(count=6)
     """
 
-    def __init__(self, count: int = 4, most: int = 12) -> None:
-        check_ranges("HeldOutStates", {"count": count, "most": most}, count="[1, inf)", most="[1, inf)")
-        self.count, self.most = count, most
+    def __init__(self, count: int = 4) -> None:
+        check_ranges("HeldOutStates", {"count": count}, count="[1, inf)")
+        self.count = count
         self._rows: list[tuple[str, list[State]]] = []  # name of the weights, and their predictions
         self._now: dict[str, list[tuple[Transition, State]]] = {}  # by mode
 
@@ -51,9 +52,7 @@ class HeldOutStates(Callback):
         shown = next(iter(self._now.values()), [])
         if not shown:
             return
-        self._rows = [*self._rows, (f"{pl_module.label}, step {trainer.global_step}", [y for _, y in shown])][
-            -self.most :
-        ]
+        self._rows = [*self._rows, (f"{pl_module.label}, step {trainer.global_step}", [y for _, y in shown])][-_MOST:]
         known = [transition for transition, _ in shown]
         before = [transition.before for transition in known]
         after = ["" if transition.after is None else transition.after for transition in known]

@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from swirl_lightning.callbacks._shared import log_dir
 from swirl_lightning.callbacks.media import media
+from swirl_lightning.callbacks.run_folder import run_folder
 from swirl_lightning.yaml_files import load
 
 _SHOWN = ("model", "data", "phase_switch")
@@ -26,17 +26,13 @@ class HyperparameterText(Callback):
     and ``phase_switch``, and the scores of the last validation. Loggers: see
     :class:`swirl_lightning.callbacks.media.Media`.
 
-    Args:
-        filename: name of the file in the run's folder.
-
     Example::
 
         >>> from swirl_lightning.callbacks import HyperparameterText
         >>> callback = HyperparameterText()
     """
 
-    def __init__(self, filename: str = "config.yaml") -> None:
-        self.filename = filename
+    def __init__(self) -> None:
         self._written = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,13 +44,13 @@ class HyperparameterText(Callback):
         if self._written:
             return
         self._written = True
-        text = self._text(log_dir(trainer), pl_module)
+        text = self._text(run_folder(trainer), pl_module)
         if text:
             media(trainer).text("hyperparameters", f"```yaml\n{text.rstrip()}\n```", trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the row of the HParams view."""
-        folder = log_dir(trainer)
+        folder = run_folder(trainer)
         metrics = {
             f"hparams/{key}": float(value)
             for key, value in trainer.callback_metrics.items()
@@ -68,9 +64,9 @@ class HyperparameterText(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(params, metrics, step=trainer.global_step)
 
-    def _text(self, folder: str | None, pl_module: LightningModule) -> str:
+    def _text(self, folder: Path, pl_module: LightningModule) -> str:
         """The configuration as YAML; nothing where there is none."""
-        if folder is not None and (path := Path(folder) / self.filename).is_file():
+        if (path := folder / "config.yaml").is_file():
             return path.read_text(encoding="utf-8")
         plain = {name: value if _is_plain(value) else repr(value) for name, value in pl_module.hparams.items()}
         return yaml.safe_dump(plain, sort_keys=False) if plain else ""

@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from swirl_lightning.checkpoints.state import as_written, stay_in_unfinished_epoch, stop_after_last_batch, validate_anew
+from swirl_lightning.checkpoints.loops import stay_in_unfinished_epoch, stop_after_last_batch, validate_anew
+from swirl_lightning.checkpoints.state import as_written
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseName, PhaseOptimConfig, PhaseSchedule
 from swirl_lightning.training.data_parallel import ReducedAdapters, set_options

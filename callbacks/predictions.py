@@ -16,13 +16,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 
+from swirl_lightning.callbacks.run_folder import run_folder
 from swirl_lightning.callbacks.transition_images import CELL, image_grid
 from swirl_lightning.data.token_cache import state_key
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import MODES
 from swirl_lightning.files import remove_ranks, whole_file, written_to
 from swirl_lightning.generation_store import GenerationStore
-from swirl_lightning.results.table import CONTACT_SHEET
+from swirl_lightning.results.table import CONTACT_SHEET, PREDICTIONS
 from swirl_lightning.transition import State, Transition
 
 _SheetRow = tuple[Transition, State, str | None]
@@ -45,9 +46,7 @@ class Predictions(Callback):
     Does nothing in a ``fast_dev_run``.
 
     Args:
-        folder: name of the folder, in the run's folder, or a path of its own.
         contact_sheet_rows: transitions on the contact sheet; 0 for none.
-        resume: reuse what an earlier, interrupted command has generated.
 
     Raises:
         ValueError: ``contact_sheet_rows`` is negative.
@@ -58,9 +57,9 @@ class Predictions(Callback):
         >>> callback = Predictions(contact_sheet_rows=8)
     """
 
-    def __init__(self, folder: str = "predictions", contact_sheet_rows: int = 16, resume: bool = True) -> None:
+    def __init__(self, contact_sheet_rows: int = 16) -> None:
         check_ranges("Predictions", {"contact_sheet_rows": contact_sheet_rows}, contact_sheet_rows="[0, inf)")
-        self.folder, self.contact_sheet_rows, self.resume = folder, contact_sheet_rows, resume
+        self.contact_sheet_rows = contact_sheet_rows
         self.generations: GenerationStore | None = None
         self._sheet: dict[str, list[_SheetRow]] = {}  # by task
         self._sheet_mode: str | None = None  # the first one
@@ -74,7 +73,7 @@ class Predictions(Callback):
         """Listen to the evaluator, and give it the earlier generations."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._place = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
+        self._place = run_folder(trainer) / PREDICTIONS
         self._place.mkdir(parents=True, exist_ok=True)
         self._rank, self._sheet, self._sheet_mode, self._open = trainer.global_rank, {}, None, {}
         self._category_key = getattr(trainer.datamodule, "category_key", "")  # type: ignore[attr-defined]
@@ -83,8 +82,7 @@ class Predictions(Callback):
             (self._place / f"{mode}-rank{self._rank}.jsonl").unlink(missing_ok=True)
             if trainer.is_global_zero:
                 remove_ranks(self._place, f"{mode}-rank", trainer.world_size)
-        if self.resume:
-            self.generations = GenerationStore(self._place, generation_settings(pl_module), self._rank)
+        self.generations = GenerationStore(self._place, generation_settings(pl_module), self._rank)
         self._evaluator = pl_module.evaluator
         self._evaluator.generations = self.generations
         self._evaluator.listeners.append(self._write)

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from swirl_lightning.callbacks.run_folder import run_folder
 from swirl_lightning.files import whole_file
 from swirl_lightning.results.about import about
 from swirl_lightning.results.table import FILE, locked, read, show
@@ -144,4 +145,4 @@ def _differences(standing: dict[str, Any], now: dict[str, Any], prefix: str = ""
 
 def _path(trainer: Trainer) -> Path:
     """Return the path of the results file. Collective: ``log_dir`` is broadcast."""
-    return Path(trainer.log_dir or trainer.default_root_dir) / FILE
+    return run_folder(trainer) / FILE

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torchmetrics import MetricCollection
 
+from swirl_lightning.callbacks.run_folder import run_folder
 from swirl_lightning.data.reading import BrokenRecord, lines, parse_object
 from swirl_lightning.files import remove_ranks, whole_file
 from swirl_lightning.judge.metric import JudgeScore
@@ -53,7 +54,7 @@ class RowScores(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         pl_module.evaluator.listeners.remove(self._score)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
+        folder = run_folder(trainer) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         if trainer.is_global_zero:
             remove_ranks(folder, "rank", trainer.world_size)

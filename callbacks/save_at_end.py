@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from swirl_lightning.callbacks._shared import last_checkpoint
+from swirl_lightning.callbacks.run_folder import place_of_last
 
 
 class SaveAtEnd(Callback):
@@ -24,6 +24,6 @@ class SaveAtEnd(Callback):
         keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, ModelCheckpoint)]
         at_epochs = [keeper for keeper in keepers if keeper.every_n_epochs]
         saved = any(keeper._last_global_step_saved == trainer.global_step for keeper in at_epochs)
-        path = last_checkpoint(trainer)
+        path = place_of_last(trainer)
         if trainer.global_step and not saved and path is not None and any(keeper.save_last for keeper in keepers):
             trainer.save_checkpoint(path, weights_only=False)  # the optimiser, too; nothing is loaded

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from swirl_lightning.callbacks._shared import last_checkpoint
+from swirl_lightning.callbacks.run_folder import place_of_last
 from swirl_lightning.console.streams import STANDARD, outliving_readers, say_at_once, to_nowhere
 
 
@@ -105,7 +105,7 @@ class SaveOnTermination(Callback):
         if not trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
             return
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and (path := last_checkpoint(trainer)) is not None:
+        if fitting and (path := place_of_last(trainer)) is not None:
             trainer.save_checkpoint(path, weights_only=False)  # the optimiser, too; nothing is loaded
             rank_zero_info(f"asked to end: saved {path}; go on with --ckpt_path last")
         if trainer.strategy.reduce_boolean_decision(self._requeue, all=False) and trainer.is_global_zero:

@@ -10,13 +10,12 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.memory import GIB
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
-
-_GIB = 2**30
 
 
 class Throughput(Callback):
@@ -70,7 +69,7 @@ class Throughput(Callback):
         figures = {"tokens_per_second": total / seconds, "seconds_per_step": seconds / steps}
         memory = _peak_memory(pl_module.device)
         if memory is not None:
-            figures["peak_memory_gib"] = memory / _GIB
+            figures["peak_memory_gib"] = memory / GIB
         for logger in trainer.loggers:  # writes on the main process only
             logger.log_metrics({f"throughput/{k}": v for k, v in figures.items()}, trainer.global_step)
 

@@ -50,17 +50,18 @@ from swirl_lightning.callbacks import (
     TransitionImages,
 )
 from swirl_lightning.callbacks.fit_lock import NAME as FIT_LOCK
+from swirl_lightning.callbacks.run_folder import EXPORTS, run_folder
+from swirl_lightning.callbacks.save_config import SaveConfig
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.checkpoints.finding import checkpoints, last_checkpoint, last_of_earlier_versions, places
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore
 from swirl_lightning.console.parsing import Parser, shorten, takes_null
-from swirl_lightning.console.save_config import SaveConfig
 from swirl_lightning.console.shipped import import_shipped
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.module import SWIRL
-from swirl_lightning.results.table import FILE, fitted, read
+from swirl_lightning.results.table import FILE, PREDICTIONS, fitted, read
 from swirl_lightning.training.trainer_checks import check_callbacks, check_trainer
 from swirl_lightning.yaml_files import guarded
 
@@ -201,7 +202,7 @@ class SwirlCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Do as Lightning does, from a checked checkpoint, with what the user can mend as a ValueError."""
         try:
-            _check_places(Path(self.trainer.log_dir or self.trainer.default_root_dir), subcommand)
+            _check_places(run_folder(self.trainer), subcommand)
             self._find_checkpoint(subcommand)
             if subcommand == "fit":  # some load the base in their own setup, which comes before the module's
                 check_callbacks(self.trainer)
@@ -250,7 +251,7 @@ class SwirlCLI(LightningCLI):
             options["ckpt_path"] = None
             rank_zero_info("--ckpt_path last: there is none yet, so the training begins")
         elif given == "last" and not fitting:
-            folder = self.trainer.log_dir or self.trainer.default_root_dir
+            folder = run_folder(self.trainer)
             looked = "a fast_dev_run looks for none" if self.trainer.fast_dev_run else f"there is none in {folder}"  # type: ignore[attr-defined]
             raise FileNotFoundError(f"--ckpt_path last: {looked}; train first, or name one")
         elif fitting and left is not None and (given == "last" or _of_another(self.trainer, given)):
@@ -309,7 +310,7 @@ def _check_places(folder: Path, subcommand: str) -> None:
     """Raise ValueError if a run cannot write where it will, which would be found after its training."""
     locks = [(folder / FILE).with_suffix(".lock"), folder / FIT_LOCK]
     files = [*folder.glob("config*.yaml"), folder / FILE, *locks]
-    folders = [folder, *(folder / name for name in ("adapters", "checkpoints", "predictions"))]
+    folders = [folder, *(folder / name for name in (EXPORTS, "checkpoints", PREDICTIONS))]
     wrong = [(path, "folder") for path in files if path.is_dir()]
     wrong += [(path, "file") for path in folders if path.exists() and not path.is_dir()]
     for path, kind in wrong:
@@ -333,7 +334,7 @@ def _of_another(trainer: Trainer, path: str | None) -> bool:
         return False
     if path is None:
         return True
-    given, folder = Path(path).resolve(), Path(trainer.log_dir or trainer.default_root_dir)
+    given, folder = Path(path).resolve(), run_folder(trainer)
     return given.parent != folder.resolve() and given not in [own.resolve() for own in checkpoints(trainer)]
 
 
@@ -341,8 +342,8 @@ def _left(trainer: Trainer) -> str | None:
     """Find what an earlier fit has left besides checkpoints: exports, or rows of a run that writes no checkpoint."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
-    exports = sorted(folder.glob("adapters/*/swirl.json"))
+    folder = run_folder(trainer)
+    exports = sorted(folder.glob(f"{EXPORTS}/*/swirl.json"))
     names = [path.parent.name for path in exports]
     if len(names) > 1 or names == ["last"]:  # another one may be of a run that was killed before its first checkpoint
         return str(exports[0].parent)

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints import state as ckpt
 from swirl_lightning.checkpoints.fit import check_fits
+from swirl_lightning.checkpoints.loops import forget_foreign_files
 from swirl_lightning.checkpoints.restore import restore
 from swirl_lightning.checkpoints.shared import is_shared, separate
 from swirl_lightning.exports.folder import load_export, write_export
@@ -94,7 +95,7 @@ class PretrainedModule(WorldModelModule):
             separate(checkpoint)
         self.backbone.set_lengths(ckpt.chosen_lengths(state))
         if self._trainer is not None:
-            ckpt.forget_foreign_files(checkpoint.get("callbacks", {}), self.trainer.checkpoint_callbacks)
+            forget_foreign_files(checkpoint.get("callbacks", {}), self.trainer.checkpoint_callbacks)
         self.label = state["label"]
         self._written = ckpt.written_at(state) or 0.0
 

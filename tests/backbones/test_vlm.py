@@ -116,7 +116,7 @@ def test_a_vlm_learns_to_name_actions_between_frames(tmp_path):
         roles=("idm",),
         optim=PhaseOptimConfig(warmup=OptimConfig(5e-3)),
     )
-    predictions = Predictions(folder=str(tmp_path / "predictions"))
+    predictions = Predictions()
     trainer = quiet_trainer(tmp_path, PhaseSwitch(100, iterations=0), predictions, limit_val_batches=0)
     data = Frames(batch_size=3)
     trainer.fit(module, data)

@@ -97,7 +97,7 @@ def test_the_page_in_the_package_is_the_page_in_the_docs():
     assert packaged.read_text() == (ROOT / "docs" / "metrics.md").read_text()
 
 
-@pytest.mark.parametrize("options", [{"count": 0}, {"most": 0}])
+@pytest.mark.parametrize("options", [{"count": 0}, {"count": -1}])
 def test_bad_numbers(options):
     with pytest.raises(ValueError, match="must lie in"):
         HeldOutStates(**options)

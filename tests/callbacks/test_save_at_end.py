@@ -51,6 +51,6 @@ def test_the_end_is_saved_and_goes_on_as_if_never_stopped(run, tmp_path):
 )
 def test_an_end_that_lightning_has_saved_is_left_alone(run, tmp_path, monkeypatch, options, written):
     extra = tmp_path / "extra.ckpt"
-    monkeypatch.setattr("swirl_lightning.callbacks.save_at_end.last_checkpoint", lambda trainer: extra)
+    monkeypatch.setattr("swirl_lightning.callbacks.save_at_end.place_of_last", lambda trainer: extra)
     run("run", *options)
     assert extra.exists() == written

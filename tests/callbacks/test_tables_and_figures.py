@@ -3,9 +3,11 @@
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from support.processes import run_module
 from support.runs import Data, Model, events, fit, texts, trainer
+from support.trainers import quiet_trainer
 from swirl_lightning.callbacks import (
     ActionTable,
     AdapterExport,
@@ -113,6 +115,19 @@ def test_an_earlier_export_is_replaced(tmp_path):
     stale.touch()
     trainer(tmp_path, [AdapterExport()], logger=False, max_epochs=1).fit(Model(), Data())
     assert sorted(path.name for path in stale.parent.iterdir()) == ["fwm"]
+
+
+def test_a_logger_without_a_folder_leaves_the_run_its_own(tmp_path):
+    """As MLFlowLogger, whose runs are kept by a server: no adapters were saved, and nothing said so."""
+
+    class Remote(DummyLogger):
+        save_dir = None
+
+    remote = quiet_trainer(
+        tmp_path, AdapterExport(), logger=Remote(), max_epochs=1, reload_dataloaders_every_n_epochs=1
+    )
+    remote.fit(Model(), Data())
+    assert (tmp_path / "adapters" / "last" / "fwm").is_file()
 
 
 def test_no_export_in_a_development_run(tmp_path):

@@ -195,6 +195,17 @@ def test_several_runs_and_suites(tmp_path, monkeypatch):
     assert (tmp_path / "x" / "y.html").is_file()
 
 
+def test_images_are_found_from_a_folder_that_is_a_link(tmp_path):
+    run = write(tmp_path / "run")
+    (run / "predictions").mkdir()
+    Image.new("RGB", (4, 4)).save(run / "predictions" / "contact_sheet.png")
+    (tmp_path / "far" / "off").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "off")
+    main([str(run), "--out", str(tmp_path / "link" / "report")])
+    (image,) = re.findall(r"before, after, predicted\]\((.+?)\)", (tmp_path / "link" / "report.md").read_text())
+    assert (tmp_path / "link" / image).is_file()
+
+
 def test_the_quickstarts_table_has_no_paper_rows(tmp_path):
     run = tmp_path
     values = {"fwm/sampled/effect_accuracy": 0.5, "identifiability": -1.2}

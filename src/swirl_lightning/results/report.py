@@ -6,7 +6,6 @@ Also ``python -m swirl_lightning.results.report RUN [RUN ...]``.
 from __future__ import annotations
 
 import html
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,10 +19,10 @@ from rich.table import Table
 
 from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import printable, run_command
-from swirl_lightning.files import whole_file
+from swirl_lightning.files import relative_to, whole_file
 from swirl_lightning.results import curves
 from swirl_lightning.results.paper import SUITES, Row, SuiteTable
-from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, read, show
+from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, PREDICTIONS, read, show
 
 _SPLITS = ("test", "validation")
 _REWARDS = ("fwm/reward", "idm/reward")
@@ -170,7 +169,7 @@ def _reports(suite: str, split: str, tasks: Tasks, rows: list[TestedRow]) -> lis
         whole.notes.append(f"the paper's rows are over {named}, and not set beside rows over other tasks (data.tasks)")
     for name, values, facts, path in rows:
         whole.notes += _notes(name, split, values, facts)
-        sheet = path.parent / "predictions" / CONTACT_SHEET
+        sheet = path.parent / PREDICTIONS / CONTACT_SHEET
         if split == "test" and sheet.is_file() and sheet not in whole.images:
             whole.images.append(sheet)
     reports = [whole]
@@ -303,10 +302,10 @@ def markdown(reports: Sequence[SuiteReport], folder: Path, drawn: Path | None = 
         lines.append("|---|" + "---:|" * len(report.heading))
         lines += [f"| {_escaped(name)} | " + " | ".join(cells) + " |" for name, cells in report.rows.items()]
         lines += ["", *(f"- {_escaped(note)}" for note in report.notes)]
-        lines += [f"\n![before, after, predicted]({_relative(image, folder)})" for image in report.images]
+        lines += [f"\n![before, after, predicted]({relative_to(folder, image)})" for image in report.images]
         lines.append("")
     if drawn:
-        lines += [f"![curves]({_relative(drawn, folder)})", ""]
+        lines += [f"![curves]({relative_to(folder, drawn)})", ""]
     return "\n".join(lines)
 
 
@@ -328,11 +327,11 @@ def as_html(reports: Sequence[SuiteReport], folder: Path, drawn: Path | None = N
         parts += [f"<li>{html.escape(note)}</li>" for note in report.notes]
         parts.append("</ul>")
         parts += [
-            f'<img alt="before, after, predicted" src="{html.escape(_relative(image, folder))}">'
+            f'<img alt="before, after, predicted" src="{html.escape(relative_to(folder, image))}">'
             for image in report.images
         ]
     if drawn:
-        parts.append(f'<img alt="curves" src="{html.escape(_relative(drawn, folder))}">')
+        parts.append(f'<img alt="curves" src="{html.escape(relative_to(folder, drawn))}">')
     return "\n".join(parts) + "\n"
 
 
@@ -355,10 +354,6 @@ def _labels(files: Sequence[Path]) -> dict[Path, str]:
         if len(set(found.values())) == len(set(folders.values())):
             break
     return found
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
 def _escaped(text: str) -> str:

@@ -17,6 +17,9 @@ from rich.table import Column, Table
 from swirl_lightning.console.run import printable
 from swirl_lightning.files import lock
 
+PREDICTIONS = "predictions"
+"""Name of the folder of predictions, in the run's folder."""
+
 CONTACT_SHEET = "contact_sheet.png"
 """Name of the image beside the predictions of a run."""
 
@@ -68,6 +71,11 @@ def read(path: str | Path) -> dict[str, dict[str, dict[str, Any]]]:
     if (problem := _problem(found)) is not None:
         raise ValueError(f"{path} is no table of results: {problem}; move it away to start a new one")
     return found
+
+
+def tested(results: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return the rows of the test, of the validation where nothing has been tested."""
+    return results.get("test") or results.get("validation") or {}
 
 
 def fitted(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from swirl_lightning.exports.merged import write_merged
 from swirl_lightning.files import check_folder, whole_folder
-from swirl_lightning.results.table import FILE, read
+from swirl_lightning.results.table import FILE, read, tested
 from swirl_lightning.use.runs import Run
 from swirl_lightning.yaml_files import load
 
@@ -27,8 +27,7 @@ def export_run(run: Run, folder: Path, merged: bool = False) -> None:
         raise FileExistsError(f"{folder} exists and holds something; give --to another folder, or remove it")
     check_folder(folder)
     module = run.load(run.build())
-    table = read(run.config.parent / FILE)
-    results = table.get("test") or table.get("validation") or {}
+    results = tested(read(run.config.parent / FILE))
     config = load(run.config.read_text(encoding="utf-8"))
     data = str((config.get("data") or {}).get("class_path", "")).rpartition(".")[2] if isinstance(config, dict) else ""
     with whole_folder(folder) as new:

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from yaml import YAMLError
 
+from swirl_lightning.callbacks.run_folder import run_folder
 from swirl_lightning.files import whole_file
 from swirl_lightning.yaml_files import load
 
@@ -29,7 +30,7 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the configuration to a file named by the command; not yet in a fit."""
         if stage != "fit":
-            self._save(trainer, _folder(trainer) / f"config_{TrainerFn(stage).value}.yaml")
+            self._save(trainer, run_folder(trainer) / f"config_{TrainerFn(stage).value}.yaml")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what a training that begins is done with."""
@@ -44,7 +45,7 @@ class SaveConfig(SaveConfigCallback):
             self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
-        path, step = _folder(trainer) / self.config_filename, trainer.global_step
+        path, step = run_folder(trainer) / self.config_filename, trainer.global_step
         if trainer.is_global_zero and step and path.is_file():
             before = path.read_bytes()
             if _settings(before) != _settings(self._content()):
@@ -61,11 +62,6 @@ class SaveConfig(SaveConfigCallback):
 
     def _content(self) -> bytes:
         return self.parser.dump(self.config, skip_none=False).encode()
-
-
-def _folder(trainer: Trainer) -> Path:
-    """Return the folder of the run. Collective."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def _free(path: Path) -> Path:

@@ -1,14 +1,11 @@
-"""Helpers of several callbacks: the rollouts of a step, tables, places of files."""
+"""Base of the callbacks that show the rollouts of a step."""
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from swirl_lightning.callbacks.media import Media, media
 from swirl_lightning.engine.ranges import check_ranges
@@ -60,36 +57,3 @@ class RolloutWriter(Callback, ABC):
             step: number of the optimiser step.
             pl_module: the model.
         """
-
-
-def phase_name(pl_module: LightningModule) -> str:
-    """Return the name of the current phase."""
-    return str(pl_module.phase.name)  # type: ignore[union-attr]
-
-
-def table_cell(text: object, longest: int = 300) -> str:
-    """Write a text as one cell of a Markdown table."""
-    line = " ".join(str(text).split())
-    line = line if len(line) <= longest else line[: longest - 1] + "…"
-    # as entities: TensorBoard's Markdown knows no backslash before some of these
-    return "".join(f"&#{ord(c)};" if c in "&\\`*_|<>[]#~" else c for c in line)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Lay out a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def last_checkpoint(trainer: Trainer) -> Path | None:
-    """Return where the first ModelCheckpoint keeps ``last.ckpt``; None without one, or before it has a folder."""
-    keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
-    if keeper is None or keeper.dirpath is None:
-        return None
-    return Path(keeper.dirpath, keeper.CHECKPOINT_NAME_LAST + keeper.FILE_EXTENSION)
-
-
-def log_dir(trainer: Trainer) -> str | None:
-    """Return the run's folder. Collective: every rank must call it."""
-    folder = trainer.log_dir
-    return None if folder is None else os.fspath(folder)

@@ -1,0 +1,24 @@
+"""Where a run keeps its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+EXPORTS = "adapters"
+"""Name of the folder of exported adapters, in the run's folder."""
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Return the folder of a run, be it that its logger has none of its own. Collective: every rank must call it."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def place_of_last(trainer: Trainer) -> Path | None:
+    """Return where the first ModelCheckpoint keeps ``last.ckpt``; None without one, or before it has a folder."""
+    keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+    if keeper is None or keeper.dirpath is None:
+        return None
+    return Path(keeper.dirpath, keeper.CHECKPOINT_NAME_LAST + keeper.FILE_EXTENSION)
