@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     EMAWeightAveraging,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
     OnExceptionCheckpoint,
@@ -18,6 +22,7 @@ from support.swirl import CONSTANT, SGD, build, snapshot, trainer
 from support.trainers import quiet_trainer
 from support.world import Digits
 from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.training.trainer_checks import check_optimizer
 
 
 def test_without_phase_switch_the_error_names_it(gemma_path, tmp_path):
@@ -77,6 +82,29 @@ def test_callbacks_that_know_nothing_of_phases_are_refused(gemma_path, tmp_path,
     with pytest.raises(ValueError, match=rf"^trainer\.callbacks: {type(callback).__name__} cannot train"):
         trainer(tmp_path, callbacks=[callback], enable_checkpointing=True).fit(module, Digits(size=8, batch_size=8))
     assert module.model is None or isinstance(callback, EMAWeightAveraging)  # whose own setup loads the base
+
+
+def test_a_scheduler_of_accumulation_is_refused(gemma_path, tmp_path):
+    module = build(gemma_path)
+    with pytest.raises(ValueError, match=r"GradientAccumulationScheduler .* set data\.pairs_per_step"):
+        trainer(tmp_path, callbacks=[GradientAccumulationScheduler({1: 2})]).fit(module, Digits(size=8, batch_size=8))
+    assert module.model is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "fused", "clip", "refused"),
+    [
+        ("16-mixed", True, 1.0, True),
+        ("16-mixed", True, None, False),
+        ("16-mixed", False, 1.0, False),
+        ("bf16-mixed", True, 1.0, False),
+    ],
+)
+def test_a_fused_optimiser_whose_scaled_gradients_would_be_clipped_is_refused(precision, fused, clip, refused):
+    """Precision 16-mixed needs a GPU."""
+    settings = SimpleNamespace(precision=precision, gradient_clip_val=clip)
+    with pytest.raises(ValueError, match="unscales only afterwards") if refused else nullcontext():
+        check_optimizer(lambda groups: torch.optim.AdamW(groups, fused=fused), 2, settings)
 
 
 @pytest.mark.parametrize(

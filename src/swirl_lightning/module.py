@@ -346,7 +346,7 @@ class SWIRL(PretrainedModule):
         """Refuse settings that cannot be trained, before the base is loaded; set up the allocator on CPUs."""
         if stage == "fit":
             checks.check_schedule(self.scheduled, self.schedule.iterations, self.roles)
-            checks.check_optimizer(self.optimizer_factory, 1 if self.shared_weights else 2)
+            checks.check_optimizer(self.optimizer_factory, 1 if self.shared_weights else 2, self.trainer)
             checks.check_callbacks(self.trainer)
             checks.check_labels_once(self.bootstrap_labels, self.schedule, self.shared_weights)
             checks.check_state_noise(self.idm_state_noise, self.backbone)

@@ -76,6 +76,14 @@ def test_counterfactual_actions_do_not_count(tmp_path):
     assert not [tag for tag in found.Tags()["scalars"] if tag in ("fwm/unique_actions", "fwm/action_length")]
 
 
+def test_a_phase_that_is_cut_keeps_its_actions_for_the_rest(tmp_path):
+    watch = CollapseWatch()
+    found = fit(tmp_path, [watch], max_epochs=-1, max_steps=3)  # one step of Phase I
+    assert not [tag for tag in found.Tags()["scalars"] if "unique_actions" in tag]
+    assert len(watch._seen) == 4
+    assert watch._first == {}
+
+
 class Collapse(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         if pl_module.phase.iteration == 1:

@@ -91,6 +91,16 @@ def test_replay_gives_windows_again():
         assert by_index.setdefault(batch.index, ids(batch)) == ids(batch)
 
 
+@pytest.mark.parametrize(("limit", "brought"), [(None, [3, 3]), (6, [3, 3]), (5, [3, 2]), (4, [3, 1]), (2, [2, 0])])
+def test_a_window_brings_no_batch_beyond_the_limit(limit, brought):
+    """They were sampled and rewarded, and never trained on."""
+    loader = TransitionLoader(rows(12), batch_size=2, window=3)
+    loader.limit = limit
+    assert len(loader) == 6  # of which a share is taken
+    taken = [len(batch.window) for batch, _ in zip(loader, range(limit or 6), strict=False)]
+    assert taken[::3] == brought[: len(taken[::3])]
+
+
 @pytest.mark.parametrize("replays", [1, 2])
 def test_the_first_batch_of_a_window_brings_all_of_it_along(replays):
     loader = TransitionLoader(rows(10), batch_size=2, replays=replays, window=2, shuffle=True)

@@ -17,7 +17,7 @@ class Backbone:
     ids_suffice = True
 
     def __init__(self, name="a"):
-        self.name, self.calls = name, []
+        self.name, self.calls, self.chosen_lengths = name, [], {}
 
     def fingerprint(self):
         return self.name
@@ -61,6 +61,30 @@ def test_the_least_recently_used_goes_first():
     assert backbone.calls == [["a"], ["b"], ["c"], ["b"]]
     assert cache.encode(["p", "q", "r"], CPU) == [[112], [113], [114]]  # more than it can hold
     assert len(cache) == 2
+
+
+def test_other_lengths_begin_anew(tmp_path):
+    """A checkpoint brings its own: states were cut at those before, and kept where a run of these looks for them."""
+
+    class Cut(Backbone):
+        def fingerprint(self):
+            return str(self.chosen_lengths)
+
+        def encode_states(self, states, device):
+            return [ids[: self.chosen_lengths["max_state_tokens"]] for ids in super().encode_states(states, device)]
+
+    backbone = Cut()
+    backbone.chosen_lengths = {"max_state_tokens": 3}
+    cache = StateTokens(backbone, cache_dir=tmp_path)
+    assert cache.encode(["aaaa"], CPU) == [[97] * 3]
+    backbone.chosen_lengths = {"max_state_tokens": 2}
+    assert cache.encode(["aaaa", "bbb"], CPU) == [[97] * 2, [98] * 2]
+    cache.flush()
+    for length in (3, 2):
+        later = Cut()
+        later.chosen_lengths = {"max_state_tokens": length}
+        assert StateTokens(later, cache_dir=tmp_path).encode(["aaaa", "bbb"], CPU) == [[97] * length, [98] * length]
+        assert later.calls == ([["bbb"]] if length == 3 else [])
 
 
 def test_another_run_reads_what_was_written(tmp_path):

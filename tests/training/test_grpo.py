@@ -22,6 +22,14 @@ def test_advantages_by_hand():
     assert zero_variance_share(rewards, 3) == 0.5
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_equal_rewards_are_no_advantage_whatever_their_mean_is_rounded_to(scale):
+    """Divided by a std of nearly 0, the last bit of the mean was an advantage of all members, and a step of Adam."""
+    rewards = -5 * torch.rand(500, generator=torch.Generator().manual_seed(0))
+    for size in range(2, 17):
+        assert not group_advantages(rewards.repeat_interleave(size), size, scale).any()
+
+
 def test_advantages_scaled_by_the_batch_leave_groups_that_hardly_differ_small():
     rewards = torch.tensor([1.0, 2.0, 3.0, -1.0, -1.0, -1.00001])
     got = group_advantages(rewards, 3, "batch")

@@ -71,6 +71,18 @@ def test_nothing_accepted_moves_nothing(module):
     assert all(not grad.any() for grad in torch.autograd.grad(loss.total, list(module.adapters.parameters("fwm"))))
 
 
+def test_a_batch_without_a_signal_counts_in_no_mean(module):
+    """Its first group stands in for all, so that there is a graph; the means were those of another batch size."""
+    samples, rewards = rollouts(module)
+    policy, learner = Policy(module.models.fwm, GRPOConfig(group_size=G, beta=0), 1.0, strategy=None), GRPO()
+    for equal in (True, False):
+        (advantages,) = learner.advantages(policy, [samples], [torch.full_like(rewards, -3.3) if equal else rewards])
+        loss = learner.loss(policy, learner.update(policy, samples, advantages))
+        assert (loss.weight == 0) == equal
+        (grad, *_) = torch.autograd.grad(loss.total, list(module.adapters.parameters("fwm")), allow_unused=True)
+        assert (grad is None or not grad.any()) == equal
+
+
 def test_a_threshold_is_a_number():
     with pytest.raises(ValueError, match=r"model.learner.threshold must lie in \(-inf, inf\), got nan"):
         BestOfN(float("nan"))

@@ -64,6 +64,10 @@ class TransitionLoader:
             have been given, they begin anew.
         labelled_per_batch: number of them, per batch and rank.
 
+    Attributes:
+        limit: batches that are taken in an epoch, as by ``limit_train_batches``, so that no window brings others; None
+            for all.
+
     Raises:
         ValueError: a size is not positive, or training would have no batch.
     """
@@ -109,6 +113,7 @@ class TransitionLoader:
         self.window = window
         self.labelled = labelled
         self.labelled_per_batch = labelled_per_batch
+        self.limit: int | None = None
         self._given = (self.epoch, 0)
         self._resume: dict[str, int] | None = None
 
@@ -123,6 +128,8 @@ class TransitionLoader:
         given = self._take_resume(epoch)
         self._given = (epoch, given)
         batches = self._batches(epoch)
+        taken = self._schedule(len(batches))[: self.limit]
+        end = 1 + max((index for index, _ in taken), default=-1)
         schedule = self._schedule(len(batches))[given:]
         order = list(dict.fromkeys(index for index, _ in schedule))
         beside = self._labelled(epoch, len(batches))
@@ -131,7 +138,7 @@ class TransitionLoader:
         held: dict[int, TransitionBatch] = {}
         for place, (index, replay) in enumerate(schedule, start=given + 1):
             starts = replay == 0 and index % self.window == 0
-            window = range(index, min(index + self.window, len(batches)) if starts else index + 1)
+            window = range(index, max(index + 1, min(index + self.window, end)) if starts else index + 1)
             for number in window:
                 if number not in held:
                     rows, count = next(fetched), len(batches[number])

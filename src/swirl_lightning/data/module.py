@@ -210,7 +210,9 @@ class TransitionDataModule(LightningDataModule, ABC):
         name, iteration = (WARMUP, 0) if phase is None else (phase.name, phase.iteration)
         if self.trainer:
             self._accumulated = self.trainer.accumulate_grad_batches = self.accumulation(name)
-        return self._phase_loader(name, iteration)
+        loader = self._phase_loader(name, iteration)
+        loader.limit = within(self.trainer, "limit_train_batches", len(loader), _epoch_of(name))
+        return loader
 
     def val_dataloader(self) -> TransitionLoader:
         """Give the validation split."""

@@ -66,6 +66,7 @@ class StateTokens:
         self._memory: OrderedDict[bytes, NDArray[np.int32]] = OrderedDict()  # lists would take ten times as much
         self._stored: set[bytes] = set()
         self._new: dict[bytes, NDArray[np.int32]] = {}
+        self._lengths = dict(backbone.chosen_lengths)
 
     def __len__(self) -> int:
         return len(self._memory)
@@ -81,6 +82,8 @@ class StateTokens:
                 raise ValueError(f"a state is a text or an image (PIL), got {type(state).__name__}")
         if not self._backbone.ids_suffice:
             return self._backbone.encode_states(states, device)
+        if self._lengths != self._backbone.chosen_lengths:
+            self._forget()
         if self._cache_dir is not None and self._folder is None:
             self._folder = self._cache_dir / _digest(self._backbone.fingerprint().encode()).hex()
             self._load(self._folder)
@@ -105,6 +108,13 @@ class StateTokens:
         if len(self._new) >= self._shard_size:
             self.flush()
         return [found[key].tolist() for key in keys]
+
+    def _forget(self) -> None:
+        """Begin anew, as a checkpoint has brought other lengths, at which states are cut."""
+        self.flush()
+        self._memory.clear()
+        self._stored.clear()
+        self._folder, self._lengths = None, dict(self._backbone.chosen_lengths)
 
     def flush(self) -> None:
         """Write the states encoded since the last file; without a ``cache_dir`` do nothing.

@@ -72,6 +72,8 @@ def group_advantages(rewards: Tensor, group_size: int, scale: str = "group", bat
         (B * G,) float32.
     """
     groups = rewards.view(-1, group_size)  # (B, G)
+    # from the first one: the mean of equal numbers may be rounded, and their std, nearly 0, would make much of that
+    groups = groups - groups[:, :1]
     advantages = groups - groups.mean(1, keepdim=True)
     if scale == "group":
         advantages = advantages / (groups.std(1, keepdim=True) + STD_EPSILON)

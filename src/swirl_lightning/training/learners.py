@@ -116,7 +116,9 @@ class GRPO(Learner):
             mask = token_mask(given, policy.model.grammar.forced, policy.model.models.engine.device)
             denominator = denominator + token_weights(mask, normalization, policy.longest)[1]
         tokens = int(scored.mask.sum())
-        return Loss(total, denominator, len(update.prompts), normalization, metrics, tokens, weight=tokens)
+        # one group stands in where none has a signal
+        weight = tokens if reference is not None or bool(advantages.any()) else 0
+        return Loss(total, denominator, len(update.prompts), normalization, metrics, tokens, weight=weight)
 
 
 class BestOfN(Learner):

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
@@ -95,12 +96,13 @@ def dummy_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int) 
         raise ValueError(f"model.optimizer: {error}") from error
 
 
-def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int) -> None:
-    """Refuse an optimiser whose options it does not take itself, or are not finite.
+def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int, trainer: Trainer) -> None:
+    """Refuse an optimiser whose options it does not take itself, are not finite, or do not go with the Trainer's.
 
     Args:
         build: makes it from parameter groups.
         groups: number of them.
+        trainer: clips the gradients.
 
     Raises:
         ValueError: it is one of them.
@@ -110,6 +112,12 @@ def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int) 
         numbers = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ValueError(f"model.optimizer.{name} must be finite, got {value}")
+    scales = str(trainer.precision) == "16-mixed" and getattr(optimizer, "_step_supports_amp_scaling", False)
+    if scales and trainer.gradient_clip_val:
+        raise ValueError(
+            "trainer.gradient_clip_val would clip gradients that a fused optimiser unscales only afterwards: use "
+            "trainer.precision bf16-mixed or 32-true, or set fused of model.optimizer to false"
+        )
 
 
 def check_strategy(strategy: Strategy) -> None:
@@ -146,6 +154,11 @@ def check_callbacks(trainer: Trainer) -> None:
             raise ValueError(
                 f"trainer.callbacks: {type(callback).__name__} cannot train adapters in phases, each with its own "
                 "optimiser settings: remove it (rates are set by model.optim, memory by max_tokens_per_forward)"
+            )
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise ValueError(
+                "trainer.callbacks: GradientAccumulationScheduler would change a step's batches behind the data, which "
+                "give them together: remove it, and set data.pairs_per_step"
             )
     for callback in trainer.checkpoint_callbacks:
         saves = isinstance(callback, ModelCheckpoint) and callback.save_on_exception
