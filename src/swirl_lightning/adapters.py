@@ -118,14 +118,15 @@ class Adapters:
 
         try:
             self.model: PeftModel = get_peft_model(model, lora, adapter_name=self.names[0])
+            for name in self.names[1:]:
+                self.model.add_adapter(name, lora)
         except ValueError as error:  # it prints the module, over many lines
-            pattern = f"the pattern {targets!r}, which the whole name of a module has to match"
+            pattern = f"the pattern {targets!r}, which the whole name of a module has to match,"
+            told = pattern if isinstance(targets, str) and targets != "all-linear" else targets
             raise ValueError(
-                f"model.lora.target_modules: {pattern if isinstance(targets, str) else targets} cannot be adapted "
+                f"model.lora.target_modules: {told} cannot be adapted; name layers, such as [q_proj, v_proj] "
                 f"({' '.join(str(error).split())[:_LONGEST_REASON]})"
             ) from error
-        for name in self.names[1:]:
-            self.model.add_adapter(name, lora)
         layers: dict[str, Any] = {
             path: module for path, module in self.model.named_modules() if isinstance(module, BaseTunerLayer)
         }
@@ -301,6 +302,9 @@ class Adapters:
         """Yield (path, weight) of each layer of the base that is quantised or has an adapter, with ``name`` added.
 
         Weights (out, in) are dequantised, float32, on their own device.
+
+        Raises:
+            ValueError: an adapter is of something else, as of the experts of a mixture.
         """
         adapted = {id(layer) for layer in self._layers}
         modules: Iterator[tuple[str, Any]] = self.model.get_base_model().named_modules()
@@ -309,6 +313,8 @@ class Adapters:
             state = getattr(getattr(inner, "weight", None), "quant_state", None)
             if path.endswith(".base_layer") or (inner is layer and state is None):
                 continue
+            if not isinstance(getattr(inner, "weight", None), Tensor):  # an expert's parameter of another name
+                raise ValueError(f"{path} has no weight of its own to merge an adapter into: leave out --merged")
             weight = inner.weight.data.float() if state is None else dequantized(inner).float()
             yield path, weight if inner is layer else weight + layer.get_delta_weight(name).float()
 

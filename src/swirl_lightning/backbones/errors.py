@@ -33,6 +33,10 @@ def readable(name: str | Path) -> Iterator[None]:
         reason = " ".join(str(error).split())
         if isinstance(error, ValueError) and str(name) in reason:
             raise
+        if 'attn_implementation="eager"' in reason:  # transformers' own cure, after many words
+            raise ValueError(
+                f"{str(name)!r} knows no such attention: set attn_implementation of model.backbone to eager"
+            ) from error
         raise ValueError(
             f"{str(name)!r} cannot be loaded ({type(error).__name__}: {reason[:_LONGEST_REASON]}): a file of it, "
             "such as config.json or tokenizer.json, is damaged, or needs another version of transformers"

@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
@@ -17,6 +19,8 @@ from swirl_lightning.backbones.gguf import gguf_path, set_split
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.quantization import import_bitsandbytes, prepare_quantized
 from swirl_lightning.files import digest
+
+_UNQUANTISED = 0.1  # share of the weights from which on it is told
 
 FAMILIES = {
     "chameleon": "Chameleon",
@@ -68,7 +72,8 @@ def load_config(backbone: Backbone, model_types: Collection[str] | None = None) 
 def family_cure(kind: str) -> str:
     """Name the class for a type of model (``model_type`` of its config), for messages."""
     known = FAMILIES.get(kind)
-    return f"use swirl_lightning.backbones.{known}" if known else "use the backbone class of that family"
+    own = "none is here for that family: write one, as docs/backbones.md says"
+    return f"use swirl_lightning.backbones.{known}" if known else own
 
 
 def refuse_kernels(config: Any, name: str) -> None:
@@ -145,7 +150,34 @@ def load_base(backbone: Backbone, auto_class: Any) -> PreTrainedModel:
         )
         refuse_incomplete(backbone.name, found)
         refuse_not_finite(backbone.name, model)
-        return prepare_quantized(model, backbone.dequantize_once)
+        prepared = prepare_quantized(model, backbone.dequantize_once)
+    _tell_unquantised(backbone, prepared)
+    return prepared
+
+
+def _tell_unquantised(backbone: Backbone, model: PreTrainedModel) -> None:
+    """Warn where many weights of a base that is to be 4-bit are not, as nobody would find out before memory ends.
+
+    bitsandbytes quantises linear layers alone; the experts of most mixtures are one parameter of three dimensions.
+    """
+    if backbone.quantization is None:
+        return
+    meant = tuple(f"{name}." for name in backbone.keep_unquantized)
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    packed, left = 0, {}
+    for name, weight in model.named_parameters():
+        if (state := getattr(weight, "quant_state", None)) is not None:
+            packed += state.shape.numel()
+        elif weight.ndim > 1 and id(weight) not in tables and not name.startswith(meant):
+            left[name] = weight
+    size = sum(weight.numel() for weight in left.values())
+    if size > _UNQUANTISED * (size + packed):
+        gib = sum(weight.nbytes for weight in left.values()) / 2**30
+        largest = max(left, key=lambda name: left[name].numel())
+        rank_zero_warn(
+            f"{backbone.name!r}: {size / (size + packed):.0%} of its layers' weights stay in {backbone.dtype} "
+            f"({gib:.2f} GiB; {largest}, say), as {backbone.quantization} holds linear layers alone"
+        )
 
 
 def load_tokenizer(backbone: Backbone, marks: Sequence[str] = (), bos: bool = False) -> PreTrainedTokenizerBase:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -110,6 +112,8 @@ class TextLLM(Backbone):
             same = self._logits_are_the_heads(model)
         if not same:
             misfit(self, "it scales or caps what its output layer gives, as Granite and Gemma-2 do; use another")
+        if not self._positions_count(model):
+            misfit(self, "its positions are numbers of places, and prompts of several lengths are padded; use another")
         return model
 
     @torch.no_grad()
@@ -131,10 +135,35 @@ class TextLLM(Backbone):
         forward = trunk.forward
         trunk.forward = lambda *args, **kwargs: output
         try:
-            given = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=hidden.device)).logits
+            given = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=hidden.device)).logits.float()
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            told = " ".join(str(error).split())[:100]
+            cure = "write a class of your own, as docs/backbones.md says"
+            misfit(self, f"its logits cannot be had of its trunk and output layer alone ({told}); {cure}")
         finally:
             trunk.forward = forward
-        return torch.allclose(given.float(), head(hidden).float(), rtol=0.05, atol=0.5)
+        return torch.allclose(given, head(hidden).float(), rtol=0.05, atol=0.5)
+
+    @torch.no_grad()
+    def _positions_count(self, model: PreTrainedModel) -> bool:
+        """Tell whether a token's place is its position, be it padded: by trial where the trunk takes no positions."""
+        trunk = self.trunk(model)
+        if "position_ids" in signature(trunk.forward).parameters:
+            return True
+        device = self.head(model).weight.device
+        ids = torch.tensor([list(self.state_grammar.allowed[:4])], device=device)
+        padded = nn.functional.pad(ids, (3, 0), value=int(ids[0, 0]))
+        mask = nn.functional.pad(torch.ones_like(ids), (3, 0))
+
+        def hidden(given: Tensor, seen: Tensor) -> Tensor:
+            positions = (seen.cumsum(1) - 1).clamp_min(0)
+            found: Tensor = trunk(input_ids=given, attention_mask=seen, position_ids=positions).last_hidden_state
+            return found[:, -4:].float()
+
+        alone, beside = hidden(ids, torch.ones_like(ids)), hidden(padded, mask)
+        return torch.allclose(alone, beside, rtol=0.05, atol=0.05 * float(alone.std()))
 
     @cached_property
     def config(self) -> Any:
@@ -231,7 +260,7 @@ class TextLLM(Backbone):
     @cached_property
     def _text_ids(self) -> tuple[int, ...]:
         special = special_ids(self.tokenizer) - {self._eos}
-        return tuple(i for i in range(len(self.tokenizer)) if i not in special)
+        return tuple(i for i in sorted(set(self.tokenizer.get_vocab().values())) if i not in special)
 
     def fingerprint(self) -> str:
         """Name the tokenizer and the length of the longest state."""

@@ -73,7 +73,7 @@ def _attention(
         assert isinstance(key, Tensor)
         # under autocast rotated queries and keys are float32 beside values that are not; sdpa casts, kernels refuse
         same = query.to(value.dtype), key.to(value.dtype), value
-        return PackedAttention.apply(*same, packing.spans, scaling).transpose(1, 2), None
+        return PackedAttention.apply(*same, packing.spans, scaling).transpose(1, 2).contiguous(), None  # as sdpa's
     if isinstance(key, Tensor):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     return key.attend(query, scaling), None

@@ -51,15 +51,20 @@ def prepare_quantized(model: PreTrainedModel, dequantize_once: bool | None = Fal
         The same model.
 
     Raises:
-        ValueError: its layers are 4-bit, as its config said, and the weights in its files are not.
+        ValueError: a layer is 4-bit, and its weights are not.
     """
     import_bitsandbytes()
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     model.requires_grad_(False)
     layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    if not all(isinstance(layer.weight, Params4bit) for layer in layers):
-        raise ValueError("its quantization_config says that the weights are quantised already, and they are not")
+    whole = [n for n, m in model.named_modules() if isinstance(m, Linear4bit) and not isinstance(m.weight, Params4bit)]
+    if whole:
+        raise ValueError(
+            f"{whole[0]} is made for 4-bit weights, and its own are whole: the quantization_config beside them says "
+            "that they are quantised already, or the layer shares its weights with an embedding (then set quantization "
+            "of the backbone to null, or keep_unquantized of a subclass)"
+        )
     for layer in layers:
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
