@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.strategies import ModelParallelStrategy
+from PIL import Image
 
 from support.swirl import CONSTANT, SGD, build, snapshot, trainer
 from support.trainers import quiet_trainer
@@ -140,3 +142,19 @@ def test_each_adapter_is_clipped_by_itself(gemma_path, tmp_path, algorithm):
         for key, value in warm((role,)).items():
             if key.startswith(f"{role}."):
                 torch.testing.assert_close(both[key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_states_of_another_kind_are_refused_before_the_base_loads(gemma_path, tmp_path):
+    """It was found in the first batch, and the error named no file, record or split."""
+
+    class Pictures(Digits):
+        def load_split(self, split):
+            image = Image.new("RGB", (8, 8))
+            pictures = split == "state_only"
+            return [replace(row, before=image, after=image) if pictures else row for row in super().load_split(split)]
+
+    module = build(gemma_path)
+    told = r"the states of the split 'state_only' are images \(record 'state_only-0'\), and TextLLM reads texts"
+    with pytest.raises(ValueError, match=told):
+        trainer(tmp_path).fit(module, Pictures(size=8, batch_size=8))
+    assert module.model is None

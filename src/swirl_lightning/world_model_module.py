@@ -72,9 +72,21 @@ class WorldModelModule(LightningModule):
 
     # ---- construction ----------------------------------------------------------------------------
     def setup(self, stage: str) -> None:
-        """Set lengths that the backbone's options leave to the data, once, before the base is loaded."""
+        """Before the base loads: check what the data's states are, and set lengths that options leave to the data.
+
+        Raises:
+            ValueError: they are texts, and the backbone reads images, or the other way.
+        """
         data = getattr(self.trainer, "datamodule", None)
         backbone = self.backbone
+        if isinstance(data, TransitionDataModule):
+            for split, row in zip(data.splits_needed(stage), data.sample(stage, most=1), strict=True):
+                if not isinstance(row.before, backbone.reads):
+                    kinds = ("texts", "images") if isinstance(row.before, str) else ("images", "texts")
+                    raise ValueError(
+                        f"the states of the split {split!r} are {kinds[0]} (record {row.id!r}), and "
+                        f"{type(backbone).__name__} reads {kinds[1]}: give other data, or another model.backbone"
+                    )
         if backbone.open_lengths and not backbone.chosen_lengths and isinstance(data, TransitionDataModule):
             backbone.set_lengths(backbone.measure_lengths(data.sample(stage)))
 

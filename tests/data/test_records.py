@@ -149,8 +149,62 @@ def test_parquet_with_images_in_it_or_beside_it(tmp_path):
     assert first.before.getpixel((0, 0)) == first.after.getpixel((0, 0)) == (255, 255, 255)  # over white
     assert (second.before, second.after, second.action, second.meta) == ("a", "b", "go", {"task": "t"})
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"w\.parquet\[0\]: nothing is read from here on"):
-        JSONLTransitions(warmup=str(path), strict=True).split("warmup")
+    with pytest.raises(ValueError, match=r"w\.parquet is no parquet file, or is damaged"):
+        JSONLTransitions(warmup=str(path)).split("warmup")
+
+
+def test_a_damaged_part_of_a_parquet_file_leaves_the_others_and_is_counted_whole(tmp_path):
+    """All behind it was lost, and told as one record."""
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "w.parquet"
+    rows = [{"before": f"state {n}", "after": f"next {n}", "action": "go"} for n in range(400)]
+    parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
+    start = parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 60] = b"\xff" * 60
+    path.write_bytes(content)
+    with pytest.warns(
+        UserWarning, match=r"100 of 400 records cannot be used .*\n.*w\.parquet\[100\] to \[199\]: cannot be"
+    ):
+        found = JSONLTransitions(warmup=str(path)).split("warmup")
+    assert [row.before for row in found] == [row["before"] for row in rows if not 100 <= int(row["before"][6:]) < 200]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (json.dumps([GOOD, GOOD]).encode(), "is one JSON list: write an object a line"),
+        (json.dumps([GOOD, GOOD], indent=1).encode(), "is one JSON list: write an object a line"),
+        (json.dumps(GOOD).encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        (b"\n", r"w\.jsonl has no record, and is given as warmup"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_as_a_whole(tmp_path, content, told):
+    (tmp_path / "w.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=told):
+        JSONLTransitions(warmup=str(tmp_path / "w.jsonl")).split("warmup")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"before": 1}, "before must be a text that is not empty, got 1$"),
+        ({"after": None, "after_image": 7}, "after_image must be the name of a file or its bytes, got 7$"),
+        ({"after_image": "y.png"}, r"needs one of after and after_image \(it has action, after, after_image\)"),
+        ({"after": None, "After": "b"}, r"needs one of after and after_image \(it has After, action\)"),
+    ],
+)
+def test_the_field_and_what_it_holds_are_named(tmp_path, changes, told):
+    data = JSONLTransitions(warmup=write(tmp_path / "w.jsonl", GOOD | changes), strict=True)
+    with pytest.raises(ValueError, match=told):
+        data.split("warmup")
+
+
+def test_a_test_on_what_was_learned_is_told(tmp_path):
+    path = write(tmp_path / "w.jsonl", GOOD)
+    with pytest.warns(UserWarning, match=r"the test file .*w\.jsonl is the file of warmup, too"):
+        JSONLTransitions(warmup=path, test=path).setup("test")
 
 
 def test_a_text_that_fills_the_memory_costs_its_row_alone(tmp_path):
@@ -220,7 +274,7 @@ def test_prediction_needs_one_of_action_and_state_after(tmp_path, gemma_path):
         assert len(data.split("test")) == 1
     bare = {"before": "a", "id": "lonely"}
     data = JSONLTransitions(test=write(tmp_path / "t.jsonl", GOOD, bare, {"before": "b"}))
-    with pytest.raises(ValueError, match=r"e\.jsonl has no record to predict from"):
+    with pytest.raises(ValueError, match=r"e\.jsonl has no record, and is given as test"):
         start(JSONLTransitions(test=write(tmp_path / "e.jsonl")), tmp_path, gemma_path, command="predict")
     told = r"2 of 3 records in .*t\.jsonl have neither an action nor a state after.*:\n  lonely\n  .*t\.jsonl:3"
     with pytest.raises(ValueError, match=told):
@@ -234,7 +288,7 @@ def test_missing_files_and_splits(tmp_path):
     with pytest.raises(ValueError, match="no file is given for the split 'test'"):
         data.test_dataloader()
     empty = JSONLTransitions(test=write(tmp_path / "t.jsonl"))
-    with pytest.raises(ValueError, match="JSONLTransitions: the split 'test' is empty"):
+    with pytest.raises(ValueError, match=r"t\.jsonl has no record, and is given as test"):
         empty.test_dataloader()
 
 

@@ -113,6 +113,11 @@ def test_killed_and_started_again(videos, tmp_path, monkeypatch):
     make_pairs(videos, out, SETTINGS)
     assert len(done) == 4
     assert (out / "pairs.jsonl").read_text() == whole
+    done.clear()
+    lost = next((out / "frames").iterdir())
+    lost.unlink()
+    make_pairs(videos, out, SETTINGS)
+    assert (len(done), lost.is_file()) == (1, True)
     with pytest.raises(ValueError, match=r"seconds was 0.5 and is 1.0"):
         make_pairs(videos, out, PairConfig(seconds=1.0, per_video=2))
 

@@ -18,7 +18,9 @@ NO_RUN = "no such run: NONE; give a run's folder (trainer.default_root_dir) or a
 UNTRAINED = "no checkpoint in EMPTY: train first (swirl fit -c ...), or name a .ckpt file"
 NO_CHECKPOINT = "checkpoint NONE does not exist; its folder has no other: train first (swirl fit -c ...)"
 NO_CONFIG = "config: File does not exist: 'NONE' (all options: swirl {} --help_all)"
-NO_LAST = "--ckpt_path last: there is none in EMPTY; train first, or name one"
+NO_LAST = (
+    "--ckpt_path last: there is none in EMPTY; the run of that config lies in RUN: add --trainer.default_root_dir RUN"
+)
 ROLL = "simulate RUN --state test:0 --to OUT"
 NO_ACTION = 'add --action "WORDS", or --actions FILE with one a line'
 FREE = "give another --port (0 takes one that is free), or a --host of this machine"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from PIL.Image import Image
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -48,6 +49,8 @@ class Backbone(ABC):
     """Module names (PEFT ``target_modules``) where the adapters go by default."""
     keep_unquantized: Sequence[str] = ("lm_head",)
     """Module names that stay out of 4-bit. Replaces bitsandbytes' own list."""
+    reads: tuple[type, ...] = (str, Image)
+    """Kinds of states that it encodes."""
     ids_suffice: bool = True
     """False if the ids of a state only name it, so that they cannot be kept in its place."""
     capturable: bool = True

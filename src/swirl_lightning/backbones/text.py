@@ -89,6 +89,8 @@ class TextLLM(Backbone):
         self.too_long = too_long
         self._warned: set[str] = set()
 
+    reads = (str,)
+
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
         """Load the base, quantised as configured, all frozen."""

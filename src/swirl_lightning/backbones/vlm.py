@@ -60,6 +60,7 @@ class VLM(TextLLM):
 
     lora_targets = r".*(language_model|text_model)\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
     keep_unquantized = ("lm_head", "model.visual", "model.vision_model", "model.connector")
+    reads = (str, Image.Image)
     ids_suffice = False
     capturable = False
 

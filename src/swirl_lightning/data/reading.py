@@ -52,24 +52,27 @@ class SkippedRecords:
 
     Attributes:
         source: name of the source, for messages.
-        messages: place and reason of each.
+        messages: place and reason of each, or of several that are lost together.
+        number: how many they are.
         kinds: how many for each kind of reason (``missing``, ``not JSON``, ...).
     """
 
     source: str | Path
     messages: list[str] = field(default_factory=list)
+    number: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
-        return len(self.messages)
+        return self.number
 
-    def add(self, place: str, reason: object) -> None:
-        """Count a record, given its place and the reason why it cannot be used.
+    def add(self, place: str, reason: object, count: int = 1) -> None:
+        """Count a record, or several, given the place and the reason why it cannot be used.
 
         The kind is the reason without what differs from record to record: brackets, ``, got ...`` and ``...: ``.
         """
         self.messages.append(_one_line(f"{place}: {reason}", _LONGEST))
-        self.kinds[str(reason).split(" (")[0].split(", got ")[0].split(": ")[-1]] += 1
+        self.kinds[str(reason).split(" (")[0].split(", got ")[0].split(": ")[-1]] += count
+        self.number += count
 
     def counts(self, used: int) -> dict[str, int]:
         """Return counts for results: records, used, skipped, and skipped by kind."""
@@ -146,9 +149,17 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (file:number, line) of every line that is not blank; bytes that are no UTF-8 become surrogates."""
+    """Yield (file:number, line) of every line that is not blank; bytes that are no UTF-8 become surrogates.
+
+    Raises:
+        ValueError: the file is UTF-16, or one JSON list.
+    """
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
+            if number == 1 and line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+                raise ValueError(f"{path} is UTF-16: save it as UTF-8")
+            if number == 1 and (line.strip() == "[" or line.lstrip().startswith("[{")):
+                raise ValueError(f"{path} is one JSON list: write an object a line, without brackets and commas around")
             if line.strip():
                 yield f"{path}:{number}", line
 

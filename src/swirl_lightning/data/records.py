@@ -66,7 +66,13 @@ class JSONLTransitions(TransitionDataModule):
 
     def setup(self, stage: str) -> None:
         """Check that the files which the command needs exist, then read them."""
-        self._require(self.splits_needed(stage))
+        needed = self.splits_needed(stage)
+        self._require(needed)
+        places = {name: path.resolve() for name, path in self.paths.items()}
+        for name in ("validation", "test"):
+            if name in needed and name in places and places[name] == places.get("warmup"):
+                told = "is the file of warmup, too: its scores are of what was learned by heart"
+                rank_zero_warn(f"the {name} file {self.paths[name]} {told}")
         super().setup(stage)
 
     def _require(self, splits: Sequence[Split]) -> None:
@@ -83,10 +89,7 @@ class JSONLTransitions(TransitionDataModule):
             ValueError: as in :meth:`load_split`, or there is no record, or one has neither of the two.
         """
         if self._predicted is None:
-            rows = self._read("test", partial=True)
-            if len(rows) == 0:
-                raise ValueError(f"{self.paths['test']} has no record to predict from")
-            self._predicted = rows
+            self._predicted = self._read("test", partial=True)
         return self._predicted
 
     def load_split(self, split: Split) -> Sequence[Transition]:
@@ -117,6 +120,8 @@ class JSONLTransitions(TransitionDataModule):
         if nameless:
             rank_zero_warn(f"{nameless} records in {self.paths[split]} have id: null; file and line stand in its place")
         found = _whole(parsed, skipped)
+        if not found and not skipped:
+            raise ValueError(f"{self.paths[split]} has no record, and is given as {split}")
         self.skipped[split] = len(skipped)
         if skipped and not found:
             every = f"none of the {len(skipped)} records in {self.paths[split]} can be used as {split}"
@@ -184,20 +189,26 @@ def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, 
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise ImportError(f"{path} is read with pyarrow: pip install 'swirl-lightning[bytemorph]'") from error
-    number = 0
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=64):
-                for row in range(batch.num_rows):
-                    try:
-                        fields = python_row(batch, row)
-                    except BrokenRecord as error:
-                        skipped.add(f"{path}[{number}]", error)
-                    else:
-                        yield f"{path}[{number}]", {name: value for name, value in fields.items() if value is not None}
-                    number += 1
+        file = parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        skipped.add(f"{path}[{number}]", f"nothing is read from here on ({error})")
+        raise ValueError(f"{path} is no parquet file, or is damaged ({error})") from None
+    with file:
+        end = 0
+        for group in range(file.num_row_groups):  # one that is damaged leaves the others
+            number, end = end, end + file.metadata.row_group(group).num_rows
+            try:
+                for batch in file.iter_batches(batch_size=64, row_groups=[group]):
+                    for row in range(batch.num_rows):
+                        place, number = f"{path}[{number}]", number + 1
+                        try:
+                            fields = python_row(batch, row)
+                        except BrokenRecord as error:
+                            skipped.add(place, error)
+                        else:
+                            yield place, {name: value for name, value in fields.items() if value is not None}
+            except (pyarrow.ArrowException, OSError) as error:
+                skipped.add(f"{path}[{number}] to [{end - 1}]", f"cannot be read ({error})", end - number)
 
 
 def _whole(parsed: list[tuple[str, FileRecord]], skipped: SkippedRecords) -> list[FileRecord]:
@@ -239,17 +250,19 @@ def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, end
 
 
 def _state(fields: dict[str, Any], name: str, folder: Path) -> _Source:
+    there = sorted(field for field, value in fields.items() if value is not None)
     text, image = fields.pop(name, None), fields.pop(f"{name}_image", None)
     if (text is None) == (image is None):
-        raise BrokenRecord(f"needs one of {name} and {name}_image")
+        raise BrokenRecord(f"needs one of {name} and {name}_image (it has {', '.join(there)[:200] or 'no fields'})")
+    if image is None:
+        if not isinstance(text, str) or not text.strip():
+            raise BrokenRecord(f"{name} must be a text that is not empty, got {repr(text)[:60]}")
+        return text
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
-    value = text if image is None else image
-    if not isinstance(value, str | bytes if image is not None else str) or not value.strip():
-        raise BrokenRecord(f"{name} must be a text that is not empty, got {str(value)[:60]!r}")
-    if image is None:
-        return str(value)
-    return value if isinstance(value, bytes) else folder / value
+    if not isinstance(image, str | bytes) or not image.strip():
+        raise BrokenRecord(f"{name}_image must be the name of a file or its bytes, got {repr(image)[:60]}")
+    return image if isinstance(image, bytes) else folder / image
 
 
 def _open(state: _Source) -> State:

@@ -27,7 +27,7 @@ from swirl_lightning.console.run import run_command
 from swirl_lightning.data.reading import read_settings
 from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import append_lines, digest, whole_file
+from swirl_lightning.files import append_lines, digest, whole_file, written_to
 from swirl_lightning.prepare import command_parser
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
@@ -86,7 +86,8 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
     names = sorted(p.relative_to(videos).as_posix() for p in videos.rglob("*") if p.suffix.lower() in ENDINGS)
     if not names:
         raise FileNotFoundError(f"no videos ({', '.join(ENDINGS)}) in {videos}")
-    (out / "frames").mkdir(parents=True, exist_ok=True)
+    with written_to(out):
+        (out / "frames").mkdir(parents=True, exist_ok=True)
     _check_settings(out / "settings.json", config)
     done = {entry["video"]: entry for entry in _entries(out / _LOG)}
     left = [name for name in names if name not in done or _changed(videos / name, done[name], out)]
@@ -128,7 +129,8 @@ def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str
                     files = {}
                     for side, frame in (("before", before), ("after", after)):
                         files[f"{side}_image"] = f"{stem}-{side}.jpg"
-                        _shrunk(frame, config.size).save(out / files[f"{side}_image"], quality=95)
+                        with written_to(path := out / files[f"{side}_image"]):
+                            _shrunk(frame, config.size).save(path, quality=95)
                     pair = {"id": f"{shown}@{time:.2f}", "video": shown, "time": round(float(time), 3)}
                     entry["pairs"].append(files | pair)
             if entry["pairs"]:
@@ -230,13 +232,14 @@ def _beginning(video: Path) -> str:
 
 
 def _changed(video: Path, entry: dict[str, Any], out: Path) -> bool:
-    """Tell whether a video has another size than when its pairs were made, as after the end of its download.
+    """Tell whether a video has another size than when its pairs were made, or a frame of them is gone.
 
     Raises:
         ValueError: the pairs are of another video of that name.
     """
     if entry.get("bytes") in (None, _size(video)):
-        return False
+        frames = [out / str(pair.get(f"{side}_image")) for pair in entry["pairs"] for side in ("before", "after")]
+        return not all(map(os.path.isfile, frames))
     if entry["pairs"] and entry.get("begins") != _beginning(video):
         raise ValueError(f"{out} has pairs of another video named {entry['video']}: take another folder for {video}")
     return True
