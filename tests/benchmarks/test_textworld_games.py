@@ -129,12 +129,12 @@ def test_splits_share_no_game_and_hardly_a_step():
     for one, other in pairwise(ranges):
         assert one.stop <= other.start
     assert ranges[-1].stop <= 2**32
-    made = {split: list(make_rows(split, 150, SMALL)) for split in ("base", "warmup", "validation", "test")}
+    made = {split: list(make_rows(split, 150, SMALL)) for split in ("warmup", "validation", "test")}
     for split, rows in made.items():
         assert {row["game"] for row in rows} <= set(game_seeds(split, 0))
         assert len({(row["before"], row["action"]) for row in rows}) == len(rows) == 150
     steps = {split: {(row["before"], row["action"], row["after"]) for row in rows} for split, rows in made.items()}
-    for split in ("base", "warmup", "validation"):
+    for split in ("warmup", "validation"):
         assert len(steps[split] & steps["test"]) <= 1, split
 
 
