@@ -102,6 +102,12 @@ def test_what_cannot_serve_is_refused_with_the_true_reason(folder, options, told
     assert str(folder) in str(error.value)
 
 
+@pytest.mark.parametrize("folder", ["qwen3_moe"], indirect=True)
+def test_positions_that_do_not_reach_are_told(folder):
+    with pytest.warns(UserWarning, match=r"has 32768 positions, and two states with an action may take 32776 tokens"):
+        module_of(folder, max_state_tokens=16_384, max_action_tokens=8)
+
+
 def test_ids_that_a_tokenizer_leaves_out_are_no_text(tmp_path):
     """As those of a larger vocabulary that has been cut."""
     tokenizer = byte_tokenizer()

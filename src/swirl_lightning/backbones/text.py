@@ -102,6 +102,15 @@ class TextLLM(Backbone):
         if recurrent := sorted(kind for kind in set(kinds) if "attention" not in kind or "linear" in kind):
             told = "it has layers without keys and values, which rollouts share"
             misfit(self, f"{told} ({', '.join(recurrent)}); use a base with attention alone")
+        longest, places = (
+            2 * self.max_state_tokens + self.max_action_tokens,
+            getattr(decoder, "max_position_embeddings", 0),
+        )
+        if places and longest > places:
+            rank_zero_warn(
+                f"{self.name!r} has {places} positions, and two states with an action may take {longest} tokens, "
+                "without the words of the prompt: lower max_state_tokens of model.backbone"
+            )
         highest = max(self.state_grammar.allowed)
         if self.gguf_file is None:
             model = load_base(self, AutoModelForCausalLM)
