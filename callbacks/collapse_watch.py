@@ -67,7 +67,7 @@ class CollapseWatch(Callback):
                 self._seen.append((_hash(action), len(encode(action))) if sampled else _NOT_SAMPLED)  # type: ignore[operator]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the phase's figures, and warn; not where ``max_steps`` or ``max_time`` has cut it: a run may go on."""
+        """Log the phase's figures, and warn; not where ``max_steps`` or ``max_time`` has cut it, as a run may go on."""
         if not self._seen or not trainer.is_last_batch:  # a phase without rollouts: on every rank
             return
         # training gives every rank the same number of rows, so the shapes agree

@@ -253,10 +253,12 @@ class SwirlCLI(LightningCLI):
         elif given == "last" and not fitting:
             folder = run_folder(self.trainer)
             looked = "a fast_dev_run looks for none" if self.trainer.fast_dev_run else f"there is none in {folder}"  # type: ignore[attr-defined]
-            beside = [Path(path).parent for path in options.get("config") or () if path is not None]
-            moved = next((place for place in beside if (place / "checkpoints").is_dir() and place != folder), None)
-            cure = f"the run of that config lies in {moved}: add --trainer.default_root_dir {moved}"
-            raise FileNotFoundError(f"--ckpt_path last: {looked}; {cure if moved else 'train first, or name one'}")
+            beside = [Path(path).parent for path in options.get("config") or () if path]
+            moved = next((run for run in beside if any((run / "checkpoints").glob("*.ckpt"))), folder)
+            cure = "train first, or name one"
+            if moved.resolve() != folder.resolve() and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                cure = f"the run of that config lies in {moved}: add --trainer.default_root_dir {moved}"
+            raise FileNotFoundError(f"--ckpt_path last: {looked}; {cure}")
         elif fitting and left is not None and (given == "last" or _of_another(self.trainer, given)):
             cure = "go on from it with --ckpt_path last, " if left == kept else ""
             raise ValueError(

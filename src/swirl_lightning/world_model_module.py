@@ -80,7 +80,7 @@ class WorldModelModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         backbone = self.backbone
         if isinstance(data, TransitionDataModule):
-            for split, row in zip(data.splits_needed(stage), data.sample(stage, most=1), strict=True):
+            for split, row in zip(data.splits_needed(stage), data.sample(stage, most=1), strict=False):
                 if not isinstance(row.before, backbone.reads):
                     kinds = ("texts", "images") if isinstance(row.before, str) else ("images", "texts")
                     raise ValueError(

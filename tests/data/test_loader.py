@@ -91,6 +91,30 @@ def test_replay_gives_windows_again():
         assert by_index.setdefault(batch.index, ids(batch)) == ids(batch)
 
 
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("stop", range(1, 16))
+def test_a_limit_that_is_raised_within_a_window_brings_the_rest_of_it(stop, old):
+    """What the window had left out had no rollouts then."""
+    options = {"batch_size": 1, "window": 4, "replays": 2}
+    first = TransitionLoader(rows(16), **options)
+    first.limit = None if old else stop + 1
+    seen: set[int] = set()
+    given = iter(first)
+    for _ in range(stop):
+        seen.update(other.index for other in next(given).window)
+    state = first.state_dict()
+    if old:
+        del state["brought"]
+    later = TransitionLoader(rows(16), **options)
+    later.load_state_dict(state)
+    for batch in later:
+        brought = [other.index for other in batch.window]
+        assert not seen & set(brought)
+        seen.update(brought)
+        assert batch.index in seen
+    assert seen == set(range(16))
+
+
 @pytest.mark.parametrize(("limit", "brought"), [(None, [3, 3]), (6, [3, 3]), (5, [3, 2]), (4, [3, 1]), (2, [2, 0])])
 def test_a_window_brings_no_batch_beyond_the_limit(limit, brought):
     """They were sampled and rewarded, and never trained on."""

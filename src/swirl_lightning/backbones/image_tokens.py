@@ -38,7 +38,7 @@ class ImageTokens(Backbone):
         ValueError: an option is out of range.
     """
 
-    reads = (Image.Image,)
+    reads: tuple[type, ...] = (Image.Image,)
 
     def __init__(
         self, model_name_or_path: str, max_action_tokens: int = 64, encode_batch: int = 8, **kwargs: Any

@@ -89,7 +89,7 @@ class TextLLM(Backbone):
         self.too_long = too_long
         self._warned: set[str] = set()
 
-    reads = (str,)
+    reads: tuple[type, ...] = (str,)
 
     # ---- the model -------------------------------------------------------------------------------
     def load_model(self) -> PreTrainedModel:
@@ -120,10 +120,10 @@ class TextLLM(Backbone):
         if highest >= rows:
             misfit(self, f"its tokenizer has id {highest}, its output layer {rows} rows; use its own tokenizer files")
         with readable(self.name):
-            same = self._logits_are_the_heads(model)
+            same, placed = self._logits_are_the_heads(model), self._positions_count(model)
         if not same:
             misfit(self, "it scales or caps what its output layer gives, as Granite and Gemma-2 do; use another")
-        if not self._positions_count(model):
+        if not placed:
             misfit(self, "its positions are numbers of places, and prompts of several lengths are padded; use another")
         return model
 

@@ -115,6 +115,7 @@ class TransitionLoader:
         self.labelled_per_batch = labelled_per_batch
         self.limit: int | None = None
         self._given = (self.epoch, 0)
+        self._brought = 0
         self._resume: dict[str, int] | None = None
 
     def __len__(self) -> int:
@@ -125,20 +126,25 @@ class TransitionLoader:
         # A generator: nothing happens before the first `next`. Lightning calls `iter` up to three times an
         # epoch, partly before the epoch's number is right, and uses the last one.
         epoch = self.epoch
-        given = self._take_resume(epoch)
+        given, brought = self._take_resume(epoch)
         self._given = (epoch, given)
         batches = self._batches(epoch)
         taken = self._schedule(len(batches))[: self.limit]
         end = 1 + max((index for index, _ in taken), default=-1)
         schedule = self._schedule(len(batches))[given:]
+        if brought is None and schedule:  # of an older checkpoint: all of its window
+            index, replay = schedule[0]
+            brought = index if index % self.window == 0 and not replay else self._window_end(index, len(batches))
+        self._brought = brought or 0
         order = list(dict.fromkeys(index for index, _ in schedule))
         beside = self._labelled(epoch, len(batches))
         fetched = iter(self._fetch([batches[index] + beside[index] for index in order]))
         left = Counter(index for index, _ in schedule)
         held: dict[int, TransitionBatch] = {}
         for place, (index, replay) in enumerate(schedule, start=given + 1):
-            starts = replay == 0 and index % self.window == 0
-            window = range(index, max(index + 1, min(index + self.window, end)) if starts else index + 1)
+            starts = replay == 0 and index >= self._brought
+            window = range(index, max(index + 1, self._window_end(index, end)) if starts else index + 1)
+            self._brought = max(self._brought, window.stop)
             for number in window:
                 if number not in held:
                     rows, count = next(fetched), len(batches[number])
@@ -162,7 +168,7 @@ class TransitionLoader:
         if self._resume is not None and self._resume["epoch"] == epoch:
             return dict(self._resume)
         given = self._given[1] if self._given[0] == epoch else 0
-        return {"epoch": epoch, "given": given, **self._shape()}
+        return {"epoch": epoch, "given": given, "brought": self._brought if given else 0, **self._shape()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batches of ``state`` when its epoch is given; other epochs start afresh.
@@ -171,14 +177,16 @@ class TransitionLoader:
             ValueError: it is no state of a loader, as in a damaged checkpoint.
         """
         counts = [state.get(name) for name in ("epoch", "given")] if isinstance(state, dict) else [None]
+        counts += [state["brought"]] if isinstance(state, dict) and "brought" in state else []
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"the checkpoint's place in the epoch is damaged: {str(state)[:100]}")
         self._resume = dict(state)
 
-    def _take_resume(self, epoch: int) -> int:
+    def _take_resume(self, epoch: int) -> tuple[int, int | None]:
+        """Return how many batches were given, and the first that no window has brought; None if that is not known."""
         state, self._resume = self._resume, None
         if state is None or state["epoch"] != epoch or not state["given"]:
-            return 0
+            return 0, 0
         shape = self._shape()
         later = (_CHECKSUM, _LABELLED)  # which older checkpoints lack
         saved = {key: state.get(key, value if key in later else 0) for key, value in shape.items()}
@@ -189,7 +197,7 @@ class TransitionLoader:
                 f"cannot go on in the middle of epoch {epoch}, after {state['given']} batches: {told}. "
                 "Resume with the settings of the first run, or from a checkpoint of an epoch's end."
             )
-        return int(state["given"])
+        return int(state["given"]), state.get("brought")
 
     def _shape(self) -> dict[str, int]:
         return {
@@ -244,6 +252,9 @@ class TransitionLoader:
         order = len(self.rows) + laps(len(self.labelled), count, random)
         table = order.reshape(batches, self.world_size, self.labelled_per_batch)
         return table[:, self.rank].tolist()
+
+    def _window_end(self, index: int, batches: int) -> int:
+        return min((index // self.window + 1) * self.window, batches)
 
     def _schedule(self, batches: int) -> list[tuple[int, int]]:
         """List (index, replay) of all batches that are given in an epoch."""

@@ -158,7 +158,7 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(file, start=1):
             if number == 1 and line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
                 raise ValueError(f"{path} is UTF-16: save it as UTF-8")
-            if number == 1 and (line.strip() == "[" or line.lstrip().startswith("[{")):
+            if number == 1 and (line.strip() == "[" or "".join(line.split()).startswith("[{")):
                 raise ValueError(f"{path} is one JSON list: write an object a line, without brackets and commas around")
             if line.strip():
                 yield f"{path}:{number}", line

@@ -70,7 +70,7 @@ class JSONLTransitions(TransitionDataModule):
         self._require(needed)
         places = {name: path.resolve() for name, path in self.paths.items()}
         for name in ("validation", "test"):
-            if name in needed and name in places and places[name] == places.get("warmup"):
+            if stage != "predict" and name in needed and name in places and places[name] == places.get("warmup"):
                 told = "is the file of warmup, too: its scores are of what was learned by heart"
                 rank_zero_warn(f"the {name} file {self.paths[name]} {told}")
         super().setup(stage)
@@ -121,7 +121,8 @@ class JSONLTransitions(TransitionDataModule):
             rank_zero_warn(f"{nameless} records in {self.paths[split]} have id: null; file and line stand in its place")
         found = _whole(parsed, skipped)
         if not found and not skipped:
-            raise ValueError(f"{self.paths[split]} has no record, and is given as {split}")
+            cure = "; to train without it set trainer.limit_val_batches to 0" if split == "validation" else ""
+            raise ValueError(f"{self.paths[split]} has no record, and is given as {split}{cure}")
         self.skipped[split] = len(skipped)
         if skipped and not found:
             every = f"none of the {len(skipped)} records in {self.paths[split]} can be used as {split}"
@@ -208,7 +209,8 @@ def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, 
                         else:
                             yield place, {name: value for name, value in fields.items() if value is not None}
             except (pyarrow.ArrowException, OSError) as error:
-                skipped.add(f"{path}[{number}] to [{end - 1}]", f"cannot be read ({error})", end - number)
+                if number < end:
+                    skipped.add(f"{path}[{number}] to [{end - 1}]", f"cannot be read ({error})", end - number)
 
 
 def _whole(parsed: list[tuple[str, FileRecord]], skipped: SkippedRecords) -> list[FileRecord]:
