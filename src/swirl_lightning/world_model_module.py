@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
@@ -81,8 +82,8 @@ class WorldModelModule(LightningModule):
         backbone = self.backbone
         if isinstance(data, TransitionDataModule):
             for split, row in zip(data.splits_needed(stage), data.sample(stage, most=1), strict=False):
-                if not isinstance(row.before, backbone.reads):
-                    kinds = ("texts", "images") if isinstance(row.before, str) else ("images", "texts")
+                kinds = ("texts", "images") if isinstance(row.before, str) else ("images", "texts")
+                if isinstance(row.before, str | Image) and not isinstance(row.before, backbone.reads):
                     raise ValueError(
                         f"the states of the split {split!r} are {kinds[0]} (record {row.id!r}), and "
                         f"{type(backbone).__name__} reads {kinds[1]}: give other data, or another model.backbone"

@@ -95,22 +95,15 @@ def test_replay_gives_windows_again():
 @pytest.mark.parametrize("stop", range(1, 16))
 def test_a_limit_that_is_raised_within_a_window_brings_the_rest_of_it(stop, old):
     """What the window had left out had no rollouts then."""
-    options = {"batch_size": 1, "window": 4, "replays": 2}
-    first = TransitionLoader(rows(16), **options)
+    first, later = (TransitionLoader(rows(16), batch_size=1, window=4, replays=2) for _ in range(2))
     first.limit = None if old else stop + 1
-    seen: set[int] = set()
-    given = iter(first)
-    for _ in range(stop):
-        seen.update(other.index for other in next(given).window)
+    seen = {other.index for _, batch in zip(range(stop), first, strict=False) for other in batch.window}
     state = first.state_dict()
-    if old:
-        del state["brought"]
-    later = TransitionLoader(rows(16), **options)
-    later.load_state_dict(state)
+    later.load_state_dict({name: value for name, value in state.items() if name != "brought" or not old})
     for batch in later:
-        brought = [other.index for other in batch.window]
-        assert not seen & set(brought)
-        seen.update(brought)
+        brought = {other.index for other in batch.window}
+        assert not seen & brought
+        seen |= brought
         assert batch.index in seen
     assert seen == set(range(16))
 

@@ -102,10 +102,8 @@ class TextLLM(Backbone):
         if recurrent := sorted(kind for kind in set(kinds) if "attention" not in kind or "linear" in kind):
             told = "it has layers without keys and values, which rollouts share"
             misfit(self, f"{told} ({', '.join(recurrent)}); use a base with attention alone")
-        longest, places = (
-            2 * self.max_state_tokens + self.max_action_tokens,
-            getattr(decoder, "max_position_embeddings", 0),
-        )
+        longest = 2 * self.max_state_tokens + self.max_action_tokens
+        places = getattr(decoder, "max_position_embeddings", None)
         if places and longest > places:
             rank_zero_warn(
                 f"{self.name!r} has {places} positions, and two states with an action may take {longest} tokens, "
