@@ -154,7 +154,7 @@ def test_states_of_another_kind_are_refused_before_the_base_loads(gemma_path, tm
             return [replace(row, before=image, after=image) if pictures else row for row in super().load_split(split)]
 
     module = build(gemma_path)
-    told = r"the states of the split 'state_only' are images \(record 'state_only-0'\), and TextLLM reads texts"
+    told = r"the states of the split 'state_only' \(record 'state_only-0'\) are images, and TextLLM reads texts"
     with pytest.raises(ValueError, match=told):
         trainer(tmp_path).fit(module, Pictures(size=8, batch_size=8))
     assert module.model is None

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
@@ -82,12 +81,7 @@ class WorldModelModule(LightningModule):
         backbone = self.backbone
         if isinstance(data, TransitionDataModule):
             for split, row in zip(data.splits_needed(stage), data.sample(stage, most=1), strict=False):
-                kinds = ("texts", "images") if isinstance(row.before, str) else ("images", "texts")
-                if isinstance(row.before, str | Image) and not isinstance(row.before, backbone.reads):
-                    raise ValueError(
-                        f"the states of the split {split!r} are {kinds[0]} (record {row.id!r}), and "
-                        f"{type(backbone).__name__} reads {kinds[1]}: give other data, or another model.backbone"
-                    )
+                backbone.check_kind(row.before, f"the split {split!r} (record {row.id!r})")
         if backbone.open_lengths and not backbone.chosen_lengths and isinstance(data, TransitionDataModule):
             backbone.set_lengths(backbone.measure_lengths(data.sample(stage)))
 

@@ -164,6 +164,15 @@ class Backbone(ABC):
                 f"(max_action_tokens {grammar.max_length}): shorten it, or use words like those of the training data"
             )
 
+    def check_kind(self, state: object, of: str) -> None:
+        """Raise ValueError for a text or an image ``of`` some data that the backbone does not read."""
+        kinds = ("texts", "images") if isinstance(state, str) else ("images", "texts")
+        if isinstance(state, str | Image) and not isinstance(state, self.reads):
+            raise ValueError(
+                f"the states of {of} are {kinds[0]}, and {type(self).__name__} reads {kinds[1]}: give other data, or "
+                "another model.backbone"
+            )
+
     # ---- prompts ---------------------------------------------------------------------------------
     def frame_prompt(self, template: str) -> list[str | TokenIds]:
         """Return the template with what the family puts around a prompt (BOS, chat turns)."""
