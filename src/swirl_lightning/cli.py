@@ -53,7 +53,7 @@ from swirl_lightning.callbacks.fit_lock import NAME as FIT_LOCK
 from swirl_lightning.callbacks.run_folder import EXPORTS, run_folder
 from swirl_lightning.callbacks.save_config import SaveConfig
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
-from swirl_lightning.checkpoints.finding import checkpoints, last_checkpoint, last_of_earlier_versions, places
+from swirl_lightning.checkpoints.finding import NAMES, checkpoints, last_checkpoint, last_of_earlier_versions, places
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore
 from swirl_lightning.console.parsing import Parser, shorten, takes_null
@@ -254,7 +254,7 @@ class SwirlCLI(LightningCLI):
             folder = run_folder(self.trainer)
             looked = "a fast_dev_run looks for none" if self.trainer.fast_dev_run else f"there is none in {folder}"  # type: ignore[attr-defined]
             beside = [Path(path).parent for path in options.get("config") or () if path]
-            moved = next((run for run in beside if any((run / "checkpoints").glob("*.ckpt"))), folder)
+            moved = next((run for run in beside if any((run / "checkpoints").glob(NAMES))), folder)
             cure = "train first, or name one"
             if moved.resolve() != folder.resolve() and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 cure = f"the run of that config lies in {moved}: add --trainer.default_root_dir {moved}"

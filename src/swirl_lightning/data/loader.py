@@ -129,9 +129,9 @@ class TransitionLoader:
         given, brought = self._take_resume(epoch)
         self._given = (epoch, given)
         batches = self._batches(epoch)
-        taken = self._schedule(len(batches))[: self.limit]
-        end = 1 + max((index for index, _ in taken), default=-1)
-        schedule = self._schedule(len(batches))[given:]
+        whole = self._schedule(len(batches))
+        end = 1 + max((index for index, _ in whole[: self.limit]), default=-1)
+        schedule = whole[given:]
         if brought is None and schedule:  # of an older checkpoint: all of its window
             index, replay = schedule[0]
             brought = index if index % self.window == 0 and not replay else self._window_end(index, len(batches))

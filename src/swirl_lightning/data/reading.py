@@ -53,17 +53,15 @@ class SkippedRecords:
     Attributes:
         source: name of the source, for messages.
         messages: place and reason of each, or of several that are lost together.
-        number: how many they are.
         kinds: how many for each kind of reason (``missing``, ``not JSON``, ...).
     """
 
     source: str | Path
     messages: list[str] = field(default_factory=list)
-    number: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
-        return self.number
+        return self.kinds.total()
 
     def add(self, place: str, reason: object, count: int = 1) -> None:
         """Count a record, or several, given the place and the reason why it cannot be used.
@@ -72,7 +70,6 @@ class SkippedRecords:
         """
         self.messages.append(_one_line(f"{place}: {reason}", _LONGEST))
         self.kinds[str(reason).split(" (")[0].split(", got ")[0].split(": ")[-1]] += count
-        self.number += count
 
     def counts(self, used: int) -> dict[str, int]:
         """Return counts for results: records, used, skipped, and skipped by kind."""
