@@ -12,7 +12,7 @@ from typing import Any
 
 from swirl_lightning.benchmarks.text_suite import Part, TextSuite
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, records, text_field
-from swirl_lightning.files import sha256
+from swirl_lightning.files.hashes import sha256
 from swirl_lightning.transition import Transition
 
 FILE = "gold_transitions.jsonl"

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from swirl_lightning.callbacks.run_folder import EXPORTS, run_folder
-from swirl_lightning.files import whole_folder
+from swirl_lightning.files.writing import whole_folder
 from swirl_lightning.results.table import FILE, read, tested
 
 

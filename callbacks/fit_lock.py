@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.callbacks.run_folder import run_folder
-from swirl_lightning.files import lock
+from swirl_lightning.files.locks import lock
 
 NAME = "fit.lock"
 """Of the lock's file, in the folder of the run."""

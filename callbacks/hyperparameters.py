@@ -13,7 +13,7 @@ from torch import Tensor
 
 from swirl_lightning.callbacks.media import media
 from swirl_lightning.callbacks.run_folder import run_folder
-from swirl_lightning.yaml_files import load
+from swirl_lightning.files.safe_yaml import load
 
 _SHOWN = ("model", "data", "phase_switch")
 

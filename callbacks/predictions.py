@@ -21,7 +21,7 @@ from swirl_lightning.callbacks.transition_images import CELL, image_grid
 from swirl_lightning.data.token_cache import state_key
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import MODES
-from swirl_lightning.files import remove_ranks, whole_file, written_to
+from swirl_lightning.files.writing import remove_ranks, whole_file, written_to
 from swirl_lightning.generation_store import GenerationStore
 from swirl_lightning.results.table import CONTACT_SHEET, PREDICTIONS
 from swirl_lightning.transition import State, Transition

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.callbacks.run_folder import run_folder
-from swirl_lightning.files import whole_file
+from swirl_lightning.files.writing import whole_file
 from swirl_lightning.results.about import about
 from swirl_lightning.results.table import FILE, locked, read, show
 

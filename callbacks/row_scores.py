@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 
 from swirl_lightning.callbacks.run_folder import run_folder
 from swirl_lightning.data.reading import BrokenRecord, lines, parse_object
-from swirl_lightning.files import remove_ranks, whole_file
+from swirl_lightning.files.writing import remove_ranks, whole_file
 from swirl_lightning.judge.metric import JudgeScore
 from swirl_lightning.transition import State, Transition
 

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from yaml import YAMLError
 
 from swirl_lightning.callbacks.run_folder import run_folder
-from swirl_lightning.files import whole_file
-from swirl_lightning.yaml_files import load
+from swirl_lightning.files.safe_yaml import load
+from swirl_lightning.files.writing import whole_file
 
 
 class SaveConfig(SaveConfigCallback):

@@ -24,7 +24,7 @@ from swirl_lightning.benchmarks.minigrid.goals import KINDS, MiniGridGoal, goals
 from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import whole_file
+from swirl_lightning.files.writing import whole_file
 from swirl_lightning.transition import State, Transition
 from swirl_lightning.use.planning import Dynamics, Episode, FWMDynamics, PlanConfig, Search, TrueDynamics, pursue
 from swirl_lightning.use.runs import Run

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from swirl_lightning.files import whole_file
+from swirl_lightning.files.writing import whole_file
 
 Found = dict[str, dict[int, dict[str, dict[str, float]]]]
 """``{row: {seed: {id: {metric: score}}}}``."""

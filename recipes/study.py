@@ -32,9 +32,11 @@ from recipes.study_file import Study, folder_name
 from swirl_lightning.console.options import OneLineParser
 from swirl_lightning.console.run import run_command
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import read_words, sha256, whole_file
+from swirl_lightning.files.hashes import sha256
+from swirl_lightning.files.reading import read_words
+from swirl_lightning.files.safe_yaml import load
+from swirl_lightning.files.writing import whole_file
 from swirl_lightning.results import curves
-from swirl_lightning.yaml_files import load
 
 
 # ---- running -------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from typing import Any
 from yaml import YAMLError
 
 from swirl_lightning.console.run import nearest
-from swirl_lightning.files import read_words
-from swirl_lightning.yaml_files import load
+from swirl_lightning.files.reading import read_words
+from swirl_lightning.files.safe_yaml import load
 
 
 @dataclass(frozen=True)

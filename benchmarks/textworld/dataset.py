@@ -20,7 +20,8 @@ from swirl_lightning.benchmarks.textworld.facts import write
 from swirl_lightning.benchmarks.textworld.games import World, play, require_textworld
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, read_settings, records, text_field
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import sha256, whole_file
+from swirl_lightning.files.hashes import sha256
+from swirl_lightning.files.writing import whole_file
 from swirl_lightning.transition import Transition
 
 SPLITS = ("warmup", "state_only", "validation", "test")

@@ -19,7 +19,7 @@ from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords
 from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import whole_file
+from swirl_lightning.files.writing import whole_file
 from swirl_lightning.transition import Choices, Transition
 
 TASKS = ("WM", "PP")

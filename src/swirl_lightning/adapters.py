@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from swirl_lightning.engine.lora import cast, fuse, uncast
 from swirl_lightning.engine.quantization import dequantized, merge, mergeable, unmerge
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import written_to
+from swirl_lightning.files.writing import written_to
 from swirl_lightning.roles import ROLES, AdapterName, Role
 
 _PEFT_PREFIX = "base_model.model."  # of a module's name

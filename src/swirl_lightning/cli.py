@@ -60,10 +60,10 @@ from swirl_lightning.console.parsing import Parser, shorten, takes_null
 from swirl_lightning.console.shipped import import_shipped
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files.safe_yaml import guarded
 from swirl_lightning.module import SWIRL
 from swirl_lightning.results.table import FILE, PREDICTIONS, fitted, read
 from swirl_lightning.training.trainer_checks import check_callbacks, check_trainer
-from swirl_lightning.yaml_files import guarded
 
 set_loader("yaml", guarded(get_loader("yaml")), (YAMLError,))  # of every configuration
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from swirl_lightning.engine.grammar import TokenIds
-from swirl_lightning.files import append_lines
+from swirl_lightning.files.hashes import content_key
+from swirl_lightning.files.writing import append_lines
 
 
 class GenerationStore:
@@ -27,7 +27,7 @@ class GenerationStore:
 
     def __init__(self, folder: str | Path, settings: dict[str, Any], rank: int = 0) -> None:
         self.folder = Path(folder)
-        self.fingerprint = _digest(json.dumps(settings, sort_keys=True, default=str))
+        self.fingerprint = content_key(json.dumps(settings, sort_keys=True, default=str).encode())
         self._path = self.folder / f"generated-rank{rank}.jsonl"
         self._known: dict[str, list[TokenIds]] = {}
         for path in sorted(self.folder.glob("generated-rank*.jsonl")):
@@ -42,8 +42,8 @@ class GenerationStore:
 
     def key(self, role: str, mode: str, record: str, count: int, prompt: TokenIds) -> str:
         """Return the key of one generation: ``count`` samples for one prompt."""
-        prompt_digest = _digest(",".join(map(str, prompt)))
-        return _digest("|".join((self.fingerprint, role, mode, record, str(count), prompt_digest)))
+        prompt_digest = content_key(",".join(map(str, prompt)).encode())
+        return content_key("|".join((self.fingerprint, role, mode, record, str(count), prompt_digest)).encode())
 
     def get(self, key: str, count: int) -> list[TokenIds] | None:
         """Return the ``count`` samples of a key, or None."""
@@ -63,7 +63,3 @@ def _are_ids(samples: Any) -> bool:
     return isinstance(samples, list) and all(
         isinstance(ids, list) and all(type(number) is int and 0 <= number < 2**31 for number in ids) for ids in samples
     )
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -12,7 +12,7 @@ from string import Formatter
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.engine.grammar import TokenIds
-from swirl_lightning.files import digest
+from swirl_lightning.files.hashes import digest
 
 
 @dataclass(frozen=True)

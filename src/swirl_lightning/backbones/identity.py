@@ -18,7 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.backbones.loading import vocabulary_hash
-from swirl_lightning.files import digest
+from swirl_lightning.files.hashes import digest
 
 _NOT_IDENTITY = {"use_cache", "quantization_config", *(field.name for field in dataclasses.fields(PreTrainedConfig))}
 _READABLE = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL"}

@@ -18,7 +18,7 @@ from swirl_lightning.backbones.errors import readable, refuse_incomplete, refuse
 from swirl_lightning.backbones.gguf import gguf_path, set_split
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.quantization import import_bitsandbytes, prepare_quantized
-from swirl_lightning.files import digest
+from swirl_lightning.files.hashes import digest
 
 _UNQUANTISED = 0.1  # share of the weights from which on it is told
 

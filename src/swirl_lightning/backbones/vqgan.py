@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from swirl_lightning.backbones.vqgan_layers import Codebook, Decoder, Encoder
-from swirl_lightning.files import small_text, whole_file
-from swirl_lightning.torch_files import load_torch
-from swirl_lightning.yaml_files import load
+from swirl_lightning.files.reading import small_text
+from swirl_lightning.files.safe_torch import load_torch
+from swirl_lightning.files.safe_yaml import load
+from swirl_lightning.files.writing import whole_file
 
 CONFIG_FILE = "vqgan.yaml"
 SAFETENSORS_FILE = "vqgan.safetensors"

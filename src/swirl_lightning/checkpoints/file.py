@@ -10,8 +10,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from packaging.version import InvalidVersion, Version
 
 from swirl_lightning.checkpoints.state import check_parts, chosen_lengths, own_state
-from swirl_lightning.files import whole_file
-from swirl_lightning.torch_files import damaged, load_torch
+from swirl_lightning.files.safe_torch import damaged, load_torch
+from swirl_lightning.files.writing import whole_file
 
 _OF_ANY = {"state_dict": dict, "loops": dict, "pytorch-lightning_version": str}
 _OF_OURS = {"tokens_seen": int, "rng": list, "updates": list}

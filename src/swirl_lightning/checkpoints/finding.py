@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from swirl_lightning.checkpoints.state import written_at
-from swirl_lightning.torch_files import load_torch
+from swirl_lightning.files.safe_torch import load_torch
 
 NAMES = f"[!.]*{ModelCheckpoint.FILE_EXTENSION}"
 """Without what other systems leave beside a file, such as ``._last.ckpt``."""

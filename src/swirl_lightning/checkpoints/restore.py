@@ -16,10 +16,10 @@ from swirl_lightning.checkpoints.file import check_file
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import as_written, own_state
 from swirl_lightning.console.parsing import shorten
-from swirl_lightning.files import read_words
-from swirl_lightning.torch_files import load_torch
+from swirl_lightning.files.reading import read_words
+from swirl_lightning.files.safe_torch import load_torch
+from swirl_lightning.files.safe_yaml import load
 from swirl_lightning.world_model_module import WorldModelModule
-from swirl_lightning.yaml_files import load
 
 Module = TypeVar("Module", bound=WorldModelModule)
 Built = TypeVar("Built", bound=LightningModule | LightningDataModule)

@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from swirl_lightning.console.run import nearest
 from swirl_lightning.console.training_help import ALL
-from swirl_lightning.yaml_files import load
+from swirl_lightning.files.safe_yaml import load
 
 TABLE = Path(__file__).parents[1] / "assets" / "option_names.txt"
 """Options, as `Names` reads them; a test compares them with the parser's, and ``make options`` writes them anew.

@@ -20,7 +20,8 @@ from safetensors.numpy import load_file, save
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.engine.grammar import TokenIds
-from swirl_lightning.files import check_writable, whole_file
+from swirl_lightning.files.paths import check_writable
+from swirl_lightning.files.writing import whole_file
 from swirl_lightning.transition import State
 
 _KEY_BYTES = 16

@@ -13,7 +13,7 @@ from huggingface_hub import hf_hub_download
 from torch import nn
 
 from swirl_lightning.backbones.base import BUILTIN_PREFIX, Backbone
-from swirl_lightning.yaml_files import load
+from swirl_lightning.files.safe_yaml import load
 
 Results = Mapping[str, Mapping[str, float]]
 

@@ -11,7 +11,7 @@ import torch
 from swirl_lightning.exports.card import merged_card
 from swirl_lightning.exports.folder import readable
 from swirl_lightning.exports.settings import settings_of
-from swirl_lightning.files import written_to
+from swirl_lightning.files.writing import written_to
 from swirl_lightning.world_model_module import WorldModelModule
 
 

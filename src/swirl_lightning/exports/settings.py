@@ -14,7 +14,7 @@ from swirl_lightning import backbones
 from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.backbones.base import BUILTIN_PREFIX, Backbone
 from swirl_lightning.engine.drawing import SamplingConfig
-from swirl_lightning.files import small_text
+from swirl_lightning.files.reading import small_text
 from swirl_lightning.prompts import PromptTemplates
 from swirl_lightning.world_model_module import WorldModelModule
 

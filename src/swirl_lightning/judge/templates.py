@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from swirl_lightning.files import digest
-from swirl_lightning.yaml_files import load
+from swirl_lightning.files.hashes import digest
+from swirl_lightning.files.safe_yaml import load
 
 BUILTIN = Path(__file__).parents[1] / "assets" / "judge"
 """Folder of our own wordings: ``action`` is for inverse dynamics, ``quality`` for images, the others are for suites."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import sha256
+from swirl_lightning.files.hashes import sha256
 from swirl_lightning.metrics.bert_score import missing_model
 from swirl_lightning.metrics.row_mean import RowMean
 

@@ -23,7 +23,8 @@ from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, lines, pa
 from swirl_lightning.data.reading import records as read_records
 from swirl_lightning.data.splitting import rank_of
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import relative_to, whole_file
+from swirl_lightning.files.paths import relative_to
+from swirl_lightning.files.writing import whole_file
 from swirl_lightning.prepare import command_parser
 
 AURORA_TASKS = ("magicbrush", "ag", "something", "kubric")

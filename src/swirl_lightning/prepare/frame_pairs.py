@@ -15,7 +15,8 @@ from pathlib import Path
 
 from swirl_lightning.console.run import run_command
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import relative_to, whole_file
+from swirl_lightning.files.paths import relative_to
+from swirl_lightning.files.writing import whole_file
 from swirl_lightning.prepare import command_parser
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")

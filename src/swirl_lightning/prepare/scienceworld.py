@@ -24,7 +24,8 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.reading import BrokenRecord, lines, parse_object, text_field
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import sha256, whole_file
+from swirl_lightning.files.hashes import sha256
+from swirl_lightning.files.writing import whole_file
 from swirl_lightning.prepare import command_parser
 
 Episode = tuple[str, str, int]

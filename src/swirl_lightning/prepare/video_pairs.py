@@ -27,7 +27,8 @@ from swirl_lightning.console.run import run_command
 from swirl_lightning.data.reading import read_settings
 from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import append_lines, digest, whole_file, written_to
+from swirl_lightning.files.hashes import digest
+from swirl_lightning.files.writing import append_lines, whole_file, written_to
 from swirl_lightning.prepare import command_parser
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from swirl_lightning.files import whole_file
+from swirl_lightning.files.writing import whole_file
 
 PLOTS = "pip install 'swirl-lightning[plots]'"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swirl_lightning.yaml_files import load
+from swirl_lightning.files.safe_yaml import load
 
 Row = dict[str, float]
 

@@ -19,7 +19,8 @@ from rich.table import Table
 
 from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import printable, run_command
-from swirl_lightning.files import relative_to, whole_file
+from swirl_lightning.files.paths import relative_to
+from swirl_lightning.files.writing import whole_file
 from swirl_lightning.results import curves
 from swirl_lightning.results.paper import SUITES, Row, SuiteTable
 from swirl_lightning.results.table import COLUMNS, CONTACT_SHEET, FILE, PREDICTIONS, read, show

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from swirl_lightning.console.run import printable
-from swirl_lightning.files import lock
+from swirl_lightning.files.locks import lock
 
 PREDICTIONS = "predictions"
 """Name of the folder of predictions, in the run's folder."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from swirl_lightning.exports.merged import write_merged
-from swirl_lightning.files import check_folder, whole_folder
+from swirl_lightning.files.paths import check_folder
+from swirl_lightning.files.safe_yaml import load
+from swirl_lightning.files.writing import whole_folder
 from swirl_lightning.results.table import FILE, read, tested
 from swirl_lightning.use.runs import Run
-from swirl_lightning.yaml_files import load
 
 
 def export_run(run: Run, folder: Path, merged: bool = False) -> None:

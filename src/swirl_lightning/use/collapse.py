@@ -17,7 +17,8 @@ from swirl_lightning.checkpoints.state import check_parts, own_state
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.rows import unopened
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import check_writable, whole_file
+from swirl_lightning.files.paths import check_writable
+from swirl_lightning.files.writing import whole_file
 from swirl_lightning.metrics.perplexity import perplexity
 from swirl_lightning.results import curves
 from swirl_lightning.roles import Role

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import read_words
+from swirl_lightning.files.reading import read_words
 from swirl_lightning.use.runs import Run, fastest_device
 
 _SPLITS = ("warmup", "state_only", "validation", "test")

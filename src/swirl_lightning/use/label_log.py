@@ -11,7 +11,7 @@ from statistics import quantiles
 from typing import Any
 
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, parse_object, read_settings
-from swirl_lightning.files import append_lines, whole_file
+from swirl_lightning.files.writing import append_lines, whole_file
 
 LABELLED, SETTINGS = "labelled.jsonl", "settings.json"
 CONFIDENCES = ("log_prob", "agreement")

@@ -19,7 +19,7 @@ from swirl_lightning.callbacks import EndOtherRanks, SaveOnTermination
 from swirl_lightning.data.batch import TransitionBatch
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import sha256
+from swirl_lightning.files.hashes import sha256
 from swirl_lightning.module import SWIRL
 from swirl_lightning.roles import Role
 from swirl_lightning.transition import Transition

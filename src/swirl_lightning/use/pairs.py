@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from swirl_lightning.console.run import nearest
 from swirl_lightning.data.image_records import ImageRecord, ImageTransitions
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.records import FileRecord, FileTransitions, JSONLTransitions
-from swirl_lightning.files import relative_to
+from swirl_lightning.files.hashes import content_key
+from swirl_lightning.files.paths import relative_to
 from swirl_lightning.prepare import frame_pairs, video_pairs
 from swirl_lightning.transition import Transition
 from swirl_lightning.use.runs import Run
@@ -104,7 +104,7 @@ class Pairs(Sequence[Transition]):
         """Name a pair's content: another key has what has changed, states, fields, or an image file's size or time."""
         record = self._record(index)
         content = record.id, _content(record.before), _content(record.after), record.action, record.meta
-        return _digest(json.dumps(content, default=str).encode())
+        return content_key(json.dumps(content, default=str).encode())
 
     def as_record(self, index: int, pair: Transition) -> dict[str, Any]:
         """Write a pair's states as a record of training data; images that are no files become some.
@@ -139,9 +139,5 @@ def _content(source: Any) -> Any:
         stat = source.stat()
         return [str(source), stat.st_size, stat.st_mtime_ns]
     if isinstance(source, Image.Image):
-        return [source.mode, source.size, _digest(source.tobytes())]
-    return _digest(source) if isinstance(source, bytes) else source
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+        return [source.mode, source.size, content_key(source.tobytes())]
+    return content_key(source) if isinstance(source, bytes) else source

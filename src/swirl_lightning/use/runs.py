@@ -71,7 +71,7 @@ class Run:
             ValueError: the checkpoint belongs to another base or other settings.
         """
         from swirl_lightning.checkpoints.restore import load_into
-        from swirl_lightning.torch_files import load_torch
+        from swirl_lightning.files.safe_torch import load_torch
 
         return load_into(model, load_torch(self.checkpoint, device))
 

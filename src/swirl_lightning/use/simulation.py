@@ -18,7 +18,9 @@ from swirl_lightning.data.images import open_rgb
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.simulator import Simulator
 from swirl_lightning.engine.ranges import check_ranges
-from swirl_lightning.files import check_folder, read_words, whole_folder
+from swirl_lightning.files.paths import check_folder
+from swirl_lightning.files.reading import read_words
+from swirl_lightning.files.writing import whole_folder
 from swirl_lightning.prepare.frame_pairs import ENDINGS
 from swirl_lightning.transition import State
 from swirl_lightning.use.pairs import SPLITS

@@ -9,7 +9,7 @@ from support.cli import config, here
 from swirl_lightning import SWIRL
 from swirl_lightning.backbones.vqgan import VQGANConfig, VQGANError
 from swirl_lightning.checkpoints.restore import from_config
-from swirl_lightning.yaml_files import KeyTwice, TooManyAliases, load
+from swirl_lightning.files.safe_yaml import KeyTwice, TooManyAliases, load
 
 
 def bomb(value: str, levels: int = 15) -> str:

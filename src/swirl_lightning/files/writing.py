@@ -1,9 +1,7 @@
-"""Files that are written whole or not at all, whenever the process or the machine stops; locks and hashes of files."""
+"""Files and folders that are written whole or not at all, whenever the process or the machine stops."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -11,12 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
-
-from filelock import FileLock
-
-_WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""Errors of a file system that has no locks."""
-_SMALL = 100_000
 
 
 @contextmanager
@@ -113,6 +105,14 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         _remove(old)
 
 
+def remove_ranks(folder: Path, name: str, ranks: int) -> None:
+    """Remove ``<name><rank>.jsonl`` of an earlier command that had more than ``ranks`` processes."""
+    for path in folder.glob(f"{name}*.jsonl"):
+        rank = path.stem.removeprefix(name)
+        if rank.isdecimal() and int(rank) >= ranks:
+            path.unlink(missing_ok=True)
+
+
 def _remove(path: Path) -> None:
     """Remove a folder with what it holds, a file, a pipe, or a link but not what it leads to."""
     if path.is_dir() and not path.is_symlink():
@@ -125,7 +125,7 @@ def _remove(path: Path) -> None:
 def _alone_in(folder: Path) -> Iterator[None]:
     """Wait for other processes that write a whole folder in this one; not where the system has no locks of folders.
 
-    The folder itself is locked: a file of :func:`lock` would stay beside what a user exports.
+    The folder itself is locked: a lock's own file would stay beside what a user exports.
     """
     try:
         import fcntl
@@ -141,98 +141,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def lock(path: Path, timeout: float = -1) -> FileLock | None:
-    """Take a lock, which the system frees when the process ends, however it ends.
-
-    Args:
-        path: the lock's file.
-        timeout: seconds to wait for whoever holds it; below 0, for ever.
-
-    Returns:
-        The lock, to be released; None on a file system that has none.
-
-    Raises:
-        filelock.Timeout: somebody else holds it still.
-        OSError: the file cannot be made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(path, fallback_to_soft=False)  # a file in its place would outlive a process that is killed
-    try:
-        held.acquire(timeout=timeout)
-    except OSError as error:
-        if error.errno not in _WITHOUT_LOCKS:
-            raise
-        return None
-    return held
-
-
-def check_writable(folder: Path, option: str = "--to") -> None:
-    """Raise if a folder cannot be written to, or made; before the work whose results it will get.
-
-    Args:
-        folder: that folder.
-        option: that names it, for the message.
-
-    Raises:
-        FileExistsError: it, or one that it would be made in, is a file.
-        PermissionError: its rights forbid it.
-    """
-    place = next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
-    if not place.is_dir():
-        raise FileExistsError(f"{place} is no folder: name one with {option}")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"{place} may not be written: change its rights, or name another folder with {option}")
-
-
-def check_folder(path: Path) -> None:
-    """Raise if :func:`whole_folder` cannot replace a folder, or must not.
-
-    Raises:
-        ValueError: it is the folder of this process, which would then be in none.
-        OSError: as :func:`check_writable`, of the folder that it lies in.
-    """
-    check_writable(path.parent)
-    if Path.cwd().is_relative_to(path.resolve()):
-        raise ValueError(f"you are in the folder {path}, and a new one would take its place: give --to another folder")
-
-
-def read_words(path: Path) -> str:
-    """Read a text file of the user's.
-
-    Raises:
-        ValueError: it is no UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text: {error}; save it as UTF-8, or name another file") from None
-
-
-def small_text(path: Path) -> str:
-    """Read a text file that comes with a model.
-
-    Raises:
-        ValueError: it has more than 100,000 bytes, where 2,000 are usual, and what reads it may take a time that grows
-            with their square; or it is no UTF-8.
-    """
-    if (size := path.stat().st_size) > _SMALL:
-        raise ValueError(f"{size:,} bytes are more than {_SMALL:,}")
-    return path.read_text(encoding="utf-8")
-
-
-def relative_to(folder: Path, path: Path) -> str:
-    """Write the path of a file from a folder, with ``/``; it holds where one of them lies below a link, too."""
-    return os.path.relpath(path.parent.resolve() / path.name, folder.resolve()).replace(os.sep, "/")
-
-
-def remove_ranks(folder: Path, name: str, ranks: int) -> None:
-    """Remove ``<name><rank>.jsonl`` of an earlier command that had more than ``ranks`` processes."""
-    for path in folder.glob(f"{name}*.jsonl"):
-        rank = path.stem.removeprefix(name)
-        if rank.isdecimal() and int(rank) >= ranks:
-            path.unlink(missing_ok=True)
-
-
 def _sync(path: Path) -> None:
     """Have the system write a file or a folder's entries to the disk, where it lets itself be asked."""
     if os.name == "nt":  # no handle of a folder there
@@ -242,14 +150,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def sha256(path: str | Path) -> str:
-    """Compute the hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(content: bytes) -> str:
-    """Return the first 16 hexadecimal digits of a content's SHA-256, to tell it from others."""
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from swirl_lightning.checkpoints.file import check_file
-from swirl_lightning.torch_files import check, load_torch
+from swirl_lightning.files.safe_torch import check, load_torch
 
 
 def doubled(levels: int, kind=list):
