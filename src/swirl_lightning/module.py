@@ -235,7 +235,7 @@ class SWIRL(PretrainedModule):
         at_once = [window] if self.max_cached_tokens else [[batch] for batch in window]
         rolled_out = chain.from_iterable(phase([batch.transitions for batch in batches]) for batches in at_once)
         for batch, (actions, sampled, judged) in zip(window, rolled_out, strict=True):
-            rewards = self.reward(Scored(role, batch.transitions, sampled, judged, self.backbone))
+            rewards = self.reward(Scored(role, batch.transitions, sampled, judged, self.backbone)).to(self.device)
             self.tokens_seen += int(sampled.completions.mask.sum()) + int(judged.mask.sum())
             found.append((batch, actions, sampled, rewards))
         earned = [rewards for *_, rewards in found]

@@ -181,3 +181,27 @@ def test_codes_do_not_depend_on_the_trainers_precision():
     with torch.autocast("cpu", torch.bfloat16):
         assert StateTokens(backbone).encode(images, CPU) == plain
         assert backbone.encode_states(images, CPU) != plain  # what autocast would do
+
+
+@pytest.mark.parametrize("products", ["highest", "high", "medium"])
+def test_codes_are_computed_without_tf32_whose_switches_stay_as_they_were(products):
+    """GPUs since Ampere convolve in TF32 by default; about one code in a thousand is another then."""
+    image, backbone = Image.new("RGB", (48, 48)), Liquid("builtin/tiny-liquid", dtype="float32")
+    switches = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]
+    seen, encode = [], backbone.encode_states
+
+    def encoded(states, device):
+        seen.append([switch.fp32_precision for switch in switches])
+        return encode(states, device)
+
+    backbone.encode_states = encoded
+    torch.set_float32_matmul_precision(products)
+    try:
+        before = [switch.fp32_precision for switch in switches]
+        StateTokens(backbone).encode([image], CPU)
+        assert [switch.fp32_precision for switch in switches] == before
+        assert torch.get_float32_matmul_precision() == products
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (True, products != "highest")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == [["ieee", "ieee"]]

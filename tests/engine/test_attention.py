@@ -5,6 +5,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
+    DynamicCache,
     GemmaConfig,
     GemmaForCausalLM,
     MistralConfig,
@@ -13,6 +14,7 @@ from transformers import (
 
 from swirl_lightning.engine import attention, kernels, packed_attention
 from swirl_lightning.engine.attention import Seen, attend_rollouts, install
+from swirl_lightning.engine.kv_cache import RolloutCache
 from swirl_lightning.engine.packed_attention import PackedAttention
 from swirl_lightning.engine.packing import Packing
 
@@ -127,6 +129,55 @@ def test_packed_sequences_attend_as_if_alone(heads, attend, monkeypatch):
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-10)
     for mine, true in zip(grads, torch.autograd.grad((expected * weights).sum(), leaves), strict=True):
         torch.testing.assert_close(mine, true, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("attend", [kernels.CPU, kernels.PRODUCTS], ids=["flash", "products"])
+@pytest.mark.parametrize("of_values", [torch.float32, torch.bfloat16])
+def test_autocast_rounds_what_packed_attention_is_given_and_nothing_more(attend, of_values, monkeypatch):
+    """With the biases of Qwen2's keys, rounded scores are wrong by whole units, and their gradients by more."""
+    monkeypatch.setattr(packed_attention, "kernel", lambda *_: attend)
+    packing = Packing(GROUPS, torch.device("cpu"))
+    torch.manual_seed(0)
+    query, key, value, weights = (torch.randn(1, 2, packing.ids.shape[1], 8) for _ in range(4))
+    key[..., 0] += 100
+    leaves = [part.requires_grad_() for part in (query, key, value.to(of_values))]
+    rounded = [part.detach().bfloat16().double().requires_grad_() for part in leaves]
+    with torch.autocast("cpu", torch.bfloat16):
+        got, _ = attention._attention(torch.nn.Module(), *leaves, None, scaling=0.3, packing=packing)
+    assert got.dtype == torch.bfloat16
+    grads = torch.autograd.grad((got.transpose(1, 2) * weights).sum(), leaves)
+    expected = PackedAttention.apply(*rounded, packing.spans, 0.3)  # in float64, as tested above
+    true = torch.autograd.grad((expected * weights).sum(), rounded)
+    off = [
+        float((one - other).norm() / other.norm())
+        for one, other in zip((got.transpose(1, 2), *grads), (expected, *true), strict=True)
+    ]
+    assert max(off[0], *off[2:]) < 0.02
+    assert off[1] < 0.4  # the query's gradient is a difference of sums a hundred times as large
+
+
+@pytest.mark.parametrize("parts", [True, False])
+@pytest.mark.parametrize("clock", [None, torch.zeros(1, dtype=torch.long)])
+def test_autocast_rounds_what_rollouts_attend_with_and_nothing_more(parts, clock, monkeypatch):
+    if not parts:
+        monkeypatch.setattr(attention, "_in_parts", attention._at_once)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 3, 8) for heads in (4, 2, 2))
+    prompt = [torch.randn(2, 2, 5, 8) for _ in range(2)]
+    for keys in (key, prompt[0]):
+        keys[..., 0] += 100
+    cache = DynamicCache()
+    cache.update(*prompt, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        (layer,) = RolloutCache(cache, None, 3, 4, clock).layers
+        got, _ = attention._attention(torch.nn.Module(), query, *layer.update(key, value), None, scaling=0.3)
+    assert got.dtype == torch.bfloat16
+    for k in range(3):
+        own = (torch.cat([p, n[:, :, k : k + 1]], 2) for p, n in zip(prompt, (key, value), strict=True))
+        keys, values = (part.bfloat16().double() for part in own)
+        rounded = query[:, :, k : k + 1].bfloat16().double()
+        expected = by_definition(rounded, keys, values, torch.ones(2, 1, 6, dtype=torch.bool), 0.3)[:, :, 0]
+        assert (got[:, k] - expected).norm() < 0.02 * expected.norm()
 
 
 def test_packed_sequences_keep_their_tokens_positions_and_sums():

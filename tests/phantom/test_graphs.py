@@ -73,3 +73,38 @@ def test_memory_that_runs_out_in_a_capture_halves_the_rows(draw, monkeypatch, re
     assert any("out of memory with" in message for message in messages)
     assert not any("not replayed" in message for message in messages)
     assert gpu.replays > 0
+
+
+def test_a_step_that_waits_for_the_device_is_found_before_a_capture(draw, monkeypatch, recwarn):
+    """A capture that fails leaves torch unsound, so there is none, and no second attempt."""
+    gpu, trunk, rollouts = draw
+    expected, forward = rollouts(cuda_graphs=False), trunk.forward
+
+    def waits(input_ids, **kwargs):
+        assert int(input_ids.max()) >= 0
+        return forward(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(trunk, "forward", waits)
+    stream = gpu.stream
+    for _ in range(2):
+        assert rollouts(cuda_graphs=True) == expected
+    messages = [str(warning.message) for warning in recwarn if "not replayed" in str(warning.message)]
+    assert len(messages) == 1
+    assert "called a synchronizing CUDA operation" in messages[0]
+    assert (gpu.captures, gpu.stream, gpu.refuses_waits) == (0, stream, 0)
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(draw, monkeypatch, recwarn):
+    gpu, trunk, rollouts = draw
+    expected, forward = rollouts(cuda_graphs=False), trunk.forward
+
+    def fails(input_ids, **kwargs):
+        if gpu.graph is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return forward(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(trunk, "forward", fails)
+    stream = gpu.stream
+    assert rollouts(cuda_graphs=True) == expected
+    assert any("operation not permitted" in str(warning.message) for warning in recwarn)
+    assert (gpu.captures, gpu.stream) == (1, stream)

@@ -18,6 +18,7 @@ from swirl_lightning.callbacks import CollapseWatch, MemoryReport, PhaseSwitch
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine import decoding
 from swirl_lightning.engine.noise import uniforms
+from swirl_lightning.training.rewards import MeanLogProb
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,17 @@ def test_a_base_is_loaded_where_lightning_makes_models(name, folders):
         assert [type(state) for state in shown] == [type(state) for state in states]
 
 
+class OnTheCpu(MeanLogProb):
+    """As a user's own may be."""
+
+    def __call__(self, scored):
+        return super().__call__(scored).cpu()
+
+
 def swirl(name, folder, budget=None, **options):
     return SWIRL(
         backbone_of(name, folder, **options),
+        reward=OnTheCpu(),
         lora=AdapterConfig(r=2, dropout=0.1),
         grpo=GRPOConfig(group_size=2, num_iterations=2),
         sampling=SamplingConfig(1.0, 0.9, top_k=12),

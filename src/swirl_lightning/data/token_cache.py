@@ -6,7 +6,8 @@ import hashlib
 import os
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,7 @@ class StateTokens:
             if key not in found:
                 missing.setdefault(key, state)
         if missing:
-            # nearest codes are sensitive to rounding, and what is kept must not depend on the Trainer's precision
-            with torch.autocast(device.type, enabled=False):
+            with _exactly(device):
                 encoded = self._backbone.encode_states(list(missing.values()), device)
             found.update(zip(missing, (np.array(ids, np.int32) for ids in encoded), strict=True))
             if self._folder is not None:
@@ -167,6 +167,25 @@ def state_key(state: State) -> bytes:
     if isinstance(state, str):
         return _digest(b"text", state.encode())
     return _digest(b"image", repr(state.size).encode(), state.convert("RGB").tobytes())
+
+
+@contextmanager
+def _exactly(device: torch.device) -> Iterator[None]:
+    """Compute without autocast and TF32: nearest codes are sensitive to rounding.
+
+    What is kept must depend neither on the Trainer's precision nor on the device.
+    """
+    cudnn: Any = torch.backends.cudnn
+    backends: list[Any] = [cudnn.conv, torch.backends.cuda.matmul]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _digest(*parts: bytes) -> bytes:

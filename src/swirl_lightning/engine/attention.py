@@ -56,6 +56,16 @@ def install(model: PreTrainedModel) -> bool:
     return True
 
 
+def attention_dtype(value: Tensor) -> torch.dtype:
+    """Return in which dtype attention computes: that of the values, under autocast its own, as for torch's sdpa.
+
+    Under autocast queries, keys and values may have three: rotated ones and those after a norm are float32.
+    """
+    kind = value.device.type
+    cast = torch.is_autocast_enabled(kind) and value.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if cast else value.dtype
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -68,15 +78,15 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if packing is not None:
-        packing.used = True
-        assert isinstance(key, Tensor)
-        # under autocast rotated queries and keys are float32 beside values that are not; sdpa casts, kernels refuse
-        same = query.to(value.dtype), key.to(value.dtype), value
-        return PackedAttention.apply(*same, packing.spans, scaling).transpose(1, 2).contiguous(), None  # as sdpa's
-    if isinstance(key, Tensor):
+    if isinstance(key, Tensor) and packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    return key.attend(query, scaling), None
+    same = [part.to(attention_dtype(value)) for part in (query, key, value)] if isinstance(key, Tensor) else []
+    with torch.autocast(query.device.type, enabled=False):  # it would round scores
+        if not isinstance(key, Tensor):
+            return key.attend(query, scaling), None
+        assert packing is not None
+        packing.used = True
+        return PackedAttention.apply(*same, packing.spans, scaling).transpose(1, 2).contiguous(), None  # as sdpa's
 
 
 AttentionInterface.register(NAME, _attention)

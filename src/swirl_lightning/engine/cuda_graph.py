@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 _WARM_UP = 2
 """Number of runs before the capture, in which kernels choose their plans and libraries allocate."""
+_REFUSED: WeakSet[nn.Module] = WeakSet()
+"""Trunks whose step cannot be captured: one attempt and one warning each."""
 
 
 class CapturedTrunk:
@@ -17,7 +23,7 @@ class CapturedTrunk:
 
     All that the step reads besides ids and positions must stay at its address, and running the step twice must
     change nothing: both hold for a :class:`swirl_lightning.engine.kv_cache.RolloutCache` with ``step``. If the step
-    cannot be captured (a kernel waits for the device), it runs without a graph, and a warning says so.
+    cannot be captured (a kernel waits for the device), the trunk runs without graphs from then on, after a warning.
 
     Args:
         trunk: on a CUDA device, run without gradient.
@@ -26,7 +32,6 @@ class CapturedTrunk:
     def __init__(self, trunk: nn.Module) -> None:
         self._trunk = trunk
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._refused = False
         self._ids = self._positions = self._hidden = torch.empty(0)
 
     def __call__(self, input_ids: Tensor, position_ids: Tensor, **fixed: Any) -> Tensor:
@@ -35,7 +40,7 @@ class CapturedTrunk:
         Raises:
             torch.OutOfMemoryError: memory runs out in the capture; the next call captures again.
         """
-        if self._refused:
+        if self._trunk in _REFUSED:
             return self._run(input_ids, position_ids, fixed)
         if self._graph is None or self._ids.shape != input_ids.shape:
             self._ids, self._positions = input_ids.clone(), position_ids.clone()
@@ -45,7 +50,8 @@ class CapturedTrunk:
                 self._graph = None
                 raise
             except RuntimeError as error:
-                self._refused, self._graph = True, None
+                _REFUSED.add(self._trunk)
+                self._graph = None
                 warnings.warn(f"decode steps are not replayed as CUDA graphs: {error}", stacklevel=2)
                 return self._run(input_ids, position_ids, fixed)
         self._ids.copy_(input_ids)
@@ -55,16 +61,43 @@ class CapturedTrunk:
         return self._hidden
 
     def _capture(self, fixed: dict[str, Any]) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                self._run(self._ids, self._positions, fixed)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._hidden = self._run(self._ids, self._positions, fixed)
+        device = self._ids.device
+        with torch.cuda.device(device):  # the model's need not be the current one
+            before, stream = torch.cuda.current_stream(), _stream(device)
+            stream.wait_stream(before)
+            try:
+                with torch.cuda.stream(stream):
+                    for _ in range(_WARM_UP - 1):
+                        self._run(self._ids, self._positions, fixed)
+                    with _no_waiting():
+                        self._run(self._ids, self._positions, fixed)
+                self._graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._graph, stream=stream):
+                    self._hidden = self._run(self._ids, self._positions, fixed)
+            finally:
+                torch.cuda.set_stream(before)  # a capture that fails would leave its own
+                before.wait_stream(stream)
 
     def _run(self, ids: Tensor, positions: Tensor, fixed: dict[str, Any]) -> Tensor:
         hidden: Tensor = self._trunk(input_ids=ids, position_ids=positions, **fixed).last_hidden_state
         return hidden
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of a device's captures: cuBLAS keeps up to 32 MiB for each stream that it has run on."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Raise where the host waits for the device, while no capture has begun: a capture that fails leaves torch unsound.
+
+    ``torch.cuda.empty_cache`` then fails for the rest of the process (pytorch#180395).
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from swirl_lightning.engine.attention import Seen, attend_rollouts
+from swirl_lightning.engine.attention import Seen, attend_rollouts, attention_dtype
 
 KEYS_AT_ONCE = 8
 """Prompts and rollouts are padded to multiples of this on GPUs."""
@@ -35,7 +35,7 @@ class RolloutCache(Cache):
         if more:
             mask = mask if mask is not None else layers[0].values.new_ones(batch, length, dtype=torch.long)
             mask = nn.functional.pad(mask, (more, 0))
-        self._seen = Seen(None if mask is None else mask[:, None, None], layers[0].values.dtype)
+        self._seen = Seen(None if mask is None else mask[:, None, None], attention_dtype(layers[0].values))
         super().__init__(layers=[_RolloutLayer(layer, self._seen, width, room, step, more) for layer in layers])
         first: Any = self.layers[0]
         first.leads = True
@@ -58,8 +58,8 @@ class _RolloutLayer(DynamicLayer):
     def __init__(self, prompts: Any, seen: Seen, width: int, room: int, step: Tensor | None, more: int) -> None:
         super().__init__()
         self.is_initialized, self.leads, self._seen = True, False, seen
-        # under autocast rotated keys are float32 beside values that are not
-        self.keys, self.values = prompts.keys.to(prompts.values.dtype), prompts.values
+        dtype = attention_dtype(prompts.values)
+        self.keys, self.values = prompts.keys.to(dtype), prompts.values.to(dtype)
         if more:
             self.keys, self.values = (nn.functional.pad(part, (0, 0, more, 0)) for part in (self.keys, self.values))
             prompts.keys = prompts.values = None  # both would be held until the last layer has been copied
@@ -114,8 +114,7 @@ class BranchCache(Cache):
 
     def __init__(self, prompts: Cache, mask: Tensor | None, room: int) -> None:
         layers: list[Any] = prompts.layers
-        dtype = layers[0].values.dtype
-        self._seen = Seen(None if mask is None else mask[:, None, None], dtype)
+        self._seen = Seen(None if mask is None else mask[:, None, None], attention_dtype(layers[0].values))
         self.width, self._window = 1, _Window()
         super().__init__(layers=[_BranchLayer(layer, self._seen, room, self._window) for layer in layers])
 
@@ -151,10 +150,10 @@ class _BranchLayer(DynamicLayer):
     def __init__(self, prompts: Any, seen: Seen, room: int, window: _Window) -> None:
         super().__init__()
         self.is_initialized = True
-        # under autocast rotated keys are float32 beside values that are not
-        self.keys, self.values, self._seen = prompts.keys.to(prompts.values.dtype), prompts.values, seen
-        batch, heads, _, size = prompts.values.shape
-        self._own = [prompts.values.new_zeros(batch, heads, 1, room, size) for _ in range(2)]
+        dtype, self._seen = attention_dtype(prompts.values), seen
+        self.keys, self.values = prompts.keys.to(dtype), prompts.values.to(dtype)
+        batch, heads, _, size = self.values.shape
+        self._own = [self.values.new_zeros(batch, heads, 1, room, size) for _ in range(2)]
         self._window = window
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -42,7 +42,7 @@ def _forward(module: Any, norm: Norm, eps: float, *args: Any, **kwargs: Any) -> 
 
 def _round_then_scale(scale: Tensor, x: Tensor, eps: float) -> Tensor:
     """Compute as Llama and Qwen do; torch's kernel reads any dtype, computes in float32 and rounds once."""
-    return scale * nn.functional.rms_norm(x, x.shape[-1:], None, eps)
+    return scale * nn.functional.rms_norm(x, x.shape[-1:], None, eps).to(x.dtype)  # under autocast it is float32
 
 
 def _scale_then_round(scale: Tensor, x: Tensor, eps: float) -> Tensor:

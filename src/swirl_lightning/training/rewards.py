@@ -56,7 +56,7 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, scored: Scored) -> Tensor:
-        """Compute rewards, (N,) of a float type."""
+        """Compute rewards, (N,) of a float type, on any device."""
 
     def check(self, backbone: Backbone) -> None:  # noqa: B027 - most rewards need nothing
         """Raise ValueError if there is none for the rollouts of this backbone; called before the base is loaded."""

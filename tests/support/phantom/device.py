@@ -62,6 +62,8 @@ class PhantomCuda:
         captures: CUDA graphs that were captured.
         replays: decode steps that were replayed.
         graph: the one that is being captured.
+        stream: the current one.
+        refuses_waits: the mode of `torch.cuda.set_sync_debug_mode`.
         tags: names of the memory that is on the device.
     """
 
@@ -69,6 +71,8 @@ class PhantomCuda:
         self.waits: Counter[str] = Counter()
         self.captures = self.replays = 0
         self.graph: Recording | None = None
+        self.stream: Any = None
+        self.refuses_waits: Any = 0
         self.target: torch.device | None = None  # of what is being made, where a device was asked for
         self.tags: dict[int | None, Any] = {}
 
@@ -116,6 +120,8 @@ class PhantomCuda:
 
     def wait(self, reason: str) -> None:
         """The host waits for the device: counted, and refused while a graph is captured."""
+        if self.refuses_waits == "error":
+            raise RuntimeError(f"called a synchronizing CUDA operation: {reason} at {self.where()}")
         if self.graph is not None:
             raise RuntimeError(f"operation not permitted when stream is capturing: {reason} at {self.where()}")
         self.waits[f"{self.where()} {reason}"] += 1

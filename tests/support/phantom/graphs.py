@@ -6,7 +6,7 @@ What Python did between the calls is not repeated, so a step that leans on Pytho
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,25 +58,47 @@ def recording_api(gpu: PhantomCuda) -> dict[str, Any]:
     """Return the replacements of names of ``torch.cuda``."""
 
     class Stream:
+        def __init__(self, device: Any = None) -> None: ...
+
         def wait_stream(self, other: Any) -> None: ...
 
+    gpu.stream = Stream()
+
+    def set_stream(stream: Any) -> None:
+        gpu.stream = stream
+
     @contextmanager
-    def graph(cuda_graph: Recording, *args: Any, **kwargs: Any) -> Iterator[None]:
+    def graph(cuda_graph: Recording, stream: Any = None) -> Iterator[None]:
         gpu.captures += 1
         gpu.graph = cuda_graph
+        before = gpu.stream
+        set_stream(stream)
         try:
             yield
         finally:
             gpu.graph = None
+        set_stream(before)  # after an error torch leaves the stream of the capture
 
     @contextmanager
-    def stream(_: Any) -> Iterator[None]:
-        yield
+    def stream(other: Any) -> Iterator[None]:
+        before = gpu.stream
+        set_stream(other)
+        try:
+            yield
+        finally:
+            set_stream(before)
+
+    def set_sync_debug_mode(mode: Any) -> None:
+        gpu.refuses_waits = mode
 
     return {
         "Stream": Stream,
-        "current_stream": lambda *_: Stream(),
+        "current_stream": lambda *_: gpu.stream,
+        "set_stream": set_stream,
         "stream": stream,
+        "device": lambda _: nullcontext(),
+        "get_sync_debug_mode": lambda: gpu.refuses_waits,
+        "set_sync_debug_mode": set_sync_debug_mode,
         "CUDAGraph": lambda: Recording(gpu),
         "graph": graph,
     }
