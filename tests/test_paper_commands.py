@@ -12,6 +12,7 @@ import yaml
 
 from support.cli import here
 from swirl_lightning.results.table import read
+from swirl_lightning.schedule import OptimConfig
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "paper_to_code.md").read_text(encoding="utf-8")
@@ -117,6 +118,17 @@ SHOWN = {
     "runs/group": ["group size 2", "group size 4"],
     "runs/iterations": ["SWIRL iteration 1", "SWIRL iteration 2", "SWIRL iteration 3"],
 }
+
+
+def test_the_warm_ups_of_rates_fit_each_number_of_pairs():
+    (values, commands, _), *_ = LOOPS
+    shipped = yaml.safe_load((ROOT / "configs/liquid_iterative.yaml").read_text(encoding="utf-8"))
+    size = shipped["data"]["init_args"]["pairs_per_step"]
+    for phase in ("fwm", "idm"):
+        given = re.search(rf"--model\.optim\.{phase}\.warmup (\S+)", commands)
+        optim = OptimConfig(**shipped["model"]["init_args"]["optim"][phase] | {"warmup": float(given[1])})
+        for n in values.split():
+            optim.check(phase, int(n) // size)
 
 
 @pytest.mark.parametrize(("values", "commands", "report"), LOOPS, ids=[loop[2] for loop in LOOPS])

@@ -1,4 +1,4 @@
-"""Validation and test: predictions of states and actions, sampled as in the paper and greedy, and their metrics."""
+"""Validation and test: predictions of states and actions, sampled or greedy, and their metrics."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class EvaluationConfig:
     """Settings of validation and test.
 
     Attributes:
-        modes: ``sampled`` (temperature and top-p of the rollouts, seeded) and / or ``greedy``.
+        modes: ``sampled`` (as ``model.sampling`` says, not ``fwm_sampling`` or ``idm_sampling``; seeded) and / or
+            ``greedy``.
         best_of: test-time verification: of this many sampled futures the one with the highest
             log Q(z | x, ŷ) is taken (in mode ``sampled``).
         seed: of all samples.

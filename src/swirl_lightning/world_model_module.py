@@ -220,7 +220,7 @@ class WorldModelModule(LightningModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: TransitionBatch, batch_idx: int) -> None:
-        """Predict states and actions, sampled as in the paper and greedy, and score them."""
+        """Predict states and actions in each of ``evaluation.modes``, and score them."""
         self.evaluator.step(batch.transitions, self.device)
 
     test_step = validation_step

@@ -83,7 +83,15 @@ def group_advantages(rewards: Tensor, group_size: int, scale: str = "group", bat
 
 
 def zero_variance_share(rewards: Tensor, group_size: int) -> Tensor:
-    """Compute the share of groups whose members all have the same reward, and so no advantage."""
+    """Compute the share of groups whose members have the same reward within 1e-6, and so no advantage.
+
+    Args:
+        rewards: (B * G,), members of a group are neighbours.
+        group_size: G.
+
+    Returns:
+        A scalar between 0 and 1.
+    """
     groups = rewards.view(-1, group_size)
     return ((groups.amax(1) - groups.amin(1)) < 1e-6).float().mean()
 

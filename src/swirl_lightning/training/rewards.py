@@ -82,7 +82,11 @@ class MeanLogProb(Reward):
 
 
 class Constant(Reward):
-    """Control with the reward 0 for every rollout: only supervised terms and the KL move the policy."""
+    """Control with the reward 0 for every rollout.
+
+    With GRPO supervised terms and the KL alone move the policy. BestOfN, whose threshold is below 0, trains on the
+    likeliest rollout of each group.
+    """
 
     def __call__(self, scored: Scored) -> Tensor:
         """Return zeros, (N,) float32."""
@@ -90,7 +94,9 @@ class Constant(Reward):
 
 
 class ShuffledWithinGroup(MeanLogProb):
-    """Negative control: the same rewards, shuffled within each group. Training with it must improve nothing.
+    """Negative control: the same rewards, shuffled within each group.
+
+    By it GRPO must improve nothing. To BestOfN it still says in which groups a rollout is accepted.
 
     The order of a group follows from its own rewards and the seed, by a hash: it is another one for every group, on
     every rank, and the same after a resume.

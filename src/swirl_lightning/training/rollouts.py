@@ -44,7 +44,7 @@ class Rollouts:
         actions: the actions in words: B in Phase I (one a group), sampled or counterfactual, N sampled ẑ in Phase II.
         contents: N content ids of what the policy sampled (no marks, no EOS).
         completions: the same as the policy emitted them, (N, L).
-        rewards: (N,) float32, mean log-probability per token under the frozen other model, in nats.
+        rewards: (N,) float32, by default the mean log-probability per token under the frozen other model, in nats.
         advantages: (N,) float32.
         group_size: G.
     """
