@@ -48,9 +48,8 @@ class SaveOnTermination(Callback):
         """Handle the signals from now on: Lightning does so only when the base is loaded, and Ctrl+C saves nothing.
 
         Raises:
-            SIGTERMException: in the block, when SIGTERM or SIGHUP comes, or a reader goes, before the first batch; its
-                code is that of shells.
-            KeyboardInterrupt: in the block, on Ctrl+C before the first batch.
+            SIGTERMException: in the block, when SIGTERM, SIGHUP or Ctrl+C comes, or a reader goes, before the first
+                batch; its code is that of shells.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -77,7 +76,8 @@ class SaveOnTermination(Callback):
 
     def _interrupt(self, *_: Any) -> None:
         if not self._running or self._asked == signal.SIGINT:
-            raise KeyboardInterrupt
+            rank_zero_only(say_at_once)("interrupted")
+            raise SIGTERMException(128 + signal.SIGINT)  # of a KeyboardInterrupt Lightning makes the code 1
         self._asked = signal.SIGINT
         rank_zero_only(say_at_once)("ending when this batch is done; Ctrl+C again ends at once")
 

@@ -17,14 +17,15 @@ from lightning.pytorch.callbacks import (
     OnExceptionCheckpoint,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from PIL import Image
 
 from support.swirl import CONSTANT, SGD, build, snapshot, trainer
 from support.trainers import quiet_trainer
 from support.world import Digits
 from swirl_lightning.callbacks import PhaseSwitch
-from swirl_lightning.training.trainer_checks import check_optimizer
+from swirl_lightning.training import trainer_checks
+from swirl_lightning.training.trainer_checks import check_optimizer, check_strategy
 
 
 def test_without_phase_switch_the_error_names_it(gemma_path, tmp_path):
@@ -55,6 +56,22 @@ def test_a_trainer_that_would_cast_weights_is_refused(gemma_path, tmp_path, prec
     with pytest.raises(ValueError, match=f"would cast {what}"):
         trainer(tmp_path, precision=precision).fit(module, Digits(size=8, batch_size=8))
     assert module.model is None  # nothing was loaded
+
+
+def test_a_static_graph_is_refused():
+    with pytest.raises(ValueError, match="leave static_graph out"):
+        check_strategy(DDPStrategy(static_graph=True))
+
+
+def test_ranks_with_seeds_of_their_own_are_refused(gemma_path, tmp_path, monkeypatch):
+    """As after ``seed_everything(seed + rank)``: they would see some pairs twice and others never."""
+    for part, other in (("data", 0), ("model", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer_checks, "over_ranks", lambda seed, other=other: [seed, other])
+            module = build(gemma_path, seed=0)
+            with pytest.raises(ValueError, match=rf"{part}.seed differs between the processes \(.*seed_everything"):
+                trainer(tmp_path).fit(module, Digits(size=8, batch_size=8, seed=1))
+            assert module.model is None
 
 
 def test_strategies_that_shard_are_refused(gemma_path, tmp_path):

@@ -32,7 +32,8 @@ class AdapterConfig:
     Attributes:
         r: rank.
         alpha: LoRA's α; the update is scaled by α / r.
-        dropout: on the input of each adapter, in the policy update only.
+        dropout: on the input of each adapter, in the policy update only. Its masks come from each process's own
+            generator: with it, several devices do not train the weights of one.
         target_modules: PEFT's ``target_modules``; None takes the backbone's own choice.
 
     Raises:

@@ -354,8 +354,8 @@ class SWIRL(PretrainedModule):
         super().setup(stage)
         checks.check_trainer(self.trainer)
         checks.check_precision(str(self.trainer.precision), self.backbone)
-        if self.trainer.strategy.root_device.type == "cpu":
-            give_freed_blocks_back()
+        checks.check_seeds({"data": getattr(self.trainer, "datamodule", None), "model": self})
+        give_freed_blocks_back(self.trainer.strategy.root_device)
 
     # ---- checkpoints -----------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -17,14 +17,14 @@ OWN_MAPPING = 4 << 20
 """Size in bytes from which a block is mapped on its own, and so returned as soon as it is freed."""
 
 
-def give_freed_blocks_back() -> None:
-    """Keep activations out of glibc's heap, where the gaps between them stay unused.
+def give_freed_blocks_back(device: torch.device) -> None:
+    """Keep activations on a CPU out of glibc's heap, where the gaps between them stay unused.
 
     glibc raises its threshold to 32 MiB as soon as such a block is freed. Activations of some megabytes then
     lie in the heap, and a step's peak doubles (``docs/performance.md``). Other C libraries are left
     as they are.
     """
-    if sys.platform == "linux":
+    if device.type == "cpu" and sys.platform == "linux":
         with suppress(AttributeError):
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, OWN_MAPPING)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.checkpoints.state import over_ranks
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.roles import Role
 from swirl_lightning.schedule import PhaseName, PhaseSchedule
@@ -120,16 +121,39 @@ def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int, 
         )
 
 
+def check_seeds(parts: Mapping[str, Any]) -> None:
+    """Refuse ranks with seeds of their own, whose shares of the data would overlap. Collective.
+
+    Args:
+        parts: option -> what has its ``seed``, or has none.
+
+    Raises:
+        ValueError: the ranks' differ.
+    """
+    for name, part in parts.items():
+        seeds = over_ranks(getattr(part, "seed", None))
+        if len(set(seeds)) > 1:
+            raise ValueError(
+                f"{name}.seed differs between the processes ({seeds}), which would train on overlapping shares of the "
+                "data: call seed_everything with the same number in all of them (random numbers differ all the same)"
+            )
+
+
 def check_strategy(strategy: Strategy) -> None:
     """Refuse strategies that shard parameters, wrap the module in their own way, or send it to other processes.
 
     Raises:
-        ValueError: it is neither on a single device nor DDP with a process per rank from the start.
+        ValueError: it is neither on a single device nor DDP with a process per rank from the start, or its graph is
+            static.
     """
     if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
         raise ValueError(
             f"trainer.strategy {type(strategy).__name__} would train the adapters of each rank apart or shard a 4-bit "
             "base: use auto (one device) or ddp (several)"
+        )
+    if isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("static_graph"):
+        raise ValueError(
+            "trainer.strategy: a static graph does not go with accumulated gradients: leave static_graph out"
         )
     if getattr(strategy, "_start_method", "popen") != "popen":
         raise ValueError(
