@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from support.swirl import build, equal, snapshot
 from support.tiny import byte_tokenizer
+from support.trainers import quiet_trainer
+from support.world import Digits
 from swirl_lightning import SWIRL
 from swirl_lightning.backbones import Backbone
+from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.cli import SwirlCLI
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.transition import Transition
@@ -148,6 +154,37 @@ def test_the_table_of_benchmarks_has_every_method():
     assert {"check", "state_metrics", "action_metrics", "predict_rows", "prepare_data"} < set(methods)
 
 
+def test_a_reward_and_a_learner_from_outside_train_both_phases_and_are_resumed(gemma_path, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from my_learner import Reinforce, ShortStates
+
+    seen = {}
+
+    class Lengths(Callback):  # that of the page
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if (rollouts := outputs["rollouts"]) is not None:
+                length = rollouts.completions.mask.sum(1).float().mean()
+                pl_module.log("lengths", length, batch_size=len(rollouts.transitions))
+
+        def on_train_end(self, trainer, pl_module):
+            seen.update({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    def fit(folder, resume=None):
+        module = build(gemma_path, reward=ShortStates(), learner=Reinforce())
+        saved = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+        quiet_trainer(folder, PhaseSwitch(1, iterations=1), saved, Lengths(), limit_val_batches=0).fit(
+            module, Digits(size=24, batch_size=8), ckpt_path=resume
+        )
+        return module
+
+    module = fit(tmp_path / "a")
+    assert set(module.learner.baselines) == {"fwm", "idm"}
+    assert {"lengths", "fwm/baseline", "idm/baseline", "fwm/loss"} <= set(seen)
+    again = fit(tmp_path / "b", tmp_path / "a" / "step=5.ckpt")  # within Phase I
+    assert again.learner.baselines == module.learner.baselines
+    assert equal(snapshot(again), snapshot(module))
+
+
 def test_the_docs_table_has_every_method():
     text = (EXAMPLES.parent / "backbones.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| `")]
@@ -158,6 +195,6 @@ def test_the_docs_table_has_every_method():
             assert ("| yes |" in row) == required, name
 
 
-@pytest.mark.parametrize(("name", "longest"), [("my_backbone", 120), ("my_benchmark", 90)])
+@pytest.mark.parametrize(("name", "longest"), [("my_backbone", 120), ("my_benchmark", 90), ("my_learner", 80)])
 def test_the_examples_stay_short(name, longest):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < longest

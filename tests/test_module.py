@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from support.swirl import CONSTANT, SGD, build, equal, randomize, snapshot, trainer
 from support.tiny import gemma_folder
 from support.world import Digits
-from swirl_lightning import GRPOConfig
+from swirl_lightning import GRPOConfig, OptimConfig, PhaseOptimConfig, SamplingConfig
 from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.roles import Role
 from swirl_lightning.training.rewards import MeanLogProb
 from swirl_lightning.training.rollouts import Update
 from swirl_lightning.world_models import WorldModel
@@ -292,6 +293,20 @@ def test_policy_reuse_clips_and_is_exact_on_its_first_pass(gemma_path, tmp_path)
     assert [(i, r) for i, r, _ in seen] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert [share > 0 for *_, share in seen] == [False, True, False, True]
     assert not module._updates
+
+
+def test_a_temperature_that_moves_leaves_the_ratios_of_earlier_rollouts_at_one(gemma_path, tmp_path):
+    still = PhaseOptimConfig(*[OptimConfig(1e-12)] * 3)
+    module, shares = build(gemma_path, grpo=GRPOConfig(group_size=4, num_iterations=2, epsilon=0.01), optim=still), []
+    randomize(module)
+
+    class Cool(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            shares.append(float(trainer.callback_metrics["fwm/clip_share"]))
+            pl_module.policy_sampling[Role.FWM] = SamplingConfig(0.5, 1.0)
+
+    trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1), [Cool()]).fit(module, Digits(size=8, batch_size=8))
+    assert shares == [0.0, 0.0]
 
 
 def test_shared_weights_train_one_adapter_and_freeze_its_copy_for_the_reward(gemma_path, tmp_path):

@@ -34,8 +34,8 @@ from swirl_lightning.training.grpo import GRPOConfig
 from swirl_lightning.training.known_tokens import KnownTokens
 from swirl_lightning.training.learners import GRPO, Learner, Policy
 from swirl_lightning.training.losses import Loss, SharedDenominator, sft_log_probs
-from swirl_lightning.training.rewards import MeanLogProb, Reward, Scored
-from swirl_lightning.training.rollouts import Rollouts, Update, with_counterfactuals
+from swirl_lightning.training.rewards import MeanLogProb, Reward, Scored, rewarded
+from swirl_lightning.training.rollouts import Rollouts, Update, name_actions, with_counterfactuals
 from swirl_lightning.training.step_metrics import StepMetrics
 from swirl_lightning.transition import Transition
 
@@ -235,7 +235,7 @@ class SWIRL(PretrainedModule):
         at_once = [window] if self.max_cached_tokens else [[batch] for batch in window]
         rolled_out = chain.from_iterable(phase([batch.transitions for batch in batches]) for batches in at_once)
         for batch, (actions, sampled, judged) in zip(window, rolled_out, strict=True):
-            rewards = self.reward(Scored(role, batch.transitions, sampled, judged, self.backbone)).to(self.device)
+            rewards = rewarded(self.reward, Scored(role, batch.transitions, actions, sampled, judged, self.backbone))
             self.tokens_seen += int(sampled.completions.mask.sum()) + int(judged.mask.sum())
             found.append((batch, actions, sampled, rewards))
         earned = [rewards for *_, rewards in found]
@@ -243,6 +243,7 @@ class SWIRL(PretrainedModule):
         step = self.learner.advantages(policy, [drawn for _, _, drawn, _ in found], earned)
         for (batch, actions, sampled, rewards), advantages in zip(found, step, strict=True):
             update = self.learner.update(policy, sampled, advantages)
+            update.temperature = policy.temperature
             rows = [n for n, t in enumerate(batch.transitions) if not t.counterfactual]
             if role == Role.FWM and self.anchor_weight > 0 and rows:
                 y = self.states.encode([batch.transitions[n].observed for n in rows], self.device)
@@ -261,12 +262,14 @@ class SWIRL(PretrainedModule):
             )
             self._metrics.add(f"{role}/", rollouts.summary(), len(batch))
 
-    def _policy(self, role: Role) -> Policy:
-        return Policy(self.models.of(role), self.grpo, self.policy_sampling[role].temperature, self.trainer.strategy)
+    def _policy(self, role: Role, temperature: float | None = None) -> Policy:
+        present = self.policy_sampling[role].temperature
+        return Policy(self.models.of(role), self.grpo, temperature or present, self.trainer.strategy)
 
     def _update_policy(self, role: Role, batch: TransitionBatch) -> Loss:
         """Compute the policy's loss on this micro-batch's rollouts, with the anchor."""
-        policy, update = self._policy(role), self._updates[batch.index]
+        update = self._updates[batch.index]
+        policy = self._policy(role, update.temperature)
         loss = self.learner.loss(policy, update)
         nll, rows = loss.total.new_zeros(()), 0 if update.observed is None else len(update.observed[0])
         if update.observed is not None:
@@ -294,7 +297,11 @@ class SWIRL(PretrainedModule):
         labelled triples that the data mix in.
         """
         x, y = self.encode_pairs(batch.transitions)
-        named = self._named_by_idm(batch.transitions, x, y) if labelled_by_idm else {}
+        named = {}
+        if labelled_by_idm:
+            sampling = GREEDY if self.bootstrap_labels == "once" else self.sampling
+            keys = self._keys("idm", batch.transitions)
+            named = name_actions(self.models.idm.frozen, batch.transitions, x, y, keys, sampling)
         actions = [
             named[n] if n in named else self.backbone.encode_action(t.label) for n, t in enumerate(batch.transitions)
         ]
@@ -305,16 +312,6 @@ class SWIRL(PretrainedModule):
         self._metrics.add(f"{self.phase.name}/", metrics, len(batch))
         tokens = sum(int(each.mask.sum()) for each in scored.values())
         return Loss(losses.sum(), losses.new_tensor(float(len(batch))), len(batch), "sequence", metrics, tokens)
-
-    def _named_by_idm(self, transitions: list[Transition], x: list[TokenIds], y: list[TokenIds]) -> dict[int, TokenIds]:
-        """Name the actions of the rows without one: number of the row -> content ids."""
-        bare = [n for n, row in enumerate(transitions) if row.action is None]
-        if not bare:
-            return {}
-        sampling = GREEDY if self.bootstrap_labels == "once" else self.sampling
-        keys = self._keys("idm", [transitions[n] for n in bare])
-        found = self.models.idm.frozen.sample([x[n] for n in bare], [y[n] for n in bare], keys, sampling)
-        return dict(zip(bare, found.contents, strict=True))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Make one mean of the sums before gradients are clipped, stop if a value is not finite, and log the step."""
@@ -366,6 +363,7 @@ class SWIRL(PretrainedModule):
             "rng": ckpt.rng_states(),
             "updates": ckpt.over_ranks({index: update.state() for index, update in self._updates.items()}),
             "window": ckpt.over_ranks(self._denominator.state(self, metrics=self._metrics.state())),
+            "learned": ckpt.states_of({"learner": self.learner, "reward": self.reward}),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -396,5 +394,6 @@ class SWIRL(PretrainedModule):
                     self._denominator.restore(self, begun := window[self.trainer.global_rank])
                     self._metrics.restore(begun.get("metrics", {}), self.device)
                 ckpt.restore_rng(state["rng"])
+            ckpt.restore_states(state.get("learned", {}), {"learner": self.learner, "reward": self.reward})
             ckpt.check_optimizer(state, self.trainer.optimizers[0], self.optimizer_factory)
             self._resumed = None

@@ -14,9 +14,7 @@ from support.processes import swirl
 from support.swirl import build, trainer
 from support.world import Digits
 from swirl_lightning.callbacks import PhaseSwitch
-from swirl_lightning.training.finite import FiniteCheck
 from swirl_lightning.training.losses import sft_log_probs
-from swirl_lightning.transition import Transition
 
 EXPORT = "--trainer.callbacks+=swirl_lightning.callbacks.AdapterExport"
 
@@ -56,12 +54,6 @@ def stopped(capsys, *args):
     capsys.readouterr()
     assert isinstance(end.value.code, str)  # which Python makes 1, and prints
     return end.value.code
-
-
-@pytest.mark.parametrize("rewards", [torch.tensor([True, False]), torch.tensor([1, 0])])
-def test_rewards_of_another_type_are_told(rewards):
-    with pytest.raises(ValueError, match=r"model\.reward gave torch\.(bool|int64): rewards are of a float type"):
-        FiniteCheck(None).check_rewards(rewards, [Transition("a", "b")])
 
 
 @pytest.mark.parametrize(

@@ -93,3 +93,8 @@ def test_token_weights_by_hand():
 def test_bad_settings_are_named(kwargs, word):
     with pytest.raises(ValueError, match=word):
         GRPOConfig(**kwargs)
+
+
+def test_an_unknown_normalization_of_a_learners_own_loss_is_refused():
+    with pytest.raises(ValueError, match="no normalization 'mean': token, sequence or constant"):
+        token_weights(torch.ones(1, 1).bool(), "mean", 1)

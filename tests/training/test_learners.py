@@ -9,9 +9,11 @@ from support.swirl import CONSTANT, SGD, build, randomize, snapshot, trainer
 from support.world import Digits
 from swirl_lightning import GRPOConfig
 from swirl_lightning.callbacks import PhaseSwitch
+from swirl_lightning.checkpoints.state import restore_states, states_of
 from swirl_lightning.data import TransitionBatch
 from swirl_lightning.training.learners import GRPO, BestOfN, Policy
 from swirl_lightning.training.rewards import Constant
+from swirl_lightning.training.rollouts import Update
 from swirl_lightning.transition import Transition
 
 G = 6
@@ -201,3 +203,21 @@ def test_the_anchor_with_the_reward_off_is_bootstrap(gemma_path, tmp_path, label
     assert {key.split(".")[0] for key in moved} == {"fwm", "fwm_ref", "idm_ref"}  # the last two are copies
     for key in start:
         torch.testing.assert_close(ends[0][key], ends[1][key], atol=1e-5, rtol=1e-5)
+
+
+def test_what_a_loss_needs_besides_is_kept_in_checkpoints():
+    extra = {"rewards": torch.tensor([1.0, 2.0]), "words": ["a", "b"], "by_rank": {"n": [torch.tensor(3)]}}
+    update = Update([[1], [1]], [[2], [3]], torch.tensor([0.5, -0.5]), 2, 1, temperature=0.7, extra=extra)
+    back = Update.of(update.state(), torch.device("cpu"))
+    assert back.extra["words"] == ["a", "b"]
+    assert torch.equal(back.extra["rewards"], extra["rewards"])
+    assert (back.extra["by_rank"], back.temperature, back.completions) == (extra["by_rank"], 0.7, [[2], [3]])
+    with torch.device("meta"):
+        assert Update.of(update.state(), torch.device("meta")).extra["by_rank"]["n"][0].is_meta
+
+
+def test_a_state_that_nothing_takes_is_told(recwarn):
+    """As where a run goes on with another learner."""
+    restore_states({"learner": {"baseline": 1.0}}, {"learner": GRPO()})
+    assert "model.learner: GRPO takes no state" in str(recwarn.pop(UserWarning).message)
+    assert states_of({"learner": GRPO(), "reward": Constant()}) == {}

@@ -16,7 +16,7 @@ from swirl_lightning.engine.samples import Samples
 from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.metrics.embedding import EmbeddingSimilarity
 from swirl_lightning.roles import Role
-from swirl_lightning.training.rewards import MeanLogProb, ObservedSimilarity, Scored, ShuffledWithinGroup
+from swirl_lightning.training.rewards import MeanLogProb, ObservedSimilarity, Scored, ShuffledWithinGroup, rewarded
 
 
 def scored(rows, group_size):
@@ -24,13 +24,47 @@ def scored(rows, group_size):
     values = torch.tensor(rows)
     completions = Completions(torch.zeros_like(values).long(), values != 0)
     samples = Samples([[]] * (len(rows) // group_size), completions, [[] for _ in rows])
-    return Scored(Role.FWM, [], samples, LogProbs(values, torch.zeros_like(values), values != 0), None)
+    return Scored(
+        Role.FWM,
+        [None] * len(samples.prompts),
+        samples,
+        samples,
+        LogProbs(values, torch.zeros_like(values), values != 0),
+        None,
+    )
 
 
 def test_reward_is_the_mean_log_prob_with_a_floor():
     rollouts = scored([[-1.0, -2.0, -3.0], [-4.0, 0.0, 0.0], [-30.0, -20.0, 0.0]], 3)
     assert MeanLogProb()(rollouts).tolist() == [-2.0, -4.0, -10.0]
     assert MeanLogProb(floor=-50.0)(rollouts).tolist() == [-2.0, -4.0, -25.0]
+
+
+@pytest.mark.parametrize(
+    ("gives", "told"),
+    [
+        (lambda values: values[::2], r"gave \(2,\) for 4 rollouts \(2 pairs, 2 each\): return .* shape \(4,\)"),
+        (lambda values: values[:, None], r"gave \(4, 1\) for 4"),
+        (lambda values: values.view(2, 2), r"gave \(2, 2\) for 4"),
+        (lambda values: values.tolist(), "gave list for 4"),
+        (lambda values: values > 0, r"gave torch.bool: rewards are of a float type"),
+        (lambda values: values.long(), r"gave torch.int64: rewards are of a float type"),
+    ],
+    ids=["a number a pair", "a column", "a grid", "a list", "booleans", "integers"],
+)
+def test_a_reward_that_gives_something_else_than_a_number_a_rollout_is_refused(gives, told):
+    """Four numbers of sixteen rollouts trained on the first four, without a word."""
+    rollouts = scored([[-1.0], [-2.0], [-3.0], [-4.0]], 2)
+    with pytest.raises(ValueError, match=rf"^model\.reward {told}"):
+        rewarded(lambda given: gives(given.log_probs.mean_per_token()), rollouts)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_rewards_are_float32_whatever_a_reward_computes_in(dtype):
+    rollouts = scored([[-1.0], [-2.0]], 2)
+    found = rewarded(lambda given: given.log_probs.mean_per_token().to(dtype), rollouts)
+    assert found.dtype == torch.float32
+    assert found.tolist() == [-1.0, -2.0]
 
 
 def test_shuffled_rewards_stay_within_their_group():
@@ -76,12 +110,17 @@ def test_the_likeness_of_imagined_and_observed_texts_is_the_metrics(gemma_path, 
     metric, asked = EmbeddingSimilarity(encoder), 0
     for given, drawn, rewards in module.reward.calls:
         assert len(drawn) == len(rewards) == 3 * len(given.transitions)
+        actions = given.decode_actions()
         if given.role == Role.IDM:
+            assert actions == drawn
             assert torch.equal(rewards, MeanLogProb()(given))
             continue
         wanted = metric.score(drawn, [row.observed for row in given.transitions for _ in range(3)])
         counterfactual = [row.counterfactual is not None for row in given.transitions for _ in range(3)]
         asked += sum(counterfactual)
+        assert [z for z, row in zip(actions, given.transitions, strict=True) if row.counterfactual] == [
+            row.counterfactual for row in given.transitions if row.counterfactual
+        ]
         by_hand = [0.0 if none else cosine for none, cosine in zip(counterfactual, wanted, strict=True)]
         assert rewards.tolist() == pytest.approx(by_hand, abs=1e-5)
     assert {given.role for given, *_ in module.reward.calls} == {Role.FWM, Role.IDM}

@@ -149,6 +149,9 @@ def token_weights(mask: Tensor, normalization: str, max_length: int) -> tuple[Te
     Returns:
         weights (N, L) float32, 0 where masked out, and this batch's share of the denominator, a scalar:
         loss = sum(weights * token loss) / sum of denominators over micro-batches and ranks.
+
+    Raises:
+        ValueError: there is no such normalization.
     """
     weights = mask.float()
     if normalization == "token":
@@ -156,7 +159,9 @@ def token_weights(mask: Tensor, normalization: str, max_length: int) -> tuple[Te
     rows = weights.new_tensor(float(len(mask)))
     if normalization == "sequence":
         return weights / weights.sum(1, keepdim=True).clamp(min=1), rows
-    return weights, rows * max_length
+    if normalization == "constant":
+        return weights, rows * max_length
+    raise ValueError(f"there is no normalization {normalization!r}: token, sequence or constant")
 
 
 def grpo_loss(

@@ -44,6 +44,9 @@ class Policy:
 class Learner(ABC):
     """Learner, chosen by class path, that turns rollouts with rewards into a loss.
 
+    What it learns is kept in checkpoints if it has a ``state_dict`` and a ``load_state_dict``; every rank goes on from
+    that of the first one.
+
     Attributes:
         untrimmed: rollouts are drawn without top-p and top-k unless ``fwm_sampling`` or ``idm_sampling`` say
             otherwise, since the loss holds their probability under the policy that sampled them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ class Loss:
         denominator: scalar.
         sequences: number of sequences in the sum ``total``.
         normalization: weighting of their tokens; see :func:`token_weights`.
-        metrics: scalars for the log.
+        metrics: scalars for the log, the same names on every rank.
         tokens: number of tokens that were scored.
         weight: number of tokens that the metrics are means over; None where they are means over the pairs.
     """
@@ -97,7 +97,7 @@ class Loss:
     denominator: Tensor
     sequences: int
     normalization: str
-    metrics: dict[str, Tensor]
+    metrics: Mapping[str, Tensor | float]
     tokens: int
     weight: int | None = None
 

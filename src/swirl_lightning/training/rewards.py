@@ -27,6 +27,7 @@ class Scored:
     Attributes:
         role: the policy: the FWM in Phase I, the IDM in Phase II.
         transitions: the B pairs.
+        actions: latent actions: B in Phase I, z of each group, sampled or counterfactual; the N rollouts in Phase II.
         samples: the N rollouts: next states in Phase I, actions in Phase II.
         log_probs: under the frozen other model, (N, L). Phase I scores the group's z after (x, ŷ_k):
             log Q(z | x, ŷ_k). Phase II scores the pair's y after (x, ẑ_k): log P(y | x, ẑ_k).
@@ -35,6 +36,7 @@ class Scored:
 
     role: Role
     transitions: Sequence[Transition]
+    actions: Samples
     samples: Samples
     log_probs: LogProbs
     backbone: Backbone
@@ -50,9 +52,16 @@ class Scored:
             return self.backbone.decode_states(self.samples.contents, self.log_probs.values.device)
         return [self.backbone.decode_action(content) for content in self.samples.contents]
 
+    def decode_actions(self) -> list[str]:
+        """Return the latent actions in words: B in Phase I, N in Phase II."""
+        return [self.backbone.decode_action(content) for content in self.actions.contents]
+
 
 class Reward(ABC):
-    """Reward of rollouts, chosen by class path."""
+    """Reward of rollouts, chosen by class path.
+
+    What it learns is kept in checkpoints if it has a ``state_dict`` and a ``load_state_dict``.
+    """
 
     @abstractmethod
     def __call__(self, scored: Scored) -> Tensor:
@@ -60,6 +69,24 @@ class Reward(ABC):
 
     def check(self, backbone: Backbone) -> None:  # noqa: B027 - most rewards need nothing
         """Raise ValueError if there is none for the rollouts of this backbone; called before the base is loaded."""
+
+
+def rewarded(reward: Reward, scored: Scored) -> Tensor:
+    """Call a reward; returns (N,) float32 on the device of the scores.
+
+    Raises:
+        ValueError: it gives something else than one number of a float type for each rollout.
+    """
+    found, rollouts = reward(scored), len(scored.samples.contents)
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != (rollouts,):
+        raise ValueError(
+            f"model.reward gave {shape} for {rollouts} rollouts ({len(scored.transitions)} pairs, {scored.group_size} "
+            f"each): return a tensor of shape ({rollouts},)"
+        )
+    if not found.is_floating_point():
+        raise ValueError(f"model.reward gave {found.dtype}: rewards are of a float type, so use .float()")
+    return found.detach().to(scored.log_probs.values.device, torch.float32)
 
 
 class MeanLogProb(Reward):

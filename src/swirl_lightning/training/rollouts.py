@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.engine.completions import Completions
+from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
 from swirl_lightning.engine.padding import pad_right
 from swirl_lightning.engine.samples import Samples
 from swirl_lightning.roles import Role
 from swirl_lightning.training.grpo import zero_variance_share
 from swirl_lightning.transition import Transition
+from swirl_lightning.world_models import WorldModel
 
 
 def with_counterfactuals(transitions: Sequence[Transition], read: Samples, backbone: Backbone) -> Samples:
@@ -84,6 +87,8 @@ class Update:
         reference: (N, L) log-probabilities under the reference, or None where β is 0.
         old: log-probabilities of :meth:`teaching_rows` under the policy that sampled; set by the first update.
         sampled: (N, L) log-probabilities under the engine that sampled, or None if that was the one that scores.
+        temperature: of the rollouts; None for the policy's present one.
+        extra: what a learner's loss needs besides, such as rewards; tensors, lists and numbers, for checkpoints.
     """
 
     prompts: list[TokenIds]
@@ -95,6 +100,8 @@ class Update:
     reference: Tensor | None = None
     old: Tensor | None = None
     sampled: Tensor | None = None
+    temperature: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_samples(cls, samples: Samples, advantages: Tensor) -> Update:
@@ -116,11 +123,26 @@ class Update:
 
     def state(self) -> dict[str, Any]:
         """Return lists and CPU tensors alone, for a checkpoint."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in values.items()}
+        values: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(Update)}
+        return tree_map_only(Tensor, lambda t: t.cpu(), values)
 
     @classmethod
     def of(cls, state: dict[str, Any], device: torch.device) -> Update:
         """Invert :meth:`state`, on a device."""
-        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
-        return cls(**moved)
+        return cls(**tree_map_only(Tensor, lambda t: t.to(device), state))
+
+
+def name_actions(
+    idm: WorldModel,
+    transitions: Sequence[Transition],
+    x: list[TokenIds],
+    y: list[TokenIds],
+    keys: Sequence[str],
+    sampling: SamplingConfig,
+) -> dict[int, TokenIds]:
+    """Have the IDM name the actions of the pairs without one: number of the pair -> content ids."""
+    bare = [n for n, row in enumerate(transitions) if row.action is None]
+    if not bare:
+        return {}
+    found = idm.sample([x[n] for n in bare], [y[n] for n in bare], [keys[n] for n in bare], sampling)
+    return dict(zip(bare, found.contents, strict=True))

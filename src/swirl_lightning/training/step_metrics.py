@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ class StepMetrics:
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, Tensor | float]] = {}  # value times rows, and rows
 
-    def add(self, prefix: str, means: dict[str, Tensor], rows: Tensor | float) -> None:
+    def add(self, prefix: str, means: Mapping[str, Tensor | float], rows: Tensor | float) -> None:
         """Count means over ``rows`` rows of a micro-batch; of none, where another rank may have some, their value is 0.
 
         Args:
@@ -27,7 +28,7 @@ class StepMetrics:
         """
         for name, mean in means.items():
             total, count = self._sums.get(prefix + name, (0.0, 0.0))
-            self._sums[prefix + name] = total + mean.detach().float() * rows, count + rows
+            self._sums[prefix + name] = total + torch.as_tensor(mean).detach().float() * rows, count + rows
 
     def log(self, module: LightningModule) -> None:
         """Log the means, and begin anew; one of no row on any rank is left out. Collective."""
