@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -14,6 +15,18 @@ EXPORTS = "adapters"
 def run_folder(trainer: Trainer) -> Path:
     """Return the folder of a run, be it that its logger has none of its own. Collective: every rank must call it."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def keep_checkpoints_in_the_run(trainer: Trainer) -> None:
+    """Have checkpoints without a ``dirpath`` lie in the run's folder, beside its ``config.yaml``, whatever the logger.
+
+    Lightning makes folders of the names of a logger's project and run, but for loggers of files: what is used of a
+    checkpoint would not find its configuration. Collective.
+    """
+    place = os.path.join(trainer.log_dir or trainer.default_root_dir, "checkpoints")
+    for keeper in trainer.checkpoint_callbacks:
+        if isinstance(keeper, ModelCheckpoint) and keeper.dirpath is None:
+            keeper.dirpath = place
 
 
 def place_of_last(trainer: Trainer) -> Path | None:

@@ -50,7 +50,7 @@ from swirl_lightning.callbacks import (
     TransitionImages,
 )
 from swirl_lightning.callbacks.fit_lock import NAME as FIT_LOCK
-from swirl_lightning.callbacks.run_folder import EXPORTS, run_folder
+from swirl_lightning.callbacks.run_folder import EXPORTS, keep_checkpoints_in_the_run, run_folder
 from swirl_lightning.callbacks.save_config import SaveConfig
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.checkpoints.finding import NAMES, checkpoints, last_checkpoint, last_of_earlier_versions, places
@@ -202,6 +202,7 @@ class SwirlCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Do as Lightning does, from a checked checkpoint, with what the user can mend as a ValueError."""
         try:
+            keep_checkpoints_in_the_run(self.trainer)
             _check_places(run_folder(self.trainer), subcommand)
             self._find_checkpoint(subcommand)
             if subcommand == "fit":  # some load the base in their own setup, which comes before the module's

@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from support.cli import config, here, longer_config
+from swirl_lightning import SWIRL
 from swirl_lightning.checkpoints.finding import find_checkpoint
 
 
@@ -238,8 +239,10 @@ class Project(DummyLogger):
 
 
 @pytest.mark.parametrize("logger", ["test_earlier_runs.Project", "TensorBoardLogger"])
-def test_checkpoints_are_looked_for_where_lightning_writes_them(tmp_path, gemma_path, monkeypatch, caplog, logger):
-    """It asks the logger for other things than its log_dir."""
+def test_checkpoints_lie_beside_the_configuration_whatever_the_logger(
+    tmp_path, gemma_path, monkeypatch, caplog, logger
+):
+    """Lightning asks the logger for other things than its log_dir."""
     monkeypatch.chdir(tmp_path)
     path = longer_config(tmp_path, gemma_path, **{"trainer/callbacks": []})
     settings = yaml.safe_load(path.read_text())
@@ -250,6 +253,7 @@ def test_checkpoints_are_looked_for_where_lightning_writes_them(tmp_path, gemma_
     with pytest.raises(SystemExit, match="is of an earlier run"):
         here("fit", "-c", path)
     here("fit", "-c", path, "--ckpt_path", "last")
-    folder = tmp_path / "runs" / ("project/id" if "." in logger else "") / "checkpoints"
+    folder = tmp_path / "runs" / ("" if "." in logger else "tb")
     assert "so the training begins" not in caplog.text
-    assert step(folder / "last.ckpt") == 12
+    assert step(folder / "checkpoints" / "last.ckpt") == 12
+    assert SWIRL.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").label == "SWIRL iteration 1"
