@@ -99,7 +99,12 @@ class PhaseSwitch(Callback):
         self._begun = trainer.current_epoch
         pl_module.label = f"{phase.name} {phase.iteration + 1} unfinished"
         steps = self._steps(trainer.datamodule, phase.name)  # type: ignore[attr-defined]
-        curve: PhaseLR = trainer.lr_scheduler_configs[0].scheduler  # type: ignore[assignment]
+        curve: Any = next((config.scheduler for config in trainer.lr_scheduler_configs), None)
+        if not isinstance(curve, PhaseLR):
+            raise TypeError(
+                f"configure_optimizers gives the scheduler {type(curve).__name__}, and PhaseSwitch begins a curve with "
+                "each phase: keep SWIRL's scheduler (PhaseLR), and set learning rates by model.optim"
+            )
         if phase.name == WARMUP:
             if trainer.current_epoch == 0:
                 curve.begin(WARMUP, steps)

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from PIL import Image
+from torch.optim.lr_scheduler import StepLR
 
 from support.swirl import CONSTANT, SGD, build, snapshot, trainer
 from support.trainers import quiet_trainer
@@ -56,6 +57,27 @@ def test_a_trainer_that_would_cast_weights_is_refused(gemma_path, tmp_path, prec
     with pytest.raises(ValueError, match=f"would cast {what}"):
         trainer(tmp_path, precision=precision).fit(module, Digits(size=8, batch_size=8))
     assert module.model is None  # nothing was loaded
+
+
+@pytest.mark.parametrize("options", [{}, {"lr": 7.0}])
+def test_a_learning_rate_of_the_optimiser_is_told_to_have_no_effect(recwarn, options):
+    check_optimizer(lambda p: torch.optim.SGD(p, **options), 2, SimpleNamespace(precision="32-true"))
+    told = ["model.optimizer: lr 7.0 has no effect: learning rates are those of model.optim, by phase"]
+    assert [str(warning.message) for warning in recwarn] == (told if options else [])
+
+
+@pytest.mark.parametrize("kind", ["StepLR", "NoneType"])
+def test_another_scheduler_is_refused_by_name(gemma_path, tmp_path, kind):
+    module = build(gemma_path)
+    optimizer = module.configure_optimizers
+
+    def configure_optimizers():
+        made = optimizer()["optimizer"]
+        return {"optimizer": made} | ({"lr_scheduler": StepLR(made, 1)} if kind == "StepLR" else {})
+
+    module.configure_optimizers = configure_optimizers
+    with pytest.raises(TypeError, match=rf"the scheduler {kind}, .* keep SWIRL's scheduler \(PhaseLR\)"):
+        trainer(tmp_path).fit(module, Digits(size=8, batch_size=8))
 
 
 def test_a_static_graph_is_refused():

@@ -121,6 +121,7 @@ class PretrainedModule(WorldModelModule):
         backbone: Backbone | None = None,
         revision: str | None = None,
         device: str | torch.device = "cpu",
+        **kwargs: Any,
     ) -> Self:
         """Load what :meth:`export`, ``swirl export`` or ``swirl push`` has written, in eval mode and ready for use.
 
@@ -132,6 +133,7 @@ class PretrainedModule(WorldModelModule):
             backbone: in place of the export's settings, for a family of your own.
             revision: hub revision of the export.
             device: of the module.
+            kwargs: constructor arguments that the export does not hold, those of your own subclass for example.
 
         Raises:
             FileNotFoundError: the folder is no export.
@@ -141,4 +143,5 @@ class PretrainedModule(WorldModelModule):
 
             model = SWIRL.from_pretrained("runs/quickstart/adapters/last")
         """
-        return load_export(cls, name_or_path, base, backbone, revision, device)
+        on_load = PretrainedModule.on_load_checkpoint  # a subclass's own reads what it has saved in checkpoints
+        return load_export(cls, name_or_path, base, backbone, revision, device, on_load, kwargs)

@@ -130,7 +130,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule must be cosine or constant, got {self.schedule!r}")
+            raise ValueError(f"model.optim: schedule must be cosine or constant, got {self.schedule!r}")
         check_ranges("model.optim", vars(self), lr="(0, inf)", warmup="[0, inf)")
 
     def check(self, name: str, total: int) -> None:

@@ -76,6 +76,25 @@ def test_an_export_of_the_default_base_is_loaded_as_its_card_says(minigrid, tmp_
             torch.testing.assert_close(names["model"](ids).logits, trained.adapters.model(ids).logits)
 
 
+class Own(SWIRL):
+    """A module of one's own, with an argument and an entry of checkpoints."""
+
+    def __init__(self, *args, extra=1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extra = extra
+
+    def on_load_checkpoint(self, checkpoint):
+        super().on_load_checkpoint(checkpoint)
+        self.counted = checkpoint["counted"]
+
+
+def test_an_export_becomes_a_module_of_ones_own(minigrid):
+    folder = minigrid / "adapters" / "last"
+    assert Own.from_pretrained(folder, extra=2).extra == 2
+    with pytest.raises(TypeError, match="exta"):
+        SWIRL.from_pretrained(folder, exta=2)
+
+
 def test_whole_weights_give_the_logits_of_base_and_adapter(digits, gemma_path, tmp_path, refused):
     here("export", digits, "--to", tmp_path / "whole", "--merged")
     trained = SWIRL.load_from_checkpoint(digits / "checkpoints" / "last.ckpt")

@@ -17,7 +17,7 @@ CONSTANT = PhaseOptimConfig(*[OptimConfig(0.02, warmup=0, schedule="constant")] 
 
 
 def SGD(params):
-    return torch.optim.SGD(params, lr=1.0)
+    return torch.optim.SGD(params)
 
 
 def build(path, seed=0, **kwargs):

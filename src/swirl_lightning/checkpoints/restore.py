@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,15 +41,22 @@ def restore(
     return load_into(module, checkpoint)
 
 
-def load_into(module: Module, checkpoint: dict[str, Any]) -> Module:
+def load_into(
+    module: Module, checkpoint: dict[str, Any], on_load: Callable[[Module, dict[str, Any]], None] | None = None
+) -> Module:
     """Load the base of a module and a checkpoint's adapters, onto the device of the latter, in eval mode.
+
+    Args:
+        module: gets them.
+        checkpoint: of a run; of an export, adapters and their settings alone.
+        on_load: takes the place of the module's ``on_load_checkpoint``, which may want what an export lacks.
 
     Raises:
         ValueError: the adapters belong to another base or other settings, or tensors are missing or of other shapes.
     """
     check_fits(checkpoint, module)
     module.configure_model()
-    module.on_load_checkpoint(checkpoint)
+    (on_load or type(module).on_load_checkpoint)(module, checkpoint)
     with as_written("the adapters"):
         module.load_state_dict(checkpoint["state_dict"])
     return module.to(next(iter(checkpoint["state_dict"].values())).device).eval()

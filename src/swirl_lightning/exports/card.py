@@ -43,6 +43,10 @@ _NF4 = """quantization_config=BitsAndBytesConfig(
         bnb_4bit_compute_dtype={dtype},
         llm_int8_skip_modules={kept},
     )"""
+_ROUNDED = (
+    "On CPUs with bfloat16 instructions bitsandbytes rounds to bfloat16 in evaluation mode, and probabilities are not "
+    "those of the training. `swirl export RUN --merged` writes whole weights, which give the same."
+)
 _MERGED = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -103,7 +107,8 @@ def _in_plain_peft(base: Mapping[str, Any], backbone: Backbone, kind: type, adap
     }
     other = "".join(f'  # or "{name}"' for name in adapters[1:])
     code = _PEFT.format(**told, here=HERE, adapter=adapters[0], other=other)
-    return ["In plain PEFT, a model over token ids:", "", code]
+    rounds = [] if backbone.quantization is None else ["", _ROUNDED]
+    return ["In plain PEFT, a model over token ids:", "", code, *rounds]
 
 
 def merged_card(

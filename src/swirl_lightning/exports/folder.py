@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -45,6 +45,8 @@ def load_export(
     backbone: Backbone | None,
     revision: str | None,
     device: str | torch.device,
+    on_load: Callable[[Module, dict[str, Any]], None],
+    arguments: Mapping[str, Any],
 ) -> Module:
     """Load an exported folder: see :meth:`swirl_lightning.SWIRL.from_pretrained`."""
     folder = Path(name_or_path)
@@ -57,11 +59,11 @@ def load_export(
 
         folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=_NEEDED))
     settings = read(folder)
-    module = build(cls, settings, base, backbone, adapted_modules(folder))
+    module = build(cls, settings, base, backbone, adapted_modules(folder), arguments)
     module.configure_model()
     own = {name: settings.get(name, {}) for name in ("base", "label", "lora", "parts", "lengths")}
     state = module.adapters.exported_state(folder, device)
-    return load_into(module, {"swirl": {**own, "tokens_seen": 0}, "state_dict": state})
+    return load_into(module, {"swirl": own, "state_dict": state}, on_load)
 
 
 def readable(folder: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from swirl_lightning import backbones
@@ -138,6 +139,7 @@ def build(
     base: str | None,
     backbone: Backbone | None = None,
     adapted: Collection[str] = (),
+    arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> Module:
     """Build the module that settings describe; its base is not loaded yet.
 
@@ -148,10 +150,13 @@ def build(
         backbone: takes the place of the one in the settings.
         adapted: modules that the export has adapters of; they take the place of a regular expression in the settings,
             which may be made to be matched for ever.
+        arguments: of the constructor, in place of those in the settings.
 
     Raises:
+        TypeError: the class takes no such argument.
         ValueError: as in :func:`build_backbone`, or a setting is missing or none that there can be.
     """
+    inspect.signature(cls).bind_partial(**arguments)
     lora = settings["lora"]
     try:
         targets = lora.get("target_modules")
@@ -164,6 +169,6 @@ def build(
             "sampling": SamplingConfig(**settings["sampling"]),
             "templates": PromptTemplates(**settings["templates"]),
         }
-        return cls(backbone or build_backbone(settings, base), **options)
+        return cls(backbone or build_backbone(settings, base), **options | dict(arguments))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{FILE} is damaged: {type(error).__name__}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints.state import over_ranks
@@ -100,6 +102,8 @@ def dummy_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int) 
 def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int, trainer: Trainer) -> None:
     """Refuse an optimiser whose options it does not take itself, are not finite, or do not go with the Trainer's.
 
+    A learning rate of its own is told to have no effect.
+
     Args:
         build: makes it from parameter groups.
         groups: number of them.
@@ -113,6 +117,9 @@ def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int, 
         numbers = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ValueError(f"model.optimizer.{name} must be finite, got {value}")
+    rate, usual = optimizer.param_groups[0]["lr"], signature(type(optimizer)).parameters.get("lr")
+    if usual is not None and usual.default is not usual.empty and rate != usual.default:
+        rank_zero_warn(f"model.optimizer: lr {rate} has no effect: learning rates are those of model.optim, by phase")
     scales = str(trainer.precision) == "16-mixed" and getattr(optimizer, "_step_supports_amp_scaling", False)
     if scales and trainer.gradient_clip_val:
         raise ValueError(
