@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 EXPORTS = "adapters"
 """Name of the folder of exported adapters, in the run's folder."""
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Return the folder of a run, be it that its logger has none of its own. Collective: every rank must call it."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    """Return the folder of a run: ``default_root_dir``, or that of a logger of files, which may number its versions.
+
+    Collective: every rank must call it.
+    """
+    of_files = isinstance(trainer.logger, TensorBoardLogger | CSVLogger)
+    return Path((trainer.log_dir if of_files else None) or trainer.default_root_dir)
 
 
 def keep_checkpoints_in_the_run(trainer: Trainer) -> None:
@@ -23,7 +27,7 @@ def keep_checkpoints_in_the_run(trainer: Trainer) -> None:
     Lightning makes folders of the names of a logger's project and run, but for loggers of files: what is used of a
     checkpoint would not find its configuration. Collective.
     """
-    place = os.path.join(trainer.log_dir or trainer.default_root_dir, "checkpoints")
+    place = str(run_folder(trainer) / "checkpoints")
     for keeper in trainer.checkpoint_callbacks:
         if isinstance(keeper, ModelCheckpoint) and keeper.dirpath is None:
             keeper.dirpath = place

@@ -77,6 +77,7 @@ class SaveOnTermination(Callback):
     def _interrupt(self, *_: Any) -> None:
         if not self._running or self._asked == signal.SIGINT:
             rank_zero_only(say_at_once)("interrupted")
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the end: it would interrupt the shutdown
             raise SIGTERMException(128 + signal.SIGINT)  # of a KeyboardInterrupt Lightning makes the code 1
         self._asked = signal.SIGINT
         rank_zero_only(say_at_once)("ending when this batch is done; Ctrl+C again ends at once")

@@ -160,6 +160,19 @@ def test_a_reward_and_a_learner_from_outside_train_both_phases_and_are_resumed(g
 
     seen = {}
 
+    class Counting(ShortStates):  # of what is drawn, in its state
+        drawn = torch.zeros(())
+
+        def __call__(self, scored):
+            self.drawn = self.drawn + len(scored.samples.contents)
+            return super().__call__(scored) - 0.001 * self.drawn
+
+        def state_dict(self):
+            return {"drawn": self.drawn}
+
+        def load_state_dict(self, state):
+            self.drawn = state["drawn"]
+
     class Lengths(Callback):  # that of the page
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if (rollouts := outputs["rollouts"]) is not None:
@@ -170,7 +183,7 @@ def test_a_reward_and_a_learner_from_outside_train_both_phases_and_are_resumed(g
             seen.update({name: float(value) for name, value in trainer.callback_metrics.items()})
 
     def fit(folder, resume=None):
-        module = build(gemma_path, reward=ShortStates(), learner=Reinforce())
+        module = build(gemma_path, reward=Counting(), learner=Reinforce())
         saved = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
         quiet_trainer(folder, PhaseSwitch(1, iterations=1), saved, Lengths(), limit_val_batches=0).fit(
             module, Digits(size=24, batch_size=8), ckpt_path=resume
@@ -182,6 +195,7 @@ def test_a_reward_and_a_learner_from_outside_train_both_phases_and_are_resumed(g
     assert {"lengths", "fwm/baseline", "idm/baseline", "fwm/loss"} <= set(seen)
     again = fit(tmp_path / "b", tmp_path / "a" / "step=5.ckpt")  # within Phase I
     assert again.learner.baselines == module.learner.baselines
+    assert again.reward.drawn == module.reward.drawn == 2 * 24 * 4
     assert equal(snapshot(again), snapshot(module))
 
 

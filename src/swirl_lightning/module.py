@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from swirl_lightning.adapters import AdapterConfig
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints import state as ckpt
+from swirl_lightning.checkpoints.learned import restore_states, states_of
 from swirl_lightning.data.batch import TransitionBatch, places
 from swirl_lightning.engine.cpu import give_freed_blocks_back
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
@@ -235,7 +236,7 @@ class SWIRL(PretrainedModule):
         at_once = [window] if self.max_cached_tokens else [[batch] for batch in window]
         rolled_out = chain.from_iterable(phase([batch.transitions for batch in batches]) for batches in at_once)
         for batch, (actions, sampled, judged) in zip(window, rolled_out, strict=True):
-            rewards = rewarded(self.reward, Scored(role, batch.transitions, actions, sampled, judged, self.backbone))
+            rewards = rewarded(self.reward, Scored(role, batch.transitions, sampled, judged, self.backbone, actions))
             self.tokens_seen += int(sampled.completions.mask.sum()) + int(judged.mask.sum())
             found.append((batch, actions, sampled, rewards))
         earned = [rewards for *_, rewards in found]
@@ -299,9 +300,8 @@ class SWIRL(PretrainedModule):
         x, y = self.encode_pairs(batch.transitions)
         named = {}
         if labelled_by_idm:
-            sampling = GREEDY if self.bootstrap_labels == "once" else self.sampling
-            keys = self._keys("idm", batch.transitions)
-            named = name_actions(self.models.idm.frozen, batch.transitions, x, y, keys, sampling)
+            how = self._keys("idm", batch.transitions), GREEDY if self.bootstrap_labels == "once" else self.sampling
+            named = name_actions(self.models.idm.frozen, batch.transitions, x, y, *how)
         actions = [
             named[n] if n in named else self.backbone.encode_action(t.label) for n, t in enumerate(batch.transitions)
         ]
@@ -363,7 +363,7 @@ class SWIRL(PretrainedModule):
             "rng": ckpt.rng_states(),
             "updates": ckpt.over_ranks({index: update.state() for index, update in self._updates.items()}),
             "window": ckpt.over_ranks(self._denominator.state(self, metrics=self._metrics.state())),
-            "learned": ckpt.states_of({"learner": self.learner, "reward": self.reward}),
+            "learned": states_of(self),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -386,6 +386,7 @@ class SWIRL(PretrainedModule):
         """Restore rollouts once the device is known, and random states last: no draw comes before training."""
         for part in (self._denominator, self._metrics, self._finite, self._updates, self._rollouts, self.known_tokens):
             part.clear()  # of a fit that was stopped within a step
+        states_of(self)  # refused before the work is done
         if (state := self._resumed) is not None:
             with ckpt.as_written("the rollouts, summed gradients or random states"):
                 own = state["updates"][self.trainer.global_rank] if any(state["updates"]) else {}
@@ -393,7 +394,7 @@ class SWIRL(PretrainedModule):
                 if any(window := state.get("window", [])):
                     self._denominator.restore(self, begun := window[self.trainer.global_rank])
                     self._metrics.restore(begun.get("metrics", {}), self.device)
+                restore_states(state.get("learned", {}), self)
                 ckpt.restore_rng(state["rng"])
-            ckpt.restore_states(state.get("learned", {}), {"learner": self.learner, "reward": self.reward})
             ckpt.check_optimizer(state, self.trainer.optimizers[0], self.optimizer_factory)
             self._resumed = None

@@ -84,7 +84,7 @@ def rolled_out(module, phase, transitions=None):
     with torch.no_grad():
         ((_, sampled, judged),) = phase([given])
     prompts = [asked for asked in sampled.prompts for _ in range(sampled.group_size)]
-    return sampled.contents, module.reward(Scored(role, given, sampled, judged, module.backbone)), prompts
+    return sampled.contents, module.reward(Scored(role, given, sampled, judged, module.backbone, sampled)), prompts
 
 
 def test_phase_one_rewards_log_q_of_the_action_given_the_imagined_state(module):

@@ -93,8 +93,11 @@ def test_control_c_that_ends_the_reader_of_a_pipe_too_says_the_exit_code():
         for ask in asked if first else reversed(asked):
             ask()
         assert callback._asked == signal.SIGINT
+        handler = signal.getsignal(signal.SIGINT)
         with pytest.raises(SIGTERMException) as end:
             callback._interrupt()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a third time interrupts no shutdown
+        signal.signal(signal.SIGINT, handler)
         assert end.value.code == 128 + 2
 
 

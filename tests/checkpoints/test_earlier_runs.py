@@ -235,7 +235,7 @@ def test_a_logger_that_numbers_its_folders_hides_no_checkpoint(tmp_path, gemma_p
 class Project(DummyLogger):
     """Has a name and a version, as many have, and keeps checkpoints in folders of these names."""
 
-    save_dir, name, version = "runs", "project", "id"
+    save_dir, name, version = "elsewhere", "project", "id"
 
 
 @pytest.mark.parametrize("logger", ["test_earlier_runs.Project", "TensorBoardLogger"])
@@ -248,6 +248,7 @@ def test_checkpoints_lie_beside_the_configuration_whatever_the_logger(
     settings = yaml.safe_load(path.read_text())
     sub_dir = {"save_dir": "runs", "name": "", "version": "", "sub_dir": "tb"}
     settings["trainer"]["logger"] = {"class_path": logger, "init_args": {} if "." in logger else sub_dir}
+    settings["trainer"]["default_root_dir"] = "runs"
     path.write_text(yaml.safe_dump(settings))
     here("fit", "-c", path, "--trainer.max_steps", "6")
     with pytest.raises(SystemExit, match="is of an earlier run"):

@@ -187,7 +187,7 @@ def test_codes_do_not_depend_on_the_trainers_precision():
 def test_codes_are_computed_without_tf32_whose_switches_stay_as_they_were(products):
     """GPUs since Ampere convolve in TF32 by default; about one code in a thousand is another then."""
     image, backbone = Image.new("RGB", (48, 48)), Liquid("builtin/tiny-liquid", dtype="float32")
-    switches = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]
+    switches = [torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
     seen, encode = [], backbone.encode_states
 
     def encoded(states, device):
@@ -204,4 +204,4 @@ def test_codes_are_computed_without_tf32_whose_switches_stay_as_they_were(produc
         assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (True, products != "highest")
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert seen == [["ieee", "ieee"]]
+    assert seen == [["ieee"] * 3]

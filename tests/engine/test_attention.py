@@ -14,7 +14,7 @@ from transformers import (
 
 from swirl_lightning.engine import attention, kernels, packed_attention
 from swirl_lightning.engine.attention import Seen, attend_rollouts, install
-from swirl_lightning.engine.kv_cache import RolloutCache
+from swirl_lightning.engine.kv_cache import BranchCache, RolloutCache
 from swirl_lightning.engine.packed_attention import PackedAttention
 from swirl_lightning.engine.packing import Packing
 
@@ -156,9 +156,25 @@ def test_autocast_rounds_what_packed_attention_is_given_and_nothing_more(attend,
     assert off[1] < 0.4  # the query's gradient is a difference of sums a hundred times as large
 
 
+def branches(cache, mask):
+    """A cache of three branches for each prompt, at their first token."""
+    made = BranchCache(cache, mask, 4)
+    made.split(torch.arange(2), torch.zeros(2, 3, dtype=torch.long))
+    made.place(torch.zeros(2, 3, 1, dtype=torch.long), 1)
+    return made
+
+
 @pytest.mark.parametrize("parts", [True, False])
-@pytest.mark.parametrize("clock", [None, torch.zeros(1, dtype=torch.long)])
-def test_autocast_rounds_what_rollouts_attend_with_and_nothing_more(parts, clock, monkeypatch):
+@pytest.mark.parametrize(
+    "rollouts",
+    [
+        lambda cache, mask: RolloutCache(cache, mask, 3, 4),
+        lambda cache, mask: RolloutCache(cache, mask, 3, 4, torch.zeros(1, dtype=torch.long)),
+        branches,
+    ],
+    ids=["a step after the other", "a step that is repeated", "branches"],
+)
+def test_autocast_rounds_what_rollouts_attend_with_and_nothing_more(parts, rollouts, monkeypatch):
     if not parts:
         monkeypatch.setattr(attention, "_in_parts", attention._at_once)
     torch.manual_seed(0)
@@ -166,17 +182,19 @@ def test_autocast_rounds_what_rollouts_attend_with_and_nothing_more(parts, clock
     prompt = [torch.randn(2, 2, 5, 8) for _ in range(2)]
     for keys in (key, prompt[0]):
         keys[..., 0] += 100
-    cache = DynamicCache()
+    cache, mask = DynamicCache(), torch.ones(2, 5, dtype=torch.long)
+    mask[1, 0] = 0
     cache.update(*prompt, 0)
     with torch.autocast("cpu", torch.bfloat16):
-        (layer,) = RolloutCache(cache, None, 3, 4, clock).layers
+        (layer,) = rollouts(cache, mask).layers
         got, _ = attention._attention(torch.nn.Module(), query, *layer.update(key, value), None, scaling=0.3)
     assert got.dtype == torch.bfloat16
     for k in range(3):
         own = (torch.cat([p, n[:, :, k : k + 1]], 2) for p, n in zip(prompt, (key, value), strict=True))
         keys, values = (part.bfloat16().double() for part in own)
         rounded = query[:, :, k : k + 1].bfloat16().double()
-        expected = by_definition(rounded, keys, values, torch.ones(2, 1, 6, dtype=torch.bool), 0.3)[:, :, 0]
+        seen = torch.cat((mask, torch.ones(2, 1)), 1).bool()[:, None]
+        expected = by_definition(rounded, keys, values, seen, 0.3)[:, :, 0]
         assert (got[:, k] - expected).norm() < 0.02 * expected.norm()
 
 

@@ -56,3 +56,14 @@ def test_what_computes_something_else_is_left_alone():
     model = nn.Sequential(OtherRMSNorm(8), AddedRMSNorm(8), nn.LayerNorm(8))
     assert fuse_norms(model) == 0
     assert norms._same(nn.RMSNorm(8, eps=1e-6), 1e-6) is not None
+
+
+@pytest.mark.parametrize("kind", [GemmaRMSNorm, LlamaRMSNorm])
+def test_a_norm_that_autocast_computes_in_float32_is_of_its_inputs_type(kind, monkeypatch):
+    """As the model's own; CUDA's autocast has rms_norm among what it computes in float32, the CPU's has not."""
+    plain = nn.functional.rms_norm
+    monkeypatch.setattr(nn.functional, "rms_norm", lambda x, *args: plain(x.float(), *args))
+    norm, x = kind(8, eps=1e-3).bfloat16(), torch.randn(2, 8).bfloat16()
+    assert fuse_norms(nn.Sequential(norm)) == 1
+    _, chosen, eps = norm.forward.args
+    assert chosen(norm.fused_scale, x, eps).dtype == torch.bfloat16

@@ -7,7 +7,7 @@ import torch
 
 from support.phantom.device import CUDA, PhantomCuda
 from support.tiny import text_backbone
-from swirl_lightning.engine import config
+from swirl_lightning.engine import config, cuda_graph
 from swirl_lightning.engine.attention import install
 from swirl_lightning.engine.config import EngineConfig
 from swirl_lightning.engine.drawing import SamplingConfig
@@ -21,6 +21,7 @@ PROMPTS = [[2, 40, 41], [2, 50]]
 @pytest.fixture
 def draw(gemma_path):
     """Rollouts of two prompts, on the device."""
+    cuda_graph._stream.cache_clear()  # of the device of another test
     with PhantomCuda() as gpu, torch.no_grad():
         backbone = text_backbone(gemma_path, quantization=None)
         model = backbone.load_model().eval().to(CUDA)
@@ -108,3 +109,16 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was(draw, monkeypatch, rec
     assert rollouts(cuda_graphs=True) == expected
     assert any("operation not permitted" in str(warning.message) for warning in recwarn)
     assert (gpu.captures, gpu.stream) == (1, stream)
+
+
+def test_captures_run_on_the_models_device_and_its_one_stream(draw):
+    """torch's own stream for captures is that of the first device; each further stream has a workspace of cuBLAS."""
+    gpu, _, rollouts = draw
+    for _ in range(2):
+        rollouts(cuda_graphs=True)
+    (side, device), *others = gpu.captured_on
+    assert others
+    assert all(other == (side, device) for other in others)
+    assert device == side.device == CUDA
+    main = gpu.stream
+    assert gpu.order == [(side, main), (main, side)] * len(gpu.captured_on)  # before the warm-up, and after the capture

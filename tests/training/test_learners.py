@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
@@ -9,8 +14,9 @@ from support.swirl import CONSTANT, SGD, build, randomize, snapshot, trainer
 from support.world import Digits
 from swirl_lightning import GRPOConfig
 from swirl_lightning.callbacks import PhaseSwitch
-from swirl_lightning.checkpoints.state import restore_states, states_of
+from swirl_lightning.checkpoints.learned import restore_states, states_of
 from swirl_lightning.data import TransitionBatch
+from swirl_lightning.roles import Role
 from swirl_lightning.training.learners import GRPO, BestOfN, Policy
 from swirl_lightning.training.rewards import Constant
 from swirl_lightning.training.rollouts import Update
@@ -212,12 +218,44 @@ def test_what_a_loss_needs_besides_is_kept_in_checkpoints():
     assert back.extra["words"] == ["a", "b"]
     assert torch.equal(back.extra["rewards"], extra["rewards"])
     assert (back.extra["by_rank"], back.temperature, back.completions) == (extra["by_rank"], 0.7, [[2], [3]])
-    with torch.device("meta"):
-        assert Update.of(update.state(), torch.device("meta")).extra["by_rank"]["n"][0].is_meta
+    assert Update.of(update.state(), torch.device("meta")).extra["by_rank"]["n"][0].is_meta
 
 
-def test_a_state_that_nothing_takes_is_told(recwarn):
+class Stateful(GRPO):
+    """Keeps what it is given."""
+
+    def __init__(self, state):
+        self.kept = state
+
+    def state_dict(self):
+        return {"kept": self.kept}
+
+    def load_state_dict(self, state):
+        self.kept = state["kept"]
+
+
+def test_a_state_of_another_class_is_left_and_told(recwarn):
     """As where a run goes on with another learner."""
-    restore_states({"learner": {"baseline": 1.0}}, {"learner": GRPO()})
-    assert "model.learner: GRPO takes no state" in str(recwarn.pop(UserWarning).message)
-    assert states_of({"learner": GRPO(), "reward": Constant()}) == {}
+    states = states_of(SimpleNamespace(learner=Stateful([1.0, {"fwm": torch.ones(2)}]), reward=Constant()))
+    assert list(states) == ["learner"]
+    again = SimpleNamespace(learner=Stateful(None), reward=Constant())
+    restore_states(states, again)
+    assert again.learner.kept[1]["fwm"].tolist() == [1.0, 1.0]
+    restore_states(states, SimpleNamespace(learner=GRPO(), reward=Constant()))
+    told = [str(warning.message) for warning in recwarn]
+    assert told == ["model.learner begins anew: the checkpoint's state is of test_learners.Stateful"]
+    assert states_of(SimpleNamespace(learner=GRPO(), reward=Constant())) == {}
+    for damaged in ({"learner": 5}, {"learner": {"class": "test_learners.Stateful"}}, 7):
+        with pytest.raises(ValueError, match=r"the state of model\.learner in the checkpoint cannot be restored"):
+            restore_states(damaged, again)
+
+
+@pytest.mark.parametrize("value", [np.float64(1), deque([1]), {Role.FWM: 1.0}, [Path("x")]])
+def test_a_state_that_could_not_be_read_again_is_refused(value, gemma_path, tmp_path):
+    """Before the training: each of its checkpoints would be lost."""
+    module = build(gemma_path, learner=Stateful(value))
+    with pytest.raises(ValueError, match=r"the state_dict of model\.learner holds a \w+.*read without code"):
+        trainer(tmp_path).fit(module, Digits(size=8, batch_size=8))
+    update = Update([[1]], [[2]], torch.ones(1), 1, 1, extra={"value": value})
+    with pytest.raises(ValueError, match=r"Update\.extra holds a "):
+        update.state()

@@ -24,14 +24,8 @@ def scored(rows, group_size):
     values = torch.tensor(rows)
     completions = Completions(torch.zeros_like(values).long(), values != 0)
     samples = Samples([[]] * (len(rows) // group_size), completions, [[] for _ in rows])
-    return Scored(
-        Role.FWM,
-        [None] * len(samples.prompts),
-        samples,
-        samples,
-        LogProbs(values, torch.zeros_like(values), values != 0),
-        None,
-    )
+    log_probs = LogProbs(values, torch.zeros_like(values), values != 0)
+    return Scored(Role.FWM, [None] * len(samples.prompts), samples, log_probs, None, samples)
 
 
 def test_reward_is_the_mean_log_prob_with_a_floor():

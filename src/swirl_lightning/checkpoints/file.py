@@ -83,7 +83,7 @@ def check_file(path: str | Path, resume: bool = False) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path} is damaged: the checksum of {spoilt!r} in it is wrong; {beside}")
     try:
         state = own_state(checkpoint)
-        check_parts(state, _OF_OURS, "swirl.")
+        check_parts(state, _OF_OURS | ({"learned": dict} if "learned" in state else {}), "swirl.")
         check_parts(checkpoint, _OF_ANY)
         chosen_lengths(state)
         _check_version(checkpoint["pytorch-lightning_version"])

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from swirl_lightning.engine.ranges import LONGEST, SHORTEST
@@ -179,28 +178,6 @@ def rng_states() -> list[dict[str, Any]]:
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     return over_ranks(own)
-
-
-def states_of(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``state_dict`` of each part that has one; not of those whose state is empty."""
-    found = {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")}
-    return {name: dict(state) for name, state in found.items() if state}
-
-
-def restore_states(states: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """Give each part the state that :func:`states_of` has found; a part that takes none is told.
-
-    Raises:
-        ValueError: one cannot be taken.
-    """
-    for name, state in states.items():
-        if hasattr(part := parts[name], "load_state_dict"):
-            with as_written(f"the state of model.{name}"):
-                part.load_state_dict(state)
-        else:
-            rank_zero_warn(
-                f"model.{name}: {type(part).__name__} takes no state, and the checkpoint has one: it is left"
-            )
 
 
 def over_ranks(own: Any) -> list[Any]:

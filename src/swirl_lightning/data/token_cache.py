@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -171,12 +171,12 @@ def state_key(state: State) -> bytes:
 
 @contextmanager
 def _exactly(device: torch.device) -> Iterator[None]:
-    """Compute without autocast and TF32: nearest codes are sensitive to rounding.
+    """Compute without autocast, TF32 and bfloat16 for float32: nearest codes are sensitive to rounding.
 
-    What is kept must depend neither on the Trainer's precision nor on the device.
+    What is kept must depend neither on the Trainer's precision nor on the device. The switches are the process's.
     """
-    cudnn: Any = torch.backends.cudnn
-    backends: list[Any] = [cudnn.conv, torch.backends.cuda.matmul]
+    cudnn, mkldnn = cast(Any, torch.backends.cudnn), cast(Any, torch.backends.mkldnn)
+    backends: list[Any] = [cudnn.conv, mkldnn.conv, mkldnn.matmul, torch.backends.cuda.matmul]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

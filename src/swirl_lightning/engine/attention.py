@@ -78,15 +78,15 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if isinstance(key, Tensor) and packing is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    same = [part.to(attention_dtype(value)) for part in (query, key, value)] if isinstance(key, Tensor) else []
-    with torch.autocast(query.device.type, enabled=False):  # it would round scores
-        if not isinstance(key, Tensor):
+    if not isinstance(key, Tensor):
+        with torch.autocast(query.device.type, enabled=False):  # it would round scores
             return key.attend(query, scaling), None
-        assert packing is not None
-        packing.used = True
-        return PackedAttention.apply(*same, packing.spans, scaling).transpose(1, 2).contiguous(), None  # as sdpa's
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    packing.used, dtype = True, attention_dtype(value)
+    with torch.autocast(query.device.type, enabled=False):
+        out = PackedAttention.apply(query.to(dtype), key.to(dtype), value.to(dtype), packing.spans, scaling)
+    return out.transpose(1, 2).contiguous(), None  # as sdpa's
 
 
 AttentionInterface.register(NAME, _attention)

@@ -50,6 +50,9 @@ class CapturedTrunk:
                 self._graph = None
                 raise
             except RuntimeError as error:
+                if _ran_out(error):
+                    self._graph = None
+                    raise torch.OutOfMemoryError(str(error)) from error
                 _REFUSED.add(self._trunk)
                 self._graph = None
                 warnings.warn(f"decode steps are not replayed as CUDA graphs: {error}", stacklevel=2)
@@ -96,8 +99,17 @@ def _no_waiting() -> Iterator[None]:
     ``torch.cuda.empty_cache`` then fails for the rest of the process (pytorch#180395).
     """
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+def _ran_out(error: BaseException | None) -> bool:
+    """Tell whether memory ran out, be it that the end of the capture failed after it, with an error of its own."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    return error is not None

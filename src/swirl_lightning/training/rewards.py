@@ -27,19 +27,19 @@ class Scored:
     Attributes:
         role: the policy: the FWM in Phase I, the IDM in Phase II.
         transitions: the B pairs.
-        actions: latent actions: B in Phase I, z of each group, sampled or counterfactual; the N rollouts in Phase II.
         samples: the N rollouts: next states in Phase I, actions in Phase II.
         log_probs: under the frozen other model, (N, L). Phase I scores the group's z after (x, ŷ_k):
             log Q(z | x, ŷ_k). Phase II scores the pair's y after (x, ẑ_k): log P(y | x, ẑ_k).
         backbone: the model family that encoded them.
+        actions: latent actions: B in Phase I, z of each group, sampled or counterfactual; the N rollouts in Phase II.
     """
 
     role: Role
     transitions: Sequence[Transition]
-    actions: Samples
     samples: Samples
     log_probs: LogProbs
     backbone: Backbone
+    actions: Samples
 
     @property
     def group_size(self) -> int:
@@ -60,7 +60,8 @@ class Scored:
 class Reward(ABC):
     """Reward of rollouts, chosen by class path.
 
-    What it learns is kept in checkpoints if it has a ``state_dict`` and a ``load_state_dict``.
+    What it learns is kept in checkpoints if it has a ``state_dict`` and a ``load_state_dict``; every rank goes on from
+    that of the first one.
     """
 
     @abstractmethod

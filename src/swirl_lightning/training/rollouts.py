@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from swirl_lightning.backbones.base import Backbone
+from swirl_lightning.checkpoints.learned import plain
 from swirl_lightning.engine.completions import Completions
 from swirl_lightning.engine.drawing import SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
@@ -122,14 +123,22 @@ class Update:
         return [row for group in groups for row in range(group * size, group * size + size)]
 
     def state(self) -> dict[str, Any]:
-        """Return lists and CPU tensors alone, for a checkpoint."""
-        values: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(Update)}
-        return tree_map_only(Tensor, lambda t: t.cpu(), values)
+        """Return lists and CPU tensors alone, for a checkpoint.
+
+        Raises:
+            ValueError: a subclass, or ``extra``, holds what could not be read again.
+        """
+        if type(self) is not Update:
+            raise ValueError(f"{type(self).__name__}: a checkpoint holds the fields of Update alone: use extra")
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        moved = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in values.items()}
+        return moved | {"extra": plain(self.extra, "Update.extra")}
 
     @classmethod
     def of(cls, state: dict[str, Any], device: torch.device) -> Update:
         """Invert :meth:`state`, on a device."""
-        return cls(**tree_map_only(Tensor, lambda t: t.to(device), state))
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
+        return cls(**moved | {"extra": tree_map_only(Tensor, lambda t: t.to(device), state.get("extra", {}))})
 
 
 def name_actions(

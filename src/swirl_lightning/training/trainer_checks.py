@@ -117,7 +117,7 @@ def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int, 
         numbers = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ValueError(f"model.optimizer.{name} must be finite, got {value}")
-    rate, usual = optimizer.param_groups[0]["lr"], signature(type(optimizer)).parameters.get("lr")
+    rate, usual = optimizer.param_groups[0].get("lr"), signature(type(optimizer)).parameters.get("lr")
     if usual is not None and usual.default is not usual.empty and rate != usual.default:
         rank_zero_warn(f"model.optimizer: lr {rate} has no effect: learning rates are those of model.optim, by phase")
     scales = str(trainer.precision) == "16-mixed" and getattr(optimizer, "_step_supports_amp_scaling", False)
@@ -129,7 +129,7 @@ def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int, 
 
 
 def check_seeds(parts: Mapping[str, Any]) -> None:
-    """Refuse ranks with seeds of their own, whose shares of the data would overlap. Collective.
+    """Refuse ranks with seeds of their own: shares of the data would overlap, and rollouts differ. Collective.
 
     Args:
         parts: option -> what has its ``seed``, or has none.
@@ -139,10 +139,10 @@ def check_seeds(parts: Mapping[str, Any]) -> None:
     """
     for name, part in parts.items():
         seeds = over_ranks(getattr(part, "seed", None))
-        if len(set(seeds)) > 1:
+        if any(seed != seeds[0] for seed in seeds):
             raise ValueError(
-                f"{name}.seed differs between the processes ({seeds}), which would train on overlapping shares of the "
-                "data: call seed_everything with the same number in all of them (random numbers differ all the same)"
+                f"{name}.seed differs between the processes ({seeds}), and they would not be one training on shares of "
+                "the same data: call seed_everything with the same number in all of them"
             )
 
 

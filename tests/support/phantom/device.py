@@ -64,6 +64,9 @@ class PhantomCuda:
         graph: the one that is being captured.
         stream: the current one.
         refuses_waits: the mode of `torch.cuda.set_sync_debug_mode`.
+        current: the device of `torch.cuda.device`.
+        order: streams, and those that they have waited for.
+        captured_on: the stream and the current device of each capture.
         tags: names of the memory that is on the device.
     """
 
@@ -73,6 +76,9 @@ class PhantomCuda:
         self.graph: Recording | None = None
         self.stream: Any = None
         self.refuses_waits: Any = 0
+        self.current: Any = None
+        self.order: list[tuple[Any, Any]] = []
+        self.captured_on: list[tuple[Any, Any]] = []
         self.target: torch.device | None = None  # of what is being made, where a device was asked for
         self.tags: dict[int | None, Any] = {}
 

@@ -6,7 +6,7 @@ What Python did between the calls is not repeated, so a step that leans on Pytho
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,9 +58,11 @@ def recording_api(gpu: PhantomCuda) -> dict[str, Any]:
     """Return the replacements of names of ``torch.cuda``."""
 
     class Stream:
-        def __init__(self, device: Any = None) -> None: ...
+        def __init__(self, device: Any = None) -> None:
+            self.device = device
 
-        def wait_stream(self, other: Any) -> None: ...
+        def wait_stream(self, other: Any) -> None:
+            gpu.order.append((self, other))
 
     gpu.stream = Stream()
 
@@ -71,6 +73,7 @@ def recording_api(gpu: PhantomCuda) -> dict[str, Any]:
     def graph(cuda_graph: Recording, stream: Any = None) -> Iterator[None]:
         gpu.captures += 1
         gpu.graph = cuda_graph
+        gpu.captured_on.append((stream, gpu.current))
         before = gpu.stream
         set_stream(stream)
         try:
@@ -88,6 +91,14 @@ def recording_api(gpu: PhantomCuda) -> dict[str, Any]:
         finally:
             set_stream(before)
 
+    @contextmanager
+    def device(found: Any) -> Iterator[None]:
+        before, gpu.current = gpu.current, found
+        try:
+            yield
+        finally:
+            gpu.current = before
+
     def set_sync_debug_mode(mode: Any) -> None:
         gpu.refuses_waits = mode
 
@@ -96,7 +107,7 @@ def recording_api(gpu: PhantomCuda) -> dict[str, Any]:
         "current_stream": lambda *_: gpu.stream,
         "set_stream": set_stream,
         "stream": stream,
-        "device": lambda _: nullcontext(),
+        "device": device,
         "get_sync_debug_mode": lambda: gpu.refuses_waits,
         "set_sync_debug_mode": set_sync_debug_mode,
         "CUDAGraph": lambda: Recording(gpu),
