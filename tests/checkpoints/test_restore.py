@@ -256,7 +256,7 @@ def test_what_is_loaded_trains_as_a_run_of_its_own(run, tmp_path):
     assert not torch.equal(random.seen, saved(middle)["swirl"]["rng"][0]["torch"])
 
 
-LATER = ("written", "parts", "lengths", "optimizer", "window", "templates")
+LATER = ("written", "parts", "lengths", "optimizer", "window", "templates", "learned")
 """What the first checkpoints did not hold."""
 
 

@@ -132,6 +132,8 @@ def loaded(path, module):
         (("swirl", "rng"), [{"python": 1}]),
         (("swirl", "updates"), [{0: {"other": 1}}]),
         (("swirl", "window"), [7]),
+        (("swirl", "learned"), {"learner": 5}),
+        (("swirl", "learned"), {"reward": {"state": {}}}),
         (("optimizer_states", 0, "state", 0, "exp_avg"), torch.ones(7)),
         (("optimizer_states", 0, "state", 0, "exp_avg_sq"), "x"),
         (("optimizer_states", 0, "state", 0, "exp_avg_sq"), torch.ones(4, 64).to_sparse()),
