@@ -58,14 +58,20 @@ def test_steps_are_replayed_by_default_once_completions_are_long(draw, monkeypat
     assert gpu.replays == replays
 
 
-def test_memory_that_runs_out_in_a_capture_halves_the_rows(draw, monkeypatch, recwarn):
+@pytest.mark.parametrize("ends", [True, False], ids=["the capture ends", "its end fails, too"])
+def test_memory_that_runs_out_in_a_capture_halves_the_rows(draw, monkeypatch, recwarn, ends):
     """It is no reason to go on without graphs, in the memory that has just run out."""
     gpu, trunk, rollouts = draw
     expected, forward = rollouts(cuda_graphs=False), trunk.forward
 
     def short_of_memory(input_ids, **kwargs):
         if gpu.graph is not None and input_ids.numel() > 8:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            except torch.OutOfMemoryError:
+                if ends:
+                    raise
+                raise RuntimeError("capture invalidated")  # noqa: B904 - as the context's end raises
         return forward(input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(trunk, "forward", short_of_memory)

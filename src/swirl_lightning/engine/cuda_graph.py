@@ -46,15 +46,11 @@ class CapturedTrunk:
             self._ids, self._positions = input_ids.clone(), position_ids.clone()
             try:
                 self._capture(fixed)
-            except torch.OutOfMemoryError:  # a RuntimeError, too: the caller goes on with fewer rows
-                self._graph = None
-                raise
             except RuntimeError as error:
-                if _ran_out(error):
-                    self._graph = None
+                self._graph = None
+                if _ran_out(error):  # the caller goes on with fewer rows
                     raise torch.OutOfMemoryError(str(error)) from error
                 _REFUSED.add(self._trunk)
-                self._graph = None
                 warnings.warn(f"decode steps are not replayed as CUDA graphs: {error}", stacklevel=2)
                 return self._run(input_ids, position_ids, fixed)
         self._ids.copy_(input_ids)
