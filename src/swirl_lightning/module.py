@@ -36,7 +36,7 @@ from swirl_lightning.training.known_tokens import KnownTokens
 from swirl_lightning.training.learners import GRPO, Learner, Policy
 from swirl_lightning.training.losses import Loss, SharedDenominator, sft_log_probs
 from swirl_lightning.training.rewards import MeanLogProb, Reward, Scored, rewarded
-from swirl_lightning.training.rollouts import Rollouts, Update, name_actions, with_counterfactuals
+from swirl_lightning.training.rollouts import Rollouts, Update, latent_actions, name_actions
 from swirl_lightning.training.step_metrics import StepMetrics
 from swirl_lightning.transition import Transition
 
@@ -206,8 +206,7 @@ class SWIRL(PretrainedModule):
         fwm, idm = self.models.fwm, self.models.idm.frozen
         transitions = list(chain.from_iterable(batches))
         x, y = self.encode_pairs(transitions)
-        z = idm.sample(x, y, self._keys("idm", transitions), self.sampling)
-        z = with_counterfactuals(transitions, z, self.backbone)
+        z = latent_actions(idm, transitions, x, y, self._keys("idm", transitions), self.sampling, self.backbone)
         sampling, group = self.policy_sampling[Role.FWM], self.group_size(Role.FWM)
         y_hat = fwm.sample(x, z, self._keys("fwm", transitions), sampling, group)
         for part in places(batches):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +20,9 @@ from swirl_lightning.data import TransitionBatch
 from swirl_lightning.roles import Role
 from swirl_lightning.training.learners import GRPO, BestOfN, Policy
 from swirl_lightning.training.rewards import Constant
-from swirl_lightning.training.rollouts import Update
+from swirl_lightning.training.rollouts import Update, latent_actions
 from swirl_lightning.transition import Transition
+from swirl_lightning.world_models import WorldModel
 
 G = 6
 
@@ -158,6 +160,27 @@ def test_without_a_reward_the_labelled_triples_alone_move_the_policy(gemma_path,
 
 def test_a_batch_without_labels_has_none():
     assert TransitionBatch([]).labelled == []
+
+
+def test_the_idm_names_the_actions_of_the_other_pairs_alone(gemma_path, monkeypatch):
+    module = build(gemma_path)
+    randomize(module)
+    rows = Digits(size=6).load_split("state_only")
+    x, y = module.encode_pairs(rows)
+    keys = [f"key {row.id}" for row in rows]
+    drawn = module.models.idm.sample(x, y, keys, module.sampling)
+    asked, sample = [], WorldModel.sample
+    monkeypatch.setattr(WorldModel, "sample", lambda self, x, *rest: asked.append(len(x)) or sample(self, x, *rest))
+    for chosen in ({1, 4}, set(), set(range(6))):
+        pairs = [replace(row, counterfactual="add" if n in chosen else None) for n, row in enumerate(rows)]
+        z = latent_actions(module.models.idm, pairs, x, y, keys, module.sampling, module.backbone)
+        given = module.backbone.encode_action("add")
+        assert z.contents == [given if n in chosen else own for n, own in enumerate(drawn.contents)]
+        complete = module.models.idm.grammar.complete(given)
+        emitted = [complete if n in chosen else own for n, own in enumerate(drawn.completions.rows())]
+        assert z.completions.rows() == emitted
+        assert (z.prompts, z.group_size) == (drawn.prompts, 1)
+    assert asked == [4, 6]
 
 
 def test_the_anchor_leaves_out_pairs_with_a_counterfactual_action(gemma_path, tmp_path):

@@ -23,19 +23,27 @@ from swirl_lightning.transition import Transition
 from swirl_lightning.world_models import WorldModel
 
 
-def with_counterfactuals(transitions: Sequence[Transition], read: Samples, backbone: Backbone) -> Samples:
-    """Put the counterfactual actions of pairs in place of those that the IDM read from them, one a pair."""
-    counterfactual = {
-        n: backbone.encode_action(t.counterfactual) for n, t in enumerate(transitions) if t.counterfactual
-    }
-    if not counterfactual:
-        return read
-    contents = [counterfactual.get(n, content) for n, content in enumerate(read.contents)]
-    rows = read.completions.rows()
-    for n, content in counterfactual.items():
-        rows[n] = backbone.action_grammar.complete(content)
-    ids, mask = pad_right(rows, read.completions.ids.device)
-    return Samples(read.prompts, Completions(ids, mask.bool()), contents)
+def latent_actions(
+    idm: WorldModel,
+    transitions: Sequence[Transition],
+    x: Sequence[TokenIds],
+    y: Sequence[TokenIds],
+    keys: Sequence[str],
+    sampling: SamplingConfig,
+    backbone: Backbone,
+) -> Samples:
+    """Give an action to each of B pairs: its counterfactual one, or where it has none a draw of the IDM."""
+    given = {n: backbone.encode_action(t.counterfactual) for n, t in enumerate(transitions) if t.counterfactual}
+    if not given:
+        return idm.sample(x, y, keys, sampling)
+    rows = {n: idm.grammar.complete(content) for n, content in given.items()}
+    if bare := [n for n in range(len(transitions)) if n not in given]:
+        drawn = idm.sample([x[n] for n in bare], [y[n] for n in bare], [keys[n] for n in bare], sampling)
+        given |= zip(bare, drawn.contents, strict=True)
+        rows |= zip(bare, drawn.completions.rows(), strict=True)
+    order = range(len(transitions))
+    ids, mask = pad_right([rows[n] for n in order], idm.models.engine.device)
+    return Samples(idm.prompts(x, y), Completions(ids, mask.bool()), [given[n] for n in order])
 
 
 @dataclass(frozen=True)
