@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from swirl_lightning.checkpoints.state import as_written
+from swirl_lightning.checkpoints.loops import epochs_done
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.memory import GIB, LongestPair, MemoryEstimate, MicroBatch, report
@@ -48,8 +48,7 @@ class MemoryReport(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Note where a resumed run goes on: Lightning's own count is restored after the report."""
         if trainer.state.fn == TrainerFn.FITTING:
-            with as_written("the number of epochs"):
-                self._epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+            self._epoch = epochs_done(checkpoint)
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the report, when model and optimiser are on their device and before the first step."""

@@ -55,6 +55,7 @@ from swirl_lightning.callbacks.save_config import SaveConfig
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.checkpoints.finding import NAMES, checkpoints, last_checkpoint, last_of_earlier_versions, places
 from swirl_lightning.checkpoints.fit import check_fits
+from swirl_lightning.checkpoints.loops import epochs_done
 from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore
 from swirl_lightning.console.parsing import Parser, shorten, takes_null
 from swirl_lightning.console.shipped import import_shipped
@@ -275,6 +276,7 @@ class SwirlCLI(LightningCLI):
             check_fits(self._checkpoint, self.model)
             if fitting:
                 options["phase_switch"].check_resume(self._checkpoint, self.trainer.max_epochs)
+                self.datamodule.first_epoch = epochs_done(self._checkpoint)
 
     def before_predict(self) -> None:
         """Write predictions to files by :class:`Predictions`, unless the config has a writer of its own."""

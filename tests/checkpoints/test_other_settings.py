@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -96,3 +97,23 @@ def test_a_full_disk_cuts_no_configuration(run, tmp_path, gemma_path, capsys):
         here("fit", "-c", config(tmp_path, gemma_path), *on, *alone)
     assert "config_until_step_2.yaml" in str(end.value.code)
     assert [path.read_bytes() for path in described.parent.glob("*config*")] == [before]
+
+
+def test_after_the_warm_up_its_file_is_not_read(tmp_path, gemma_path):
+    """The labels of a large corpus would be decoded at every start, and nothing of them used."""
+    files = {}
+    for name in ("warmup", "state_only"):
+        rows = [{"before": str(n), "after": str(n + 1), "action": "add"} for n in range(8)]
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {name: str(path) for name, path in files.items()}
+    data = {"class_path": "swirl_lightning.data.JSONLTransitions", "init_args": given | {"batch_size": 8}}
+    path = config(tmp_path, gemma_path, data=data, **{"trainer/limit_val_batches": 0})
+    here("fit", "-c", path, "--trainer.max_epochs", "1")
+    files["warmup"].unlink()
+    going_on = ("fit", "-c", path, "--ckpt_path", "last")
+    with pytest.raises(SystemExit, match=r"error: .*warmup\.jsonl"):
+        here(*going_on, "--data.labelled_per_batch", "2")
+    here(*going_on)
+    last = torch.load(tmp_path / "runs" / "r" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["swirl"]["label"] == "SWIRL iteration 1"

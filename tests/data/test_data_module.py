@@ -97,6 +97,19 @@ def test_each_phase_sees_its_split(tmp_path):
     assert datamodule.loads.count("state_only") == 1
 
 
+def test_a_fit_that_goes_on_after_the_warm_up_reads_no_labels(tmp_path):
+    first, datamodule = data(), data()
+    trainer(tmp_path, max_epochs=1).fit(Recorder(), first)
+    assert first.loads.count("warmup") == 1
+    going_on = trainer(tmp_path, PhaseSwitch(warmup_epochs=1, iterations=2), max_epochs=2)
+    datamodule.trainer = going_on
+    assert datamodule.splits_needed("fit")[:2] == ["warmup", "state_only"]
+    datamodule.first_epoch = 1
+    assert "warmup" not in datamodule.splits_needed("fit")
+    datamodule.labelled_per_batch = 2
+    assert "warmup" in datamodule.splits_needed("fit")
+
+
 def test_all_pairs_without_a_number():
     datamodule = data(pairs_per_iteration=None)
     assert [row.id for row in datamodule.pairs(3)] == [f"state_only-{i}" for i in range(12)]

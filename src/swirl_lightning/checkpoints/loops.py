@@ -8,6 +8,18 @@ from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from swirl_lightning.checkpoints.state import as_written
+
+
+def epochs_done(checkpoint: dict[str, Any]) -> int:
+    """Return the number of epochs that a fit resumed from a checkpoint does not train again.
+
+    Raises:
+        ValueError: the checkpoint does not say.
+    """
+    with as_written("the number of epochs"):
+        return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
 
 def stop_after_last_batch(checkpoint: dict[str, Any]) -> bool:
     """Make a run resumed from an epoch's last batch end that epoch: validation, its hooks, then the next epoch.

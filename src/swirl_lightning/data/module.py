@@ -55,13 +55,10 @@ class TransitionDataModule(LightningDataModule, ABC):
             practises actions that no pair shows; the reward needs no observed y. Of states in words, those of
             :meth:`possible_actions` are drawn; a pair that allows none is left as it is.
         counterfactual_actions: how these actions begin, such as ``drop``; None takes all that labels have.
-
-    Example::
-
-        class MyData(TransitionDataModule):
-            def load_split(self, split):
-                return [Transition(x, y, z, id=f"{split}-{i}") for i, (x, z, y) in enumerate(read(split))]
     """
+
+    first_epoch = 0
+    """Epoch that the fit goes on from, where that is known before setup: phases that are over need no data."""
 
     def __init__(
         self,
@@ -348,15 +345,16 @@ class TransitionDataModule(LightningDataModule, ABC):
         """
         return within(self.trainer, "limit_train_batches", len(self._phase_loader(phase)), _epoch_of(phase))
 
-    def phases(self, begin: int = 0) -> list[PhaseName]:
-        """Return the names of the phases of the fit from an epoch on; without a PhaseSwitch the warm-up alone."""
+    def phases(self, begin: int | None = None) -> list[PhaseName]:
+        """Return the phases of the fit from an epoch (``first_epoch``) on; without PhaseSwitch the warm-up alone."""
         trainer: Any = self.trainer
         # data are set up before PhaseSwitch hands its schedule to the module
         callbacks = trainer.callbacks if trainer else []
         schedules = [s for c in callbacks if isinstance(s := getattr(c, "schedule", None), PhaseSchedule)]
         if not schedules:
             return [WARMUP]
-        return schedules[0].names(None if trainer.max_epochs == -1 else trainer.max_epochs, begin)
+        first = self.first_epoch if begin is None else begin
+        return schedules[0].names(None if trainer.max_epochs == -1 else trainer.max_epochs, first)
 
     # ---- loaders ---------------------------------------------------------------------------------
     def _phase_loader(self, phase: PhaseName, iteration: int = 0) -> TransitionLoader:
