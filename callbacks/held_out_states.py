@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from PIL import Image
 
+from swirl_lightning.callbacks.listener import EvaluationListener
 from swirl_lightning.callbacks.markdown import table, table_cell
 from swirl_lightning.callbacks.media import media
 from swirl_lightning.callbacks.transition_images import image_grid
@@ -17,7 +18,7 @@ from swirl_lightning.transition import State, Transition
 _MOST = 12  # validations that are shown, the last ones
 
 
-class HeldOutStates(Callback):
+class HeldOutStates(EvaluationListener):
     """Shows what the FWM predicts of a few validation transitions, a row for each validation of the run so far.
 
     The first rows are x with the action, and the true y. Texts become a table. A resumed run begins with new rows.
@@ -44,11 +45,11 @@ class HeldOutStates(Callback):
         """Listen to the evaluator."""
         self._now = {}
         if not trainer.sanity_checking:
-            pl_module.evaluator.listeners.append(self._take)
+            self.listen(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Show the rows."""
-        self.teardown(trainer, pl_module, "validate")
+        self.stop()
         shown = next(iter(self._now.values()), [])
         if not shown:
             return
@@ -68,15 +69,10 @@ class HeldOutStates(Callback):
         rows = list(zip([states for _, states in lines], captions, strict=True))
         to.image("val/held_out", image_grid(rows, [""] * len(known)), step)
 
-    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Stop listening."""
-        evaluator = getattr(pl_module, "_evaluator", None)
-        if evaluator is not None and self._take in evaluator.listeners:
-            evaluator.listeners.remove(self._take)
-
-    def _take(
+    def told(
         self, mode: str, rows: Sequence[Transition], states: Sequence[State | None], words: Sequence[str | None]
     ) -> None:
+        """Keep the first predictions of each mode."""
         kept = self._now.setdefault(mode, [])
         for row, state in zip(rows, states, strict=True):
             if state is not None and len(kept) < self.count:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 
+from swirl_lightning.callbacks.listener import EvaluationListener
 from swirl_lightning.callbacks.run_folder import run_folder
 from swirl_lightning.callbacks.transition_images import CELL, image_grid
 from swirl_lightning.data.token_cache import state_key
@@ -30,7 +31,7 @@ _SheetRow = tuple[Transition, State, str | None]
 """Transition, predicted state, predicted action."""
 
 
-class Predictions(Callback):
+class Predictions(EvaluationListener):
     """Writes what ``swirl test`` and ``swirl predict`` generate into ``predictions/`` of the run's folder, at once.
 
     - ``<mode>-rank<r>.jsonl``: a line per prediction: id, action, the states before and after, the IDM's action, and
@@ -67,7 +68,6 @@ class Predictions(Callback):
         self._open: dict[str, Any] = {}
         self._place = Path()
         self._rank = 0
-        self._evaluator: Any = None  # the one that has our listener
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Listen to the evaluator, and give it the earlier generations."""
@@ -83,9 +83,8 @@ class Predictions(Callback):
             if trainer.is_global_zero:
                 remove_ranks(self._place, f"{mode}-rank", trainer.world_size)
         self.generations = GenerationStore(self._place, generation_settings(pl_module), self._rank)
-        self._evaluator = pl_module.evaluator
-        self._evaluator.generations = self.generations
-        self._evaluator.listeners.append(self._write)
+        self.listen(pl_module)
+        pl_module.evaluator.generations = self.generations
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the contact sheet and remove the listener."""
@@ -96,28 +95,24 @@ class Predictions(Callback):
                 self._place / CONTACT_SHEET
             )
         rank_zero_info(f"predictions: {self._place}")
-        self.teardown(trainer, pl_module, "test")
+        self.stop()
 
     on_predict_start = on_test_start
     on_predict_end = on_test_end
 
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Close the files."""
-        self.teardown(trainer, pl_module, "test")
-
-    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Close the files."""
+    def stop(self) -> None:
+        """Close the files, too, and take the generations back."""
         for file in self._open.values():
             file.close()
         self._open, self._sheet = {}, {}
-        evaluator, self._evaluator = self._evaluator, None
-        if evaluator is not None and self._write in evaluator.listeners:
-            evaluator.generations = None
-            evaluator.listeners.remove(self._write)
+        if self._evaluator is not None:
+            self._evaluator.generations = None
+        super().stop()
 
-    def _write(
+    def told(
         self, mode: str, rows: Sequence[Transition], states: Sequence[State | None], words: Sequence[str | None]
     ) -> None:
+        """Write a batch of predictions."""
         for row, state, guess in zip(rows, states, words, strict=True):
             entry = {
                 "id": row.id,
@@ -201,10 +196,17 @@ def generation_settings(module: Any) -> dict[str, Any]:
         "precision": [backbone.quantization, str(backbone.dtype), str(module.trainer.precision)],
         "adapters": [weights.hexdigest(), module.lora.alpha],
         "sampling": dataclasses.asdict(module.sampling),
+        "engine": _named(module.rollout_engine),
         "seed": module.evaluation.seed,
         "best_of": module.evaluation.best_of,
         "templates": dataclasses.asdict(module.templates),
     }
+
+
+def _named(engine: Any) -> list[Any]:
+    """Name a rollout engine by its class and what it has of plain options."""
+    kept = {k: v for k, v in sorted(vars(engine).items()) if isinstance(v, str | int | float)} if engine else {}
+    return [f"{type(engine).__module__}.{type(engine).__qualname__}", kept]
 
 
 def file_name(record: str, longest: int = 100) -> str:

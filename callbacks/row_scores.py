@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from torchmetrics import MetricCollection
 
+from swirl_lightning.callbacks.listener import EvaluationListener
 from swirl_lightning.callbacks.run_folder import run_folder
 from swirl_lightning.data.reading import BrokenRecord, lines, parse_object
 from swirl_lightning.files.writing import remove_ranks, whole_file
@@ -20,7 +21,7 @@ from swirl_lightning.transition import State, Transition
 FOLDER = "row_scores"
 
 
-class RowScores(Callback):
+class RowScores(EvaluationListener):
     """Writes every metric of the benchmark, computed on each test transition alone, into the run's folder.
 
     ``row_scores/rank<r>.jsonl`` has a line per transition and mode: its id, the mode, and the metrics by the names
@@ -47,13 +48,13 @@ class RowScores(Callback):
             # without groups, which torchmetrics forms of metrics that have the same state after the first row
             own = MetricCollection(kept, prefix=metrics.prefix, postfix=metrics.postfix, compute_groups=False)
             self._metrics[role] = own.to(pl_module.device)
-        pl_module.evaluator.listeners.append(self._score)
+        self.listen(pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the file."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        pl_module.evaluator.listeners.remove(self._score)
+        self.stop()
         folder = run_folder(trainer) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         if trainer.is_global_zero:
@@ -62,14 +63,11 @@ class RowScores(Callback):
         with whole_file(path) as file:
             file.write("".join(json.dumps(line) + "\n" for line in self._lines).encode())
 
-    def _score(
-        self,
-        mode: str,
-        transitions: Sequence[Transition],
-        states: Sequence[State | None],
-        words: Sequence[str | None],
+    def told(
+        self, mode: str, rows: Sequence[Transition], states: Sequence[State | None], words: Sequence[str | None]
     ) -> None:
-        for n, transition in enumerate(transitions):
+        """Score each prediction for itself."""
+        for n, transition in enumerate(rows):
             line: dict[str, Any] = {"id": transition.id, "mode": mode}
             for role, guesses in (("fwm", states), ("idm", words)):
                 if guesses[n] is None:  # this model was not asked

@@ -5,16 +5,39 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from torchmetrics import MetricCollection
 
 from support.judge_server import KEY, serving
 from support.swirl import build, randomize
 from support.trainers import quiet_trainer
 from support.world import Digits
 from swirl_lightning.callbacks import RowScores
+from swirl_lightning.callbacks.held_out_states import HeldOutStates
+from swirl_lightning.callbacks.predictions import Predictions
 from swirl_lightning.callbacks.row_scores import read
 from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.judge import Judge
 from swirl_lightning.judge.metric import JudgeScore
+from swirl_lightning.metrics.exact_match import ExactMatch
+
+
+class Unlucky(ExactMatch):
+    def update(self, predictions, rows):
+        raise RuntimeError("out of luck")
+
+
+def test_an_evaluation_that_fails_leaves_no_listener(gemma_path, tmp_path):
+    class Fails(Digits):
+        def action_metrics(self):
+            return MetricCollection({"fails": Unlucky("action")})
+
+    module = build(gemma_path)
+    run = quiet_trainer(tmp_path, RowScores(), Predictions(), HeldOutStates())
+    for stage in (run.test, run.validate):
+        with pytest.raises(RuntimeError, match="out of luck"):
+            stage(module, Fails(size=4), verbose=False)
+        assert module.evaluator.listeners == []
+        assert module.evaluator.generations is None
 
 
 @pytest.mark.parametrize("roles", [("fwm", "idm"), ("idm",)])
