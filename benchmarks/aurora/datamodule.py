@@ -89,6 +89,20 @@ class Aurora(ImageSuite):
         """Names of the tasks."""
         return TASKS if self.tasks is None else tuple(self.tasks)
 
+    def check(self) -> None:
+        """Check also that DiscEdit can compare images by the latents of the model's VQGAN.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        super().check()
+        backbone = getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
+        if self.protocol == "disc_edit" and backbone is not None and not hasattr(backbone, "latents"):
+            raise ValueError(
+                f"data.protocol disc_edit needs a model with a VQGAN, as Liquid and Chameleon have it; "
+                f"{type(backbone).__name__} has none"
+            )
+
     def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
         """Read the records of ``test.json`` or of the training sets."""
         if split == "test":
@@ -244,11 +258,8 @@ class Aurora(ImageSuite):
         return metrics
 
     def _latents(self, images: Sequence[Image.Image]) -> Tensor:
-        module: Any = self.trainer.lightning_module if self.trainer else None
-        backbone = getattr(module, "backbone", None)
-        if backbone is None or not hasattr(backbone, "latents"):
-            raise ValueError(f"DiscEdit needs a backbone with latents of images, {type(backbone).__name__} has none")
-        return backbone.latents(images, module.device)
+        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        return module.backbone.latents(images, module.device)
 
 
 def _words(entry: Mapping[str, Any]) -> str:

@@ -77,7 +77,8 @@ def test_actions_are_text_that_ends_with_eos(folder: Path) -> None:
     assert max(grammar.allowed) < backbone.image_start
     text = "héllo\n wörld"
     assert backbone.decode_action(backbone.encode_text(text)) == text
-    assert grammar.complete(backbone.encode_action("turn left now")) == [*backbone.encode_text("turn le"), 1]
+    with pytest.warns(UserWarning, match="action of 13 tokens exceeds the 7 that max_action_tokens leaves: it is cut"):
+        assert grammar.complete(backbone.encode_action("turn left now")) == [*backbone.encode_text("turn le"), 1]
     assert backbone.decode_text([2, *backbone.encode_text("go"), 270, 1]) == "go"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL.Image import Image
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -57,6 +58,8 @@ class Backbone(ABC):
     """True if the trunk's decode step can be captured as a CUDA graph: it waits for no value of the device."""
     open_lengths: Sequence[str] = ()
     """Names of options that hold a length in tokens and were left to the data."""
+    too_long: str = "cut"
+    """``cut`` or ``error``: what becomes of a text that is longer than the options allow."""
     gguf_file: str | None = None
     """Name of the GGUF file that is the checkpoint, for families that read one."""
 
@@ -91,6 +94,7 @@ class Backbone(ABC):
         self.cuda_graphs = cuda_graphs
         self.speculative = speculative
         self.chosen_lengths: dict[str, int] = {}
+        self._warned: set[str] = set()
 
     # ---- the model -------------------------------------------------------------------------------
     @abstractmethod
@@ -163,6 +167,15 @@ class Backbone(ABC):
                 f"the action {action!r} is outside the grammar of {type(self).__name__}, which reads it as {read!r} "
                 f"(max_action_tokens {grammar.max_length}): shorten it, or use words like those of the training data"
             )
+
+    def _judge_length(self, what: str, length: int, room: int) -> None:
+        """Refuse a text that is too long, or warn of it, once for states and once for actions."""
+        text = f"{self.name!r}: {what} of {length} tokens exceeds the {room} that max_{what}_tokens leaves"
+        if self.too_long == "error":
+            raise ValueError(f"{text}; raise max_{what}_tokens, shorten the data, or set too_long: cut")
+        if what not in self._warned:
+            self._warned.add(what)
+            rank_zero_warn(f"{text}: it is cut (said once)")
 
     def check_kind(self, state: object, of: str) -> None:
         """Raise ValueError for a text or an image ``of`` some data that the backbone does not read."""

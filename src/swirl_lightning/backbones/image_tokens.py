@@ -128,7 +128,10 @@ class ImageTokens(Backbone):
 
     def encode_action(self, action: str) -> TokenIds:
         """Encode an action, cut at the end if it is too long."""
-        return encode_plain(self.tokenizer, action)[: self.max_action_tokens - 1]
+        ids, room = encode_plain(self.tokenizer, action), self.max_action_tokens - 1
+        if len(ids) > room:
+            self._judge_length("action", len(ids), room)
+        return ids[:room]
 
     @torch.no_grad()
     def encode_states(self, states: Sequence[State], device: torch.device) -> list[TokenIds]:
@@ -217,6 +220,12 @@ class VQGANTokens(ImageTokens):
     def decode_images(self, codes: Tensor) -> list[Image.Image]:
         """Decode (B, grid * grid) codes to B images."""
         return to_images(self.codec(codes.device).decode(codes))
+
+    @torch.no_grad()
+    def latents(self, images: Sequence[Image.Image], device: torch.device) -> Tensor:
+        """Compute the VQGAN's latents before quantisation, (N, embed_dim, grid, grid)."""
+        pixels = to_pixels(list(images), self.vqgan_config.resolution)
+        return self.codec(device).latents(pixels.to(device))
 
     def wrap_state(self, content: TokenIds) -> TokenIds:
         """Put the codes between the marks."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from swirl_lightning.backbones.image_tokens import VQGANTokens
 from swirl_lightning.backbones.loading import load_base, load_config, load_tokenizer, misfit
-from swirl_lightning.backbones.pixels import to_pixels
 from swirl_lightning.backbones.vqgan import vqgan_fingerprint
 
 
@@ -87,12 +84,6 @@ class Liquid(VQGANTokens):
                 "VQGAN and the tokenizer that this checkpoint was trained with",
             )
         return torch.arange(start, int(self.config.vocab_size), device="cpu")
-
-    @torch.no_grad()
-    def latents(self, images: Sequence[Image.Image], device: torch.device) -> Tensor:
-        """Compute the VQGAN's latents before quantisation, (N, embed_dim, grid, grid)."""
-        pixels = to_pixels(list(images), self.vqgan_config.resolution)
-        return self.codec(device).latents(pixels.to(device))
 
     def fingerprint(self) -> str:
         """Name the VQGAN (its config and weights) and the place of its codes in the vocabulary."""

@@ -87,7 +87,6 @@ class TextLLM(Backbone):
         self.max_state_tokens = max_state_tokens or LENGTHS["max_state_tokens"]
         self.max_action_tokens = max_action_tokens or LENGTHS["max_action_tokens"]
         self.too_long = too_long
-        self._warned: set[str] = set()
 
     reads: tuple[type, ...] = (str,)
 
@@ -232,15 +231,6 @@ class TextLLM(Backbone):
         if told:
             rank_zero_info(f"chosen from the data, {_PERCENTILE}th percentile: {', '.join(told)}")
         return found
-
-    def _judge_length(self, what: str, length: int, room: int) -> None:
-        """Refuse a text that is too long, or warn of it, once for states and once for actions."""
-        text = f"{self.name!r}: {what} of {length} tokens exceeds the {room} that max_{what}_tokens leaves"
-        if self.too_long == "error":
-            raise ValueError(f"{text}; raise max_{what}_tokens, shorten the data, or set too_long: cut")
-        if what not in self._warned:
-            self._warned.add(what)
-            rank_zero_warn(f"{text}: it is cut (said once)")
 
     # ---- prompts ---------------------------------------------------------------------------------
     def frame_prompt(self, template: str) -> list[str | TokenIds]:
