@@ -88,14 +88,14 @@ class ImageSuite(Suite):
         super().setup(stage)
 
     def check(self) -> None:
-        """Check that the folder and the judge's package and key are there.
+        """Check that the folder is there, and for ``swirl test`` the judge's package and key.
 
         Raises:
             FileNotFoundError: the folder is not there.
         """
         if not self.data_dir.is_dir():
             raise FileNotFoundError(f"{self.suite}: no folder {self.data_dir}. {self.source}")
-        if self.judge is not None and self._judging:
+        if self.judge is not None and self._stage == "test":
             self.judge.check()
 
     def load_split(self, split: Split) -> Sequence[Transition]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from support.image_world import clip_folder, liquid_folder, model, odd_images, save, trainer, write_aurora
 from support.text_suites import bert_folder
+from swirl_lightning.backbones import Chameleon, Emu3
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.callbacks import Results
 from swirl_lightning.callbacks.predictions import Predictions, _spread
+from swirl_lightning.judge import Judge
 from swirl_lightning.transition import Transition
 
 REAL = Path(__file__).parents[3] / "shared" / "samples" / "aurora"
@@ -40,6 +43,25 @@ def test_records_of_the_official_layout(tmp_path):
     assert len({r.id for r in rows}) == len(rows)
     assert data.counts == {"test": {"records": 6, "used": 6, "skipped": 0}}
     assert list(data.missing_metrics) == ["clip", "bert_score", "judge"]
+
+
+def test_a_judge_without_a_key_is_missed_by_the_test_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    write_aurora(tmp_path)
+    data = Aurora(data_dir=str(tmp_path), judge=Judge("any"))
+    data.check()  # by swirl label, simulate, play and collapse, which ask none
+    assert data.split("test")
+    with pytest.raises(ValueError, match="the judge's key is not set"):
+        data.setup("test")
+
+
+def test_disc_edit_needs_the_latents_of_a_vqgan(tmp_path, monkeypatch):
+    data = Aurora(data_dir=str(tmp_path), protocol="disc_edit")
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(backbone=Emu3("anything")))
+    with pytest.raises(ValueError, match=r"disc_edit needs a model with a VQGAN.+; Emu3 has none"):
+        data.check()
+    data.trainer.lightning_module.backbone = Chameleon("anything")
+    data.check()
 
 
 def test_tasks_limit_and_training_sets(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -79,6 +81,15 @@ def test_arguments_take_the_place_of_the_configurations(last, gemma_path):
     assert (module.seed, module.backbone, module.grpo.group_size) == (5, longer, 4)
     with pytest.raises(TypeError, match="sed"):
         SWIRL.load_from_checkpoint(last, sed=5)
+
+
+def test_a_configuration_may_have_short_names_of_classes(last, tmp_path):
+    """In a fresh process: the parser knows those of imported classes alone, and the tests import them all."""
+    text = (last.parents[1] / "config.yaml").read_text()
+    (short := tmp_path / "short.yaml").write_text(text.replace("swirl_lightning.backbones.text.TextLLM", "TextLLM"))
+    assert short.read_text() != text
+    code = "from swirl_lightning import SWIRL; from sys import argv; SWIRL.load_from_checkpoint(argv[1], config_path=argv[2])"
+    subprocess.run([sys.executable, "-c", code, str(last), str(short)], check=True, timeout=300)
 
 
 def test_with_a_backbone_no_file_beside_the_checkpoint_is_read(alone, last, backbone):

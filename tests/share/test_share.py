@@ -202,6 +202,8 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in named]})
         elif self.path.endswith("/commit/main"):
             for line in map(json.loads, body.splitlines()):
+                if line["key"] == "deletedFile":
+                    del self.files[line["value"]["path"]]
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             self.answer(
@@ -245,11 +247,13 @@ def test_a_folder_goes_to_the_hub_and_comes_back(minigrid, hub, capsys, refused,
     here("push", folder, "me/world", "--dry_run")
     assert "would be uploaded to me/world: 6 files" in capsys.readouterr().out
     assert Hub.seen == []
+    Hub.files |= {"fwm/model.safetensors": b"of an upload before", "images/mine.png": b"the user's own"}
     here("push", folder, "me/world", "--private")
     told = capsys.readouterr()
     assert "uploaded: " in told.out
     assert "hf_secret" not in told.out + told.err
-    assert set(Hub.files) == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    uploaded = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(Hub.files) == {*uploaded, "images/mine.png"}
     assert b'SWIRL.from_pretrained("me/world")' in Hub.files["README.md"]
     again = SWIRL.from_pretrained("me/world")
     assert equal(again.state_dict(), SWIRL.from_pretrained(folder).state_dict())

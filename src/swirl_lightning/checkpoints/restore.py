@@ -17,6 +17,7 @@ from swirl_lightning.checkpoints.file import check_file
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.checkpoints.state import as_written, own_state
 from swirl_lightning.console.parsing import shorten
+from swirl_lightning.console.shipped import import_shipped
 from swirl_lightning.files.reading import read_words
 from swirl_lightning.files.safe_torch import load_torch
 from swirl_lightning.files.safe_yaml import load
@@ -81,6 +82,7 @@ def from_config(cls: type[Built], path: str | Path, arguments: dict[str, Any], k
         raise ValueError(f"{path} is no configuration: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict) or key not in found:
         raise ValueError(f"{path} has no key {key!r}: give the config.yaml of a run, or backbone=...")
+    import_shipped()  # the parser knows the short names of imported classes alone
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(cls, key, subclass_mode=True)
     # the class with the file's arguments, not yet called

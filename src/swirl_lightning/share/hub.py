@@ -35,18 +35,20 @@ def check_name(name: str) -> None:
 def upload(folder: Path, name: str, private: bool = False) -> str:
     """Upload an exported folder as one commit, and return its address.
 
-    The card's code gets the repository's name. The token is the one that huggingface_hub knows; it is in no message.
+    In the folders that it holds (``fwm``, ``idm``), files of an earlier upload that it lacks are deleted: a library
+    would load adapters that lie beside merged weights. The card's code gets the repository's name. The token is the one
+    that huggingface_hub knows; it is in no message.
 
     Raises:
         ValueError: the name is none of a repository.
         OSError: the hub refuses it, or cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     from swirl_lightning.exports.card import HERE
     from swirl_lightning.judge.endpoint import redacted
 
-    operations = []
+    operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for path in files_of(folder):
         content: str | bytes = str(path)
         if path == folder / "README.md":
@@ -55,6 +57,10 @@ def upload(folder: Path, name: str, private: bool = False) -> str:
     api = HfApi(library_name="swirl-lightning")
     try:
         api.create_repo(name, private=private, exist_ok=True)
+        ours = {operation.path_in_repo for operation in operations}
+        folders = {path.rpartition("/")[0] for path in ours} - {""}
+        stale = [path for path in api.list_repo_files(name) if path.rpartition("/")[0] in folders and path not in ours]
+        operations += map(CommitOperationDelete, stale)
         return str(api.create_commit(name, operations, commit_message="Upload world models").commit_url)
     except Exception as error:  # of the libraries below it, whichever cannot reach the hub or read its answer
         reason = redacted(" ".join(f"{type(error).__name__}: {error}".split()), get_token() or "")
