@@ -88,8 +88,8 @@ def test_a_configuration_may_have_short_names_of_classes(last, tmp_path):
     text = (last.parents[1] / "config.yaml").read_text()
     (short := tmp_path / "short.yaml").write_text(text.replace("swirl_lightning.backbones.text.TextLLM", "TextLLM"))
     assert short.read_text() != text
-    code = "from swirl_lightning import SWIRL; from sys import argv; SWIRL.load_from_checkpoint(argv[1], config_path=argv[2])"
-    subprocess.run([sys.executable, "-c", code, str(last), str(short)], check=True, timeout=300)
+    code = f"from swirl_lightning import SWIRL; SWIRL.load_from_checkpoint({str(last)!r}, config_path={str(short)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_with_a_backbone_no_file_beside_the_checkpoint_is_read(alone, last, backbone):

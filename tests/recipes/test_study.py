@@ -53,7 +53,6 @@ def test_the_parser_takes_the_rows(path, name, tmp_path, monkeypatch):
         "minigrid_video": 5003,
         "minigrid_unseen": 5003,
         "minigrid_rare": 6003,
-        "minigrid_learners": 3,
         "minigrid_single": 8003,
         "textworld": 0,  # the same games for all seeds
         "textworld_rare": 103,
