@@ -8,7 +8,7 @@ from typing import Any
 
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, python_row
 
-PACKAGE = "pip install 'swirl-lightning[bytemorph]'"
+PACKAGE = "pip install 'swirl-lightning[parquet]'"
 
 
 def rows(

@@ -189,7 +189,7 @@ def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, 
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise ImportError(f"{path} is read with pyarrow: pip install 'swirl-lightning[bytemorph]'") from error
+        raise ImportError(f"{path} is read with pyarrow: pip install 'swirl-lightning[parquet]'") from error
     try:
         file = parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
