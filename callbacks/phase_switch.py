@@ -111,9 +111,10 @@ class PhaseSwitch(Callback):
             else:
                 curve.resize(steps)
             return
-        # shared weights have been trained by the phase before: as with the authors, each phase has its own reference
+        # a KL to what a model was before supervision, or before the other phase of shared weights, would undo these
         first = phase.starts_iteration and phase.iteration == 0
-        if first or (self.refresh_references and (phase.starts_iteration or pl_module.shared_weights)):
+        begins = phase.starts_iteration or self.schedule.at(trainer.current_epoch - 1).name == PhaseName.BOOTSTRAP
+        if first or (self.refresh_references and (begins or pl_module.shared_weights)):
             pl_module.adapters.refresh_references()
         pl_module.adapters.refresh_rewards()
         trainer.optimizers[0].state.clear()  # momenta of the last phase belong to another objective

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
 
 from swirl_lightning.engine.lora import cast, fuse, uncast
@@ -32,8 +33,9 @@ class AdapterConfig:
     Attributes:
         r: rank.
         alpha: LoRA's α; the update is scaled by α / r.
-        dropout: on the input of each adapter, in the policy update only. Its masks come from each process's own
-            generator: with it, several devices do not train the weights of one.
+        dropout: on the input of each adapter, in supervised training alone: GRPO compares log-probabilities, and masks
+            would count as a change of the policy. They come from each process's own generator: with dropout, several
+            devices do not train the weights of one.
         target_modules: PEFT's ``target_modules``; None takes the backbone's own choice.
 
     Raises:
@@ -140,6 +142,7 @@ class Adapters:
             told = ", ".join(path.removeprefix(_PEFT_PREFIX) for path in useless[:3])
             raise ValueError(f"model.lora.target_modules: adapters on {told} have no effect; name modules of {place}")
         self._layers = list(layers.values())
+        self._dropouts = [module for module in self.model.modules() if isinstance(module, nn.Dropout) and module.p]
         fuse(self._layers)
         self._params = {name: dict(_parameters(layers, name)) for name in self.names}
         for name in self.names:
@@ -164,17 +167,22 @@ class Adapters:
         return self._reward[role]
 
     @contextmanager
-    def use(self, name: AdapterName, training: bool = False) -> Iterator[None]:
-        """Run the model as adapter ``name``, in train or eval mode, and restore both afterwards."""
+    def use(self, name: AdapterName, training: bool = False, dropout: bool = True) -> Iterator[None]:
+        """Run the model as an adapter, in eval mode or in train mode, with ``dropout`` or without; then restore it."""
         before = [layer._active_adapter for layer in self._layers]
         was_training = self.model.training
         for layer in self._layers:
             layer._active_adapter = [name]
         if was_training != training:
             self.model.train(training)
+        dropping = [module.training for module in self._dropouts]
+        for module in self._dropouts:
+            module.train(training and dropout)
         try:
             yield
         finally:
+            for module, was in zip(self._dropouts, dropping, strict=True):
+                module.train(was)
             for layer, active in zip(self._layers, before, strict=True):
                 layer._active_adapter = active
             if was_training != training:
@@ -190,9 +198,10 @@ class Adapters:
         layers = [layer for layer in self._layers if mergeable(layer.get_base_layer())]
         others = [layer for layer in self._layers if not mergeable(layer.get_base_layer())]
         try:
-            for layer in layers:
-                merge(layer.get_base_layer(), layer.get_delta_weight(name))
-                layer._disable_adapters = True
+            with torch.autocast(self.model.device.type, enabled=False):  # which would round the sums
+                for layer in layers:
+                    merge(layer.get_base_layer(), layer.get_delta_weight(name))
+                    layer._disable_adapters = True
             for layer in others:
                 cast(layer, name, self.model.dtype)
             yield
@@ -210,9 +219,14 @@ class Adapters:
         the adapter that is active then.
         """
         active, training = self._layers[0]._active_adapter[0], self.model.training
-        return nullcontext(), self.use(active, training)
+        return nullcontext(), self.use(active, training, any(module.training for module in self._dropouts))
 
     # ---- weights ---------------------------------------------------------------------------------
+    def gradient_norms(self) -> dict[str, Tensor]:
+        """Return ``<adapter>/grad_norm``, the norm of the gradients of each adapter that has some."""
+        held = {name: [p.grad for p in self.parameters(name) if p.grad is not None] for name in self.trainable}
+        return {f"{name}/grad_norm": get_total_norm(gradients) for name, gradients in held.items() if gradients}
+
     def parameters(self, name: AdapterName) -> list[nn.Parameter]:
         """Return the parameters of one adapter, by name and not by requires_grad."""
         return list(self._params[name].values())

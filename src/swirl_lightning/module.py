@@ -260,7 +260,7 @@ class SWIRL(PretrainedModule):
                 advantages,
                 sampled.group_size,
             )
-            self._metrics.add(f"{role}/", rollouts.summary(), len(batch))
+            self._metrics.add(f"{role}/", rollouts.summary(policy.model.grammar.eos), len(batch))
 
     def _policy(self, role: Role, temperature: float | None = None) -> Policy:
         present = self.policy_sampling[role].temperature
@@ -313,14 +313,20 @@ class SWIRL(PretrainedModule):
         return Loss(losses.sum(), losses.new_tensor(float(len(batch))), len(batch), "sequence", metrics, tokens)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make one mean of the sums before gradients are clipped, stop if a value is not finite, and log the step."""
-        self._denominator.divide(optimizer, self.trainer)
+        """Stop if a value is not finite, and log the step."""
         self._finite.check_step(optimizer)
+        self._metrics.add("", self.adapters.gradient_norms(), 1)
         self._metrics.log(self)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Take the step, and stop if the optimiser made a weight of it that is not finite."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+        def backward() -> Any:
+            loss = optimizer_closure()
+            self._denominator.divide(optimizer, self.trainer)  # before callbacks see the gradients
+            return loss
+
+        super().optimizer_step(epoch, batch_idx, optimizer, backward)
         self._finite.check_weights(optimizer)
 
     # ---- parts -----------------------------------------------------------------------------------
@@ -341,12 +347,7 @@ class SWIRL(PretrainedModule):
     def setup(self, stage: str) -> None:
         """Refuse settings that cannot be trained, before the base is loaded; set up the allocator on CPUs."""
         if stage == "fit":
-            checks.check_schedule(self.scheduled, self.schedule.iterations, self.roles)
-            checks.check_optimizer(self.optimizer_factory, 1 if self.shared_weights else 2, self.trainer)
-            checks.check_callbacks(self.trainer)
-            checks.check_labels_once(self.bootstrap_labels, self.schedule, self.shared_weights)
-            checks.check_state_noise(self.idm_state_noise, self.backbone)
-            self.reward.check(self.backbone)
+            checks.check_fit(self)
         super().setup(stage)
         checks.check_trainer(self.trainer)
         checks.check_precision(str(self.trainer.precision), self.backbone)

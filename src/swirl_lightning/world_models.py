@@ -134,10 +134,20 @@ class WorldModel:
         group_size: int = 1,
         temperature: float = 1.0,
         training: bool = False,
+        dropout: bool = True,
     ) -> LogProbs:
-        """Compute log-probabilities of completions: see :meth:`swirl_lightning.engine.engine.Engine.score`."""
+        """Compute log-probabilities of completions: see :meth:`swirl_lightning.engine.engine.Engine.score`.
+
+        Args:
+            prompts: of the completions, or of groups of ``group_size`` of them.
+            completions: as ids, with their EOS.
+            group_size: completions of a prompt.
+            temperature: of the distribution.
+            training: run in train mode and with gradient.
+            dropout: with ``training``, with ``model.lora.dropout``.
+        """
         gradient = nullcontext() if training else torch.no_grad()
-        with self.models.adapters.use(self.adapter, training), gradient:
+        with self.models.adapters.use(self.adapter, training, dropout), gradient:
             return self.models.engine.score(
                 self.grammar, prompts, completions, group_size=group_size, temperature=temperature
             )

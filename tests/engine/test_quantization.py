@@ -87,6 +87,19 @@ def test_a_merged_adapter_computes_the_same_and_leaves_no_trace(gemma_path, once
             assert (logits() - before).abs().max() > 1e-3 if once else True
 
 
+def test_an_adapter_is_merged_in_float32_under_autocast(gemma_path):
+    backbone = text_backbone(gemma_path, dequantize_once=True)
+    adapters = Adapters(backbone.load_model(), AdapterConfig(r=4), backbone.lora_targets)
+    for parameter in adapters.parameters("idm"):
+        torch.nn.init.normal_(parameter, std=1e-3)
+    layer = adapters._layers[0]
+    with torch.no_grad(), adapters.use("idm"), torch.autocast("cpu", torch.bfloat16), adapters.merged("idm"):
+        merged = layer.get_base_layer().dense.merged
+    delta = layer.get_delta_weight("idm")
+    torch.testing.assert_close(merged - layer.get_base_layer().dense.weight, delta, atol=1e-8, rtol=1e-2)
+    assert delta.abs().max() > 1e-6
+
+
 @pytest.mark.parametrize("rows", [1, 3, FEW_ROWS, FEW_ROWS + 1])
 @pytest.mark.parametrize("bias", [True, False])
 def test_few_rows_are_multiplied_to_the_same_result(rows, bias):

@@ -15,7 +15,9 @@ Result = TypeVar("Result")
 
 
 _RUNS_BEFORE_MORE = 64
-"""Number of micro-batches that fit before a halved budget is doubled: what had taken the memory may be gone."""
+"""Number of micro-batches that fit before a halved budget is doubled: what had taken the memory may be gone.
+
+Not after a pass with gradient: that the forward pass fits says nothing of the backward pass, which is not repeated."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ class TokenBudget:
 
     def __init__(self, tokens: int | None = None, option: str = "max_tokens_per_forward") -> None:
         self.tokens, self.option, self.largest = tokens, option, 0
-        self._given, self._fitted = tokens, 0
+        self._given, self._fitted, self._held = tokens, 0, False
 
     def reset(self) -> None:
         """Forget that memory ran out: take the limit that was given."""
-        self.tokens, self._fitted = self._given, 0
+        self.tokens, self._fitted, self._held = self._given, 0, False
 
     def run(
         self, groups: Sequence[Group], work: Callable[[list[Group], bool], Result]
@@ -70,7 +72,7 @@ class TokenBudget:
         """Call ``work`` on micro-batches until all rows are done.
 
         If the device runs out of memory, the budget is halved, and what is left is split and run again. After some
-        micro-batches that fit, the budget is doubled, up to where it began.
+        micro-batches that fit, the budget is doubled, up to where it began, unless it was a pass with gradient.
 
         Args:
             groups: the rows to run.
@@ -97,6 +99,7 @@ class TokenBudget:
                     raise
             # past the except: until then the traceback holds the tensors of the attempt
             self.tokens, self._fitted = max(1, min(tokens, self.tokens or tokens) // 2), 0
+            self._held = self._held or torch.is_grad_enabled()
             torch.cuda.empty_cache()
             rank_zero_warn(
                 f"out of memory with {tokens:,} tokens at once: going on with {self.tokens:,}; "
@@ -109,7 +112,8 @@ class TokenBudget:
     def _note(self, tokens: int) -> None:
         """Count a micro-batch that fitted."""
         self.largest, self._fitted = max(self.largest, tokens), self._fitted + 1
-        if self.tokens is not None and self.tokens != self._given and self._fitted >= _RUNS_BEFORE_MORE:
+        enough = self._fitted >= _RUNS_BEFORE_MORE and not self._held
+        if enough and self.tokens is not None and self.tokens != self._given:
             self.tokens, self._fitted = min(2 * self.tokens, self._given or 2 * self.tokens), 0
 
     def _pack(self, groups: Sequence[Group]) -> list[list[Group]]:

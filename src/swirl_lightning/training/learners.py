@@ -103,7 +103,7 @@ class GRPO(Learner):
     def loss(self, policy: Policy, update: Update) -> Loss:
         """Compute clipped surrogate + β KL (GRPO eq. 3); the first use of the rollouts sets ``update.old``."""
         normalization, rows = policy.grpo.loss_normalization, update.teaching_rows()
-        scored = score_update(policy.model, update, rows, policy.temperature, training=True)
+        scored = score_update(policy.model, update, rows, policy.temperature, training=True, dropout=False)
         if update.old is None:
             update.old = scored.values.detach()  # on-policy: the ratio is 1, its gradient is not
         reference = None if update.reference is None else update.reference[rows]

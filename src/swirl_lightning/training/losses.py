@@ -104,6 +104,9 @@ class Loss:
     def add_supervised(self, scored: LogProbs, weight: float, longest: int) -> None:
         """Add M sequences of supervised training, with ``weight`` times the weight of all others together.
 
+        By the normalisations ``token`` and ``constant`` each token weighs as much as one of the others, so that
+        sequences weigh by their length.
+
         The number of sequences is in the factor and not in the denominator, so that micro-batches with equally
         many sequences of both sorts add up to exactly one large batch.
 
@@ -118,15 +121,21 @@ class Loss:
 
 
 def score_update(
-    model: WorldModel, update: Update, rows: Sequence[int], temperature: float, training: bool = False
+    model: WorldModel,
+    update: Update,
+    rows: Sequence[int],
+    temperature: float,
+    training: bool = False,
+    dropout: bool = True,
 ) -> LogProbs:
-    """Compute log-probabilities of rows of an update."""
+    """Compute log-probabilities of rows of an update: see :meth:`swirl_lightning.world_models.WorldModel.score_ids`."""
     return model.score_ids(
         [update.prompts[n] for n in rows],
         [update.completions[n] for n in rows],
         group_size=update.group_size,
         temperature=temperature,
         training=training,
+        dropout=dropout,
     )
 
 

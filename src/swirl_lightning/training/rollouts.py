@@ -70,14 +70,17 @@ class Rollouts:
     advantages: Tensor
     group_size: int
 
-    def summary(self) -> dict[str, Tensor]:
-        """Compute scalars for the log."""
+    def summary(self, eos: int | None) -> dict[str, Tensor]:
+        """Compute scalars for the log; ``eos`` ends a completion that is whole, None where all have one length."""
         groups = self.rewards.view(-1, self.group_size)
+        lengths = self.completions.mask.sum(1, keepdim=True)
+        ends = self.completions.ids.gather(1, lengths - 1)
         return {
+            **({} if eos is None else {"truncated_share": (ends != eos).float().mean()}),
             "reward": groups.mean(),
             "reward_std": groups.std(1).mean(),
             "zero_variance_share": zero_variance_share(self.rewards, self.group_size),
-            "completion_length": self.completions.mask.sum(1).float().mean(),
+            "completion_length": lengths.float().mean(),
         }
 
 

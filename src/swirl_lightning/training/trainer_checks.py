@@ -33,6 +33,20 @@ from swirl_lightning.schedule import PhaseName, PhaseSchedule
 _OF_ONE_PHASE = (BatchSizeFinder, LearningRateFinder, ModelPruning, StochasticWeightAveraging, WeightAveraging)
 
 
+def check_fit(module: Any) -> None:
+    """Refuse settings of a SWIRL module that cannot be trained, before its base is loaded.
+
+    Raises:
+        ValueError: the first of them.
+    """
+    check_schedule(module.scheduled, module.schedule.iterations, module.roles)
+    check_optimizer(module.optimizer_factory, 1 if module.shared_weights else 2, module.trainer)
+    check_callbacks(module.trainer)
+    check_labels_once(module.bootstrap_labels, module.schedule, module.shared_weights)
+    check_state_noise(module.idm_state_noise, module.backbone)
+    module.reward.check(module.backbone)
+
+
 def check_schedule(scheduled: bool, iterations: int | None, roles: Sequence[Role]) -> None:
     """Refuse a fit without phases, and reinforcement learning with one model.
 
