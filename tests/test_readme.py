@@ -105,7 +105,7 @@ def test_each_command_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
 
 def test_training_in_python_builds(monkeypatch):
     """The second block but for the training itself, which takes minutes."""
-    (build,) = (block.replace(".fit(model, MiniGrid())", "") for block in blocks()[1:])
+    (build,) = (block.replace("trainer.fit(model, MiniGrid())\n", "") for block in blocks()[1:])
     assert build != blocks()[1]
     names: dict[str, object] = {}
     exec(compile(build, "README.md", "exec"), names)

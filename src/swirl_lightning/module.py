@@ -63,9 +63,9 @@ class SWIRL(PretrainedModule):
             labelled triples has, so that the FWM is not rewarded for writing the action into the state.
         learner: computes the loss from rollouts and their rewards; None for
             :class:`swirl_lightning.training.learners.GRPO`.
-        anchor_weight: λ; adds λ · -log P(y | x, z) of the observed y under the sampled z to Phase I. Pairs
-            whose action is counterfactual count as 0.
-        labelled_weight: weight of the labelled triples of ``data.labelled_per_batch``, relative to the pairs' own loss.
+        anchor_weight: λ; adds λ · -log P(y | x, z) of the observed y under the sampled z to Phase I. Pairs whose action
+            is counterfactual count as 0. Unless ``loss_normalization`` is ``sequence``, each token weighs alike.
+        labelled_weight: likewise of the triples of ``data.labelled_per_batch``, relative to the loss of the pairs.
         bootstrap_labels: actions of the phase ``bootstrap``. ``online`` samples them anew in each epoch; ``once`` takes
             the IDM's likeliest, token by token, the same in every epoch: so the authors annotate their pairs.
         idm_state_noise: on labelled triples the IDM is trained to read y with up to this share of tokens replaced at

@@ -372,3 +372,10 @@ def test_seed_everything_sets_the_order_unless_there_is_a_seed(given):
         orders.append([row.id for batch in data.train_dataloader() for row in batch.transitions])
     assert (orders[0] == orders[1]) == (given is not None)
     assert sorted(orders[0]) == sorted(orders[1])
+
+
+def test_rows_that_fill_no_batch_are_told(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        trainer(tmp_path, max_epochs=1).fit(Recorder(), data(batch_size=4))
+    told = [record.getMessage() for record in caplog.records if "leaves" in record.getMessage()]
+    assert told == ["an epoch of the phase 'warmup' leaves 3 of 7 rows out, which fill no batch of 4"]

@@ -14,6 +14,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -229,6 +230,12 @@ class TransitionLoader:
         return found
 
     # ---- order -----------------------------------------------------------------------------------
+    def say_left_out(self, epoch: str) -> None:
+        """Tell how many rows of an ``epoch`` fill no batch and are not trained on in it; each has others."""
+        whole = self.batch_size * self.world_size
+        if left := len(self.rows) % whole:
+            rank_zero_info(f"{epoch} leaves {left} of {len(self.rows)} rows out, which fill no batch of {whole}")
+
     def _num_batches(self) -> int:
         full, rest = divmod(len(self.rows), self.batch_size * self.world_size)
         return full if self.train else full + bool(rest)

@@ -181,6 +181,7 @@ class TransitionDataModule(LightningDataModule, ABC):
                 # raises where a phase would have none
                 check_val_interval(self.trainer, self.batches_per_epoch(phase), _epoch_of(phase))
                 self.accumulation(phase)
+                self._phase_loader(phase).say_left_out(_epoch_of(phase))
 
     def splits_needed(self, stage: str) -> list[Split]:
         """Return the splits that a command reads: ``stage`` is ``fit``, ``validate``, ``test`` or ``predict``.
