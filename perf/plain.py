@@ -115,7 +115,7 @@ class Plain:
             else:
                 judge, targets = "fwm", after
                 asked = [prompts.fwm(x, z) for x, z in zip(before, sampled, strict=True)]
-            rewards = self._score(judge, adapters.frozen(judge), asked, targets).mean(1)
+            rewards = self._score(judge, adapters.reward(judge), asked, targets).mean(1)
         with self.meter.part("reference"):
             reference = self._score(role, adapters.reference(role), given, sampled)
         with adapters.use(adapters.policy(role), training=True):

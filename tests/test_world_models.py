@@ -77,7 +77,11 @@ def test_a_frozen_model_and_a_reference_have_adapters_of_their_own(gemma_path):
     shared.configure_model()
     for role in Role:
         model = shared.models.of(role)
-        assert [model.adapter, model.frozen.adapter, model.reference.adapter] == ["world", "world_reward", "world_ref"]
+        assert [model.adapter, model.reward_model.adapter, model.reference.adapter] == [
+            "world",
+            "world_reward",
+            "world_ref",
+        ]
 
 
 def test_prediction_is_sampling_decoded(module, ids):

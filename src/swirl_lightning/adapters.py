@@ -162,7 +162,7 @@ class Adapters:
         """Return the name of the frozen copy to which the KL of a role is taken."""
         return self._reference[role]
 
-    def frozen(self, role: Role) -> AdapterName:
+    def reward(self, role: Role) -> AdapterName:
         """Return the name of the adapter that plays a role while the other role is the policy."""
         return self._reward[role]
 

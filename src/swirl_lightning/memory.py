@@ -336,7 +336,7 @@ class _Estimator:
         actions, states = (self.models.of(each).grammar for each in (Role.IDM, Role.FWM))
         own, other = (states, actions) if role == Role.FWM else (actions, states)
         if not training:
-            return model.frozen.within(self._narrow[role]).log_prob(
+            return model.reward_model.within(self._narrow[role]).log_prob(
                 _contents(own, 1) * pairs, x, _contents(other, count)
             )
         condition = _contents(actions, pairs) if role == Role.FWM else [self.longest.after] * pairs

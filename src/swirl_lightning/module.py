@@ -203,7 +203,7 @@ class SWIRL(PretrainedModule):
         z ~ Q(z | x, y), one a pair, or the pair's counterfactual action; ŷ_k ~ P(y | x, z); r_k = log Q(z | x, ŷ_k).
         The batches are sampled together; then gives z, ŷ and log Q of each.
         """
-        fwm, idm = self.models.fwm, self.models.idm.frozen
+        fwm, idm = self.models.fwm, self.models.idm.reward_model
         transitions = list(chain.from_iterable(batches))
         x, y = self.encode_pairs(transitions)
         z = latent_actions(idm, transitions, x, y, self._keys("idm", transitions), self.sampling, self.backbone)
@@ -219,7 +219,7 @@ class SWIRL(PretrainedModule):
         ẑ_k ~ Q(z | x, y); r_k = log P(y | x, ẑ_k). The batches are sampled together; then gives ẑ twice and log P of
         each.
         """
-        fwm, idm = self.models.fwm.frozen, self.models.idm
+        fwm, idm = self.models.fwm.reward_model, self.models.idm
         transitions = list(chain.from_iterable(batches))
         x, y = self.encode_pairs(transitions)
         sampling, group = self.policy_sampling[Role.IDM], self.group_size(Role.IDM)
@@ -248,7 +248,7 @@ class SWIRL(PretrainedModule):
             if role == Role.FWM and self.anchor_weight > 0 and rows:
                 y = self.states.encode([batch.transitions[n].observed for n in rows], self.device)
                 complete = self.models.fwm.grammar.complete
-                update.observed = [sampled.prompts[n] for n in rows], [complete(content) for content in y]
+                update.anchor = [sampled.prompts[n] for n in rows], [complete(content) for content in y]
             self._updates[batch.index] = update
             self._rollouts[batch.index] = rollouts = Rollouts(
                 role,
@@ -271,9 +271,9 @@ class SWIRL(PretrainedModule):
         update = self._updates[batch.index]
         policy = self._policy(role, update.temperature)
         loss = self.learner.loss(policy, update)
-        nll, rows = loss.total.new_zeros(()), 0 if update.observed is None else len(update.observed[0])
-        if update.observed is not None:
-            observed = policy.model.score_ids(*update.observed, training=True)
+        nll, rows = loss.total.new_zeros(()), 0 if update.anchor is None else len(update.anchor[0])
+        if update.anchor is not None:
+            observed = policy.model.score_ids(*update.anchor, training=True)
             nll = -observed.mean_per_token().mean()
             loss.add_supervised(observed, self.anchor_weight * rows / update.pairs, policy.longest)  # 0 for the others
         if role == Role.FWM and self.anchor_weight > 0:  # of no row, too: another rank may have some
@@ -300,7 +300,7 @@ class SWIRL(PretrainedModule):
         named = {}
         if labelled_by_idm:
             how = self._keys("idm", batch.transitions), GREEDY if self.bootstrap_labels == "once" else self.sampling
-            named = name_actions(self.models.idm.frozen, batch.transitions, x, y, *how)
+            named = name_actions(self.models.idm.reward_model, batch.transitions, x, y, *how)
         actions = [
             named[n] if n in named else self.backbone.encode_action(t.label) for n, t in enumerate(batch.transitions)
         ]

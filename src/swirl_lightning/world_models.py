@@ -45,9 +45,9 @@ class WorldModel:
         self.models, self.role, self.adapter, self._grammar = models, role, adapter, grammar
 
     @property
-    def frozen(self) -> WorldModel:
-        """The model that gives rewards while the other one is the policy."""
-        return WorldModel(self.models, self.role, self.models.adapters.frozen(self.role))
+    def reward_model(self) -> WorldModel:
+        """The model that gives rewards while the other one is the policy; no copy: with separate weights, this one."""
+        return WorldModel(self.models, self.role, self.models.adapters.reward(self.role))
 
     @property
     def reference(self) -> WorldModel:

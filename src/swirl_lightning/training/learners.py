@@ -71,11 +71,32 @@ class Learner(ABC):
 
     @abstractmethod
     def update(self, policy: Policy, samples: Samples, advantages: Tensor) -> Update:
-        """Return the part of the rollouts that the policy update needs. Without gradient."""
+        """Return what the policy update needs of a micro-batch's rollouts. Without gradient.
+
+        Args:
+            policy: what samples.
+            samples: N rollouts.
+            advantages: theirs, (N,).
+
+        Returns:
+            Lists and tensors, which a checkpoint within the optimiser step holds.
+        """
 
     @abstractmethod
     def loss(self, policy: Policy, update: Update) -> Loss:
-        """Compute the loss of an update, a sum with its denominator."""
+        """Compute the loss of a micro-batch, with gradient; called ``grpo.num_iterations`` times for each update.
+
+        Not collective: ranks may have different numbers of rows.
+
+        Args:
+            policy: what trains.
+            update: of :meth:`update`; what is set in it is there in the next call.
+
+        Returns:
+            The *sum* over the micro-batch and its share of the denominator, so that micro-batches and ranks add up to
+            one batch. The sum has a graph even where there is nothing to learn, and the metrics the same names on every
+            rank.
+        """
 
 
 class GRPO(Learner):
@@ -97,22 +118,23 @@ class GRPO(Learner):
         update = Update.from_samples(samples, advantages)
         if policy.grpo.beta > 0:
             rows = range(len(update.prompts))
-            update.reference = score_update(policy.model.reference, update, rows, policy.temperature).values
+            update.ref_log_probs = score_update(policy.model.reference, update, rows, policy.temperature).values
         return update
 
     def loss(self, policy: Policy, update: Update) -> Loss:
-        """Compute clipped surrogate + β KL (GRPO eq. 3); the first use of the rollouts sets ``update.old``."""
+        """Compute clipped surrogate + β KL (GRPO eq. 3); the first use of the rollouts sets ``old_log_probs``."""
         normalization, rows = policy.grpo.loss_normalization, update.teaching_rows()
         scored = score_update(policy.model, update, rows, policy.temperature, training=True, dropout=False)
-        if update.old is None:
-            update.old = scored.values.detach()  # on-policy: the ratio is 1, its gradient is not
-        reference = None if update.reference is None else update.reference[rows]
+        if update.old_log_probs is None:
+            update.old_log_probs = scored.values.detach()  # on-policy: the ratio is 1, its gradient is not
+        reference = None if update.ref_log_probs is None else update.ref_log_probs[rows]
         advantages = update.advantages[rows]
         importance = None
-        if update.sampled is not None:
-            importance = importance_weights(update.old, update.sampled[rows, : update.old.shape[1]])
+        if update.rollout_log_probs is not None:
+            drawn = update.rollout_log_probs[rows, : update.old_log_probs.shape[1]]
+            importance = importance_weights(update.old_log_probs, drawn)
         total, denominator, metrics = grpo_loss(
-            scored, update.old, reference, advantages, policy.grpo, policy.longest, importance
+            scored, update.old_log_probs, reference, advantages, policy.grpo, policy.longest, importance
         )
         if left_out := sorted(set(range(len(update.prompts))) - set(rows)):  # they count as zeros
             given = [update.completions[n] for n in left_out]

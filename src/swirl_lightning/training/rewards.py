@@ -66,7 +66,11 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, scored: Scored) -> Tensor:
-        """Compute rewards, (N,) of a float type, on any device."""
+        """Compute rewards: the higher, the better.
+
+        Returns:
+            (N,) of a float type, on any device and in any unit; rollout n is of pair n // G.
+        """
 
     def check(self, backbone: Backbone) -> None:  # noqa: B027 - most rewards need nothing
         """Raise ValueError if there is none for the rollouts of this backbone; called before the base is loaded."""

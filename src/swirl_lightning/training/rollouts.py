@@ -94,11 +94,11 @@ class Update:
         advantages: (N,) float32.
         group_size: number G of rollouts of a prompt.
         pairs: B, the pairs that were shown.
-        observed: prompts and observed next states as completions (Phase I, for the anchor) of the pairs whose action is
-            not counterfactual, or None.
-        reference: (N, L) log-probabilities under the reference, or None where β is 0.
-        old: log-probabilities of :meth:`teaching_rows` under the policy that sampled; set by the first update.
-        sampled: (N, L) log-probabilities under the engine that sampled, or None if that was the one that scores.
+        anchor: prompts and observed next states as completions (Phase I) of the pairs whose action is not
+            counterfactual, or None.
+        ref_log_probs: (N, L) under the reference, or None where β is 0.
+        old_log_probs: of :meth:`teaching_rows` under the policy that sampled; set by the first update.
+        rollout_log_probs: (N, L) under the engine that sampled, or None if that was the one that scores.
         temperature: of the rollouts; None for the policy's present one.
         extra: what a learner's loss needs besides, such as rewards; tensors, lists and numbers, for checkpoints.
     """
@@ -108,10 +108,10 @@ class Update:
     advantages: Tensor
     group_size: int
     pairs: int
-    observed: tuple[list[TokenIds], list[TokenIds]] | None = None
-    reference: Tensor | None = None
-    old: Tensor | None = None
-    sampled: Tensor | None = None
+    anchor: tuple[list[TokenIds], list[TokenIds]] | None = None
+    ref_log_probs: Tensor | None = None
+    old_log_probs: Tensor | None = None
+    rollout_log_probs: Tensor | None = None
     temperature: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -120,14 +120,14 @@ class Update:
         """Make the update of samples with (N,) advantages."""
         prompts = [prompt for prompt in samples.prompts for _ in range(samples.group_size)]
         drawn, size, pairs = samples.completions, samples.group_size, len(samples.prompts)
-        return cls(prompts, drawn.rows(), advantages, size, pairs, sampled=drawn.log_probs)
+        return cls(prompts, drawn.rows(), advantages, size, pairs, rollout_log_probs=drawn.log_probs)
 
     def teaching_rows(self) -> list[int]:
         """Return the rows with a gradient: all if there is a KL, otherwise those of groups whose rewards differ.
 
         There is at least one group, so that there always is a graph to differentiate.
         """
-        if self.reference is not None:
+        if self.ref_log_probs is not None:
             return list(range(len(self.prompts)))
         size = self.group_size
         groups = self.advantages.view(-1, size).ne(0).any(1).nonzero()[:, 0].tolist() or [0]
