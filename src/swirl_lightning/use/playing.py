@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 from swirl_lightning.console.run import MENDABLE
 from swirl_lightning.data.module import TransitionDataModule
 from swirl_lightning.data.simulator import Simulator
@@ -64,12 +66,13 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _data(run: Run) -> TransitionDataModule | None:
-    """The run's data if they are there; without them, states are uploaded or typed."""
+    """The run's data if they can be read; without them, states are uploaded or typed."""
     try:
         data = run.data()
         data.check()
         data.split("test")
-    except MENDABLE:
+    except MENDABLE as error:
+        rank_zero_warn(f"{run.checkpoint}: its data cannot be read, so the page offers no states of them ({error})")
         return None
     return data
 
