@@ -198,7 +198,7 @@ class Adapters:
         layers = [layer for layer in self._layers if mergeable(layer.get_base_layer())]
         others = [layer for layer in self._layers if not mergeable(layer.get_base_layer())]
         try:
-            with torch.autocast(self.model.device.type, enabled=False):  # which would round the sums
+            with torch.autocast("cpu", enabled=False):  # which would round the sums; these layers are on a CPU
                 for layer in layers:
                     merge(layer.get_base_layer(), layer.get_delta_weight(name))
                     layer._disable_adapters = True
