@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from select import select
 
 import pytest
@@ -14,7 +13,8 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from support.cli import config, here
-from support.processes import environment
+from support.processes import CONTEXT, SECONDS
+from support.unread import STARTS, begin, begin_logged
 from swirl_lightning.callbacks import SaveOnTermination
 from swirl_lightning.console.run import run_command
 
@@ -34,52 +34,42 @@ def test_control_c_saves_at_the_next_batch_and_pressed_twice_ends_at_once(tmp_pa
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-STARTS = {
-    "terminal": "os.login_tty(0)",
-    "pipe": "os.dup2(1, 3); os.login_tty(0); os.dup2(3, 1); os.dup2(3, 2)",
-    "ignored": "os.login_tty(0); signal.signal(signal.SIGHUP, signal.SIG_IGN)",
-}
-
-
 @pytest.mark.skipif(not hasattr(os, "login_tty"), reason="this system has no terminals")
 @pytest.mark.parametrize("how", STARTS)
 def test_a_closed_terminal_saves_at_the_next_batch_unless_that_is_ignored(tmp_path, gemma_path, how):
     """With a progress bar, whose next line has no place to go to: with the terminal its ``| tee`` has gone."""
     path, folder, ignored = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / "checkpoints", how == "ignored"
-    default = "signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # whatever the tests are started with
-    start = f"import os, signal, sys; {default}; {STARTS[how]}; os.execv(sys.argv[1], sys.argv[1:])"
-    command = [sys.executable, "-c", start, sys.executable, "-m", "swirl_lightning", "fit", "-c", path]
-    command += ["--trainer.enable_progress_bar", "true", "--phase_switch.iterations", "0"]
+    command = ["fit", "-c", path, "--trainer.enable_progress_bar", "true", "--phase_switch.iterations", "0"]
     command += ["--phase_switch.warmup_epochs", "2" if ignored else "100"]
-    (terminal, end), said = os.openpty(), b""
-    with subprocess.Popen(command, stdin=end, stdout=subprocess.PIPE, env=environment()) as running:
-        os.close(end)
-        read = running.stdout.fileno() if how == "pipe" else terminal
-        while running.poll() is None and not list(folder.glob("*.ckpt")):
-            with suppress(OSError):  # it has ended
-                said += os.read(read, 10_000) if select([read], [], [], 0.1)[0] else b""
-        os.close(terminal)
-        running.stdout.close()
+    (terminal, end), said, (read, out) = os.openpty(), b"", CONTEXT.Pipe(duplex=False)
+    running = begin(command, out, Connection(end), how)
+    out.close()
+    place = read.fileno() if how == "pipe" else terminal
+    while running.is_alive() and not list(folder.glob("*.ckpt")):
+        with suppress(OSError):  # it has ended
+            said += os.read(place, 10_000) if select([place], [], [], 0.1)[0] else b""
+    os.close(terminal)
+    read.close()
+    running.join(SECONDS)
     assert list(folder.glob("*.ckpt")), said
     step = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
-    assert (running.returncode, step == 4) == ((0, True) if ignored else (128 + signal.SIGHUP, False))
+    assert (running.exitcode, step == 4) == ((0, True) if ignored else (128 + signal.SIGHUP, False))
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_run_whose_output_nobody_reads_any_more_saves_at_the_next_batch(tmp_path, gemma_path, workers):
     path, folder = config(tmp_path, gemma_path), tmp_path / "runs" / "r" / "checkpoints"
-    command = [sys.executable, "-m", "swirl_lightning", "fit", "-c", path, "--data.init_args.num_workers", workers]
+    command = ["fit", "-c", path, "--data.init_args.num_workers", workers]
     command += ["--trainer.enable_progress_bar", "true", "--phase_switch.warmup_epochs", "100"]
-    log = tmp_path / "log"
-    with (
-        log.open("wb") as end,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, env=environment()) as running,
-    ):
-        while os.read(running.stdout.fileno(), 10_000) and not list(folder.glob("*.ckpt")):
-            pass
-        running.stdout.close()
+    log, (read, out) = tmp_path / "log", CONTEXT.Pipe(duplex=False)
+    running = begin_logged(command, out, log)
+    out.close()
+    while os.read(read.fileno(), 10_000) and not list(folder.glob("*.ckpt")):
+        pass
+    read.close()
+    running.join(SECONDS)
     assert list(folder.glob("*.ckpt")), log.read_text()
-    assert running.returncode == 128 + signal.SIGPIPE
+    assert running.exitcode == 128 + signal.SIGPIPE
     assert "asked to end: saved" in log.read_text(), "stderr has a reader"
     kept = {file.name: torch.load(file, weights_only=True)["global_step"] for file in folder.glob("*.ckpt")}
     assert kept.pop("last.ckpt") >= max(kept.values())

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -51,12 +52,8 @@ def run_module(name: str, *args: Any, ranks: int = 1, slurm: bool = False) -> su
             place = _place(rank, ranks, slurm) if ranks > 1 else {}
             own = (name, arguments, shared | place, os.getcwd(), Path(folder, str(rank)))
             running.append(CONTEXT.Process(target=_run, args=own))
-        if sys.platform == "linux":
-            with STARTING, patch.dict(os.environ, shared):
-                forkserver.ensure_running()
         try:
-            for process in running:
-                process.start()
+            start(running, shared)
             for process in running:
                 process.join(until - time.monotonic())
                 if process.exitcode is None:
@@ -71,15 +68,29 @@ def run_module(name: str, *args: Any, ranks: int = 1, slurm: bool = False) -> su
     return subprocess.CompletedProcess([name, *arguments], status, out, err)
 
 
+def start(processes: Sequence[BaseProcess], environment: Mapping[str, str]) -> None:
+    """Start processes of ``CONTEXT``."""
+    if sys.platform == "linux":
+        with STARTING, patch.dict(os.environ, environment):
+            forkserver.ensure_running()
+    for process in processes:
+        process.start()
+
+
 def swirl(*args: Any, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """``swirl args``."""
     return run_module("swirl_lightning", *args, ranks=ranks)
 
 
 def _run(name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: str, streams: Path) -> None:
-    """What a new process does: it becomes ``python -m name arguments``."""
+    """What a new process does first: give its streams a place."""
     for number, stream in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{streams}.{stream}", os.O_WRONLY | os.O_CREAT), number)
+    become(name, arguments, environment, folder)
+
+
+def become(name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: str) -> None:
+    """Turn a forked process into ``python -m name arguments``."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
