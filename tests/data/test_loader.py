@@ -2,8 +2,6 @@
 
 import multiprocessing
 import signal
-import time
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -11,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from support.killed_loader import feed
+from support.processes import CONTEXT, environment, start
 from swirl_lightning.data import TransitionBatch, TransitionLoader
 from swirl_lightning.transition import Transition
 
@@ -363,33 +363,12 @@ def test_batch_says_what_it_holds():
     assert len(TransitionBatch(rows(2))) == 2
 
 
-class Large(Sequence):
-    """Records that no pipe holds: a worker waits until somebody reads. Each has one end of another pipe."""
-
-    def __init__(self, pipe):
-        self.pipe = pipe
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        return Transition("x" * 1_000_000, "y", "go", id=str(index))
-
-
-def feed(pipe, method):
-    multiprocessing.set_start_method(method, force=True)
-    batches = iter(TransitionLoader(Large(pipe), batch_size=1, num_workers=2))
-    assert [ids(next(batches)) for _ in range(3)] == [[0], [1], [2]]
-    pipe.send(len(multiprocessing.active_children()))
-    time.sleep(1000)
-
-
 @pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this system has no sigtimedwait")
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_no_worker_outlives_a_killed_run(method):
     here, there = multiprocessing.Pipe()
-    run = multiprocessing.get_context("fork").Process(target=feed, args=(there, method))
-    run.start()
+    run = CONTEXT.Process(target=feed, args=(there, method))
+    start([run], environment())
     there.close()
     assert here.recv() == 2
     run.kill()
