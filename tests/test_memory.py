@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory):
     """Masks outweigh all else in it."""
-    return gemma_folder(tmp_path_factory.mktemp("narrow"), hidden=32, layers=3)
+    return gemma_folder(tmp_path_factory.mktemp("narrow"), hidden=32, layers=2)
 
 
 def swirl(folder, **kwargs):
@@ -124,9 +124,15 @@ def test_the_estimate_is_within_a_quarter_of_what_training_takes(folder, tmp_pat
     assert 0.75 < estimated / measured < 1.25, (estimated, measured, callback.estimate.steps)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "attention", "checkpointed"),  # each two of the three together
+    [
+        ("float32", "sdpa", True),
+        ("float32", "eager", False),
+        ("bfloat16", "sdpa", False),
+        ("bfloat16", "eager", True),
+    ],
+)
 def test_masks_count_as_often_as_attention_copies_them(narrow, dtype, attention, checkpointed):
     """Rows that are padded and share nothing: what grows with the square of a row outweighs all else."""
     skip_if_torch_cannot_attend(getattr(torch, dtype))
@@ -137,7 +143,7 @@ def test_masks_count_as_often_as_attention_copies_them(narrow, dtype, attention,
     models = module.models
     models.engine.config = replace(models.engine.config, shared_attention=False)
     letter, end = models.grammars["fwm"].allowed[0], 256
-    states = [[letter] * (end - n) for n in range(2, 8)]
+    states = [[letter] * (end - n) for n in range(2, 6)]
     estimator = _Estimator(module, LongestPair(states[0], states[0]))
     actions = [[letter] * 8] * len(states)
 
@@ -150,7 +156,7 @@ def test_masks_count_as_often_as_attention_copies_them(narrow, dtype, attention,
 
     for run, told in (
         (update, estimator._supervised(len(states), (Role.FWM,))),
-        (reward, estimator._reward(Role.IDM, 2, 3)),
+        (reward, estimator._reward(Role.IDM, 2, 2)),
     ):
         run()
         assert told == pytest.approx(peak_of(run, CPU), rel=0.25)
