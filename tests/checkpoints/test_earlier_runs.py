@@ -17,6 +17,13 @@ from support.cli import config, here, longer_config
 from swirl_lightning import SWIRL
 from swirl_lightning.checkpoints.finding import find_checkpoint
 
+# whose steps are the cheapest, where their number alone matters
+WARM_UP = {
+    "phase_switch": {"warmup_epochs": 3, "iterations": 0},
+    "trainer/limit_val_batches": 0,
+    "trainer/limit_test_batches": 1,
+}
+
 
 def test_a_new_run_does_not_write_over_another(copied, refused):
     path, last = copied
@@ -42,13 +49,13 @@ def test_nor_does_one_that_begins_with_a_checkpoint_of_a_third(copied, tmp_path,
 
 def test_without_last_a_run_goes_on_from_the_newest_checkpoint(tmp_path, gemma_path, recwarn):
     """Where the last one was damaged and has been removed: it began anew, over all that was there."""
-    path = config(tmp_path, gemma_path, **{"data/init_args/size": 8})
+    path = config(tmp_path, gemma_path, **WARM_UP, **{"data/init_args/size": 8})
     here("fit", "-c", path)
     folder = tmp_path / "runs" / "r" / "checkpoints"
     (folder / "last.ckpt").unlink()
     before = {p: p.read_bytes() for p in folder.iterdir()}
     assert before
-    for command, copied in (("fit", False), ("test", False), ("test", True)):
+    for command, copied in (("fit", False), ("test", True)):
         (folder / "last.ckpt").unlink(missing_ok=True)
         newest = max(before, key=lambda p: p.stat().st_mtime)
         for p in before if copied else ():
@@ -59,18 +66,26 @@ def test_without_last_a_run_goes_on_from_the_newest_checkpoint(tmp_path, gemma_p
         assert {p: p.read_bytes() for p in before} == before
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, gemma_path):
+    """A finished run, a step of each phase."""
+    folder = tmp_path_factory.mktemp("exported")
+    here("fit", "-c", config(folder, gemma_path, **{"data/init_args/size": 8}))
+    return folder / "runs"
+
+
 @pytest.mark.parametrize(
     ("args", "gone"), [((), ()), (("--ckpt_path", "last"), ()), ((), ("sft", "swirl-iteration-1"))]
 )
-def test_a_new_run_keeps_off_exports_whose_checkpoints_are_gone(tmp_path, gemma_path, request, args, gone):
+def test_a_new_run_keeps_off_exports_whose_checkpoints_are_gone(exported, tmp_path, gemma_path, refused, args, gone):
     path = config(tmp_path, gemma_path, **{"data/init_args/size": 8})
-    here("fit", "-c", path)
+    shutil.copytree(exported, tmp_path / "runs")
     folder = tmp_path / "runs" / "r"
     shutil.rmtree(folder / "checkpoints")
     for name in gone:
         shutil.rmtree(folder / "adapters" / name)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    line = request.getfixturevalue("refused")("fit", "-c", path, *args)
+    line = refused("fit", "-c", path, *args)
     assert f"{folder / 'adapters'}" in line
     assert "is of an earlier run, and this one would write over it: give another" in line
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
@@ -109,7 +124,7 @@ def test_what_a_signal_saved_is_not_the_last_one_for_ever(tmp_path, gemma_path, 
     """Where the run itself writes no last.ckpt, or one of another name."""
     own = {"save_top_k": -1, "save_last": save_last}
     own = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": own}]
-    path = longer_config(tmp_path, gemma_path, **{"trainer/callbacks": own})
+    path = longer_config(tmp_path, gemma_path, **WARM_UP, **{"trainer/callbacks": own})
     run = tmp_path / "runs" / "r"
     kill = ["--trainer.callbacks+=support.world.KillAt", "--trainer.callbacks.step=5"]
     with pytest.raises(SystemExit):
@@ -125,7 +140,7 @@ def test_what_a_signal_saved_is_not_the_last_one_for_ever(tmp_path, gemma_path, 
         assert step(find_checkpoint(run)) == 12
     recwarn.clear()
     here("test", "-c", path, "--ckpt_path", "last")
-    assert list(json.loads((run / "results.json").read_text())["test"]) == ["SWIRL iteration 1"]
+    assert list(json.loads((run / "results.json").read_text())["test"]) == ["SFT"]
 
 
 def test_a_checkpoint_that_says_no_time_has_that_of_its_file_and_is_older_than_all_that_do(copied, tmp_path):
@@ -159,7 +174,7 @@ def test_a_run_goes_on_from_the_last_one_that_has_more_than_weights(tmp_path, ge
     keeper = "lightning.pytorch.callbacks.ModelCheckpoint"
     weights = {"save_weights_only": True, "filename": "weights", "every_n_train_steps": 5}
     keepers = [{"class_path": keeper, "init_args": args} for args in ({"every_n_train_steps": 4}, weights)]
-    path, run = config(tmp_path, gemma_path, **{"trainer/callbacks": keepers}), tmp_path / "runs" / "r"
+    path, run = config(tmp_path, gemma_path, **WARM_UP, **{"trainer/callbacks": keepers}), tmp_path / "runs" / "r"
     here("fit", "-c", path, "--trainer.max_steps", "5")
     assert step(find_checkpoint(run)) == 5
     here("fit", "-c", path, "--ckpt_path", "last", "--trainer.max_steps", "6")
@@ -169,15 +184,16 @@ def test_a_run_goes_on_from_the_last_one_that_has_more_than_weights(tmp_path, ge
 def test_the_name_of_a_metric_in_that_of_a_checkpoint_makes_folders(tmp_path, gemma_path):
     named = {"monitor": "val/fwm/log_prob", "filename": "{step}-{val/fwm/log_prob:.3f}", "save_top_k": -1}
     keepers = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": named}]
-    path, run = config(tmp_path, gemma_path, **{"trainer/callbacks": keepers}), tmp_path / "runs" / "r"
+    changes = {"trainer/callbacks": keepers, "data/init_args/size": 8}
+    path, run = config(tmp_path, gemma_path, **changes), tmp_path / "runs" / "r"
     options = ["-c", path, "--phase_switch.iterations", "0", "--phase_switch.warmup_epochs"]
     here("fit", *options, "1")
-    (found,) = run.glob("checkpoints/step=2-val/fwm/log_prob=*.ckpt")
+    (found,) = run.glob("checkpoints/step=1-val/fwm/log_prob=*.ckpt")
     with pytest.raises(SystemExit, match="is of an earlier run"):
         here("fit", *options, "2")
     here("fit", *options, "2", "--ckpt_path", found)
     here("fit", *options, "3", "--ckpt_path", "last")
-    assert sorted(step(found) for found in run.rglob("*.ckpt")) == [2, 4, 6]
+    assert sorted(step(found) for found in run.rglob("*.ckpt")) == [1, 2, 3]
 
 
 def test_no_run_writes_to_another_machine(tmp_path, gemma_path):
@@ -193,14 +209,13 @@ def test_one_that_cannot_be_read_is_found_if_it_is_the_newest(copied, tmp_path):
 
 
 def test_a_clock_that_is_put_back_makes_no_later_checkpoint_an_earlier_one(tmp_path, gemma_path, monkeypatch):
-    path, run = longer_config(tmp_path, gemma_path), tmp_path / "runs" / "r"
+    path, run = longer_config(tmp_path, gemma_path, **WARM_UP), tmp_path / "runs" / "r"
     with monkeypatch.context() as ahead:
         ahead.setattr(time, "time", lambda real=time.time: real() + 3600)
         here("fit", "-c", path, "--trainer.max_steps", "3")
-    for steps in ("5", "7"):
-        here("fit", "-c", path, "--trainer.max_steps", steps, "--ckpt_path", "last")
-        assert find_checkpoint(run).name == "last.ckpt"
-        assert step(find_checkpoint(run)) == int(steps)
+    here("fit", "-c", path, "--trainer.max_steps", "5", "--ckpt_path", "last")
+    assert find_checkpoint(run).name == "last.ckpt"
+    assert step(find_checkpoint(run)) == 5
 
 
 def test_a_folder_of_checkpoints_may_be_a_link(copied, tmp_path):
@@ -212,7 +227,7 @@ def test_a_folder_of_checkpoints_may_be_a_link(copied, tmp_path):
 
 
 def test_a_logger_that_numbers_its_folders_hides_no_checkpoint(tmp_path, gemma_path, recwarn):
-    path = longer_config(tmp_path, gemma_path, **{"trainer/callbacks": []})
+    path = longer_config(tmp_path, gemma_path, **WARM_UP, **{"trainer/callbacks": []})
     settings = yaml.safe_load(path.read_text())
     settings["trainer"]["logger"] = "CSVLogger"
     path.write_text(yaml.safe_dump(settings))
@@ -244,7 +259,7 @@ def test_checkpoints_lie_beside_the_configuration_whatever_the_logger(
 ):
     """Lightning asks the logger for other things than its log_dir."""
     monkeypatch.chdir(tmp_path)
-    path = longer_config(tmp_path, gemma_path, **{"trainer/callbacks": []})
+    path = longer_config(tmp_path, gemma_path, **WARM_UP, **{"trainer/callbacks": []})
     settings = yaml.safe_load(path.read_text())
     sub_dir = {"save_dir": "runs", "name": "", "version": "", "sub_dir": "tb"}
     settings["trainer"]["logger"] = {"class_path": logger, "init_args": {} if "." in logger else sub_dir}
@@ -257,4 +272,4 @@ def test_checkpoints_lie_beside_the_configuration_whatever_the_logger(
     folder = tmp_path / "runs" / ("" if "." in logger else "tb")
     assert "so the training begins" not in caplog.text
     assert step(folder / "checkpoints" / "last.ckpt") == 12
-    assert SWIRL.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").label == "SWIRL iteration 1"
+    assert SWIRL.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").label == "SFT"
