@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import zipfile
 
 import pytest
@@ -109,13 +110,33 @@ def weights_only(path):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_checkpoint_that_cannot_serve_is_one_line_before_the_base(copied, refused, spoil, told):
-    path, last = copied
+def test_a_checkpoint_that_cannot_serve_is_one_line(copied, spoil, told):
+    _, last = copied
     spoil(last)
-    line = refused("fit", "-c", path, "--ckpt_path", last if spoil is cut else "last")  # a path, or its name
-    assert told in line
+    with pytest.raises(ValueError, match=re.escape(told)) as raised:
+        check_file(last, resume=True)
+    (line,) = str(raised.value).splitlines()
     assert str(last) in line
     assert "older.ckpt" in line  # which one to take instead
+
+
+@pytest.mark.parametrize(
+    ("spoil", "given", "told"),
+    [
+        (cut, None, "cannot be read"),  # a path, or its name
+        (flipped, "last", "is damaged: the checksum of"),
+        (weights_only, "last", "holds weights alone"),
+        (without("swirl"), "last", "has no 'swirl' entry"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_the_command_says_so_before_the_base(copied, refused, spoil, given, told):
+    path, last = copied
+    spoil(last)
+    line = refused("fit", "-c", path, "--ckpt_path", given or last)
+    assert told in line
+    assert str(last) in line
+    assert "older.ckpt" in line
 
 
 @pytest.mark.parametrize(
