@@ -20,7 +20,7 @@ def run(tmp_path, gemma_path):
         folder.mkdir(exist_ok=True)
         path = folder / "config.yaml"
         if not path.exists():
-            path = config(folder, gemma_path, **{"trainer/callbacks": []})
+            path = config(folder, gemma_path, **{"trainer/callbacks": [], "data/init_args/size": 8})
         here("fit", "-c", path, "--trainer.check_val_every_n_epoch", "2", *options)
         return last(folder)
 
@@ -52,5 +52,5 @@ def test_the_end_is_saved_and_goes_on_as_if_never_stopped(run, tmp_path):
 def test_an_end_that_lightning_has_saved_is_left_alone(run, tmp_path, monkeypatch, options, written):
     extra = tmp_path / "extra.ckpt"
     monkeypatch.setattr("swirl_lightning.callbacks.save_at_end.place_of_last", lambda trainer: extra)
-    run("run", *options)
+    run("run", "--phase_switch.warmup_epochs", "3", "--phase_switch.iterations", "0", *options)
     assert extra.exists() == written
