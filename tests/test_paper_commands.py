@@ -52,6 +52,7 @@ def small(gemma_path):
     def write(folder, source):
         given = yaml.safe_load((ROOT / source).read_text(encoding="utf-8"))
         trainer = {"accelerator": "cpu", "enable_progress_bar": False, "limit_val_batches": 0}
+        trainer["callbacks"] = [{"class_path": "support.cli.NoMemoryReport"}]
         model = {key: value for key, value in given["model"]["init_args"].items() if key in SAME}
         model["backbone"] = {"class_path": "swirl_lightning.backbones.TextLLM", "init_args": backbone}
         config = {
