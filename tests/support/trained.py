@@ -9,7 +9,7 @@ from support.cli import config, here
 ROOT = Path(__file__).parents[2]
 
 
-def minigrid_run(folder: Path, *options: str) -> Path:
+def minigrid_run(folder: Path) -> Path:
     """The paper's recipe in MiniGrid, two steps of its warm-up."""
     sizes = {"warmup_size": 16, "state_only_size": 16, "validation_size": 4, "test_size": 8}
     here(
@@ -20,9 +20,17 @@ def minigrid_run(folder: Path, *options: str) -> Path:
         *("--phase_switch.warmup_epochs", "1", "--phase_switch.iterations", "0"),
         *("--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "0"),
         *("--trainer.default_root_dir", folder),
-        *options,
+        "--trainer.callbacks+=support.cli.NoMemoryReport",
     )
+    keep_last(folder)
     return folder
+
+
+def keep_last(run: Path) -> None:
+    """Leave a run one checkpoint: of several, each command reads all to find the last."""
+    for path in (run / "checkpoints").glob("*.ckpt"):
+        if path.name != "last.ckpt":
+            path.unlink()
 
 
 def digits_run(folder: Path, gemma: Path) -> Path:

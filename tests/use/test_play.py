@@ -230,7 +230,9 @@ def test_a_page_in_a_browser(minigrid, tmp_path):
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("the browser test needs an installed chromium")
-    runs = [Run.find(minigrid / "checkpoints" / "epoch=0.ckpt"), Run.find(minigrid)]
+    folder = shutil.copytree(minigrid, tmp_path / "run") / "checkpoints"
+    shutil.copy(folder / "last.ckpt", folder / "epoch=0.ckpt")
+    runs = [Run.find(folder / "epoch=0.ckpt"), Run.find(folder / "last.ckpt")]
     with served(open_page(runs, port=0)) as page, browsers.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         view = browser.new_page(viewport={"width": 1280, "height": 1100})
