@@ -26,6 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gc.freeze()  # what has been imported stays: to look through it takes a third of a second each time
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """What is written reaches the disk when the system likes: a short run would wait 60 times, and no power is cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
     """No test leaves ranks behind: neither their variables, which processes inherit, nor a process group."""
