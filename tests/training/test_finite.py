@@ -19,6 +19,11 @@ from swirl_lightning.training.losses import sft_log_probs
 EXPORT = "--trainer.callbacks+=swirl_lightning.callbacks.AdapterExport"
 
 
+def unvalidated(folder, base, **changes):
+    """Write the configuration of such a run."""
+    return longer_config(folder, base, **{"trainer/limit_val_batches": 0} | changes)
+
+
 def broken(callback):
     """Options of the command line that add a callback beside those of the config."""
     options = ["--trainer.callbacks+=support.world.BrokenModel"]
@@ -63,13 +68,13 @@ def stopped(capsys, *args):
 def test_a_broken_reward_stops_the_run_and_what_was_saved_goes_on(
     tmp_path, gemma_path, capsys, value, call, phase, step
 ):
-    path = longer_config(tmp_path, gemma_path, **reward(call=call, value=float(value)))
+    path = unvalidated(tmp_path, gemma_path, **reward(call=call, value=float(value)))
     told = stopped(capsys, "fit", "-c", path, EXPORT)
     assert f"the reward is not finite in phase '{phase}'" in told
     assert f"optimiser step {step}, transitions 'state_only-" in told
     assert_good_until(tmp_path, step - 1)
     if value == "nan":
-        here("fit", "-c", longer_config(tmp_path, gemma_path), EXPORT, "--ckpt_path", "last")
+        here("fit", "-c", unvalidated(tmp_path, gemma_path), EXPORT, "--ckpt_path", "last")
         state, at = adapters(tmp_path)
         assert at == 12
         assert all(tensor.isfinite().all() for tensor in state.values())
@@ -84,7 +89,7 @@ def test_a_broken_reward_stops_the_run_and_what_was_saved_goes_on(
     ],
 )
 def test_a_broken_loss_or_gradient_stops_the_run(tmp_path, gemma_path, capsys, what, step, words):
-    path = longer_config(tmp_path, gemma_path)
+    path = unvalidated(tmp_path, gemma_path)
     told = stopped(capsys, "fit", "-c", path, EXPORT, *broken({"step": step, "what": what}))
     for word in words:
         assert word in told
@@ -93,7 +98,7 @@ def test_a_broken_loss_or_gradient_stops_the_run(tmp_path, gemma_path, capsys, w
 
 @pytest.mark.parametrize("step", [2, 5])
 def test_weights_that_the_optimiser_breaks_are_in_no_checkpoint_and_no_export(tmp_path, gemma_path, capsys, step):
-    path = longer_config(tmp_path, gemma_path)
+    path = unvalidated(tmp_path, gemma_path)
     told = stopped(capsys, "fit", "-c", path, EXPORT, *broken({"step": step, "what": "moments"}))
     phase = "warmup" if step < 4 else "fwm"
     assert f"the adapter is not finite in phase '{phase}'" in told
@@ -105,7 +110,7 @@ def test_weights_that_the_optimiser_breaks_are_in_no_checkpoint_and_no_export(tm
 def test_an_optimiser_whose_eps_is_0_ends_in_words(tmp_path, gemma_path, capsys):
     """Weights without a gradient become 0 / 0, as those of lora_A in the first step."""
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"eps": 0.0}}
-    path = longer_config(tmp_path, gemma_path, **{"model/init_args/optimizer": optimizer})
+    path = unvalidated(tmp_path, gemma_path, **{"model/init_args/optimizer": optimizer})
     told = stopped(capsys, "fit", "-c", path, EXPORT)
     assert "the adapter is not finite in phase 'warmup', epoch 0, optimiser step 1, records 'warmup-" in told
     assert not list(tmp_path.rglob("*.ckpt")) + list(tmp_path.rglob("*.safetensors"))
@@ -114,7 +119,7 @@ def test_an_optimiser_whose_eps_is_0_ends_in_words(tmp_path, gemma_path, capsys)
 def test_a_model_that_has_diverged_ends_in_words(tmp_path, gemma_path, capsys):
     """Weights are finite and what the model says is NaN, so that no token can be drawn from it."""
     rates = {"warmup": {"lr": 1e-3}, "fwm": {"lr": 1e15, "warmup": 0}}
-    path = longer_config(tmp_path, gemma_path, **{"model/init_args/optim": rates})
+    path = unvalidated(tmp_path, gemma_path, **{"model/init_args/optim": rates})
     told = stopped(capsys, "fit", "-c", path)
     assert "the loss is not finite in phase 'fwm', epoch 1, optimiser step 6, records 'state_only-" in told
     told = stopped(capsys, "test", "-c", path, "--ckpt_path", "last")
@@ -123,7 +128,7 @@ def test_a_model_that_has_diverged_ends_in_words(tmp_path, gemma_path, capsys):
 
 def test_accumulated_batches_are_all_checked(tmp_path, gemma_path, capsys):
     """The NaN is in the first of two micro-batches; the step is taken after the second."""
-    path = longer_config(tmp_path, gemma_path)
+    path = unvalidated(tmp_path, gemma_path)
     told = stopped(
         capsys,
         *("fit", "-c", path, "--trainer.accumulate_grad_batches", "2", "--data.init_args.batch_size", "4"),
@@ -165,7 +170,7 @@ def test_both_ranks_stop_where_one_is_broken(tmp_path, gemma_path, changes, opti
         "model/init_args/backbone/init_args/quantization": None,
     }
     done = swirl(
-        "fit", "-c", longer_config(tmp_path, gemma_path, **changes), *options, ranks=2
+        "fit", "-c", unvalidated(tmp_path, gemma_path, **changes), *options, ranks=2
     )  # its time limit ends a hang
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 2
