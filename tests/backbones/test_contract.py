@@ -26,7 +26,11 @@ ADAPTERS = ("fwm", "idm")
 VLMS = ("qwen_vl", "smolvlm")
 
 
-@pytest.fixture(scope="module", params=[(n, q) for n in FAMILIES for q in ("nf4", None)], ids=str)
+# the others have the class of one of these
+PLAIN = ("text", "gguf", "liquid", "qwen_vl")
+
+
+@pytest.fixture(scope="module", params=[(n, q) for n in FAMILIES for q in ("nf4", None) if q or n in PLAIN], ids=str)
 def case(request, folders):
     """A family on its real module, with adapters that differ from the base and from one another."""
     name, quantization = request.param
