@@ -155,15 +155,18 @@ def run(tmp_path, callbacks=(), ckpt_path=None, policy_iterations=1, num_workers
     return module.seen
 
 
-@pytest.mark.parametrize("name", RUNS)
+HOOKS = ["on_train_batch_end", "on_validation_start", "on_validation_end", "on_train_epoch_end"]
+
+
 @pytest.mark.parametrize(
-    "hook", ["on_train_batch_end", "on_validation_start", "on_validation_end", "on_train_epoch_end"]
+    ("name", "hook"),  # processes take their time to start
+    [(name, hook) for name in RUNS for hook in (HOOKS[:2] if name == "workers" else HOOKS)],
 )
 def test_resume_goes_on_exactly(tmp_path, name, hook):
     options = RUNS[name]
     whole = run(tmp_path, **options)
     places = {"on_train_batch_end": (1, 2, 4, 6, 7, len(whole) - 1)}.get(hook, (1, 2))
-    places = places[::3] if name == "workers" else places  # processes take their time to start
+    places = places[::3] if name == "workers" else places
     for at in places:
         first = run(tmp_path, [SaveAndDie(tmp_path / "a.ckpt", at, hook)], **options)
         rest = run(tmp_path, ckpt_path=tmp_path / "a.ckpt", **options)

@@ -61,15 +61,21 @@ def without_repeats(engine, grammar, sampling):
     pytest.fail("no seed draws such a completion")
 
 
-@pytest.mark.parametrize("sampling", [SamplingConfig(), GREEDY, SamplingConfig(2.0, 1.0), SamplingConfig(1.0, 0.9, 5)])
+ENDED, FIXED = Grammar(tuple(range(1, 9)), 30, eos=1), Grammar(tuple(range(3, 12)), 21)
+FORCED = Grammar(tuple(range(3, 60)), 14, forced=((0, 70), (5, 71), (6, 71), (12, 72), (13, 73)))
+
+
 @pytest.mark.parametrize(
-    "grammar",
-    [
-        Grammar(tuple(range(1, 9)), 30, eos=1),
-        Grammar(tuple(range(3, 12)), 21),
-        Grammar(tuple(range(3, 60)), 14, forced=((0, 70), (5, 71), (6, 71), (12, 72), (13, 73))),
+    ("grammar", "sampling"),
+    [  # each kind of drawing with two of the grammars, but the greedy one, which draws nothing
+        (ENDED, SamplingConfig()),
+        (ENDED, SamplingConfig(1.0, 0.9, 5)),
+        (ENDED, SamplingConfig(2.0, 1.0)),
+        (FIXED, GREEDY),
+        (FIXED, SamplingConfig(2.0, 1.0)),
+        (FORCED, SamplingConfig()),
+        (FORCED, SamplingConfig(1.0, 0.9, 5)),
     ],
-    ids=["eos", "fixed", "forced"],
 )
 @torch.no_grad()
 def test_whatever_the_draft_the_tokens_are_those_of_the_plain_path(model, grammar, sampling):
