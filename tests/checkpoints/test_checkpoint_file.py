@@ -14,6 +14,7 @@ import yaml
 
 from support.cli import config, here
 from support.small_disk import room_for
+from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.checkpoints.file import WholeCheckpoints, check_file
 from swirl_lightning.cli import swirl_cli
 
@@ -154,9 +155,6 @@ def test_the_command_says_so_before_the_base(copied, refused, spoil, given, told
         ),
         (lambda path: None, ("--phase_switch.warmup_epochs", "0"), "set phase_switch.warmup_epochs (there 1)"),
         (having(None, "callbacks", "PhaseSwitch", "phases"), (), "the checkpoint's schedule of phases is damaged"),
-        (having(-1, "callbacks", "PhaseSwitch", "warmup_epochs"), (), "the checkpoint's schedule of phases is damaged"),
-        (having("x", "callbacks", "PhaseSwitch", "begun"), (), "the checkpoint's schedule of phases is damaged"),
-        (without("callbacks", "PhaseSwitch", "iterations"), (), "the checkpoint's schedule of phases is damaged"),
         (without("loops", "fit_loop"), (), "the number of epochs in the checkpoint cannot be restored"),
     ],
 )
@@ -167,6 +165,21 @@ def test_a_checkpoint_of_another_schedule_is_one_line_before_the_base(
     path, last = copied
     spoil(last)
     assert told in refused("fit", "-c", path, "--ckpt_path", "last", *options)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        having(-1, "callbacks", "PhaseSwitch", "warmup_epochs"),
+        having("x", "callbacks", "PhaseSwitch", "begun"),
+        without("callbacks", "PhaseSwitch", "iterations"),
+    ],
+)
+def test_each_part_of_a_schedule_is_checked(copied, spoil):
+    _, last = copied
+    spoil(last)
+    with pytest.raises(ValueError, match="the checkpoint's schedule of phases is damaged"):
+        PhaseSwitch(1, iterations=1).check_resume(torch.load(last, weights_only=True))
 
 
 @pytest.mark.parametrize(
