@@ -83,7 +83,6 @@ def test_peak_counts_what_lives_at_once():
     ("phase", "kwargs", "sizes"),
     [
         ("fwm", {"quantization": "nf4", "anchor_weight": 0.5}, {}),
-        ("fwm", {"quantization": None, "grpo": GRPOConfig(group_size=2)}, {"batch_size": 1, "labelled_per_batch": 4}),
         ("fwm", {"quantization": None, "rollout_engine": Generate(), "max_tokens_per_forward": 300}, {"batch_size": 4}),
         ("fwm", {"quantization": None, "learner": BestOfN(threshold=-100.0)}, {"batch_size": 4}),
         (

@@ -62,7 +62,7 @@ def test_all_tiles_differ_and_are_read_exactly():
 def test_frames_equal_those_of_the_simulator(family, grid):
     env = simulator._build(family, grid)
     rng = np.random.default_rng(0)
-    for _ in range(5):
+    for _ in range(3):
         for _ in simulator._episode(env, family, rng, lambda kind: True, 1, 1):
             theirs = env.get_frame(highlight=False, tile_size=8)
             scene = simulator.scene_of(env)

@@ -114,7 +114,8 @@ def test_all_phases_run_on_cuda(name, options, folders, tmp_path):
     assert gpu.waits
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# the others sample as one of these
+@pytest.mark.parametrize("name", ["text", "liquid", "emu3", "qwen_vl"])
 def test_a_decode_step_never_waits_for_the_device(name, folders, monkeypatch):
     """Longer rollouts make the host wait no more often. (Looking for finished ones does: that is switched off.)"""
     monkeypatch.setattr(decoding, "STEPS_BETWEEN_LEAVING", 1000)

@@ -140,7 +140,9 @@ def test_labels_are_the_warm_up_of_a_next_run(minigrid, tmp_path, capsys):
     settings = (minigrid / "config.yaml").read_text().splitlines()
     model = "\n".join(settings[settings.index("model:") : next(n for n, s in enumerate(settings) if s == "data:")])
     (tmp_path / "config.yaml").write_text(f"""{model}
-trainer: {{default_root_dir: {second}, accelerator: cpu, limit_val_batches: 0, enable_progress_bar: false}}
+trainer:
+  {{default_root_dir: {second}, accelerator: cpu, limit_val_batches: 0, enable_progress_bar: false,
+    callbacks: [{{class_path: support.cli.NoMemoryReport}}]}}
 phase_switch: {{warmup_epochs: 1, iterations: 0}}
 data:
   class_path: swirl_lightning.data.JSONLTransitions
