@@ -256,7 +256,8 @@ def test_a_study_trains_tests_and_compares(tmp_path, monkeypatch, capsys):
         assert done.returncode == 0, done.stderr[-3000:]
 
     monkeypatch.setattr(study, "swirl", swirl)
-    config = cli.config(tmp_path, gemma_folder(tmp_path / "base"), **{"data/init_args/size": 8})
+    changes = {"data/init_args/size": 8, "trainer/limit_val_batches": 0}
+    config = cli.config(tmp_path, gemma_folder(tmp_path / "base"), **changes)
     given = {
         "config": str(config),
         "seeded": {"seed_everything": 0, "model.init_args.seed": 5},
