@@ -51,6 +51,7 @@ def test_a_closed_terminal_saves_at_the_next_batch_unless_that_is_ignored(tmp_pa
     os.close(terminal)
     read.close()
     running.join(SECONDS)
+    running.kill()  # if it has not ended
     assert list(folder.glob("*.ckpt")), said
     step = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
     assert (running.exitcode, step == 4) == ((0, True) if ignored else (128 + signal.SIGHUP, False))
@@ -68,6 +69,7 @@ def test_a_run_whose_output_nobody_reads_any_more_saves_at_the_next_batch(tmp_pa
         pass
     read.close()
     running.join(SECONDS)
+    running.kill()  # if it has not ended
     assert list(folder.glob("*.ckpt")), log.read_text()
     assert running.exitcode == 128 + signal.SIGPIPE
     assert "asked to end: saved" in log.read_text(), "stderr has a reader"
