@@ -197,6 +197,9 @@ def test_a_vqgan_that_is_another_or_missing_is_named_with_the_other_settings(tmp
     for path, told in (("other", r"set model\.backbone\.vqgan_path to that"), ("none", "no VQGAN folder at .*none")):
         with pytest.raises(ValueError, match=rf"{told}.*; set model\.lora\.alpha to 8 \(16 here\)$"):
             check_fits(checkpoint, SWIRL(Liquid(str(folder), vqgan_path=str(tmp_path / path)), **settings))
+    checkpoint["swirl"]["lora"]["alpha"] = torch.zeros(3)  # damaged
+    with pytest.raises(ValueError, match=r": set model\.lora\.alpha to tensor\(\[0\., 0\., 0\.\]\) \(8 here\)$"):
+        check_fits(checkpoint, SWIRL(Liquid(str(folder)), lora=AdapterConfig(r=4, alpha=8)))
 
 
 def test_lengths_left_to_the_data_come_from_the_checkpoint(gemma_path, tmp_path, caplog):

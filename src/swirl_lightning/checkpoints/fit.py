@@ -51,13 +51,15 @@ def _parts(state: dict[str, Any], module: WorldModelModule) -> Iterator[str]:
 def _adapters(state: dict[str, Any], checkpoint: dict[str, Any], module: WorldModelModule) -> Iterator[str]:
     if module.shared_weights and not is_shared(checkpoint):  # the other way, both models begin as the shared one
         yield "set model.shared_weights to false"
-    for name, value in state.get("lora", {}).items():
-        if name in ("r", "alpha") and value != getattr(module.lora, name):
-            yield f"set model.lora.{name} to {value} ({getattr(module.lora, name)} here)"
+    for name in ("r", "alpha"):
+        here = getattr(module.lora, name)
+        there = state.get("lora", {}).get(name, here)
+        if type(there) is not int or there != here:  # of a damaged file it may be a tensor
+            yield f"set model.lora.{name} to {' '.join(str(there).split())[:60]} ({here} here)"
     if module.model is not None:
-        there, here = _layers(checkpoint["state_dict"]), _layers(module.adapters.state_dict())
-        if there != here:
-            yield f"set model.lora.target_modules so that adapters are in {_names(there)} (in {_names(here)} here)"
+        saved, own = _layers(checkpoint["state_dict"]), _layers(module.adapters.state_dict())
+        if saved != own:
+            yield f"set model.lora.target_modules so that adapters are in {_names(saved)} (in {_names(own)} here)"
 
 
 def _layers(tensors: Iterable[str]) -> set[str]:
