@@ -6,7 +6,7 @@ LAYOUT := build/layout
 # modules are compiled where they are first imported: most never are, and all take as long as the rest of the installation
 PIP_OPTIONS := --quiet --no-compile --constraint constraints.txt
 
-.PHONY: quickstart test coverage install lint types contracts layout options docs clean
+.PHONY: quickstart test coverage install lint types contracts layout docs clean
 
 QUICKSTART := configs/minigrid_quickstart.yaml
 CHECKPOINTS := runs/quickstart/checkpoints
@@ -34,9 +34,6 @@ types: layout
 
 contracts: layout  ## the layers of pyproject.toml: engine/ imports nothing of the project, and nothing imports upwards
 	cd $(LAYOUT) && $(CURDIR)/$(BIN)/lint-imports --no-logo --no-cache $(CURDIR)/pyproject.toml
-
-options:  ## write the names of all options anew, after one has been added or renamed
-	PYTHONPATH=tests $(BIN)/python -m support.option_table
 
 # mypy, import-linter and the API reference follow files, not the import hook of an editable install: links, laid out as it is installed
 layout:

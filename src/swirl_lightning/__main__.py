@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-from swirl_lightning.console.option_names import mistyped
 from swirl_lightning.console.run import nearest, run_command
 from swirl_lightning.console.training_help import ALL, training_help
 
@@ -65,9 +64,6 @@ def _run(args: list[str] | None) -> None:
         getattr(commands, first)(given[1:])
     elif {"-h", "--help"} & set(given[1:]):
         print(training_help(first))
-    elif told := mistyped(given):
-        print(f"error: {told}", file=sys.stderr)
-        sys.exit(2)
     else:
         os.environ.setdefault(HUGE_PAGES, "1")  # blocks that are mapped anew each time cost a fault a page
         from swirl_lightning.cli import swirl_cli  # only now: importing torch's users may make tensors

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from support.cli import here
 from support.processes import run_module
 from swirl_lightning.__main__ import COMMANDS, main
-from swirl_lightning.console.option_names import mistyped
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.loader import TransitionLoader
 from swirl_lightning.transition import Transition
@@ -29,9 +28,8 @@ from contextlib import suppress
 from swirl_lightning.__main__ import COMMANDS, main
 
 for command in COMMANDS:
-    for option in ("--help", "--bogus"):
-        with suppress(SystemExit):
-            main([command, option])
+    with suppress(SystemExit):
+        main([command, "--help"])
     print("imported:", "torch" in sys.modules, end="\\0")
 
 from recipes.planning import main as planning
@@ -39,6 +37,10 @@ from recipes.planning import main as planning
 with suppress(SystemExit):
     planning(["--help"])
 print("imported:", "torch" in sys.modules, end="")
+
+for command in COMMANDS:  # the parser of fit imports the libraries
+    with suppress(SystemExit):
+        main([command, "--bogus"])
 """
 
 PREPARES = """
@@ -96,25 +98,6 @@ def test_what_trains_nothing_does_not_even_import_torch(args, code, told):
     assert bool(stderr) == bool(told)
 
 
-@pytest.mark.parametrize(
-    ("args", "told"),
-    [
-        (
-            ["--model.grpo.epsilonn", "3"],
-            "model.grpo.epsilonn is no option of SWIRL; did you mean 'model.grpo.epsilon'?",
-        ),
-        (
-            ["--model.optimizer", "mine.Adam", "--trainer.logger.sav_dir", "x"],
-            "trainer.logger.sav_dir is no option; did you mean 'trainer.logger.save_dir'?",
-        ),
-    ],
-)
-def test_a_mistyped_option_is_one_line_before_torch_is_imported(args, told):
-    code, stderr, imported = alone("fit", "-c", QUICKSTART, *args)
-    assert (code, imported) == (2, [])
-    assert stderr == f"error: {told} (all options: swirl fit --help_all)\n"
-
-
 @pytest.mark.parametrize("module", ["results.report", "prepare.edit_corpora", "prepare.vqgan", "cli"])
 def test_a_module_of_its_own_ends_in_one_line_too(tmp_path, module):
     missing = {"prepare.edit_corpora": [tmp_path / "out.jsonl", "--aurora", tmp_path / "none"]}
@@ -170,7 +153,7 @@ def test_the_help_of_every_command_fits_a_screen_has_an_example_and_imports_no_t
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])
-def test_the_short_help_names_options_that_there_are(command, tmp_path, capsys):
+def test_the_short_help_names_options_that_there_are(command, capsys):
     here(command, "-h")
     named = re.findall(r"^  (--[\w.]+) (\w+)  ", capsys.readouterr().out.split("more:")[0], flags=re.M)
     assert len(named) >= 8
@@ -178,9 +161,7 @@ def test_the_short_help_names_options_that_there_are(command, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         here(command, "-c", QUICKSTART, *(f"{name}={values[kind]}" for name, kind in named), "--print_config")
     assert end.value.code == 0
-    (tmp_path / "all.yaml").write_text(whole := capsys.readouterr().out)
-    assert "seed_everything: 3" in whole
-    assert mistyped([command, "-c", str(tmp_path / "all.yaml")]) is None
+    assert "seed_everything: 3" in capsys.readouterr().out
     with pytest.raises(SystemExit) as end:
         here(command, "--help_all")
     assert end.value.code == 0

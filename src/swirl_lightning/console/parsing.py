@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Iterable
+from argparse import Action
+from collections.abc import Collection, Iterable
 from importlib import import_module
 from inspect import isfunction, signature
 from types import NoneType
@@ -13,7 +15,6 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-from swirl_lightning.console.option_names import Names
 from swirl_lightning.console.run import nearest
 from swirl_lightning.console.training_help import ALL
 
@@ -24,6 +25,10 @@ _UNKNOWN = re.compile(
 _NO_ATTRIBUTE = re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'")
 _CLASS = re.compile(r"Problem with given class_path '(.+)':$")
 _KEY = re.compile(r'Parser key "([^"]+)":\s*(.*)$')
+_CALLABLE = re.compile(
+    r"Type .* expects a function or a callable class: (.*?)\. Got value: (?:Namespace\(class_path='([^']+)')?"
+)
+_NESTED = re.compile(r"NestedArg\(key='(?:[^']+\.)?([^'.]+)'")
 _SAID_ELSEWHERE = (  # of a union of types: that the others do not fit either, and what was given, which may be long
     "Does not validate against",
     "Subtypes:",
@@ -78,54 +83,91 @@ def shorten(message: str, parser: ArgumentParser | None = None) -> str:
         message: may go over many lines, with alternatives that nobody meant and the whole configuration.
         parser: has the known names of the outermost options.
     """
+    message = re.sub(r"^--(\S+)\.help: ", r'Parser key "\1": ', message)
     keys: list[str] = []
-    place = ""
+    places: dict[int, str] = {}  # indentation -> first class there: the next one is another of a union
     problems: list[str] = []
     for line in message.splitlines():
         text = line.strip().removeprefix("- ")
+        depth = len(line) - len(line.lstrip())
         if "Parser key" in text and (key := _KEY.search(text)):
             keys.append(key[1])
             text = key[2]
         elif found := _CLASS.match(text):
-            place, text = found[1], ""
+            places.setdefault(depth, found[1])
+            text = ""
+        elif made := _CALLABLE.match(text):
+            text = made[1]
+            if made[2]:
+                places[depth] = made[2]
         if text and not text.startswith(_SAID_ELSEWHERE):
             problems.append(text)
+    place = places[max(places)] if places else ""
     bare = _NO_CLASS if "value: {'init_args':" in message else message.splitlines()[0]
     problem = "; ".join(dict.fromkeys(problems)) or bare
     if unknown := _UNKNOWN.search(problem):
         name = unknown["argument"] or unknown["option"] or ".".join(filter(None, unknown.group("group", "member")))
-        known = _options(place) if place else parser.get_defaults().keys() if parser is not None else ()
+        if name.endswith((".yaml", ".yml")):
+            return f"{name} stands without an option: a configuration is given by -c {name}"
         above = "".join(f"{key}." for key in keys)
-        owner = f" of {place}" if place else ""
-        return f"{above}{name} is no option{owner}{nearest(above + name, [above + k for k in _with_parents(known)])}"
+        owner = f" of {place.rpartition('.')[2]}" if place else ""
+        known = [above + option for option in _names(_actions(place, parser)) if not place or option != name]
+        return f"{above}{name} is no option{owner}{nearest(above + name, known)}"
     if missing := _NO_ATTRIBUTE.search(problem):
         problem = missing[0] + nearest(missing["name"], dir(import_module(missing["module"])))
+    if lacking := re.search(r"File does not exist: '(.+)'", problem):
+        problem += _nearest_file(lacking[1], _actions("", parser))
     if "is abstract" in problem:
         problem = "options of a class, and no class: name it, too (class_path in YAML)"
     problem = re.sub(r"a (?:typing\.|<class '(?:\w+\.)*)(\w+)(?:'>)?", r"\1", problem)
-    if strange := re.search(r"Expected a dot import path string: (\S+)", problem):
-        likely = nearest(strange[1], Names().classes.get(".".join(keys), ()))
-        problem = f"{strange[1]!r} is no class path (package.Class){likely}"
+    if strange := re.search(r"Expected a dot import path string: ([^\s;]+)", problem):
+        problem = f"{strange[1]!r} is no class path (package.Class)"
+        if keys:
+            problem += nearest(strange[1], _classes(_actions(place, parser).get(f"--{keys[-1]}")))
+            given = _NESTED.findall(message)[-1:]  # the whole option: what stands before it is a part of it
+            if given and given[0] not in (keys[-1].rpartition(".")[2], "class_path", "help"):
+                problem += f", and has no option {given[0]}"
     return ": ".join(filter(None, [".".join(keys), problem]))
 
 
-def _options(class_path: str) -> Iterable[str]:
-    """Options of a class, those of its dataclasses included, with dots."""
-    module, _, name = class_path.rpartition(".")
-    return options_of(getattr(import_module(module), name))
+def _actions(place: str, parser: ArgumentParser | None) -> dict[str, Action]:
+    """Return the options of a class, or of a function that makes one, with two hyphens.
+
+    Args:
+        place: path of the class; if it is empty, the options are the parser's.
+        parser: has no options if it is None.
+    """
+    if place:
+        owner, parser = _imported(place), LightningArgumentParser(exit_on_error=False)
+        add = parser.add_class_arguments if isinstance(owner, type) else parser.add_function_arguments
+        add(owner, fail_untyped=False)
+    return {} if parser is None else parser._option_string_actions
 
 
-def options_of(owner: type) -> list[str]:
-    """Return the options of a class, those of its dataclasses included, with dots."""
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(owner, fail_untyped=False)
-    return [str(option) for option in parser.get_defaults().keys()]  # noqa: SIM118 - a Namespace iterates otherwise
+def _names(options: Iterable[str]) -> list[str]:
+    """Return the names of options without hyphens; ``a.b.c`` is one, and so are ``a.b`` and ``a``."""
+    names = [option[2:].rstrip("+").split(".") for option in options if option.startswith("--")]
+    names = [parts for parts in names if parts[-1] != "help"]
+    return [".".join(parts[:n]) for parts in names for n in range(len(parts), 0, -1)]
+
+
+def _classes(action: Action | None) -> list[str]:
+    """Return the names of the classes that an option may have as its value."""
+    paths = getattr(action, "extra_help", str)().split(", ")  # an option of another type has no such list
+    return [path.rpartition(".")[2] for path in paths]
+
+
+def _nearest_file(path: str, options: Collection[str]) -> str:
+    """Suggest a file of the same folder, or an option with one hyphen: ``-ckpt_path`` is read as ``-c kpt_path``."""
+    folder, name = os.path.split(path)
+    if (option := f"--c{name.partition('=')[0]}") in options:
+        return f"; did you mean {option!r}?"
+    return nearest(name, os.listdir(folder)) if os.path.isdir(folder) else ""
 
 
 def takes_null(class_path: str, name: str) -> bool:
     """Tell whether an option of a class may be null, as far as its type can be told."""
-    module, _, owner = class_path.rpartition(".")
-    for kind in getattr(getattr(import_module(module), owner), "__mro__", ()):
+    for kind in getattr(_imported(class_path), "__mro__", ()):
         init = vars(kind).get("__init__")
         parameter = signature(init).parameters.get(name) if isfunction(init) else None
         if parameter is None:
@@ -138,10 +180,6 @@ def takes_null(class_path: str, name: str) -> bool:
     return True
 
 
-def _with_parents(options: Iterable[str]) -> list[str]:
-    """``a.b.c`` is an option, and so are ``a.b`` and ``a``."""
-    found: dict[str, None] = {}
-    for option in options:
-        parts = str(option).split(".")
-        found |= dict.fromkeys(".".join(parts[:n]) for n in range(len(parts), 0, -1))
-    return list(found)
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
