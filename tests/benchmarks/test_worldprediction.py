@@ -271,9 +271,9 @@ def test_end_to_end(tmp_path):
     shown = []
 
     class Recorder(Predictions):
-        def _write(self, mode, rows, states, words):
+        def told(self, mode, rows, states, words):
             shown.append((rows, states))
-            super()._write(mode, rows, states, words)
+            super().told(mode, rows, states, words)
 
     results = trainer(tmp_path, Recorder()).test(module, data, verbose=False)[0]
     prefix = "test/fwm/sampled/clip_source"

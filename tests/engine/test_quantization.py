@@ -96,7 +96,7 @@ def test_an_adapter_is_merged_in_float32_under_autocast(gemma_path):
     with torch.no_grad(), adapters.use("idm"), torch.autocast("cpu", torch.bfloat16), adapters.merged("idm"):
         merged = layer.get_base_layer().dense.merged
     delta = layer.get_delta_weight("idm")
-    torch.testing.assert_close(merged - layer.get_base_layer().dense.weight, delta, atol=1e-8, rtol=1e-2)
+    torch.testing.assert_close(merged - layer.get_base_layer().dense.weight, delta, atol=1e-7, rtol=1e-2)
     assert delta.abs().max() > 1e-6
 
 
