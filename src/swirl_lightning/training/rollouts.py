@@ -38,7 +38,7 @@ def latent_actions(
         return idm.sample(x, y, keys, sampling)
     rows = {n: idm.grammar.complete(content) for n, content in given.items()}
     if bare := [n for n in range(len(transitions)) if n not in given]:
-        drawn = idm.sample([x[n] for n in bare], [y[n] for n in bare], [keys[n] for n in bare], sampling)
+        drawn = _read_from(idm, bare, x, y, keys, sampling)
         given |= zip(bare, drawn.contents, strict=True)
         rows |= zip(bare, drawn.completions.rows(), strict=True)
     order = range(len(transitions))
@@ -164,5 +164,16 @@ def name_actions(
     bare = [n for n, row in enumerate(transitions) if row.action is None]
     if not bare:
         return {}
-    found = idm.sample([x[n] for n in bare], [y[n] for n in bare], [keys[n] for n in bare], sampling)
-    return dict(zip(bare, found.contents, strict=True))
+    return dict(zip(bare, _read_from(idm, bare, x, y, keys, sampling).contents, strict=True))
+
+
+def _read_from(
+    idm: WorldModel,
+    chosen: Sequence[int],
+    x: Sequence[TokenIds],
+    y: Sequence[TokenIds],
+    keys: Sequence[str],
+    sampling: SamplingConfig,
+) -> Samples:
+    """Draw an action from the IDM for each of the pairs with these numbers."""
+    return idm.sample([x[n] for n in chosen], [y[n] for n in chosen], [keys[n] for n in chosen], sampling)
