@@ -8,7 +8,12 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from swirl_lightning.checkpoints.loops import stay_in_unfinished_epoch, stop_after_last_batch, validate_anew
+from swirl_lightning.checkpoints.loops import (
+    epochs_done,
+    stay_in_unfinished_epoch,
+    stop_after_last_batch,
+    validate_anew,
+)
 from swirl_lightning.checkpoints.state import as_written
 from swirl_lightning.data import TransitionDataModule
 from swirl_lightning.schedule import WARMUP, PhaseLR, PhaseName, PhaseOptimConfig, PhaseSchedule
@@ -166,8 +171,8 @@ class PhaseSwitch(Callback):
         if not saved:
             return
         with as_written("the number of epochs"):
-            epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-            entered, done = epochs["ready"], epochs["processed"]
+            entered = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
+        done = epochs_done(checkpoint)
         before = _schedule(saved)
         # from there on both go round, and a damaged checkpoint may have entered any number of epochs
         common = min(before.warmup_epochs, self.schedule.warmup_epochs)
