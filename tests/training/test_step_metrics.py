@@ -8,14 +8,15 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from support.phantom.device import CUDA, PhantomCuda
 from swirl_lightning.training.step_metrics import StepMetrics
 
 
 class Log:
     """Stands for the module that logs; its trainer has one device."""
 
-    def __init__(self):
-        self.trainer = SimpleNamespace(strategy=SingleDeviceStrategy("cpu"))
+    def __init__(self, device="cpu"):
+        self.trainer = SimpleNamespace(strategy=SingleDeviceStrategy(device))
         self.found, self.shown = {}, set()
 
     def log(self, name, value, prog_bar):
@@ -68,3 +69,15 @@ def test_a_mean_over_no_row_of_any_rank_is_not_logged():
 def test_a_damaged_state_is_an_error_of_types(state):
     with pytest.raises((TypeError, AttributeError)):  # which a checkpoint's reader takes for damage
         StepMetrics().restore(state, torch.device("cpu"))
+
+
+def test_a_learners_metrics_may_be_plain_numbers_or_lie_on_the_cpu():
+    """Those of the engine are on the device, and all are reduced together."""
+    with PhantomCuda():
+        metrics, module = StepMetrics(), Log(CUDA)
+        metrics.add("fwm/", {"loss": torch.tensor(2.0).to(CUDA)}, torch.tensor(3.0).to(CUDA))
+        metrics.add("fwm/", {"baseline": 0.5}, 4)
+        metrics.add("fwm/", {"baseline": 1.5}, 4)
+        metrics.add("fwm/", {"skipped": torch.tensor(1.0)}, 2)
+        metrics.log(module)
+    assert module.found == {"fwm/loss": 2.0, "fwm/baseline": 1.0, "fwm/skipped": 1.0}

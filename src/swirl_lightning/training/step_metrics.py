@@ -16,7 +16,7 @@ class StepMetrics:
     """Sums of the metrics of the micro-batches since the last optimiser step."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, Tensor | float]] = {}  # value times rows, and rows
+        self._sums: dict[str, tuple[Tensor | float, Tensor | float]] = {}  # value times rows, and rows
 
     def add(self, prefix: str, means: Mapping[str, Tensor | float], rows: Tensor | float) -> None:
         """Count means over ``rows`` rows of a micro-batch; of none, where another rank may have some, their value is 0.
@@ -28,16 +28,16 @@ class StepMetrics:
         """
         for name, mean in means.items():
             total, count = self._sums.get(prefix + name, (0.0, 0.0))
-            self._sums[prefix + name] = total + torch.as_tensor(mean).detach().float() * rows, count + rows
+            value = mean.detach().float() if isinstance(mean, Tensor) else float(mean)
+            self._sums[prefix + name] = total + value * rows, count + rows
 
     def log(self, module: LightningModule) -> None:
         """Log the means, and begin anew; one of no row on any rank is left out. Collective."""
         if not self._sums:
             return
         names = sorted(self._sums)
-        totals = torch.stack([self._sums[name][0] for name in names])
-        found = [self._sums[name][1] for name in names]
-        counts = torch.stack([n if isinstance(n, Tensor) else totals.new_full((), n) for n in found])
+        device = module.trainer.strategy.root_device
+        totals, counts = (torch.stack([_scalar(self._sums[name][n], device) for name in names]) for n in (0, 1))
         self._sums = {}
         totals, counts = module.trainer.strategy.reduce(torch.stack([totals, counts]), reduce_op="sum")
         for name, mean, count in zip(names, totals / counts, counts.tolist(), strict=True):
@@ -62,3 +62,8 @@ class StepMetrics:
             if not (isinstance(name, str) and isinstance(total, float) and isinstance(count, float)):
                 raise TypeError("metrics of the step are no numbers by name")
             self._sums[name] = torch.tensor(total, device=device), count
+
+
+def _scalar(value: Tensor | float, device: torch.device) -> Tensor:
+    """Put a number on the device; a learner's metric may be a plain number, or lie on the CPU."""
+    return value.to(device) if isinstance(value, Tensor) else torch.full((), float(value), device=device)

@@ -31,6 +31,7 @@ from support.phantom.graphs import Recording, recording_api, tensors
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 COPIES = {"copy_", "_to_copy", "_copy_from", "copy", "set_", "_foreach_copy_"}
+JOINS = {"cat", "stack"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 WAITS = {
     "_local_scalar_dense",
@@ -317,7 +318,8 @@ class _Dispatch(TorchDispatchMode):
             if any(not gpu.has(t) or t.dtype == torch.bool for t in indices):
                 gpu.wait(f"{name} by what is not there, or by a mask")
             given = tensors(args[0], args[2:3])
-        strangers = [tuple(t.shape) for t in given if not gpu.has(t) and t.dim() > 0]
+        joins = name in JOINS  # where a tensor of no dimension is no number
+        strangers = [tuple(t.shape) for t in given if not gpu.has(t) and (joins or t.dim() > 0)]
         if strangers and any(gpu.has(t) for t in given):
             gpu.refuse(
                 "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
