@@ -18,6 +18,8 @@ from swirl_lightning.data.module import TransitionDataModule
 from swirl_lightning.data.token_cache import StateTokens
 from swirl_lightning.engine.drawing import GREEDY, SamplingConfig
 from swirl_lightning.engine.grammar import TokenIds
+from swirl_lightning.engine.kernels import leave_out_cudnn
+from swirl_lightning.engine.out_of_memory import ran_out
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.evaluation import EvaluationConfig, Evaluator
 from swirl_lightning.prompts import PromptBuilder, PromptTemplates
@@ -90,6 +92,7 @@ class WorldModelModule(LightningModule):
         if self.model is not None:
             self.set_ddp_adapters(self.adapters.names)
             return
+        leave_out_cudnn()
         base = self.backbone.load_model()
         self.base_identity, self.base_parts = base_identity(base, self.backbone), self.backbone.parts()
         trunk = self.backbone.trunk(base)
@@ -192,7 +195,9 @@ class WorldModelModule(LightningModule):
         """
         try:
             super().backward(loss, *args, **kwargs)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
             half = max(1, self.models.engine.scoring_budget.largest // 2)
             raise torch.OutOfMemoryError(
                 f"{error}. That was the backward pass of an update: set model.max_tokens_per_forward to {half} or "

@@ -1,5 +1,6 @@
 import warnings
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -268,6 +269,24 @@ def test_scoring_runs_no_more_tokens_than_its_budget(world):
         assert len(seen) == passes
         assert max(seen) <= tokens
     handle.remove()
+
+
+def test_passes_that_run_again_keep_the_random_state_of_the_device(world, monkeypatch):
+    """torch finds devices among the arguments alone; without it, dropout would draw another mask on a GPU."""
+    _, engine, grammar = world
+    prompts, completions = groups()
+    found, get = [], torch.utils.checkpoint.get_device_states
+
+    def device_states(*given):
+        found.append({value.device for value in given if isinstance(value, torch.Tensor)})
+        return get(*given)
+
+    monkeypatch.setattr(torch.utils.checkpoint, "get_device_states", device_states)
+    monkeypatch.setattr(torch.utils.checkpoint, "_get_device_module", lambda name: SimpleNamespace(_initialized=True))
+    limited = Engine(engine.trunk, engine.head, EngineConfig(max_tokens=20))
+    limited.score(grammar, prompts, completions, group_size=4)
+    assert len(found) > 1
+    assert all(devices == {engine.device} for devices in found)
 
 
 def test_mean_per_token_counts_only_real_tokens(world):

@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from swirl_lightning.engine.out_of_memory import ran_out
+
 Result = TypeVar("Result")
 
 
@@ -94,9 +96,11 @@ class TokenBudget:
                 done.append((rows, work(batch, several)))
                 self._note(tokens)
                 continue
-            except torch.OutOfMemoryError:
-                if len(rows) == 1:
+            except RuntimeError as error:
+                if not ran_out(error):
                     raise
+                if len(rows) == 1:
+                    raise torch.OutOfMemoryError(str(error)) from error
             # past the except: until then the traceback holds the tensors of the attempt
             self.tokens, self._fitted = max(1, min(tokens, self.tokens or tokens) // 2), 0
             self._held = self._held or torch.is_grad_enabled()

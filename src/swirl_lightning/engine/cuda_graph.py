@@ -12,6 +12,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from swirl_lightning.engine.out_of_memory import ran_out
+
 _WARM_UP = 2
 """Number of runs before the capture, in which kernels choose their plans and libraries allocate."""
 _REFUSED: WeakSet[nn.Module] = WeakSet()
@@ -38,7 +40,7 @@ class CapturedTrunk:
         """Run the step on ids and positions, (B, K) each; returns (B, K, H), which the next call overwrites.
 
         Raises:
-            torch.OutOfMemoryError: memory runs out in the capture; the next call captures again.
+            torch.OutOfMemoryError: memory runs out in the capture or in its first replay; the next call captures again.
         """
         if self._trunk in _REFUSED:
             return self._run(input_ids, position_ids, fixed)
@@ -48,7 +50,7 @@ class CapturedTrunk:
                 self._capture(fixed)
             except RuntimeError as error:
                 self._graph = None
-                if _ran_out(error):  # the caller goes on with fewer rows
+                if ran_out(error):  # the caller goes on with fewer rows
                     raise torch.OutOfMemoryError(str(error)) from error
                 _REFUSED.add(self._trunk)
                 warnings.warn(f"decode steps are not replayed as CUDA graphs: {error}", stacklevel=2)
@@ -56,7 +58,13 @@ class CapturedTrunk:
         self._ids.copy_(input_ids)
         self._positions.copy_(position_ids)
         assert self._graph is not None
-        self._graph.replay()
+        try:
+            self._graph.replay()
+        except RuntimeError as error:
+            self._graph = None
+            if ran_out(error):
+                raise torch.OutOfMemoryError(str(error)) from error
+            raise
         return self._hidden
 
     def _capture(self, fixed: dict[str, Any]) -> None:
@@ -92,7 +100,8 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 def _no_waiting() -> Iterator[None]:
     """Raise where the host waits for the device, while no capture has begun: a capture that fails leaves torch unsound.
 
-    ``torch.cuda.empty_cache`` then fails for the rest of the process (pytorch#180395).
+    ``torch.cuda.empty_cache`` then fails for the rest of the process (pytorch#180395), and so do, before torch 2.13,
+    random numbers on the device (pytorch#172390).
     """
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
@@ -102,10 +111,3 @@ def _no_waiting() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
-
-
-def _ran_out(error: BaseException | None) -> bool:
-    """Tell whether memory ran out, be it that the end of the capture failed after it, with an error of its own."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
-        error = error.__context__
-    return error is not None

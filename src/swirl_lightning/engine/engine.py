@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -108,7 +109,9 @@ class Engine:
                 drawn = decode(*given, self.config)
             return drawn.ids, drawn.mask
 
-        return Completions(*self._in_order(self.sampling_budget.run(groups, run), range(len(noise))))
+        with _current(self.device):
+            done = self.sampling_budget.run(groups, run)
+        return Completions(*self._in_order(done, range(len(noise))))
 
     def score(
         self,
@@ -147,11 +150,16 @@ class Engine:
                 score_groups, self.trunk, vocabulary, parts, temperature, config.shared_attention, grammar.forced
             )
             if several and torch.is_grad_enabled():
-                again: LogProbs = checkpoint(work, use_reentrant=False, context_fn=self._recompute_contexts)
+                # given a tensor, torch also keeps the random state of its device, of which dropout is drawn again
+                again: LogProbs = checkpoint(
+                    lambda _: work(), vocabulary.ids, use_reentrant=False, context_fn=self._recompute_contexts
+                )
                 return again
             return work()
 
-        return LogProbs(*self._in_order(self.scoring_budget.run(groups, run), row_of))
+        with _current(self.device):
+            done = self.scoring_budget.run(groups, run)
+        return LogProbs(*self._in_order(done, row_of))
 
     @torch.no_grad()
     def cache_bytes(self, grammar: Grammar) -> tuple[int, int]:
@@ -171,3 +179,11 @@ class Engine:
             torch.cat([nn.functional.pad(part, (0, length - part.shape[1])) for part in field])[index]
             for field in zip(*parts, strict=True)
         ]
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the current one: to empty its cache while it is not would free what is still in use.
+
+    With ``expandable_segments``, that is (pytorch#196258).
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from swirl_lightning.engine.out_of_memory import ran_out
+
 _CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _CUDA = torch.ops.aten._scaled_dot_product_flash_attention
@@ -109,9 +111,9 @@ def kernel(device: torch.device, dtype: torch.dtype, size: int) -> Kernel:
     try:
         if not (error := _error(FLASH[device.type], device, dtype, size)) <= 16 * torch.finfo(dtype).eps:  # or NaN
             raise RuntimeError(f"it is off by {error:.1e}")
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if ran_out(error):
+            raise
         reason = str(error).partition("\n")[0]
         warnings.warn(
             f"torch's flash attention cannot be used on {device} with {dtype} and heads of {size} ({reason}): "
@@ -120,6 +122,15 @@ def kernel(device: torch.device, dtype: torch.dtype, size: int) -> Kernel:
         )
         return PRODUCTS
     return FLASH[device.type]
+
+
+def leave_out_cudnn() -> None:
+    """Have ``F.scaled_dot_product_attention`` choose another kernel than cuDNN's, for the process.
+
+    torch prefers cuDNN's on Hopper and Blackwell. With a mask some of its gradients are NaN (pytorch#196678), and it
+    makes a plan for each new shape, of which prompts of all lengths have many.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @torch.no_grad()
