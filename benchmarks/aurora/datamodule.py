@@ -17,6 +17,7 @@ from swirl_lightning.benchmarks.image_suite import ImageSuite
 from swirl_lightning.data.image_records import ImageRecord, ImageTransitions, clip_of
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import SkippedRecords, records, stays_inside
+from swirl_lightning.data.token_cache import exactly
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.metrics.bert_score import BASELINES, BERTScore
 from swirl_lightning.metrics.text import RougeL
@@ -259,7 +260,8 @@ class Aurora(ImageSuite):
 
     def _latents(self, images: Sequence[Image.Image]) -> Tensor:
         module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        return module.backbone.latents(images, module.device)
+        with exactly(module.device):
+            return module.backbone.latents(images, module.device)
 
 
 def _words(entry: Mapping[str, Any]) -> str:

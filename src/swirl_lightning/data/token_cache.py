@@ -96,7 +96,7 @@ class StateTokens:
             if key not in found:
                 missing.setdefault(key, state)
         if missing:
-            with _exactly(device):
+            with exactly(device):
                 encoded = self._backbone.encode_states(list(missing.values()), device)
             found.update(zip(missing, (np.array(ids, np.int32) for ids in encoded), strict=True))
             if self._folder is not None:
@@ -170,8 +170,8 @@ def state_key(state: State) -> bytes:
 
 
 @contextmanager
-def _exactly(device: torch.device) -> Iterator[None]:
-    """Compute without autocast, TF32 and bfloat16 for float32: nearest codes are sensitive to rounding.
+def exactly(device: torch.device) -> Iterator[None]:
+    """Compute codes of images without autocast, TF32 and bfloat16 for float32: nearest codes are sensitive to rounding.
 
     What is kept must depend neither on the Trainer's precision nor on the device. The switches are the process's.
     """
