@@ -50,6 +50,10 @@ class CollapseWatch(Callback):
         self._first: dict[str, float] = {}
         self._seen: list[tuple[int, int]] = []  # (hash, length) of each action of this phase and rank
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier run; what a checkpoint holds is loaded after this."""
+        self._first, self._seen = {}, []
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
         self._seen = []

@@ -41,6 +41,10 @@ class HeldOutStates(EvaluationListener):
         self._rows: list[tuple[str, list[State]]] = []  # name of the weights, and their predictions
         self._now: dict[str, list[tuple[Transition, State]]] = {}  # by mode
 
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Begin with new rows."""
+        self._rows = []
+
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Listen to the evaluator."""
         self._now = {}

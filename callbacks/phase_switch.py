@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,7 +26,7 @@ class PhaseSwitch(Callback):
     At the start of a phase it refreshes the frozen adapters, clears the optimiser's state and starts a new
     learning-rate curve. The training ends with the schedule, or with ``max_epochs`` if that comes first.
     The epoch determines the phase, and a checkpoint holds the phase that has begun. So a run resumed from any
-    checkpoint ends with the weights of a run that was never stopped.
+    checkpoint ends with the weights of a run that was never stopped. A ``fast_dev_run`` has an epoch of each phase.
 
     Args:
         warmup_epochs: epochs of SFT on labelled triples; 0 starts with RL.
@@ -55,13 +55,18 @@ class PhaseSwitch(Callback):
         iterations: int | None = None,
         refresh_references: bool = True,
     ) -> None:
-        self.schedule = PhaseSchedule(warmup_epochs, tuple(phases), iterations)
+        self.schedule = self._given = PhaseSchedule(warmup_epochs, tuple(phases), iterations)
         self.refresh_references = refresh_references
         self._begun: int | None = None  # the epoch whose phase began last
         self._after_last_batch = False  # whether the run goes on from an epoch's last batch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the schedule to the module, and make the trainer reload its data with each phase."""
+        if stage == "fit":
+            self._begun, self._after_last_batch = None, False
+            self.schedule = self._given
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self._run_each_phase_once(trainer)
         pl_module.schedule = self.schedule  # type: ignore[assignment]
         pl_module.scheduled = True  # type: ignore[assignment]
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
@@ -77,6 +82,13 @@ class PhaseSwitch(Callback):
                 raise TypeError(f"{told}: fit on a TransitionDataModule, not {type(data).__name__}")
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._check_warmups(data, pl_module)
+
+    def _run_each_phase_once(self, trainer: Trainer) -> None:
+        """Let a development run go through all phases; Lightning would end it with the first epoch."""
+        given, loop = self._given, trainer.fit_loop
+        iterations = 1 if given.iterations is None else min(1, given.iterations)
+        self.schedule = replace(given, warmup_epochs=min(1, given.warmup_epochs), iterations=iterations)
+        loop.max_epochs, loop.epoch_loop.max_steps = self.schedule.epochs, -1
 
     def _check_warmups(self, data: TransitionDataModule, pl_module: Any) -> None:
         """Check, before the model loads, that the warm-up of each learning rate fits into its phase."""

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     EMAWeightAveraging,
@@ -21,9 +22,11 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from PIL import Image
 from torch.optim.lr_scheduler import StepLR
 
+from support.random_state import RandomState
 from support.swirl import CONSTANT, SGD, build, snapshot, trainer
 from support.trainers import quiet_trainer
 from support.world import Digits
+from swirl_lightning import SWIRL
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.training import trainer_checks
 from swirl_lightning.training.trainer_checks import check_optimizer, check_strategy
@@ -197,3 +200,55 @@ def test_states_of_another_kind_are_refused_before_the_base_loads(gemma_path, tm
     with pytest.raises(ValueError, match=told):
         trainer(tmp_path).fit(module, Pictures(size=8, batch_size=8))
     assert module.model is None
+
+
+def test_parameters_beside_the_adapters_are_refused(gemma_path, tmp_path):
+    """A checkpoint would not hold them, and ranks would train them apart."""
+
+    class Headed(SWIRL):
+        def configure_model(self):
+            super().configure_model()
+            self.head = torch.nn.Linear(2, 2)
+
+        def configure_optimizers(self):
+            found = super().configure_optimizers()
+            found["optimizer"].add_param_group({"params": self.head.parameters()})
+            return found
+
+    with pytest.raises(ValueError, match=r"2 parameters beside the adapters \(head.weight, head.bias\)"):
+        trainer(tmp_path).fit(Headed(build(gemma_path).backbone), Digits(size=8, batch_size=8))
+
+
+def test_what_a_failed_resume_has_read_does_not_enter_the_next_fit(gemma_path, tmp_path):
+    class Fails(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            raise KeyError("once")
+
+    data, module = Digits(size=8, batch_size=8), build(gemma_path)
+    first = trainer(tmp_path, max_epochs=1)
+    first.fit(module, data)
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(KeyError, match="once"):
+        trainer(tmp_path, callbacks=[Fails()], max_epochs=2).fit(module, data, ckpt_path=tmp_path / "a.ckpt")
+    watch = RandomState()
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    trainer(tmp_path, callbacks=[watch], max_epochs=1).fit(module, data)
+    assert torch.equal(watch.seen, before)
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_an_evaluation_without_a_data_module_of_ours_is_refused_before_the_base_loads(gemma_path, tmp_path, command):
+    module = build(gemma_path)
+    with pytest.raises(TypeError, match="give one as datamodule, not NoneType or dataloaders"):
+        getattr(trainer(tmp_path), command)(module, dataloaders=Digits(size=2).test_dataloader())
+    assert module.model is None
+
+
+def test_a_refused_finder_leaves_the_trainer_usable(gemma_path, tmp_path):
+    """A Tuner puts its own among the callbacks, and takes it out only where it ends well."""
+    run = trainer(tmp_path, callbacks=[LearningRateFinder()], max_epochs=1)
+    with pytest.raises(ValueError, match="LearningRateFinder"):
+        run.fit(build(gemma_path), Digits(size=8, batch_size=8))
+    run.fit(build(gemma_path), Digits(size=8, batch_size=8))
+    assert run.global_step == 1

@@ -132,16 +132,14 @@ class SWIRL(PretrainedModule):
         self.policy_sampling = {Role.FWM: fwm_sampling or rollouts, Role.IDM: idm_sampling or rollouts}
         if any(config.temperature == 0 for config in (sampling, *self.policy_sampling.values())):
             raise ValueError("the temperature of rollouts must be above 0: a group of equal rollouts teaches nothing")
-        self.anchor_weight, self.labelled_weight = anchor_weight, labelled_weight
         if bootstrap_labels not in ("online", "once"):
             raise ValueError(f"bootstrap_labels must be 'online' or 'once', got {bootstrap_labels!r}")
-        self.bootstrap_labels = bootstrap_labels
-        self.idm_state_noise, self.seed = idm_state_noise, global_seed() if seed is None else seed
+        self.anchor_weight, self.labelled_weight, self.idm_state_noise = anchor_weight, labelled_weight, idm_state_noise
+        self.bootstrap_labels, self.seed = bootstrap_labels, global_seed() if seed is None else seed
         check_ranges(
             "model", vars(self), idm_state_noise="[0, 1)", anchor_weight="[0, inf)", labelled_weight="[0, inf)"
         )
-        self.schedule = PhaseSchedule()
-        self.scheduled = False  # PhaseSwitch hands its own schedule over
+        self.schedule, self.scheduled = PhaseSchedule(), False  # PhaseSwitch hands its own over
         self.tokens_seen = 0
         self._finite = FiniteCheck(self)
         self._denominator, self._metrics = SharedDenominator(), StepMetrics()
@@ -348,6 +346,7 @@ class SWIRL(PretrainedModule):
         """Refuse settings that cannot be trained, before the base is loaded; set up the allocator on CPUs."""
         if stage == "fit":
             checks.check_fit(self)
+            self._resumed = None  # of a fit that failed before its training began
         super().setup(stage)
         checks.check_trainer(self.trainer)
         checks.check_precision(str(self.trainer.precision), self.backbone)
@@ -387,6 +386,7 @@ class SWIRL(PretrainedModule):
         for part in (self._denominator, self._metrics, self._finite, self._updates, self._rollouts, self.known_tokens):
             part.clear()  # of a fit that was stopped within a step
         states_of(self)  # refused before the work is done
+        checks.check_parameters(self.trainer.optimizers, self)
         if (state := self._resumed) is not None:
             with ckpt.as_written("the rollouts, summed gradients or random states"):
                 own = state["updates"][self.trainer.global_rank] if any(state["updates"]) else {}

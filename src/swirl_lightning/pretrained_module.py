@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from swirl_lightning.backbones.base import Backbone
 from swirl_lightning.checkpoints import state as ckpt
 from swirl_lightning.checkpoints.fit import check_fits
+from swirl_lightning.checkpoints.learned import leave_out_objects
 from swirl_lightning.checkpoints.loops import forget_foreign_files
 from swirl_lightning.checkpoints.restore import restore
 from swirl_lightning.checkpoints.shared import is_shared, separate
@@ -64,6 +65,7 @@ class PretrainedModule(WorldModelModule):
 
         A checkpoint is later than the one that its run went on from, even where a clock was put back.
         """
+        leave_out_objects(checkpoint)
         self._written = max(time.time(), self._written + 0.001)
         checkpoint["swirl"] = {
             "written": self._written,

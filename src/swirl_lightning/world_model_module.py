@@ -78,14 +78,18 @@ class WorldModelModule(LightningModule):
 
         Raises:
             ValueError: they are texts, and the backbone reads images, or the other way.
+            TypeError: an evaluation's data are no TransitionDataModule, which makes its metrics.
         """
         data = getattr(self.trainer, "datamodule", None)
         backbone = self.backbone
+        if stage in ("validate", "test") and not isinstance(data, TransitionDataModule):
+            told = "a TransitionDataModule makes the metrics of an evaluation"
+            raise TypeError(f"{told}: give one as datamodule, not {type(data).__name__} or dataloaders")
         if isinstance(data, TransitionDataModule):
             for split, row in zip(data.splits_needed(stage), data.sample(stage, most=1), strict=False):
                 backbone.check_kind(row.before, f"the split {split!r} (record {row.id!r})")
-        if backbone.open_lengths and not backbone.chosen_lengths and isinstance(data, TransitionDataModule):
-            backbone.set_lengths(backbone.measure_lengths(data.sample(stage)))
+            if backbone.needs_lengths:
+                backbone.set_lengths(backbone.measure_lengths(data.sample(stage)), of_evaluation=stage != "fit")
 
     def configure_model(self) -> None:
         """Load the base once and put the adapters on it."""

@@ -3,7 +3,7 @@ import torch
 from lightning.pytorch import Callback
 
 from support.runs import Model
-from support.swirl import build
+from support.swirl import build, trainer
 from support.trainers import quiet_trainer
 from support.world import Digits
 from swirl_lightning.callbacks import PhaseSwitch
@@ -138,3 +138,23 @@ def test_each_phase_begins_without_the_moments_of_the_last(gemma_path, tmp_path)
     )
     assert [phase for phase, place, _ in moments.seen if place == 0] == ["warmup", "fwm", "idm", "fwm", "idm"]
     assert all((count == 0) == (place == 0) for _, place, count in moments.seen)
+
+
+class Phases(Callback):
+    """The phase of each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.seen.append(str(pl_module.phase.name))
+
+
+def test_a_development_run_has_a_step_of_each_phase(gemma_path, tmp_path):
+    """Lightning would end it with the warm-up. The schedule of a run after it is whole again."""
+    switch, watch, data = PhaseSwitch(warmup_epochs=4), Phases(), Digits(size=16, batch_size=8)
+    trainer(tmp_path, switch, [watch], fast_dev_run=True).fit(build(gemma_path), data)
+    assert watch.seen == ["warmup", "fwm", "idm"]
+    trainer(tmp_path, switch, [watch], max_epochs=1, limit_train_batches=1).fit(build(gemma_path), data)
+    assert switch.schedule == PhaseSchedule(4)
+    assert watch.seen[3:] == ["warmup"]

@@ -46,6 +46,14 @@ def test_cells_cannot_break_the_table(tmp_path):
 
 
 # ---- CollapseWatch -----------------------------------------------------------------------------------
+def test_a_second_run_of_a_callback_is_not_judged_by_the_first(tmp_path):
+    watch = CollapseWatch()
+    fit(tmp_path / "a", [watch])
+    watch.load_state_dict(watch.state_dict() | {"first": {"fwm": 2.0}})
+    fit(tmp_path / "b", [watch])
+    assert watch.state_dict()["first"]["fwm"] <= 1
+
+
 def test_figures_of_the_actions(tmp_path):
     found = fit(tmp_path, [CollapseWatch()])
     # idm: 2 batches x 4 pairs, of which the first of 3 actions counts; 2 are different

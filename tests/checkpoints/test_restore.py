@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 
 from support.cli import here, longer_config
+from support.random_state import RandomState
 from support.swirl import equal
 from support.tiny import gemma_folder, text_backbone
 from support.tiny_liquid import liquid_folder, vqgan
@@ -23,6 +23,7 @@ from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.callbacks import PhaseSwitch
 from swirl_lightning.checkpoints.fit import check_fits
 from swirl_lightning.prompts import PromptTemplates
+from swirl_lightning.transition import Transition
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +213,9 @@ def test_lengths_left_to_the_data_come_from_the_checkpoint(gemma_path, tmp_path,
             return [replace(row, before=f"{row.before}{'.' * (n == 3)}", action=words) for n, row in enumerate(rows)]
 
     module = SWIRL(TextLLM(str(gemma_path), dtype="float32"), lora=AdapterConfig(r=4))
+    quiet_trainer(tmp_path).test(module, Growing(size=2), verbose=False)  # its lengths are no training's
+    assert module.backbone.chosen_lengths == {"max_state_tokens": 3, "max_action_tokens": 11}
+    caplog.clear()
     trainer = quiet_trainer(tmp_path, PhaseSwitch(1, iterations=0), max_epochs=-1, limit_val_batches=0)
     with caplog.at_level("INFO"):
         trainer.fit(module, Growing(size=8, batch_size=8))
@@ -235,6 +239,47 @@ def test_lengths_left_to_the_data_come_from_the_checkpoint(gemma_path, tmp_path,
     assert SWIRL(TextLLM(str(gemma_path))).backbone.max_state_tokens == 1024  # where nothing tells
 
 
+class Kept(SWIRL):
+    """A subclass that keeps its arguments, as modules of Lightning do."""
+
+    def __init__(self, extra=1, **options):
+        super().__init__(**options)
+        self.save_hyperparameters()
+
+
+class KeptDigits(Digits):
+    def __init__(self, rows=None, **options):
+        super().__init__(**options)
+        self.save_hyperparameters()
+
+
+def test_hyperparameters_that_are_objects_leave_a_checkpoint_readable(gemma_path, tmp_path):
+    """Lightning puts them there as they are, and a checkpoint is read without code."""
+
+    def module():
+        return Kept(extra=3, backbone=TextLLM(str(gemma_path), dtype="float32"), lora=AdapterConfig(r=4))
+
+    def trainer(epochs):
+        return quiet_trainer(tmp_path, PhaseSwitch(epochs, iterations=0), max_epochs=-1, limit_val_batches=0)
+
+    data = KeptDigits(rows=[Transition("1", "2")], size=8, batch_size=8)
+    first, path = trainer(1), tmp_path / "kept.ckpt"
+    first.fit(module(), data)
+    first.save_checkpoint(path)
+    kept = saved(path)
+    assert kept["hyper_parameters"] == {"extra": 3}
+    assert kept["datamodule_hyper_parameters"] == {"size": 8, "batch_size": 8}
+    assert Kept.load_from_checkpoint(path, backbone=TextLLM(str(gemma_path), dtype="float32")).predict_action("1", "2")
+    again = trainer(2)
+    again.fit(module(), data, ckpt_path=path)
+    assert again.current_epoch == 2
+
+
+def test_arguments_of_lightning_that_have_no_place_here_are_named(last):
+    with pytest.raises(TypeError, match="has no hparams_file and no strict: all of the adapters"):
+        SWIRL.load_from_checkpoint(last, strict=False, hparams_file="hparams.yaml")
+
+
 def test_map_location_says_where_the_module_is(last, monkeypatch):
     asked = []
     load = torch.load
@@ -248,13 +293,6 @@ def test_map_location_says_where_the_module_is(last, monkeypatch):
     assert asked[-1] == ("cpu", True)
     with pytest.raises(RuntimeError, match="no-such-device"):
         SWIRL.load_from_checkpoint(last, map_location="no-such-device")
-
-
-class RandomState(Callback):
-    """State of torch's generator when the first epoch begins."""
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        self.seen = torch.get_rng_state()
 
 
 def test_what_is_loaded_trains_as_a_run_of_its_own(run, tmp_path):

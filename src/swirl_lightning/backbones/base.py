@@ -94,6 +94,7 @@ class Backbone(ABC):
         self.cuda_graphs = cuda_graphs
         self.speculative = speculative
         self.chosen_lengths: dict[str, int] = {}
+        self._of_evaluation = False  # whether these are of data that are not trained on
         self._warned: set[str] = set()
 
     # ---- the model -------------------------------------------------------------------------------
@@ -215,8 +216,19 @@ class Backbone(ABC):
         """Return a value from data for each of ``open_lengths`` that they can tell."""
         return {}
 
-    def set_lengths(self, lengths: Mapping[str, int]) -> None:
-        """Set those of ``open_lengths`` that are among the given ones, and keep them in ``chosen_lengths``."""
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether ``open_lengths`` are to be measured: not once a training or its checkpoint has set them."""
+        return bool(self.open_lengths) and (self._of_evaluation or not self.chosen_lengths)
+
+    def set_lengths(self, lengths: Mapping[str, int], of_evaluation: bool = False) -> None:
+        """Set those of ``open_lengths`` that are among the given ones, and keep them in ``chosen_lengths``.
+
+        Args:
+            lengths: by name.
+            of_evaluation: they were measured on data of an evaluation; a training measures its own.
+        """
+        self._of_evaluation = of_evaluation or (self._of_evaluation and not lengths)
         self.chosen_lengths |= {name: value for name, value in lengths.items() if name in self.open_lengths}
         for name, value in self.chosen_lengths.items():
             setattr(self, name, value)

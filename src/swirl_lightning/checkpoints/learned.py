@@ -1,10 +1,11 @@
-"""What learners and rewards have learnt, in checkpoints: plain values alone, for nothing else is read from a file."""
+"""What classes of the user add to checkpoints: plain values alone, for nothing else is read from a file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -36,6 +37,20 @@ def plain(value: Any, of: str) -> Any:
         f"{of} holds a {type(value).__module__}.{type(value).__qualname__}, and checkpoints are read without code: "
         "use tensors, numbers, texts, lists and dictionaries alone (float(x) of a NumPy number, x.value of an enum)"
     )
+
+
+def leave_out_objects(checkpoint: dict[str, Any]) -> None:
+    """Leave out of a checkpoint the hyperparameters that Lightning has put there and that could not be read again.
+
+    ``save_hyperparameters()`` takes whole objects, such as the backbone. Nothing is built from them here.
+    """
+    for kind in (LightningModule, LightningDataModule):
+        checkpoint.pop(kind.CHECKPOINT_HYPER_PARAMS_TYPE, None)
+        for name, value in list(checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {}).items()):
+            try:
+                checkpoint[kind.CHECKPOINT_HYPER_PARAMS_KEY][name] = plain(value, name)
+            except ValueError:
+                del checkpoint[kind.CHECKPOINT_HYPER_PARAMS_KEY][name]
 
 
 def states_of(module: Any) -> dict[str, Any]:

@@ -31,6 +31,11 @@ def restore(
     cls: type[Module], path: str | Path, map_location: Any, config_path: str | Path | None, arguments: dict[str, Any]
 ) -> Module:
     """Load a module: see :meth:`swirl_lightning.SWIRL.load_from_checkpoint`."""
+    if foreign := sorted({"strict", "weights_only", "hparams_file"} & arguments.keys()):
+        raise TypeError(
+            f"load_from_checkpoint has no {' and no '.join(foreign)}: all of the adapters and no code is loaded, and "
+            "settings come from config_path or the constructor's arguments"
+        )
     check_file(path)
     checkpoint = load_torch(path, map_location)
     if config_path is not None:

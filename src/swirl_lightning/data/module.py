@@ -241,11 +241,12 @@ class TransitionDataModule(LightningDataModule, ABC):
                 cure = "; to train without it set trainer.limit_val_batches to 0" if name == "validation" else ""
                 raise ValueError(f"{type(self).__name__}: the split {name!r} is empty{cure}")
             known = rows if isinstance(rows, list) else []  # others read their records when they are accessed
+            if known and not isinstance(known[0], Transition):
+                raise TypeError(f"{type(self).__name__}.load_split gave a {type(known[0]).__name__}, no Transition")
             again = [f"{row!r}, {count} times" for row, count in Counter(row.id for row in known).items() if count > 1]
             if again:
-                told = f"{len(again)} ids of the split {name!r} are those of several records"
-                cure = "whose rollouts would be drawn alike: give each its own"
-                raise ValueError(f"{type(self).__name__}: {told}, {cure}:{first(again)}")
+                told = f"{len(again)} ids of the split {name!r} are of several records, whose rollouts would be drawn"
+                raise ValueError(f"{type(self).__name__}: {told} alike: give each its own:{first(again)}")
             bare = [row.id for row in known if row.after is None]
             if bare and name in ("warmup", "state_only"):
                 told = f"{len(bare)} of {len(rows)} records of the split {name!r} have no state after"

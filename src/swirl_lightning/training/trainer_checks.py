@@ -142,6 +142,27 @@ def check_optimizer(build: Callable[[Any], torch.optim.Optimizer], groups: int, 
         )
 
 
+def check_parameters(optimizers: Sequence[torch.optim.Optimizer], module: Any) -> None:
+    """Refuse parameters of a subclass beside the adapters, which alone checkpoints hold and ranks agree on.
+
+    Args:
+        optimizers: of the training.
+        module: has the adapters.
+
+    Raises:
+        ValueError: an optimiser has others.
+    """
+    known = {id(p) for name in module.adapters.names for p in module.adapters.parameters(name)}
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]} - known
+    if held:
+        names = [name for name, p in module.named_parameters() if id(p) in held]
+        raise ValueError(
+            f"the optimiser has {len(held)} parameters beside the adapters ({', '.join(names[:5])}): checkpoints hold "
+            "the adapters alone, and so does what DDP reduces. Keep what else is trained in a learner or a reward with "
+            "a state_dict (docs/own_learner.md)"
+        )
+
+
 def check_seeds(parts: Mapping[str, Any]) -> None:
     """Refuse ranks with seeds of their own: shares of the data would overlap, and rollouts differ. Collective.
 
@@ -196,6 +217,7 @@ def check_callbacks(trainer: Trainer) -> None:
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, _OF_ONE_PHASE):
+            trainer.callbacks.remove(callback)  # type: ignore[attr-defined]  # a Tuner leaves its own there
             raise ValueError(
                 f"trainer.callbacks: {type(callback).__name__} cannot train adapters in phases, each with its own "
                 "optimiser settings: remove it (rates are set by model.optim, memory by max_tokens_per_forward)"
