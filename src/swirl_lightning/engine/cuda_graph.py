@@ -50,7 +50,7 @@ class CapturedTrunk:
                 self._capture(fixed)
             except RuntimeError as error:
                 self._graph = None
-                if ran_out(error):  # the caller goes on with fewer rows
+                if _ran_out(error):  # the caller goes on with fewer rows
                     raise torch.OutOfMemoryError(str(error)) from error
                 _REFUSED.add(self._trunk)
                 warnings.warn(f"decode steps are not replayed as CUDA graphs: {error}", stacklevel=2)
@@ -111,3 +111,10 @@ def _no_waiting() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+def _ran_out(error: BaseException | None) -> bool:
+    """Tell whether memory ran out, be it that the end of the capture failed after it, with an error of its own."""
+    while error is not None and not ran_out(error):
+        error = error.__context__
+    return error is not None

@@ -8,12 +8,7 @@ _MESSAGES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_S
 """Of errors that are not of torch's allocator: graphs, and libraries with memory of their own."""
 
 
-def ran_out(error: BaseException | None) -> bool:
-    """Tell whether memory ran out, be it that a later error, of the end of a capture for example, took its place."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-        if isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES):
-            return True
-        error = error.__context__
-    return False
+def ran_out(error: BaseException) -> bool:
+    """Tell whether it is one of them."""
+    told = isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
+    return told or isinstance(error, torch.OutOfMemoryError)
