@@ -51,8 +51,9 @@ class CollapseWatch(Callback):
         self._seen: list[tuple[int, int]] = []  # (hash, length) of each action of this phase and rank
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier run; what a checkpoint holds is loaded after this."""
-        self._first, self._seen = {}, []
+        """Forget an earlier run where a training begins; what a checkpoint holds is loaded after this."""
+        if stage == "fit" and trainer.current_epoch == 0:
+            self._first, self._seen = {}, []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""

@@ -42,8 +42,9 @@ class HeldOutStates(EvaluationListener):
         self._now: dict[str, list[tuple[Transition, State]]] = {}  # by mode
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Begin with new rows."""
-        self._rows = []
+        """Begin with new rows where a training begins."""
+        if stage == "fit" and trainer.current_epoch == 0:
+            self._rows = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Listen to the evaluator."""

@@ -62,10 +62,10 @@ class PhaseSwitch(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the schedule to the module, and make the trainer reload its data with each phase."""
+        self.schedule = self._given
         if stage == "fit":
             self._begun, self._after_last_batch = None, False
-            self.schedule = self._given
-            if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if trainer.fast_dev_run and not trainer.ckpt_path:  # type: ignore[attr-defined]
                 self._run_each_phase_once(trainer)
         pl_module.schedule = self.schedule  # type: ignore[assignment]
         pl_module.scheduled = True  # type: ignore[assignment]
@@ -85,10 +85,14 @@ class PhaseSwitch(Callback):
 
     def _run_each_phase_once(self, trainer: Trainer) -> None:
         """Let a development run go through all phases; Lightning would end it with the first epoch."""
-        given, loop = self._given, trainer.fit_loop
-        iterations = 1 if given.iterations is None else min(1, given.iterations)
-        self.schedule = replace(given, warmup_epochs=min(1, given.warmup_epochs), iterations=iterations)
-        loop.max_epochs, loop.epoch_loop.max_steps = self.schedule.epochs, -1
+        self.schedule = replace(self._given, warmup_epochs=min(1, self._given.warmup_epochs))
+        phases = 0 if self.schedule.iterations == 0 else len(self.schedule.phases)
+        trainer.fit_loop.max_epochs = self.schedule.warmup_epochs + phases
+        trainer.fit_loop.epoch_loop.max_steps = -1
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what was cut for a development run: data read the schedule before the next setup."""
+        self.schedule = self._given
 
     def _check_warmups(self, data: TransitionDataModule, pl_module: Any) -> None:
         """Check, before the model loads, that the warm-up of each learning rate fits into its phase."""

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.tuner import Tuner
 from PIL import Image
 from torch.optim.lr_scheduler import StepLR
 
@@ -202,7 +203,7 @@ def test_states_of_another_kind_are_refused_before_the_base_loads(gemma_path, tm
     assert module.model is None
 
 
-def test_parameters_beside_the_adapters_are_refused(gemma_path, tmp_path):
+def test_parameters_beside_the_adapters_are_refused(gemma_path, tmp_path, monkeypatch):
     """A checkpoint would not hold them, and ranks would train them apart."""
 
     class Headed(SWIRL):
@@ -215,8 +216,11 @@ def test_parameters_beside_the_adapters_are_refused(gemma_path, tmp_path):
             found["optimizer"].add_param_group({"params": self.head.parameters()})
             return found
 
-    with pytest.raises(ValueError, match=r"2 parameters beside the adapters \(head.weight, head.bias\)"):
-        trainer(tmp_path).fit(Headed(build(gemma_path).backbone), Digits(size=8, batch_size=8))
+    data = Digits(size=8, batch_size=8)
+    with pytest.raises(ValueError, match=r"2 parameters beside the adapters: head.weight, head.bias\."):
+        trainer(tmp_path).fit(Headed(build(gemma_path).backbone), data)
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda layer: layer.requires_grad_(False))
+    trainer(tmp_path, max_epochs=1).fit(Headed(build(gemma_path).backbone), data)  # frozen ones are trained by nobody
 
 
 def test_what_a_failed_resume_has_read_does_not_enter_the_next_fit(gemma_path, tmp_path):
@@ -238,17 +242,36 @@ def test_what_a_failed_resume_has_read_does_not_enter_the_next_fit(gemma_path, t
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
-def test_an_evaluation_without_a_data_module_of_ours_is_refused_before_the_base_loads(gemma_path, tmp_path, command):
-    module = build(gemma_path)
+def test_an_evaluation_without_a_data_module_of_ours_is_refused(gemma_path, tmp_path, command):
     with pytest.raises(TypeError, match="give one as datamodule, not NoneType or dataloaders"):
-        getattr(trainer(tmp_path), command)(module, dataloaders=Digits(size=2).test_dataloader())
-    assert module.model is None
+        getattr(trainer(tmp_path, limit_val_batches=1), command)(
+            build(gemma_path), dataloaders=Digits(size=2).test_dataloader()
+        )
 
 
-def test_a_refused_finder_leaves_the_trainer_usable(gemma_path, tmp_path):
-    """A Tuner puts its own among the callbacks, and takes it out only where it ends well."""
-    run = trainer(tmp_path, callbacks=[LearningRateFinder()], max_epochs=1)
+def test_attention_leaves_out_the_kernel_whose_gradients_may_be_nan(gemma_path):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    build(gemma_path).configure_model()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_rows_that_are_no_transitions_are_named(gemma_path, tmp_path):
+    class Dicts(Digits):
+        def load_split(self, split):
+            return [{"before": "1", "after": "2", "action": "inc"}]
+
+    with pytest.raises(TypeError, match=r"Dicts.load_split gave a dict, no Transition"):
+        trainer(tmp_path).fit(build(gemma_path), Dicts())
+
+
+def test_a_refused_finder_of_a_tuner_leaves_the_trainer_usable(gemma_path, tmp_path):
+    """A Tuner takes its own out of the callbacks only where it ends well; a user's is refused each time."""
+    run, data = trainer(tmp_path, max_epochs=1), Digits(size=8, batch_size=8)
     with pytest.raises(ValueError, match="LearningRateFinder"):
-        run.fit(build(gemma_path), Digits(size=8, batch_size=8))
-    run.fit(build(gemma_path), Digits(size=8, batch_size=8))
+        Tuner(run).lr_find(build(gemma_path), data)
+    run.fit(build(gemma_path), data)
     assert run.global_step == 1
+    run = trainer(tmp_path, callbacks=[LearningRateFinder()], max_epochs=1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="LearningRateFinder"):
+            run.fit(build(gemma_path), data)

@@ -95,7 +95,8 @@ class PretrainedModule(WorldModelModule):
             rank_zero_warn(f"the adapters were trained with another prompt than {' and '.join(other)} gives")
         if not self.shared_weights and is_shared(checkpoint):
             separate(checkpoint)
-        self.backbone.set_lengths(ckpt.chosen_lengths(state))
+        if lengths := ckpt.chosen_lengths(state):
+            self.backbone.set_lengths(lengths)
         if self._trainer is not None:
             forget_foreign_files(checkpoint.get("callbacks", {}), self.trainer.checkpoint_callbacks)
         self.label = state["label"]

@@ -78,18 +78,15 @@ class WorldModelModule(LightningModule):
 
         Raises:
             ValueError: they are texts, and the backbone reads images, or the other way.
-            TypeError: an evaluation's data are no TransitionDataModule, which makes its metrics.
         """
         data = getattr(self.trainer, "datamodule", None)
         backbone = self.backbone
-        if stage in ("validate", "test") and not isinstance(data, TransitionDataModule):
-            told = "a TransitionDataModule makes the metrics of an evaluation"
-            raise TypeError(f"{told}: give one as datamodule, not {type(data).__name__} or dataloaders")
         if isinstance(data, TransitionDataModule):
             for split, row in zip(data.splits_needed(stage), data.sample(stage, most=1), strict=False):
                 backbone.check_kind(row.before, f"the split {split!r} (record {row.id!r})")
             if backbone.needs_lengths:
-                backbone.set_lengths(backbone.measure_lengths(data.sample(stage)), of_evaluation=stage != "fit")
+                backbone.set_lengths(backbone.measure_lengths(data.sample(stage)))
+                backbone.lengths_of_evaluation = stage != "fit"  # then a training measures its own
 
     def configure_model(self) -> None:
         """Load the base once and put the adapters on it."""
@@ -223,8 +220,16 @@ class WorldModelModule(LightningModule):
 
     # ---- evaluation ------------------------------------------------------------------------------
     def on_validation_epoch_start(self) -> None:
-        """Begin with new metrics."""
-        self.evaluator.start(self.trainer.datamodule, self.device)  # type: ignore[attr-defined]
+        """Begin with new metrics.
+
+        Raises:
+            TypeError: the data make none, as a TransitionDataModule does.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "state_metrics"):
+            told = "a TransitionDataModule makes the metrics of an evaluation"
+            raise TypeError(f"{told}: give one as datamodule, not {type(data).__name__} or dataloaders")
+        self.evaluator.start(data, self.device)
 
     on_test_epoch_start = on_validation_epoch_start
 

@@ -155,6 +155,11 @@ def test_a_development_run_has_a_step_of_each_phase(gemma_path, tmp_path):
     switch, watch, data = PhaseSwitch(warmup_epochs=4), Phases(), Digits(size=16, batch_size=8)
     trainer(tmp_path, switch, [watch], fast_dev_run=True).fit(build(gemma_path), data)
     assert watch.seen == ["warmup", "fwm", "idm"]
-    trainer(tmp_path, switch, [watch], max_epochs=1, limit_train_batches=1).fit(build(gemma_path), data)
     assert switch.schedule == PhaseSchedule(4)
-    assert watch.seen[3:] == ["warmup"]
+    run, module = trainer(tmp_path, switch, [watch], max_epochs=6, limit_train_batches=1), build(gemma_path)
+    run.validate(module, data, verbose=False)
+    run.fit(module, data)
+    assert watch.seen[3:] == ["warmup"] * 4 + ["fwm", "idm"]
+    watch.seen.clear()
+    trainer(tmp_path, PhaseSwitch(2, iterations=0), [watch], fast_dev_run=True).fit(build(gemma_path), data)
+    assert watch.seen == ["warmup"]

@@ -1,5 +1,7 @@
 """Action tables, collapse watch, export, throughput, hyperparameters."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning import Callback
@@ -12,6 +14,7 @@ from swirl_lightning.callbacks import (
     ActionTable,
     AdapterExport,
     CollapseWatch,
+    HeldOutStates,
     HyperparameterText,
     Throughput,
 )
@@ -52,6 +55,13 @@ def test_a_second_run_of_a_callback_is_not_judged_by_the_first(tmp_path):
     watch.load_state_dict(watch.state_dict() | {"first": {"fwm": 2.0}})
     fit(tmp_path / "b", [watch])
     assert watch.state_dict()["first"]["fwm"] <= 1
+    states = HeldOutStates()
+    states._rows = [("of another run", ["1"])]
+    states.setup(SimpleNamespace(current_epoch=3), None, "fit")
+    states.setup(SimpleNamespace(current_epoch=0), None, "validate")
+    assert states._rows
+    states.setup(SimpleNamespace(current_epoch=0), None, "fit")
+    assert not states._rows
 
 
 def test_figures_of_the_actions(tmp_path):

@@ -17,7 +17,7 @@ from support.tiny import gemma_folder, text_backbone
 from support.tiny_liquid import liquid_folder, vqgan
 from support.trainers import quiet_trainer
 from support.world import Digits
-from swirl_lightning import SWIRL, AdapterConfig
+from swirl_lightning import SWIRL, AdapterConfig, GRPOConfig
 from swirl_lightning.backbones import Liquid
 from swirl_lightning.backbones.text import TextLLM
 from swirl_lightning.callbacks import PhaseSwitch
@@ -215,6 +215,15 @@ def test_lengths_left_to_the_data_come_from_the_checkpoint(gemma_path, tmp_path,
     module = SWIRL(TextLLM(str(gemma_path), dtype="float32"), lora=AdapterConfig(r=4))
     quiet_trainer(tmp_path).test(module, Growing(size=2), verbose=False)  # its lengths are no training's
     assert module.backbone.chosen_lengths == {"max_state_tokens": 3, "max_action_tokens": 11}
+    state_only = quiet_trainer(
+        tmp_path, PhaseSwitch(0, phases=["fwm"], iterations=1), max_epochs=-1, limit_val_batches=0
+    )
+    again = SWIRL(
+        TextLLM(module.backbone.name, dtype="float32"), lora=AdapterConfig(r=4), grpo=GRPOConfig(group_size=2)
+    )
+    quiet_trainer(tmp_path).test(again, Growing(size=2), verbose=False)
+    state_only.fit(again, Growing(size=8, batch_size=8))  # pairs tell no length of actions
+    assert (again.backbone.chosen_lengths, again.backbone.max_action_tokens) == ({"max_state_tokens": 4}, 64)
     caplog.clear()
     trainer = quiet_trainer(tmp_path, PhaseSwitch(1, iterations=0), max_epochs=-1, limit_val_batches=0)
     with caplog.at_level("INFO"):

@@ -185,6 +185,26 @@ def test_out_of_memory_frees_the_attempt_before_the_cache_is_emptied(monkeypatch
     assert (budget.tokens, budget.largest) == (4, 4)
 
 
+def test_a_row_that_does_not_fit_alone_and_other_errors_end_the_run():
+    def work(told):
+        def fails(batch, several):
+            raise RuntimeError(told)
+
+        return fails
+
+    with pytest.raises(torch.OutOfMemoryError, match="ALLOC_FAILED"):
+        TokenBudget().run([Group((0,), 4)], work("CUDNN_STATUS_ALLOC_FAILED"))
+    calls = []
+    try:
+        raise torch.OutOfMemoryError
+    except torch.OutOfMemoryError:  # an error while another is handled is not that other one
+        with pytest.raises(RuntimeError, match="shapes"):
+            TokenBudget().run(
+                [Group((n,), 4) for n in range(4)], lambda *given: calls.append(1) or work("shapes")(*given)
+            )
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize(("given", "gradient"), [(None, False), (16, False), (16, True)])
 def test_a_halved_budget_grows_again_to_what_it_was(given, gradient):
     """Memory that another process took may be free again; and no attempt is made at every step.

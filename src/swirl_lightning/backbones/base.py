@@ -94,7 +94,8 @@ class Backbone(ABC):
         self.cuda_graphs = cuda_graphs
         self.speculative = speculative
         self.chosen_lengths: dict[str, int] = {}
-        self._of_evaluation = False  # whether these are of data that are not trained on
+        self.lengths_of_evaluation = False
+        self._unmeasured: dict[str, int] = {}  # what open lengths are before they are set
         self._warned: set[str] = set()
 
     # ---- the model -------------------------------------------------------------------------------
@@ -219,18 +220,18 @@ class Backbone(ABC):
     @property
     def needs_lengths(self) -> bool:
         """Whether ``open_lengths`` are to be measured: not once a training or its checkpoint has set them."""
-        return bool(self.open_lengths) and (self._of_evaluation or not self.chosen_lengths)
+        return bool(self.open_lengths) and (self.lengths_of_evaluation or not self.chosen_lengths)
 
-    def set_lengths(self, lengths: Mapping[str, int], of_evaluation: bool = False) -> None:
+    def set_lengths(self, lengths: Mapping[str, int]) -> None:
         """Set those of ``open_lengths`` that are among the given ones, and keep them in ``chosen_lengths``.
 
-        Args:
-            lengths: by name.
-            of_evaluation: they were measured on data of an evaluation; a training measures its own.
+        They take the place of those of an evaluation (``lengths_of_evaluation``).
         """
-        self._of_evaluation = of_evaluation or (self._of_evaluation and not lengths)
-        self.chosen_lengths |= {name: value for name, value in lengths.items() if name in self.open_lengths}
-        for name, value in self.chosen_lengths.items():
+        self._unmeasured = self._unmeasured or {name: getattr(self, name) for name in self.open_lengths}
+        kept = {} if self.lengths_of_evaluation else self.chosen_lengths
+        self.chosen_lengths = kept | {name: value for name, value in lengths.items() if name in self.open_lengths}
+        self.lengths_of_evaluation = False
+        for name, value in (self._unmeasured | self.chosen_lengths).items():
             setattr(self, name, value)
         for grammar in ("state_grammar", "action_grammar"):  # made of them, and kept
             self.__dict__.pop(grammar, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -46,11 +47,12 @@ def leave_out_objects(checkpoint: dict[str, Any]) -> None:
     """
     for kind in (LightningModule, LightningDataModule):
         checkpoint.pop(kind.CHECKPOINT_HYPER_PARAMS_TYPE, None)
-        for name, value in list(checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {}).items()):
-            try:
-                checkpoint[kind.CHECKPOINT_HYPER_PARAMS_KEY][name] = plain(value, name)
-            except ValueError:
-                del checkpoint[kind.CHECKPOINT_HYPER_PARAMS_KEY][name]
+        kept = {}
+        for name, value in checkpoint.pop(kind.CHECKPOINT_HYPER_PARAMS_KEY, {}).items():
+            with suppress(ValueError):
+                kept[name] = plain(value, name)
+        if kept:
+            checkpoint[kind.CHECKPOINT_HYPER_PARAMS_KEY] = kept
 
 
 def states_of(module: Any) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class CapturedTrunk:
         """Run the step on ids and positions, (B, K) each; returns (B, K, H), which the next call overwrites.
 
         Raises:
-            torch.OutOfMemoryError: memory runs out in the capture or in its first replay; the next call captures again.
+            torch.OutOfMemoryError: memory runs out in the capture; the next call captures again.
         """
         if self._trunk in _REFUSED:
             return self._run(input_ids, position_ids, fixed)
@@ -58,13 +58,7 @@ class CapturedTrunk:
         self._ids.copy_(input_ids)
         self._positions.copy_(position_ids)
         assert self._graph is not None
-        try:
-            self._graph.replay()
-        except RuntimeError as error:
-            self._graph = None
-            if ran_out(error):
-                raise torch.OutOfMemoryError(str(error)) from error
-            raise
+        self._graph.replay()
         return self._hidden
 
     def _capture(self, fixed: dict[str, Any]) -> None:

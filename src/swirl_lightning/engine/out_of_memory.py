@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-_MESSAGES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-"""Of errors that are not of torch's allocator: graphs, and libraries with memory of their own."""
+_MESSAGES = ("error: out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+"""Of errors that are not of torch's allocator: CUDA's own, as of graphs, and those of cuBLAS and cuDNN."""
 
 
 def ran_out(error: BaseException) -> bool:

@@ -153,13 +153,14 @@ def check_parameters(optimizers: Sequence[torch.optim.Optimizer], module: Any) -
         ValueError: an optimiser has others.
     """
     known = {id(p) for name in module.adapters.names for p in module.adapters.parameters(name)}
-    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]} - known
-    if held:
-        names = [name for name, p in module.named_parameters() if id(p) in held]
+    held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    beside = {id(p) for p in held if p.requires_grad} - known
+    if beside:
+        names = [name for name, p in module.named_parameters() if id(p) in beside]
         raise ValueError(
-            f"the optimiser has {len(held)} parameters beside the adapters ({', '.join(names[:5])}): checkpoints hold "
-            "the adapters alone, and so does what DDP reduces. Keep what else is trained in a learner or a reward with "
-            "a state_dict (docs/own_learner.md)"
+            f"the optimiser has {len(beside)} parameters beside the adapters{': ' if names else ''}"
+            f"{', '.join(names[:5])}. Of a module's parameters checkpoints hold the adapters alone, and DDP reduces no "
+            "others. Train others in a learner or a reward that has a state_dict (docs/own_learner.md)"
         )
 
 
@@ -217,7 +218,8 @@ def check_callbacks(trainer: Trainer) -> None:
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, _OF_ONE_PHASE):
-            trainer.callbacks.remove(callback)  # type: ignore[attr-defined]  # a Tuner leaves its own there
+            if getattr(callback, "_early_exit", False):  # a Tuner's own, which it would leave there
+                trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
             raise ValueError(
                 f"trainer.callbacks: {type(callback).__name__} cannot train adapters in phases, each with its own "
                 "optimiser settings: remove it (rates are set by model.optim, memory by max_tokens_per_forward)"
