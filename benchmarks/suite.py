@@ -47,7 +47,7 @@ class Suite(TransitionDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_ranges("data", {"limit": limit}, limit="[1, inf) or null")
+        check_ranges("data", {"limit": limit}, limit="whole [1, inf) or null")
         self.data_dir = Path(data_dir)
         self.strict, self.bert, self.limit = strict, bert, limit
         self.counts: dict[str, dict[str, int]] = {}

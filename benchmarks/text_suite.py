@@ -64,7 +64,7 @@ class TextSuite(Suite):
         self.embedding = embedding
         self.split_seed = split_seed
         self.validation_episodes = validation_episodes
-        check_ranges("data", vars(self), validation_episodes="[0, inf)")
+        check_ranges("data", vars(self), validation_episodes="whole [0, inf)")
         self._parts: dict[str, list[Transition]] = {}
 
     # ---- what a suite says -----------------------------------------------------------------------

@@ -36,7 +36,7 @@ class HeldOutStates(EvaluationListener):
     """
 
     def __init__(self, count: int = 4) -> None:
-        check_ranges("HeldOutStates", {"count": count}, count="[1, inf)")
+        check_ranges("HeldOutStates", {"count": count}, count="whole [1, inf)")
         self.count = count
         self._rows: list[tuple[str, list[State]]] = []  # name of the weights, and their predictions
         self._now: dict[str, list[tuple[Transition, State]]] = {}  # by mode

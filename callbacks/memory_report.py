@@ -40,7 +40,7 @@ class MemoryReport(Callback):
     """
 
     def __init__(self, samples: int = 16) -> None:
-        check_ranges("MemoryReport", {"samples": samples}, samples="[1, inf)")
+        check_ranges("MemoryReport", {"samples": samples}, samples="whole [1, inf)")
         self.samples = samples
         self.estimate: MemoryEstimate | None = None
         self._epoch = 0  # the first that is trained

@@ -59,7 +59,7 @@ class Predictions(EvaluationListener):
     """
 
     def __init__(self, contact_sheet_rows: int = 16) -> None:
-        check_ranges("Predictions", {"contact_sheet_rows": contact_sheet_rows}, contact_sheet_rows="[0, inf)")
+        check_ranges("Predictions", {"contact_sheet_rows": contact_sheet_rows}, contact_sheet_rows="whole [0, inf)")
         self.contact_sheet_rows = contact_sheet_rows
         self.generations: GenerationStore | None = None
         self._sheet: dict[str, list[_SheetRow]] = {}  # by task

@@ -31,7 +31,7 @@ class RolloutWriter(Callback, ABC):
 
     def __init__(self, every_n_steps: int = 50, max_rows: int = 4) -> None:
         given = {"every_n_steps": every_n_steps, "max_rows": max_rows}
-        check_ranges(type(self).__name__, given, every_n_steps="[1, inf)", max_rows="[1, inf)")
+        check_ranges(type(self).__name__, given, every_n_steps="whole [1, inf)", max_rows="whole [1, inf)")
         self.every_n_steps, self.max_rows = every_n_steps, max_rows
         self._last: tuple[int, int] | None = None  # epoch and step of the last write
 

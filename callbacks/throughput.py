@@ -38,7 +38,7 @@ class Throughput(Callback):
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
-        check_ranges("Throughput", {"every_n_steps": every_n_steps}, every_n_steps="[1, inf) or null")
+        check_ranges("Throughput", {"every_n_steps": every_n_steps}, every_n_steps="whole [1, inf) or null")
         self.every_n_steps = every_n_steps
         self._time, self._pause = 0.0, 0.0
         self._tokens = self._step = 0

@@ -48,7 +48,7 @@ class TransitionImages(RolloutWriter):
 
     def __init__(self, every_n_steps: int = 50, max_rows: int = 4, scale: int | None = None) -> None:
         super().__init__(every_n_steps, max_rows)
-        check_ranges("TransitionImages", {"scale": scale}, scale="[1, 100] or null")
+        check_ranges("TransitionImages", {"scale": scale}, scale="whole [1, 100] or null")
         self.scale = scale
 
     def write(self, to: Media, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:

@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--models takes NAME=PATH, got {wrong[0]!r}")
     if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
         parser.error(f"--json takes a file in a folder that is there, got {args.json}")
-    check_ranges("planning", vars(args), goals="[1, inf)", seeds="[1, inf)", max_steps="[1, inf)")
+    check_ranges("planning", vars(args), goals="whole [1, inf)", seeds="whole [1, inf)", max_steps="whole [1, inf)")
     PlanConfig(args.searches[0], args.width, args.depth)  # refuses what it does not take before anything loads
     models = dict(text.split("=", 1) for text in args.models)
     for run in args.runs:  # all of them, before the first takes its minutes

@@ -279,7 +279,7 @@ def main() -> None:
     parser.add_argument("--join", type=Path, nargs="+", default=[], help="packed scores of seeds trained elsewhere")
     parser.add_argument("--table", action="store_true", help="train nothing, show what is there")
     args = parser.parse_args()
-    check_ranges("study", vars(args), jobs="[1, inf)")
+    check_ranges("study", vars(args), jobs="whole [1, inf)")
     study, out = Study.load(args.study), args.out or Path("runs") / args.study.stem
     joined: scores.Found = {}
     failed: list[str] = []

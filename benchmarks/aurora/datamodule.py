@@ -79,7 +79,7 @@ class Aurora(ImageSuite):
         super().__init__(data_dir=data_dir, **kwargs)
         if protocol not in ("edit", "disc_edit"):
             raise ValueError(f"protocol must be 'edit' or 'disc_edit', got {protocol!r}")
-        check_ranges("data", locals(), validation_size="[1, inf)", disc_samples="[1, inf)")
+        check_ranges("data", locals(), validation_size="whole [1, inf)", disc_samples="whole [1, inf)")
         self.tasks = None if tasks is None else list(tasks)
         self.train_tasks = None if train_tasks is None else list(train_tasks)
         self.validation_size, self.protocol, self.disc_samples = validation_size, protocol, disc_samples

@@ -62,7 +62,7 @@ class Mind2Web(TextSuite):
         unknown = sorted(set(test_splits) - set(TEST_SPLITS))
         if unknown or not test_splits:
             raise ValueError(f"unknown Mind2Web test splits {unknown}; choose one or more of {list(TEST_SPLITS)}")
-        check_ranges("data", {"page_budget": page_budget}, page_budget="[1, inf)")
+        check_ranges("data", {"page_budget": page_budget}, page_budget="whole [1, inf)")
         self.test_splits = [split for split in TEST_SPLITS if split in test_splits]
         self.domains, self.websites = domains, websites
         self.page_budget, self.tokenizer = page_budget, tokenizer

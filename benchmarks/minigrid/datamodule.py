@@ -99,7 +99,7 @@ class MiniGrid(TransitionDataModule):
 
     def check(self) -> None:
         """Check that the simulator is installed, every option of every split, and that the base knows such frames."""
-        check_ranges("data", vars(self), world_seed="[0, inf)")
+        check_ranges("data", vars(self), world_seed="whole [0, inf)")
         for split, size in self.sizes.items():
             check(split, size, **self.options[split])
         backbone = getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)

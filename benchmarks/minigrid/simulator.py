@@ -193,13 +193,13 @@ def check(
     """Raise the errors of `generate` for these arguments, without simulating."""
     if split not in SPLITS:
         raise ValueError(f"unknown MiniGrid split {split!r}; choose from {list(SPLITS)}")
-    check_ranges("data", {f"{split}_size": n}, **{f"{split}_size": "[0, 10000000]"})
+    check_ranges("data", {f"{split}_size": n}, **{f"{split}_size": "whole [0, 10000000]"})
     unknown = [name for name in families if name not in FAMILIES]
     if unknown or not families:
         raise ValueError(f"unknown MiniGrid families {unknown}; choose one or more of {list(FAMILIES)}")
     numbers = {"min_gap": min_gap, "max_gap": max_gap, "grid": grid, "moving_balls": balls}
-    ranges = {"grid": f"[{SMALLEST}, {LARGEST}]", "moving_balls": "[0, 10]"}
-    check_ranges("data", numbers, min_gap="[1, inf)", max_gap="[1, inf)", **ranges)
+    ranges = {"grid": f"whole [{SMALLEST}, {LARGEST}]", "moving_balls": "whole [0, 10]"}
+    check_ranges("data", numbers, min_gap="whole [1, inf)", max_gap="whole [1, inf)", **ranges)
     if min_gap > max_gap:
         raise ValueError(
             f"two MiniGrid frames are at least min_gap steps apart, and at most max_gap: got min_gap {min_gap} and "

@@ -109,8 +109,8 @@ class TextWorld(TransitionDataModule):
         for shares in self.shares.values():
             if shares is not None:
                 check_shares("TextWorld", shares, KINDS)
-        sizes = {f"{split}_size": "[0, 10000000]" for split in SPLITS}
-        check_ranges("data", vars(self), max_gap="[1, inf)", **sizes)
+        sizes = {f"{split}_size": "whole [0, 10000000]" for split in SPLITS}
+        check_ranges("data", vars(self), max_gap="whole [1, inf)", **sizes)
 
     def load_split(self, split: Split) -> Sequence[Transition]:
         """Read the split; if it is missing, make it first."""

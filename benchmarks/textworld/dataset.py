@@ -44,7 +44,7 @@ def game_seeds(split: str, world_seed: int) -> range:
     Raises:
         ValueError: ``world_seed`` is too large or negative.
     """
-    check_ranges("data", {"world_seed": world_seed}, world_seed=f"[0, {_WORLDS - 1}]")
+    check_ranges("data", {"world_seed": world_seed}, world_seed=f"whole [0, {_WORLDS - 1}]")
     start = (world_seed * len(_PARTS) + _PARTS.index(split)) * _GAMES
     return range(start, start + _GAMES)
 

@@ -40,7 +40,7 @@ class World:
     moves: float = 0.1
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("rooms", "objects", "quest_length", "steps"), "[1, 1000]")
+        least = dict.fromkeys(("rooms", "objects", "quest_length", "steps"), "whole [1, 1000]")
         check_ranges("data", vars(self), on_path="[0, 1]", moves="[0, 1]", **least)
 
 

@@ -88,7 +88,7 @@ class WorldPrediction(ImageSuite):
         **kwargs: Any,
     ) -> None:
         super().__init__(data_dir=data_dir, **kwargs)
-        check_ranges("data", {"max_turns": max_turns}, max_turns=f"[1, {MAX_TURNS}]")
+        check_ranges("data", {"max_turns": max_turns}, max_turns=f"whole [1, {MAX_TURNS}]")
         if str(ground_truth) not in ("auto", "0", "1"):
             raise ValueError(f"ground_truth must be 'auto', '0' or '1', got {ground_truth!r}")
         if frames not in ("ends", "middle"):

@@ -48,9 +48,7 @@ class AdapterConfig:
     target_modules: list[str] | str | None = None
 
     def __post_init__(self) -> None:
-        check_ranges("model.lora", vars(self), r="[1, 65536]", alpha="[1, inf)", dropout="[0, 1)")
-        if type(self.r) is not int:
-            raise ValueError(f"model.lora.r must be a whole number, got {self.r!r}")
+        check_ranges("model.lora", vars(self), r="whole [1, 65536]", alpha="whole [1, inf)", dropout="[0, 1)")
         targets = self.target_modules
         if targets is None:
             return

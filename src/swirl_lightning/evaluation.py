@@ -56,7 +56,7 @@ class EvaluationConfig:
         unknown = [mode for mode in self.modes if mode not in MODES]
         if unknown or not self.modes or len(set(self.modes)) < len(self.modes):
             raise ValueError(f"evaluation.modes must be among {list(MODES)}, each once, got {list(self.modes)}")
-        check_ranges("model.evaluation", vars(self), best_of="[1, 100000]")
+        check_ranges("model.evaluation", vars(self), best_of="whole [1, 100000]")
         if self.best_of > 1 and "sampled" not in self.modes:
             raise ValueError("evaluation.best_of chooses among samples: add sampled to evaluation.modes")
 

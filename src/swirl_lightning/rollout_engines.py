@@ -99,7 +99,7 @@ class Generate(RolloutEngine):
 
     def __init__(self, rows: int = 64) -> None:
         self.rows = rows
-        check_ranges("model.rollout_engine", vars(self), rows="[1, inf)")
+        check_ranges("model.rollout_engine", vars(self), rows="whole [1, inf)")
 
     def sample(
         self,

@@ -82,7 +82,7 @@ class PhaseSchedule:
         if unknown or not self.phases:
             known = [phase.value for phase in PHASES[1:]]
             raise ValueError(f"phases must be a non-empty list of {known}, got {list(self.phases)}")
-        check_ranges("phase_switch", vars(self), warmup_epochs="[0, inf)", iterations="[0, inf) or null")
+        check_ranges("phase_switch", vars(self), warmup_epochs="whole [0, inf)", iterations="whole [0, inf) or null")
         if self.epochs == 0:
             raise ValueError("the schedule is empty: set warmup_epochs or iterations above 0")
 

@@ -63,7 +63,7 @@ class WorldModelModule(LightningModule):
         self.max_tokens_per_forward, self.max_cached_tokens = max_tokens_per_forward, max_cached_tokens
         self.rollout_engine = rollout_engine
         budgets = ("max_tokens_per_forward", "max_cached_tokens")
-        check_ranges("model", vars(self), **dict.fromkeys(budgets, "[1, inf) or null"))
+        check_ranges("model", vars(self), **dict.fromkeys(budgets, "whole [1, inf) or null"))
         self.states = StateTokens(backbone, cache_dir=token_cache)
         self.label = "base"
         self.model: torch.nn.Module | None = None
@@ -182,7 +182,7 @@ class WorldModelModule(LightningModule):
         return [self.backbone.decode_action(content) for content in z.contents]
 
     def _check_prediction(self, role: Role, n: int) -> None:
-        check_ranges("predict", {"n": n}, n="[1, inf)")
+        check_ranges("predict", {"n": n}, n="whole [1, inf)")
         if role not in self.roles:
             trained = [name.value for name in self.roles]
             raise ValueError(f"this module has no {role.upper()}, which predicts here: model.roles are {trained}")

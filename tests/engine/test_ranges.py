@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pytest
 
 from support.cli import here
@@ -14,6 +17,7 @@ from swirl_lightning.callbacks import (
     TransitionImages,
 )
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.schedule import PhaseSchedule
 from swirl_lightning.training.rewards import MeanLogProb
 
 CASES = [
@@ -49,7 +53,6 @@ def test_a_number_without_meaning_is_refused_by_name(kind, name, value):
         (MiniGrid, "warmup_batch_size", 0),
         (MiniGrid, "eval_batch_size", 0),
         (SWIRL, "idm_state_noise", 1.0),
-        (GRPOConfig, "group_size", None),
     ],
 )
 def test_so_is_the_end_of_an_open_range(kind, name, value):
@@ -90,7 +93,7 @@ def test_a_temperature_by_which_no_logit_can_be_divided_is_refused_by_name(value
 @pytest.mark.parametrize(
     ("interval", "inside", "outside"),
     [
-        ("[0, 1]", [0, 0.5, 1], [-0.1, 1.1, NAN, None]),
+        ("[0, 1]", [0, 0.5, 1], [-0.1, 1.1, NAN]),
         ("(0, 1)", [0.5], [0, 1, NAN, INF]),
         ("[2, inf)", [2, 10**9], [1, INF, NAN]),
         ("(-inf, 0)", [-10.0], [0, -INF, NAN]),
@@ -103,6 +106,36 @@ def test_intervals_are_read_as_in_mathematics(interval, inside, outside):
     for value in outside:
         with pytest.raises(ValueError, match=r"^here\.x must lie in"):
             check_ranges("here", {"x": value}, x=interval)
+
+
+@pytest.mark.parametrize(
+    ("interval", "value", "told"),
+    [
+        ("whole [1, inf)", 2.5, "a whole number in [1, inf), got 2.5"),
+        ("whole [1, inf)", "8", "a whole number in [1, inf), got '8'"),
+        ("whole [1, inf) or null", INF, "a whole number in [1, inf) or null, got inf"),
+        ("whole [1, inf)", None, "a whole number in [1, inf), got None"),
+        ("[0, 1]", "0.5", "a number in [0, 1], got '0.5'"),
+        ("[0, 1]", None, "a number in [0, 1], got None"),
+    ],
+)
+def test_what_is_no_number_or_no_whole_one_is_told(interval, value, told):
+    with pytest.raises(ValueError, match=rf"^{re.escape(f'here.x must be {told}')}$"):
+        check_ranges("here", {"x": value}, x=interval)
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), True])
+def test_whole_numbers_of_other_kinds_are_some(value):
+    check_ranges("here", {"x": value}, x="whole [1, inf)")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(MiniGrid, "batch_size"), (GRPOConfig, "group_size"), (AdapterConfig, "r"), (PhaseSchedule, "warmup_epochs")],
+)
+def test_no_option_takes_half_of_one(kind, name):
+    with pytest.raises(ValueError, match=rf"{name} must be a whole number in .*, got 2\.5$"):
+        make(kind, **{name: 2.5})
 
 
 def test_the_command_says_it_in_one_line(capsys):

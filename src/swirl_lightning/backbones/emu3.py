@@ -51,7 +51,7 @@ class Emu3(ImageTokens):
     def __init__(self, model_name_or_path: str, resolution: int = 512, **kwargs: Any) -> None:
         super().__init__(model_name_or_path, **kwargs)
         self.resolution = resolution
-        check_ranges("model.backbone", vars(self), resolution="[1, inf)")
+        check_ranges("model.backbone", vars(self), resolution="whole [1, inf)")
         self._codec: Emu3VQVAE | None = None
 
     # ---- the model -------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class ImageTokens(Backbone):
         self, model_name_or_path: str, max_action_tokens: int = 64, encode_batch: int = 8, **kwargs: Any
     ) -> None:
         super().__init__(model_name_or_path, **kwargs)
-        check_ranges("model.backbone", locals(), max_action_tokens=TOKEN_COUNTS, encode_batch="[1, inf)")
+        check_ranges("model.backbone", locals(), max_action_tokens=TOKEN_COUNTS, encode_batch="whole [1, inf)")
         self.max_action_tokens = max_action_tokens
         self.encode_batch = encode_batch
 

@@ -69,7 +69,7 @@ class VLM(TextLLM):
     ) -> None:
         super().__init__(model_name_or_path, **kwargs)
         given = {"resolution": resolution, "images_kept": images_kept}
-        check_ranges("model.backbone", given, resolution="[1, inf) or null", images_kept="[1, inf)")
+        check_ranges("model.backbone", given, resolution="whole [1, inf) or null", images_kept="whole [1, inf)")
         self._resolution, self.images_kept = resolution, images_kept
 
     # ---- the model -------------------------------------------------------------------------------

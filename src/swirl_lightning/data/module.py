@@ -89,14 +89,14 @@ class TransitionDataModule(LightningDataModule, ABC):
         self.counterfactual_share, self.counterfactual_actions = counterfactual_share, counterfactual_actions
         if isinstance(counterfactual_actions, str):
             raise ValueError(f"data.counterfactual_actions must be a list, got the string {counterfactual_actions!r}")
-        sizes = dict.fromkeys(("batch_size", "warmup_batch_size", "eval_batch_size"), "[1, inf)")
-        parts = dict.fromkeys(("pairs_per_iteration", "pairs_per_step"), "[1, inf) or null")
+        sizes = dict.fromkeys(("batch_size", "warmup_batch_size", "eval_batch_size"), "whole [1, inf)")
+        parts = dict.fromkeys(("pairs_per_iteration", "pairs_per_step"), "whole [1, inf) or null")
         check_ranges(
             "data",
             vars(self),
-            num_workers="[0, 1024]",
-            seed="[0, inf)",
-            labelled_per_batch="[0, 100000]",
+            num_workers="whole [0, 1024]",
+            seed="whole [0, inf)",
+            labelled_per_batch="whole [0, 100000]",
             labelled_share="[0, 0.99]",
             counterfactual_share="[0, 1]",
             **sizes,

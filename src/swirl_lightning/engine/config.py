@@ -43,7 +43,9 @@ class EngineConfig:
     max_cached_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        check_ranges("engine", vars(self), **dict.fromkeys(("max_tokens", "max_cached_tokens"), "[1, inf) or null"))
+        check_ranges(
+            "engine", vars(self), **dict.fromkeys(("max_tokens", "max_cached_tokens"), "whole [1, inf) or null")
+        )
         if self.cuda_graphs and not self.shared_attention:
             raise ValueError("cuda_graphs needs shared_attention: without it the cache grows by being copied")
         if self.speculative and (self.cuda_graphs or not self.shared_attention):

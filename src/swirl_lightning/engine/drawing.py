@@ -29,7 +29,9 @@ class SamplingConfig:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        check_ranges("model.sampling", vars(self), temperature="[0, inf)", top_p="(0, 1]", top_k="[1, inf) or null")
+        check_ranges(
+            "model.sampling", vars(self), temperature="[0, inf)", top_p="(0, 1]", top_k="whole [1, inf) or null"
+        )
         if 0 < self.temperature < 1e-6:  # no float32 holds the quotient
             raise ValueError(f"model.sampling.temperature must be 0 or at least 1e-06, got {self.temperature}")
 

@@ -112,12 +112,12 @@ class Judge:
         check_ranges(
             "judge",
             vars(self),
-            concurrency="[1, inf)",
+            concurrency="whole [1, inf)",
             timeout="(0, inf)",
             deadline="(0, inf)",
-            retries="[0, inf)",
+            retries="whole [0, inf)",
             backoff="[0, inf)",
-            max_tokens="[1, inf)",
+            max_tokens="whole [1, inf)",
             temperature="[0, inf) or null",
         )
         self.template, self.action_template, self.quality_template = template, action_template, quality_template

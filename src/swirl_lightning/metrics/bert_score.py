@@ -58,7 +58,7 @@ class BERTScore(RowMean):
         **kwargs: Any,
     ) -> None:
         super().__init__(name, **kwargs)
-        check_ranges("BERTScore", locals(), layer="(-inf, inf) or null", batch_size="[1, inf)")
+        check_ranges("BERTScore", locals(), layer="whole (-inf, inf) or null", batch_size="whole [1, inf)")
         short = Path(model).name
         if rescale and (short not in BASELINES or layer not in (None, LAYERS[short])):
             raise ValueError(f"BERTScore: no baseline is known of {model!r}, layer {layer}: set rescale to false")

@@ -33,7 +33,7 @@ class CLIPEncoder:
     def __init__(self, name_or_path: str, device: str | None = None, batch_size: int = 32) -> None:
         self.name_or_path = name_or_path
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        check_ranges("CLIPEncoder", {"batch_size": batch_size}, batch_size="[1, inf)")
+        check_ranges("CLIPEncoder", {"batch_size": batch_size}, batch_size="whole [1, inf)")
         self.batch_size = batch_size
 
     @torch.no_grad()

@@ -44,7 +44,7 @@ class EmbeddingSimilarity(RowMean):
         self, model: str = MINILM, name: str = "embedding_similarity", batch_size: int = 32, **kwargs: Any
     ) -> None:
         super().__init__(name, **kwargs)
-        check_ranges("EmbeddingSimilarity", {"batch_size": batch_size}, batch_size="[1, inf)")
+        check_ranges("EmbeddingSimilarity", {"batch_size": batch_size}, batch_size="whole [1, inf)")
         self.model_name, self.batch_size = model, batch_size
 
     def score(self, predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:

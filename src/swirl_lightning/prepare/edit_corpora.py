@@ -112,7 +112,7 @@ def write(
             where they go, or none are held out and an earlier call's still lie there; a file that would be written
             over is one of the corpora's, or a ``validation.jsonl`` of other records.
     """
-    check_ranges("edit_corpora", {"validation": validation}, validation="[0, inf)")
+    check_ranges("edit_corpora", {"validation": validation}, validation="whole [0, inf)")
     out, skipped = Path(out), SkippedRecords("edits")
     beside = out.with_name("validation.jsonl")
     if validation and out.resolve() == beside.resolve():

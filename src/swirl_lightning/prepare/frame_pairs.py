@@ -38,7 +38,7 @@ def make_pairs(frames: str | Path, out: str | Path, step: int = 1) -> int:
         FileNotFoundError: the folder has no frames.
         ValueError: ``step`` is below 1, or no sequence is long enough for it.
     """
-    check_ranges("frame_pairs", {"step": step}, step="[1, inf)")
+    check_ranges("frame_pairs", {"step": step}, step="whole [1, inf)")
     frames, out = Path(frames), Path(out)
     found = sorted((path for path in frames.rglob("*") if path.suffix.lower() in ENDINGS), key=_order)
     if not found:

@@ -67,8 +67,8 @@ def generate(
         ImportError: the simulator is not installed.
         ValueError: an unknown task, a number out of its range, or an episode of an earlier run that is damaged.
     """
-    counts = dict.fromkeys(("train", "dev", "test"), "[0, inf)")
-    check_ranges("scienceworld", locals(), max_steps="[1, inf)", off_path="[0, 1000]", **counts)
+    counts = dict.fromkeys(("train", "dev", "test"), "whole [0, inf)")
+    check_ranges("scienceworld", locals(), max_steps="whole [1, inf)", off_path="whole [0, 1000]", **counts)
     simulator = _simulator()
     try:
         off = f"-and-{off_path}-of-seed-{seed}" if off_path else ""

@@ -60,7 +60,7 @@ class PairConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        sizes = {"per_video": "[1, inf)", "size": "[0, inf)", "seed": "[0, inf)"}
+        sizes = {"per_video": "whole [1, inf)", "size": "whole [0, inf)", "seed": "whole [0, inf)"}
         check_ranges("video_pairs", vars(self), seconds="(0, inf)", max_ssim="[-1, 1]", max_black="[0, 1]", **sizes)
 
 
@@ -81,7 +81,7 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
         FileNotFoundError: the folder has no videos.
         ValueError: ``out`` was made with other settings, or of other videos of the same names.
     """
-    check_ranges("video_pairs", {"workers": workers}, workers="[1, inf)")
+    check_ranges("video_pairs", {"workers": workers}, workers="whole [1, inf)")
     require_av()
     videos, out, config = Path(videos), Path(out), config or PairConfig()
     names = sorted(p.relative_to(videos).as_posix() for p in videos.rglob("*") if p.suffix.lower() in ENDINGS)

@@ -48,12 +48,12 @@ class GRPOConfig:
         check_ranges(
             "model.grpo",
             vars(self),
-            group_size="[2, 100000]",  # rollouts are compared
-            idm_group_size="[2, 100000] or null",
+            group_size="whole [2, 100000]",  # rollouts are compared
+            idm_group_size="whole [2, 100000] or null",
             beta="[0, inf)",
             epsilon="(0, inf)",
             epsilon_high="(0, inf) or null",
-            num_iterations="[1, 1000]",
+            num_iterations="whole [1, 1000]",
         )
         _choose("advantage_scale", self.advantage_scale, ADVANTAGE_SCALES)
         _choose("loss_normalization", self.loss_normalization, NORMALIZATIONS)

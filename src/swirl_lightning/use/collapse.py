@@ -70,7 +70,7 @@ class CollapseConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_ranges("collapse", vars(self), batch_size="[1, inf)", seed="[0, inf)")
+        check_ranges("collapse", vars(self), batch_size="whole [1, inf)", seed="whole [0, inf)")
 
 
 def collapse_files(

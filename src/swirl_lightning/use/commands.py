@@ -148,7 +148,7 @@ def play(args: Sequence[str] | None = None) -> None:
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="who may come: this machine alone (127.0.0.1)")
     add("--config", metavar="FILE", help=_CONFIG)
     options = parser.parse_args(args)
-    check_ranges("play", vars(options), port="[0, 65535]")
+    check_ranges("play", vars(options), port="whole [0, 65535]")
     runs = [Run.find(run, options.config) for run in options.runs]
     from swirl_lightning.use.playing import open_page
 

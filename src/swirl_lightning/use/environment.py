@@ -104,7 +104,7 @@ class WorldModelVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
     ) -> None:
         check(model, actions, branches=1, best_of=1, greedy=greedy)
         given = {"num_envs": num_envs, "max_steps": max_steps}
-        check_ranges("WorldModelEnv", given, num_envs="[1, inf)", max_steps="[1, inf) or null")
+        check_ranges("WorldModelEnv", given, num_envs="whole [1, inf)", max_steps="whole [1, inf) or null")
         if not len(starts):
             raise ValueError("no start is given: name at least one state")
         self.model, self.starts, self.actions = model, starts, list(actions)

@@ -85,7 +85,7 @@ class Game:
             ValueError: there is no start yet, an action that a backbone cannot write, or a count that is not 1 to 16.
         """
         present = self._present()
-        check_ranges("play", {"count": count, "seed": seed}, count=f"[1, {MOST}]", seed="[0, inf)")
+        check_ranges("play", {"count": count, "seed": seed}, count=f"whole [1, {MOST}]", seed="whole [0, inf)")
         for model in self.models.values():
             check(model, [action], branches=count, best_of=1, greedy=False)
         predicted = {}

@@ -58,8 +58,8 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("min_log_prob", "min_agreement"), "(-inf, 0] or null")
-        whole = {"alternatives": "[0, 10000]", "batch_size": "[1, inf)", "step": "[1, inf)"}
-        check_ranges("label", vars(self), seconds="(0, inf)", seed="[0, inf)", **least, **whole)
+        whole = {"alternatives": "whole [0, 10000]", "batch_size": "whole [1, inf)", "step": "whole [1, inf)"}
+        check_ranges("label", vars(self), seconds="(0, inf)", seed="whole [0, inf)", **least, **whole)
 
 
 def label_files(

@@ -65,7 +65,7 @@ def label(
         labels = label(model, MiniGrid(test_size=100).load_split("test"))
         sure = [found.action for found in labels if found.agreement > -0.1]
     """
-    check_ranges("label", locals(), alternatives="[0, inf)", batch_size="[1, inf)")
+    check_ranges("label", locals(), alternatives="whole [0, inf)", batch_size="whole [1, inf)")
     if Role.IDM not in model.roles:
         raise ValueError("labels come from the IDM, and this run has none (model.roles)")
     labels: list[Label] = []

@@ -155,7 +155,7 @@ class PlanConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_ranges("plan", vars(self), width="[1, inf)", depth="[1, inf)", seed="[0, inf)")
+        check_ranges("plan", vars(self), width="whole [1, inf)", depth="whole [1, inf)", seed="whole [0, inf)")
         if self.method not in ("beam", "shooting"):
             raise ValueError(f"plan.method must be 'beam' or 'shooting', got {self.method!r}")
 
@@ -298,7 +298,7 @@ def pursue(
         config: the search.
         max_steps: actions after which a goal is given up.
     """
-    check_ranges("pursue", {"max_steps": max_steps}, max_steps="[1, inf)")
+    check_ranges("pursue", {"max_steps": max_steps}, max_steps="whole [1, inf)")
     random = np.random.default_rng(config.seed)
     episodes = [Episode([], [s], goal.distance(s) == 0) for s, goal in zip(states, goals, strict=True)]
     left: list[list[tuple[str, State]]] = [[] for _ in episodes]  # of each plan

@@ -89,7 +89,9 @@ def simulate(
 
 def check(model: WorldModelModule, actions: Sequence[str], branches: int, best_of: int, greedy: bool) -> None:
     """Raise the errors of :func:`simulate` that need no weights."""
-    check_ranges("simulate", {"branches": branches, "best_of": best_of}, branches="[1, inf)", best_of="[1, inf)")
+    check_ranges(
+        "simulate", {"branches": branches, "best_of": best_of}, branches="whole [1, inf)", best_of="whole [1, inf)"
+    )
     if Role.FWM not in model.roles:
         raise ValueError("next states come from the FWM, and this run has none (model.roles)")
     if best_of > 1 and Role.IDM not in model.roles:

@@ -51,8 +51,8 @@ class SimulateConfig:
     no_truth: bool = False
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("branches", "best_of"), "[1, 10000]")
-        check_ranges("simulate", vars(self), seed="[0, inf)", **least)
+        least = dict.fromkeys(("branches", "best_of"), "whole [1, 10000]")
+        check_ranges("simulate", vars(self), seed="whole [0, inf)", **least)
 
 
 @dataclass(frozen=True)
