@@ -6,13 +6,13 @@ import hashlib
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.callbacks.rollout_writer import rollouts_of
-from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore, over_ranks
+from swirl_lightning.checkpoints.state import UNLIKE, cannot_restore
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.ranks import over_ranks, place
 
 _NOT_SAMPLED = (0, -1)
 """In place of a counterfactual action, so that every rank has a row for each of its pairs."""
@@ -106,7 +106,7 @@ class CollapseWatch(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them; ValueError if the state is none of this callback."""
-        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, ranks = place()
         try:
             self._first = {str(phase): float(share) for phase, share in state_dict["first"].items()}
             seen = state_dict.get("seen", [])

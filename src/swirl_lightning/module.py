@@ -26,6 +26,7 @@ from swirl_lightning.engine.scoring import LogProbs
 from swirl_lightning.evaluation import EvaluationConfig
 from swirl_lightning.pretrained_module import PretrainedModule
 from swirl_lightning.prompts import PromptTemplates
+from swirl_lightning.ranks import over_ranks
 from swirl_lightning.roles import Role
 from swirl_lightning.rollout_engines import RolloutEngine
 from swirl_lightning.schedule import Phase, PhaseLR, PhaseName, PhaseOptimConfig, PhaseSchedule
@@ -360,8 +361,8 @@ class SWIRL(PretrainedModule):
         checkpoint["swirl"] |= {
             "tokens_seen": self.tokens_seen,
             "rng": ckpt.rng_states(),
-            "updates": ckpt.over_ranks({index: update.state() for index, update in self._updates.items()}),
-            "window": ckpt.over_ranks(self._denominator.state(self, metrics=self._metrics.state())),
+            "updates": over_ranks({index: update.state() for index, update in self._updates.items()}),
+            "window": over_ranks(self._denominator.state(self, metrics=self._metrics.state())),
             "learned": states_of(self),
         }
 
@@ -369,8 +370,7 @@ class SWIRL(PretrainedModule):
         """Check the checkpoint, and restore that state.
 
         Raises:
-            ValueError: another base or other adapters, or written between two optimiser steps, or while
-                rollouts were in use, on another number of ranks.
+            ValueError: another base or other adapters, or saved within a step on another number of ranks.
         """
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["swirl"]

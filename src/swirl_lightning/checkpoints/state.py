@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from swirl_lightning.engine.ranges import LONGEST, SHORTEST
+from swirl_lightning.ranks import over_ranks, place
 
 
 def chosen_lengths(state: dict[str, Any]) -> dict[str, int]:
@@ -170,33 +170,24 @@ def take_no_options(checkpoint: dict[str, Any], build: Callable[[int], torch.opt
 
 def rng_states() -> list[dict[str, Any]]:
     """Return the random states of every rank: python, numpy, torch and CUDA. Collective."""
-    kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     own: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": [kind, np.asarray(keys).tolist(), int(place), int(has_gauss), float(gauss)],
+        "numpy": [kind, np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     return over_ranks(own)
 
 
-def over_ranks(own: Any) -> list[Any]:
-    """Gather a value of every rank, in their order. Collective."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [own]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own)
-    return found
-
-
 def restore_rng(states: list[dict[str, Any]]) -> None:
     """Restore :func:`rng_states`; with another number of ranks, those of the first one."""
-    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    rank, _ = place()
     own = states[rank] if rank < len(states) else states[0]
     version, internal, gauss = own["python"]
     random.setstate((version, tuple(internal), gauss))
-    kind, keys, place, has_gauss, cached = own["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), place, has_gauss, cached))
+    kind, keys, position, has_gauss, cached = own["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(own["torch"].cpu())
     if own["cuda"] and len(own["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([state.cpu() for state in own["cuda"]])

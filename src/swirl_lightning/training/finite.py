@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from swirl_lightning.checkpoints.state import over_ranks
+from swirl_lightning.ranks import everywhere, over_ranks
 from swirl_lightning.transition import Transition
 
 _SHOWN = 5
@@ -44,7 +43,7 @@ class FiniteCheck:
             FloatingPointError: on every rank; it names the transitions.
         """
         finite = rewards.isfinite()
-        if _everywhere(finite.all()):
+        if everywhere(finite.all()):
             return
         groups = zip(rewards.view(len(transitions), -1).tolist(), finite.view(len(transitions), -1), strict=True)
         found = [
@@ -76,7 +75,7 @@ class FiniteCheck:
         scaled = getattr(self._module.trainer.precision_plugin, "scaler", None) is not None
         if gradients and not scaled:
             checks.append(get_total_norm(gradients, norm_type=float("inf")).isfinite())
-        if _everywhere(torch.stack(checks).all()):
+        if everywhere(torch.stack(checks).all()):
             return
         broken = [repr(row.id) for finite, rows in losses if not finite for row in rows]
         cure = "look at these records, lower the learning rate or set trainer.gradient_clip_val"
@@ -98,7 +97,7 @@ class FiniteCheck:
             FloatingPointError: on every rank; it names the records of the step.
         """
         moved = [p.detach() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not moved or _everywhere(get_total_norm(moved, norm_type=float("inf")).isfinite()):
+        if not moved or everywhere(get_total_norm(moved, norm_type=float("inf")).isfinite()):
             return
         cure = "look at model.optimizer (eps, for example) and at the learning rate"
         self._stop("the adapter", "records", [repr(row.id) for row in self._used], cure, taken=True)
@@ -111,14 +110,6 @@ class FiniteCheck:
             f"{self._module.global_step + 1}, {kind} {_list(found)}. {_WITH if taken else _WITHOUT} those of the steps "
             f"before: {cure}, and resume with --ckpt_path last"
         )
-
-
-def _everywhere(finite: Tensor) -> bool:
-    """Tell whether it is so on every rank. The host waits for the answer."""
-    broken = (~finite).float()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(broken)
-    return not broken
 
 
 def _list(names: Sequence[str]) -> str:

@@ -25,8 +25,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.backbones.base import Backbone
-from swirl_lightning.checkpoints.state import over_ranks
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.ranks import over_ranks
 from swirl_lightning.roles import Role
 from swirl_lightning.schedule import PhaseName, PhaseSchedule
 
