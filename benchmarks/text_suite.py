@@ -130,7 +130,7 @@ class TextSuite(Suite):
     def _count(self, part: str, skipped: SkippedRecords, used: int) -> None:
         """Keep and report the counts of a part."""
         skipped.report(used, self.strict)
-        self.counts[part] = {"records": used + len(skipped), "used": used, "skipped": len(skipped)}
+        self.counts[part] = skipped.counts(used)
 
     # ---- metrics ---------------------------------------------------------------------------------
     def state_metric_makers(self) -> Mapping[str, Callable[..., RowMean]]:

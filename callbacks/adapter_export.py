@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from swirl_lightning.callbacks.run_folder import EXPORTS, run_folder
 from swirl_lightning.files.writing import whole_folder
+from swirl_lightning.results.about import data_name
 from swirl_lightning.results.table import FILE, read, tested
 
 
@@ -61,7 +62,8 @@ class AdapterExport(Callback):
         if not self._trained and _has(folder, pl_module):
             return  # what stands there tells the settings that the weights have seen
         with whole_folder(folder) as new:
-            pl_module.export(new, _data(trainer), tested(read(root / FILE)))
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            pl_module.export(new, data_name(data), tested(read(root / FILE)))
         rank_zero_info(f"adapters saved in {folder}")
 
 
@@ -77,9 +79,3 @@ def _has(folder: Path, pl_module: Any) -> bool:
         if key.partition(".")[0] in pl_module.adapters.trainable
     }
     return all(key in there and torch.equal(there[key], tensor) for key, tensor in here.items())
-
-
-def _data(trainer: Trainer) -> str:
-    """Name the data of a run."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    return getattr(data, "suite", "") or type(data).__name__

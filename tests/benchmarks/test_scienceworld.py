@@ -129,7 +129,10 @@ def test_broken_lines_are_named_counted_and_the_rest_is_scored(tmp_path, gemma_p
     for number, (_, reason) in enumerate(BROKEN, start=2):
         assert f"{path}:{number}: {reason}" in message or reason in message.split(f":{number}: ")[1]
     assert f"{path}:10: not JSON" in message
-    assert data.counts["all"] == {"records": 10, "used": 1, "skipped": 9}
+    counts = data.counts["all"]
+    assert [counts.pop(name) for name in ("records", "used", "skipped")] == [10, 1, 9]
+    assert sum(counts.values()) == 9
+    assert counts["skipped: not JSON"] >= 1
     assert results["fwm/sampled/rouge_l"] >= 0
 
 

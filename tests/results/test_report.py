@@ -25,7 +25,10 @@ def write(folder, suite="AURORA", row="SWIRL iteration 1", **values):
     values = values or {"fwm/sampled/judge": 5.5, "fwm/sampled/clip_nearer_target": 0.25}
     facts = {
         "suite": suite,
-        "counts": {"test": {"records": 400, "used": 398, "skipped": 2, "skipped: missing": 2}},
+        "counts": {
+            "test": {"records": 400, "used": 398, "skipped": 2, "skipped: missing": 2},
+            "all": {"records": 9, "used": 8, "skipped": 1},
+        },
         "missing": {"bert_score": "set bert"},
         "settings": {"judge": {"model": "grader|1"}},
     }
@@ -47,6 +50,7 @@ def test_a_run_beside_the_paper(tmp_path, capsys):
     assert "| SFT (paper) | 4.36† | 6.38 | 0.84 | – | 0.36 | 41.00 | 36.00 |" in text
     assert "| SWIRL iteration 1 | 5.50 | – | – | 25.00 | – |" in text
     assert "- SWIRL iteration 1: records 400, used 398, skipped 2, skipped: missing 2" in text
+    assert "- SWIRL iteration 1 (all): records 9, used 8, skipped 1" in text
     assert "bert_score is missing (set bert)" in text
     assert "states judged by grader\\|1, template unknown" in text
     assert "(predictions/contact_sheet.png)" in text

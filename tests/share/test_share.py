@@ -18,6 +18,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from support.cli import here
@@ -40,6 +41,15 @@ def refused(capsys):
 def code_of(folder, language="python"):
     card = (folder / "README.md").read_text()
     return [block.replace("PATH_OR_NAME", str(folder)) for block in re.findall(rf"```{language}\n(.*?)```", card, re.S)]
+
+
+@pytest.mark.parametrize(("data", "told"), [("MiniGrid", "MiniGrid"), (None, "not told")])
+def test_the_card_names_the_data_of_any_configuration(minigrid, tmp_path, data, told):
+    """It took that of a full class path alone, and a short name ended in a traceback."""
+    config = yaml.safe_load((minigrid / "config.yaml").read_text()) | {"data": data}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    here("export", minigrid, "--config", tmp_path / "own.yaml", "--to", tmp_path / "export")
+    assert f"| data | {told} |" in (tmp_path / "export" / "README.md").read_text()
 
 
 def test_an_export_of_the_default_base_is_loaded_as_its_card_says(minigrid, tmp_path):

@@ -259,9 +259,10 @@ def _own_layout(rows: Sequence[Row]) -> SuiteTable:
 
 def _notes(name: str, split: str, values: Row, facts: dict[str, Any]) -> list[str]:
     notes = []
-    counts = facts.get("counts", {}).get(split)
-    if counts:
-        notes.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
+    for part, counts in facts.get("counts", {}).items():  # a suite may cut a split from a larger part
+        if counts:
+            of = "" if part == split else f" ({part})"
+            notes.append(f"{name}{of}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
     for metric, cure in facts.get("missing", {}).items():
         notes.append(f"{name}: {metric} is missing ({cure})")
     for key, value in values.items():
