@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lightning.pytorch import LightningModule
 
-from swirl_lightning.callbacks.markdown import table, table_cell
 from swirl_lightning.callbacks.media import Media
 from swirl_lightning.callbacks.rollout_writer import RolloutWriter
+from swirl_lightning.files.markdown import table, table_cell
 from swirl_lightning.roles import Role
 from swirl_lightning.training.rollouts import Rollouts
 

@@ -9,10 +9,10 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from swirl_lightning.callbacks.listener import EvaluationListener
-from swirl_lightning.callbacks.markdown import table, table_cell
 from swirl_lightning.callbacks.media import media
 from swirl_lightning.callbacks.transition_images import image_grid
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files.markdown import table, table_cell
 from swirl_lightning.transition import State, Transition
 
 _MOST = 12  # validations that are shown, the last ones

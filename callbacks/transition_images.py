@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import LightningModule
 from PIL import Image, ImageDraw, ImageFont
 
-from swirl_lightning.callbacks.markdown import table, table_cell
 from swirl_lightning.callbacks.media import Media
 from swirl_lightning.callbacks.rollout_writer import RolloutWriter
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files.markdown import table, table_cell
 from swirl_lightning.roles import Role
 from swirl_lightning.training.rollouts import Rollouts
 from swirl_lightning.transition import State

@@ -13,6 +13,7 @@ from huggingface_hub import hf_hub_download
 from torch import nn
 
 from swirl_lightning.backbones.base import BUILTIN_PREFIX, Backbone
+from swirl_lightning.files.markdown import escaped
 from swirl_lightning.files.safe_yaml import load
 
 Results = Mapping[str, Mapping[str, float]]
@@ -148,7 +149,7 @@ def _card(
     }
     front = yaml.safe_dump(meta, sort_keys=False, allow_unicode=True).rstrip()
     title = f"# Two world models on {base['name']} ({kind})"
-    table = ["| | |", "|---|---|", *(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items())]
+    table = ["| | |", "|---|---|", *(f"| {escaped(key)} | {escaped(value)} |" for key, value in rows.items())]
     told = f"that of the base, {licence}" if licence else "see that of the base, which these weights derive from"
     lines = ["---", front, "---", "", title, "", _ABOUT, "", "## Settings", "", *table, "", *_results(results)]
     return "\n".join([*lines, *how, "", "## Licence", "", f"Of these weights: {told}."]) + "\n"
@@ -160,9 +161,9 @@ def _results(results: Results) -> list[str]:
     if not results:
         return []
     keys = dict.fromkeys(key for row in results.values() for key in row)
-    head = ["| metric | " + " | ".join(map(_cell, results)) + " |", "|---|" + "---:|" * len(results)]
+    head = ["| metric | " + " | ".join(map(escaped, results)) + " |", "|---|" + "---:|" * len(results)]
     lines = [
-        f"| {_cell(key)} | " + " | ".join(f"{row[key]:.3f}" if key in row else "–" for row in results.values()) + " |"
+        f"| {escaped(key)} | " + " | ".join(f"{row[key]:.3f}" if key in row else "–" for row in results.values()) + " |"
         for key in keys
     ]
     return ["## Results", "", *head, *lines, ""]
@@ -203,7 +204,3 @@ def _base_in_code(name: str, local: bool) -> str:
     if name.startswith(BUILTIN_PREFIX):
         return f'str(files("swirl_lightning") / "assets" / "{name.removeprefix(BUILTIN_PREFIX)}")'
     return '"FOLDER_OF_THE_BASE"' if local else f'"{name}"'
-
-
-def _cell(text: object) -> str:
-    return str(text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

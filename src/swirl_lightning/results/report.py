@@ -19,6 +19,7 @@ from rich.table import Table
 
 from swirl_lightning.console.options import subcommand_parser
 from swirl_lightning.console.run import printable, run_command
+from swirl_lightning.files.markdown import escaped
 from swirl_lightning.files.paths import relative_to
 from swirl_lightning.files.writing import whole_file
 from swirl_lightning.results import curves
@@ -299,11 +300,11 @@ def markdown(reports: Sequence[SuiteReport], folder: Path, drawn: Path | None = 
     """Write all tables as Markdown, with the image of the curves; images are linked relative to ``folder``."""
     lines = ["# Results", ""]
     for report in reports:
-        lines += [f"## {_escaped(report.title)}", ""]
-        lines.append("| | " + " | ".join(map(_escaped, report.heading)) + " |")
+        lines += [f"## {escaped(report.title)}", ""]
+        lines.append("| | " + " | ".join(map(escaped, report.heading)) + " |")
         lines.append("|---|" + "---:|" * len(report.heading))
-        lines += [f"| {_escaped(name)} | " + " | ".join(cells) + " |" for name, cells in report.rows.items()]
-        lines += ["", *(f"- {_escaped(note)}" for note in report.notes)]
+        lines += [f"| {escaped(name)} | " + " | ".join(cells) + " |" for name, cells in report.rows.items()]
+        lines += ["", *(f"- {escaped(note)}" for note in report.notes)]
         lines += [f"\n![before, after, predicted]({relative_to(folder, image)})" for image in report.images]
         lines.append("")
     if drawn:
@@ -356,11 +357,6 @@ def _labels(files: Sequence[Path]) -> dict[Path, str]:
         if len(set(found.values())) == len(set(folders.values())):
             break
     return found
-
-
-def _escaped(text: str) -> str:
-    """A text without effect in Markdown: no cell, link, image or HTML of its own."""
-    return re.sub(r"([\\`|\[<])", r"\\\1", text)
 
 
 if __name__ == "__main__":
