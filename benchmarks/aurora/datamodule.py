@@ -13,8 +13,9 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from swirl_lightning.benchmarks.aurora.disc_edit import DiscEdit
+from swirl_lightning.benchmarks.aurora_records import OUTSIDE, clip_of, edits, first_text, train_files, words_of
 from swirl_lightning.benchmarks.image_suite import ImageSuite
-from swirl_lightning.data.image_records import ImageRecord, ImageTransitions, clip_of
+from swirl_lightning.data.image_records import ImageRecord, ImageTransitions
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import SkippedRecords, records, stays_inside
 from swirl_lightning.data.token_cache import exactly
@@ -24,8 +25,6 @@ from swirl_lightning.metrics.text import RougeL
 from swirl_lightning.transition import Transition
 
 TASKS = ("magicbrush", "ag", "something", "kubric", "whatsup", "clevr", "emu", "epic")
-TRAIN_TASKS = ("magicbrush", "ag", "something", "kubric")
-_OUTSIDE = "an image outside data_dir"
 DISC_TASKS = ("whatsup", "something", "ag", "kubric", "clevr")
 
 
@@ -45,7 +44,6 @@ class Aurora(ImageSuite):
         data_dir: see above.
         tasks: of the test split; null for all that ``test.json`` has. ``disc_edit`` takes those with a file of
             its own, and names the others as missing.
-        train_tasks: training sets to read; null for those of the paper that are there.
         validation_size: training records kept for validation, or a few more.
         protocol: ``edit`` predicts the result of every instruction. ``disc_edit`` is the discriminative
             score: ``disc_samples`` futures for each of two texts (use it with
@@ -70,7 +68,6 @@ class Aurora(ImageSuite):
         *,
         data_dir: str,
         tasks: Sequence[str] | None = None,
-        train_tasks: Sequence[str] | None = None,
         validation_size: int = 64,
         protocol: Literal["edit", "disc_edit"] = "edit",
         disc_samples: int = 4,
@@ -81,7 +78,6 @@ class Aurora(ImageSuite):
             raise ValueError(f"protocol must be 'edit' or 'disc_edit', got {protocol!r}")
         check_ranges("data", locals(), validation_size="whole [1, inf)", disc_samples="whole [1, inf)")
         self.tasks = None if tasks is None else list(tasks)
-        self.train_tasks = None if train_tasks is None else list(train_tasks)
         self.validation_size, self.protocol, self.disc_samples = validation_size, protocol, disc_samples
         self._labelled: list[ImageRecord] | None = None
 
@@ -135,7 +131,7 @@ class Aurora(ImageSuite):
         found: list[ImageRecord] = []
         for place, entry in entries:
             if self.tasks is None or entry["task"] in self.tasks:
-                found += self._record(entry, f"test.json{place}", skipped, entry["task"], target=False)
+                found += self._edits(entry, f"test.json{place}", skipped, entry["task"], target=False)
         return found
 
     def _disc_records(self, skipped: SkippedRecords) -> list[ImageRecord]:
@@ -151,14 +147,14 @@ class Aurora(ImageSuite):
             for place, entry in self._entries(path, skipped):
                 name = f"disc-{task}{place}"
                 image = entry.get("input") or entry.get("image")
-                texts = [_text(entry.get(k)) or _words(entry) for k in ("pos", "neg")]
-                if task not in ("whatsup", "svo") and not _text(entry.get("pos")):
+                texts = [first_text(entry.get(k)) or words_of(entry) for k in ("pos", "neg")]
+                if task not in ("whatsup", "svo") and not first_text(entry.get("pos")):
                     continue  # as in the authors' loader: an ordinary validation record
                 if not isinstance(image, str) or not all(texts):
                     skipped.add(name, "no image or no text")
                     continue
                 if not stays_inside(image):
-                    skipped.add(name, f"{_OUTSIDE} ({image})")
+                    skipped.add(name, f"{OUTSIDE} ({image})")
                     continue
                 found.append(ImageRecord(self.data_dir / image, None, None, name, {"task": task, "texts": texts}))
         if not found and not len(skipped):
@@ -189,18 +185,10 @@ class Aurora(ImageSuite):
 
     # ---- training --------------------------------------------------------------------------------
     def _train_records(self, skipped: SkippedRecords) -> list[ImageRecord]:
-        paths = {task: self.data_dir / "data" / task / "train.json" for task in self.train_tasks or TRAIN_TASKS}
-        if self.train_tasks is None:
-            paths = {task: path for task, path in paths.items() if path.is_file()}
-            if not paths:
-                raise FileNotFoundError(
-                    f"AURORA: no data/<task>/train.json in {self.data_dir} for {', '.join(TRAIN_TASKS)}. "
-                    f"{self.source} The training images are on Hugging Face: McGill-NLP/AURORA."
-                )
         found: list[ImageRecord] = []
-        for task, path in paths.items():
+        for task, path in train_files(self.data_dir).items():
             for place, entry in self._entries(path, skipped):
-                found += self._record(entry, f"{task}/train.json{place}", skipped, task, target=True)
+                found += self._edits(entry, f"{task}/train.json{place}", skipped, task, target=True)
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
         return [found[n] for n in order]  # so that validation has every task, the same for every seed
 
@@ -209,26 +197,11 @@ class Aurora(ImageSuite):
         """Yield (``[n]``, record) of an index file, up to the place where it cannot be read."""
         return [(place.removeprefix(str(path)), entry) for place, entry in records(self.require(path), skipped)]
 
-    def _record(
+    def _edits(
         self, entry: Mapping[str, Any], place: str, skipped: SkippedRecords, task: str, target: bool
     ) -> list[ImageRecord]:
-        """Parse a record of an index file; a broken one goes to ``skipped``."""
-        before, after, words = entry.get("input"), entry.get("output"), _words(entry)
-        problem = None
-        if not words:
-            problem = "no instruction"
-        elif not isinstance(before, str) or not (after is None or isinstance(after, str)):
-            problem = "no input image"
-        elif target and after is None:
-            problem = "no output image"
-        elif outside := [name for name in (before, after) if name is not None and not stays_inside(name)]:
-            problem = f"{_OUTSIDE} ({outside[0]})"
-        if problem is not None:
-            skipped.add(place, problem)
-            return []
         meta = {"task": task, **{k: entry[k] for k in ("caption", "type", "img_id") if k in entry}}
-        after_path = None if after is None else self.data_dir / after
-        return [ImageRecord(self.data_dir / str(before), after_path, words, place, meta)]
+        return edits(entry, self.data_dir, place, meta, skipped, target)
 
     # ---- metrics ---------------------------------------------------------------------------------
     def _look_for_missing(self) -> dict[str, str]:
@@ -262,14 +235,3 @@ class Aurora(ImageSuite):
         module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         with exactly(module.device):
             return module.backbone.latents(images, module.device)
-
-
-def _words(entry: Mapping[str, Any]) -> str:
-    """Return the instruction, which earlier versions of the files call ``prompt``."""
-    return _text(entry.get("instruction")) or _text(entry.get("prompt"))
-
-
-def _text(value: Any) -> str:
-    """Return an instruction in words; of several wordings the first, so that runs can be compared."""
-    first = value[0] if isinstance(value, list) and value else value
-    return first.strip() if isinstance(first, str) else ""

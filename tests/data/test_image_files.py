@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import threading
 import time
 import warnings
 import zlib
@@ -138,11 +139,14 @@ def test_a_jpeg_that_draws_over_itself_without_end_is_refused(progressive):
 
 def test_of_large_images_one_is_decoded_at_a_time(monkeypatch):
     """A palette of one bit gives 89 million pixels in 10 KB, and eight threads would hold 16 bytes of each."""
-    at_work, most = [], []
+    at_work, most, met = [], [], threading.Event()
 
     def slow(image):
         at_work.append(image)
         most.append(len(at_work))
+        if len(at_work) > 1:
+            met.set()
+        met.wait(10)  # until two are at work
         time.sleep(0.02)
         at_work.remove(image)
         return image.convert("RGB")
@@ -198,7 +202,7 @@ def test_nor_one_of_disc_edit(tmp_path):
     entries = [{"input": name, "pos": "up", "neg": "down"} for name in ("0.png", "../secret.png")]
     (folder / "itm_test.json").write_text(json.dumps(entries))
     data = Aurora(data_dir=str(tmp_path / "aurora"), protocol="disc_edit", disc_samples=1)
-    with pytest.warns(UserWarning, match=r"an image outside data_dir \(\.\./secret\.png\)"):
+    with pytest.warns(UserWarning, match=r"an image outside AURORA's folder \(\.\./secret\.png\)"):
         assert len(data.split("test")) == 2
 
 

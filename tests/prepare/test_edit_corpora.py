@@ -5,6 +5,7 @@ import json
 import pytest
 
 from support.image_world import block_image, save, write_aurora
+from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.data import JSONLTransitions
 from swirl_lightning.prepare.edit_corpora import main, write
 
@@ -37,6 +38,23 @@ def pico(tmp_path):
         {"files": files, "metadata_edit_turn_prompts": ["too few"]},
     )
     return folder
+
+
+def test_records_are_read_as_the_suite_reads_them(tmp_path):
+    """An older key of the instruction was read by the suite alone, and an image outside the folder by this alone."""
+    write_aurora(tmp_path)
+    path = tmp_path / "data" / "kubric" / "train.json"
+    entry = json.loads(path.read_text())[0]
+    older = {"prompt": entry["instruction"], "input": entry["input"], "output": entry["output"]}
+    path.write_text(json.dumps([older, entry | {"input": "../secret.png"}, entry]))
+    with pytest.warns(UserWarning, match=r"aurora/kubric/1: an image outside AURORA's folder \(\.\./secret\.png\)"):
+        counts = write(tmp_path / "out.jsonl", [tmp_path])
+    assert counts["skipped: an image outside AURORA's folder"] == 1
+    assert counts["used"] == counts["records"] - 1
+    data = Aurora(data_dir=str(tmp_path), validation_size=1)
+    with pytest.warns(UserWarning, match="an image outside AURORA's folder"):
+        rows = [*data.load_split("warmup"), *data.load_split("validation")]
+    assert len(rows) == counts["used"]
 
 
 def test_both_corpora_in_one_file(tmp_path, pico):

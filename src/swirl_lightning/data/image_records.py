@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from swirl_lightning.data.images import MISSING, ImageSource, image_problems, open_rgb
@@ -53,18 +52,6 @@ class ImageTransitions(Sequence[Transition]):
         record = self.records[index]
         after = None if record.after is None else open_rgb(record.after)
         return Transition(open_rgb(record.before), after, record.action, record.id, record.meta)
-
-
-def clip_of(record: ImageRecord) -> str:
-    """Name what a record's images are of.
-
-    In AURORA's training sets many pairs are of one video, ``CLIP.mp4_N_...``, or of one photograph, ``img_id``.
-    """
-    if photograph := record.meta.get("img_id"):
-        return f"photograph {photograph}"
-    before = record.before if isinstance(record.before, Path) else Path(record.id)
-    clip, ending, _ = before.name.partition(".mp4_")
-    return str(before.with_name(clip)) if ending else str(before)
 
 
 def usable(records: Sequence[ImageRecord], skipped: SkippedRecords, without_after: bool = False) -> list[ImageRecord]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from swirl_lightning.benchmarks.aurora_records import TRAIN_TASKS, clip_of, edits, train_files
 from swirl_lightning.console.run import run_command
-from swirl_lightning.data.image_records import ImageRecord, clip_of, usable
+from swirl_lightning.data.image_records import ImageRecord, usable
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, lines, parse_object
 from swirl_lightning.data.reading import records as read_records
 from swirl_lightning.data.splitting import rank_of
@@ -27,8 +28,6 @@ from swirl_lightning.files.paths import relative_to
 from swirl_lightning.files.writing import whole_file
 from swirl_lightning.prepare import command_parser
 
-AURORA_TASKS = ("magicbrush", "ag", "something", "kubric")
-
 
 def aurora_train(folder: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]:
     """Read AURORA's training sets, ``data/<task>/train.json``: ``{instruction, input, output}``.
@@ -36,24 +35,11 @@ def aurora_train(folder: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]
     Raises:
         FileNotFoundError: none of them is there.
     """
-    paths = [path for task in AURORA_TASKS if (path := folder / "data" / task / "train.json").is_file()]
-    if not paths:
-        raise FileNotFoundError(
-            f"no data/<task>/train.json in {folder} for {', '.join(AURORA_TASKS)}; get AURORA from "
-            "https://github.com/McGill-NLP/AURORA"
-        )
-    for path in paths:
+    for task, path in train_files(folder).items():
         for where, entry in read_records(path, skipped):
             number = where.rpartition("[")[2].removesuffix("]")
-            task, place = path.parent.name, f"aurora/{path.parent.name}/{number}"
-            try:
-                words = entry["instruction"]
-                words = words[0] if isinstance(words, list) else words
-                before, after = folder / entry["input"], folder / entry["output"]
-                of = {"img_id": entry["img_id"]} if "img_id" in entry else {}
-                yield _record(before, after, words, place, {"corpus": "aurora", "task": task, **of})
-            except (KeyError, TypeError, IndexError, ValueError) as error:
-                skipped.add(place, f"not in the official layout ({error!r})")
+            meta = {"corpus": "aurora", "task": task, **({"img_id": entry["img_id"]} if "img_id" in entry else {})}
+            yield from edits(entry, folder, f"aurora/{task}/{number}", meta, skipped, target=True)
 
 
 def pico_banana(path: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]:
@@ -118,7 +104,7 @@ def write(
     if validation and out.resolve() == beside.resolve():
         raise ValueError(f"{out} would hold what is trained on and what is held out: give it another name")
     inputs = {Path(path).resolve() for path in pico_banana_files}
-    inputs |= {Path(folder, "data", task, "train.json").resolve() for folder in aurora for task in AURORA_TASKS}
+    inputs |= {Path(folder, "data", task, "train.json").resolve() for folder in aurora for task in TRAIN_TASKS}
     if over := [path for path in (out, beside) if path.resolve() in inputs]:
         raise ValueError(f"{over[0]} is one of the corpora, and would be written over: name another file")
     records: list[ImageRecord] = []
