@@ -33,8 +33,6 @@ class PhaseSwitch(Callback):
         phases: phases of one iteration, in turn: ``fwm`` (Phase I), ``idm`` (Phase II), ``bootstrap``.
             ``[fwm]`` with ``iterations: 1`` is the paper's IDM→FWM (Phase I alone), ``[idm]`` its FWM→IDM.
         iterations: number of iterations; None goes on until ``max_epochs``.
-        refresh_references: snapshot the references of the KL at the start of every iteration, of shared weights at that
-            of every phase; False keeps the models of the first one.
 
     Raises:
         ValueError: an unknown phase or an empty schedule; at setup, a warm-up of the learning rate that is longer than
@@ -53,10 +51,8 @@ class PhaseSwitch(Callback):
         warmup_epochs: int = 1,
         phases: list[str] | tuple[str, ...] = ("fwm", "idm"),
         iterations: int | None = None,
-        refresh_references: bool = True,
     ) -> None:
         self.schedule = self._given = PhaseSchedule(warmup_epochs, tuple(phases), iterations)
-        self.refresh_references = refresh_references
         self._begun: int | None = None  # the epoch whose phase began last
         self._after_last_batch = False  # whether the run goes on from an epoch's last batch
 
@@ -133,9 +129,8 @@ class PhaseSwitch(Callback):
                 curve.resize(steps)
             return
         # a KL to what a model was before supervision, or before the other phase of shared weights, would undo these
-        first = phase.starts_iteration and phase.iteration == 0
         begins = phase.starts_iteration or self.schedule.at(trainer.current_epoch - 1).name == PhaseName.BOOTSTRAP
-        if first or (self.refresh_references and (begins or pl_module.shared_weights)):
+        if begins or pl_module.shared_weights:
             pl_module.adapters.refresh_references()
         pl_module.adapters.refresh_rewards()
         trainer.optimizers[0].state.clear()  # momenta of the last phase belong to another objective

@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from swirl_lightning.callbacks.media import Media
 from swirl_lightning.callbacks.rollout_writer import RolloutWriter
-from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files.markdown import table, table_cell
 from swirl_lightning.roles import Role
 from swirl_lightning.training.rollouts import Rollouts
@@ -34,8 +33,6 @@ class TransitionImages(RolloutWriter):
     Args:
         every_n_steps: optimiser steps between two grids; each phase starts with one.
         max_rows: transitions in a grid.
-        scale: enlarge frames by this whole factor, without smoothing. None chooses one that makes small
-            frames about 128 pixels wide, and shrinks frames wider than 256.
 
     Raises:
         ValueError: a number is not positive.
@@ -46,18 +43,13 @@ class TransitionImages(RolloutWriter):
         >>> callback = TransitionImages(every_n_steps=20, max_rows=2)
     """
 
-    def __init__(self, every_n_steps: int = 50, max_rows: int = 4, scale: int | None = None) -> None:
-        super().__init__(every_n_steps, max_rows)
-        check_ranges("TransitionImages", {"scale": scale}, scale="whole [1, 100] or null")
-        self.scale = scale
-
     def write(self, to: Media, rollouts: Rollouts, step: int, pl_module: LightningModule) -> None:
         """Write a grid."""
         rows, tag = _rows(rollouts, pl_module, self.max_rows), f"{rollouts.role}/transitions"
         if all(isinstance(state, str) for row in rows for state in row.states):
             to.text(tag, _text_table(rows), step)
         else:
-            grid = image_grid([(row.states, row.captions) for row in rows], rows[0].titles, self.scale)
+            grid = image_grid([(row.states, row.captions) for row in rows], rows[0].titles)
             to.image(tag, grid, step)
 
 
@@ -108,18 +100,17 @@ def _text_table(rows: list[_Row]) -> str:
     return table(rows[0].titles, lines)
 
 
-def image_grid(
-    rows: Sequence[tuple[Sequence[State], Sequence[str]]], titles: Sequence[str], scale: int | None = None
-) -> Image.Image:
-    """Draw rows of (states, captions) as one image, with a title over each column.
+def image_grid(rows: Sequence[tuple[Sequence[State], Sequence[str]]], titles: Sequence[str]) -> Image.Image:
+    """Draw rows of (states, captions) as one image, with a title over each column; all states have the same width.
+
+    Small frames are enlarged by a whole factor, without smoothing, to about 128 pixels; wider ones are shrunk to 256.
 
     Args:
         rows: for each row its states, and a caption for each; a caption may continue under empty ones.
         titles: one for each column.
-        scale: see `TransitionImages`. None gives all states the same width.
     """
-    wide = max(_width(state, scale) for states, _ in rows for state in states)
-    tiles = [[_tile(state, scale, wide) for state in states] for states, _ in rows]
+    wide = max(_width(state) for states, _ in rows for state in states)
+    tiles = [[_tile(state, wide) for state in states] for states, _ in rows]
     font = ImageFont.load_default(_FONT_SIZE)
     line_height = _FONT_SIZE + 4
     texts = [_wrap_captions(captions, wide, font) for _, captions in rows]
@@ -145,22 +136,20 @@ def image_grid(
     return grid
 
 
-def _width(state: State, scale: int | None) -> int:
+def _width(state: State) -> int:
     """Width of a state in a grid: enlarged by a whole factor, or shrunk to a bound."""
     if isinstance(state, str):  # a mixed row; rare
         return _AUTO_SMALL
-    if scale is not None:
-        return state.width * scale
     return min(CELL, state.width * max(1, round(_AUTO_SMALL / state.width)))
 
 
-def _tile(state: State, scale: int | None, width: int) -> Image.Image:
+def _tile(state: State, width: int) -> Image.Image:
     if isinstance(state, str):
         return Image.new("RGB", (_AUTO_SMALL, _AUTO_SMALL), (230, 230, 230))
-    image, wanted = state.convert("RGB"), width if scale is None else state.width * scale
-    height = min(max(1, round(image.height * wanted / image.width)), _TALLEST * max(wanted, CELL))
-    whole = wanted % image.width == 0
-    return image.resize((wanted, height), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+    image = state.convert("RGB")
+    height = min(max(1, round(image.height * width / image.width)), _TALLEST * max(width, CELL))
+    whole = width % image.width == 0
+    return image.resize((width, height), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
 
 
 def _wrap_captions(captions: Sequence[str], wide: int, font: Any) -> list[list[str]]:

@@ -22,15 +22,14 @@ def test_a_grid_at_the_start_of_each_phase_and_every_n_steps(tmp_path):
 
 
 def test_frames_are_enlarged_without_smoothing():
-    grid = image_grid([([frame(0), frame(1)], ["a", "b"])], ["before", "after"], scale=3)
-    colours = grid.crop((8, 30, 8 + 48, 30 + 48)).getcolors()
-    assert sorted(count for count, _ in colours) == [144, 48 * 48 - 144]
+    grid = image_grid([([frame(0), frame(1)], ["a", "b"])], ["before", "after"])
+    colours = grid.crop((8, 30, 8 + 128, 30 + 128)).getcolors()
+    assert sorted(count for count, _ in colours) == [1024, 128 * 128 - 1024]
 
 
-def test_large_frames_are_shrunk_unless_a_scale_is_given():
+def test_large_frames_are_shrunk():
     large = [([Image.new("RGB", (1024, 512))], ["a"])]
     assert image_grid(large, ["x"]).width == 256 + 16
-    assert image_grid(large, ["x"], scale=1).width == 1024 + 16
 
 
 def test_all_columns_have_one_size_and_captions_are_read_in_a_narrow_card():
@@ -74,7 +73,7 @@ def test_nothing_without_tensorboard(tmp_path):
     assert not list(tmp_path.rglob("events*"))
 
 
-@pytest.mark.parametrize("options", [{"every_n_steps": 0}, {"max_rows": 0}, {"scale": 0}])
+@pytest.mark.parametrize("options", [{"every_n_steps": 0}, {"max_rows": 0}])
 def test_bad_numbers(options):
     with pytest.raises(ValueError, match=r"must lie in \[1, "):
         TransitionImages(**options)

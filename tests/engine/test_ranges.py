@@ -13,9 +13,6 @@ from swirl_lightning import SWIRL, AdapterConfig, EvaluationConfig, GRPOConfig, 
 from swirl_lightning.backbones import Liquid, TextLLM
 from swirl_lightning.benchmarks.minigrid import MiniGrid
 from swirl_lightning.benchmarks.textworld import TextWorld
-from swirl_lightning.callbacks import (
-    TransitionImages,
-)
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.schedule import PhaseSchedule
 from swirl_lightning.training.rewards import MeanLogProb
@@ -76,7 +73,6 @@ def test_so_is_the_end_of_an_open_range(kind, name, value):
         (TextLLM, "max_state_tokens"),
         (TextWorld, "quest_length"),
         (TextWorld, "test_size"),
-        (TransitionImages, "scale"),
     ],
 )
 def test_what_would_fill_the_memory_or_never_end_is_refused_by_name(kind, name):

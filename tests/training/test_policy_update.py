@@ -29,14 +29,13 @@ class Log(Callback):
                 self.found[name].append(float(trainer.callback_metrics[name]))
 
 
-@pytest.mark.parametrize("refreshed", [True, False])
-def test_the_kl_after_supervision_is_taken_to_what_it_made(gemma_path, tmp_path, refreshed):
+def test_the_kl_after_supervision_is_taken_to_what_it_made(gemma_path, tmp_path):
     module, log = build(gemma_path, grpo=GRPOConfig(group_size=4, beta=0.1)), Log("fwm/kl")
     randomize(module)
-    switch = PhaseSwitch(0, ["bootstrap", "fwm"], iterations=2, refresh_references=refreshed)
+    switch = PhaseSwitch(0, ["bootstrap", "fwm"], iterations=2)
     trainer(tmp_path, switch, [log]).fit(module, Digits(size=16, batch_size=4))
-    first = [log.found["fwm/kl"][step] > 1e-6 for step in (0, 4)]
-    assert first == [not refreshed, not refreshed]
+    begins, later = [log.found["fwm/kl"][step] for step in (0, 4)], log.found["fwm/kl"][3]
+    assert max(begins) < 1e-6 < later
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
