@@ -287,7 +287,7 @@ class SWIRL(PretrainedModule):
         loss.add_supervised(scored, self.labelled_weight, self.models.grammars[role].free_length)
         nll = -scored.mean_per_token().mean()
         self._finite.keep(nll, transitions)
-        self._metrics.add(f"{role}/", {"labelled_nll": nll}, len(transitions))
+        self._metrics.add(f"{self.phase.name}/", {"labelled_nll": nll}, len(transitions))
 
     def _supervised(self, batch: TransitionBatch, labelled_by_idm: bool) -> Loss:
         """Compute the SFT loss: mean log-probability per token, as in the rewards, summed over transitions.

@@ -139,11 +139,11 @@ def test_records_that_are_held_out_are_not_trained_on_by_a_later_call(tmp_path):
 
 def test_command_line_and_errors(tmp_path, pico, capsys):
     out = tmp_path / "x.jsonl"
-    main([str(out), "--pico-banana", str(pico / "multi_turn.jsonl")])
+    main([str(out), "--pico_banana", str(pico / "multi_turn.jsonl")])
     assert "used: 2" in capsys.readouterr().out
     assert json.loads(out.read_text().splitlines()[0])["before_image"] == "pico/images/2.png"
     with pytest.raises(ValueError, match="images for 1 edits"):
-        main([str(out), "--strict", "--pico-banana", str(pico / "multi_turn.jsonl")])
+        main([str(out), "--strict", "--pico_banana", str(pico / "multi_turn.jsonl")])
     with pytest.raises(FileNotFoundError, match="apple/pico-banana-400k"):
         write(out, pico_banana_files=[tmp_path / "none"])
     with pytest.raises(FileNotFoundError, match="McGill-NLP/AURORA"):

@@ -32,7 +32,7 @@ class Backbone(ABC):
         quantization: ``nf4`` (4-bit NormalFloat, double quantisation) or None for plain weights.
         dtype: dtype of computation and of the weights that are not quantised.
         attn_implementation: as in transformers.
-        gradient_checkpointing: recompute activations in the policy update.
+        gradient_checkpointing: recompute activations in training: less memory, a third more time.
         trust_remote_code: as in transformers; off unless you set it.
         dequantize_once: keep a copy of the 4-bit weights in ``dtype`` after their first use: more memory for
             much less work at every token. None: where the copy takes a small part of the device's free memory.

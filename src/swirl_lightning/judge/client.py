@@ -18,10 +18,11 @@ from warnings import warn
 
 from PIL import Image
 
+from swirl_lightning.console.secrets import without_key
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files.paths import check_writable
 from swirl_lightning.files.writing import whole_file
-from swirl_lightning.judge.endpoint import Endpoint, Unanswered, without_key
+from swirl_lightning.judge.endpoint import Endpoint, Unanswered
 from swirl_lightning.judge.templates import JudgeTemplate, builtin, read_template
 from swirl_lightning.transition import State
 

@@ -11,20 +11,17 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from itertools import groupby
 from typing import Any
 from urllib.parse import urlsplit
 
-from swirl_lightning.console.run import printable
+from swirl_lightning.console.secrets import redacted
 
 OPENAI = "https://api.openai.com/v1"
 _RETRIED = (408, 409, 429)  # and 5xx; other answers of a server will not change
 _SETTINGS = (301, 302, 303, 307, 308, 401, 403, 404)
 """Answers to a wrong address, key or model; some servers give one of them to a single question, too."""
 _LARGEST = 4 * 2**20  # bytes of a body; an answer has some thousand
-_SECRET = 8  # characters; a shorter key is a word such as "none", and no secret
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-_LONGEST = 300  # characters of a server's message that are shown
 
 
 class Unanswered(Exception):
@@ -176,23 +173,6 @@ class Endpoint:
     def __getstate__(self) -> dict[str, Any]:
         """Without connections: metrics are copied."""
         return self.__dict__ | {"_client": None}
-
-
-def redacted(text: str, key: str) -> str:
-    """A server's words, 300 characters at most, without the key, eight characters of it, or what looks like a key."""
-    text = text[: 10 * _LONGEST]
-    parts = {key[start : start + _SECRET] for start in range(len(key) - _SECRET + 1)}
-    starts = [start for start in range(len(text)) if text[start : start + _SECRET] in parts]
-    hidden = {place for start in starts for place in range(start, start + _SECRET)}
-    runs = groupby(range(len(text)), hidden.__contains__)
-    text = "".join("[key]" if secret else "".join(text[place] for place in places) for secret, places in runs)
-    text = re.sub(r"\b(sk|key)[-_][^\s\"']+", "[key]", text)
-    return printable(text[:_LONGEST])
-
-
-def without_key(text: str, key: str) -> str:
-    """A text without the literal key."""
-    return text.replace(key, "[key]") if len(key) >= _SECRET else text
 
 
 def _checked(address: str) -> str:

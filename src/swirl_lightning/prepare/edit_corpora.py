@@ -1,7 +1,7 @@
 """Labelled image edits for the warm-up, from the corpora of the paper, as one JSON lines file.
 
     python -m swirl_lightning.prepare.edit_corpora data/edits/warmup.jsonl --aurora AURORA \
-        --pico-banana PICO/sft_with_local_source_image_path.jsonl --pico-banana PICO/multi_turn.jsonl --validation 200
+        --pico_banana PICO/sft_with_local_source_image_path.jsonl --pico_banana PICO/multi_turn.jsonl --validation 200
 
 `JSONLTransitions(warmup=...)` reads it. With ``--validation``, that many records, chosen at random, go to
 ``validation.jsonl`` beside it instead. Images are not copied: the file holds their paths,
@@ -192,12 +192,12 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("out", help="JSON lines file to write")
     parser.add_argument("--aurora", action="append", default=[], help="folder in AURORA's layout")
-    parser.add_argument("--pico-banana", action="append", default=[], help="manifest of Pico-Banana-400K")
+    parser.add_argument("--pico_banana", action="append", default=[], help="manifest of Pico-Banana-400K")
     parser.add_argument("--strict", action="store_true", help="stop if anything is wrong")
     parser.add_argument("--validation", type=int, default=0, help="records that go to validation.jsonl beside it")
     options = parser.parse_args(args)
     if not options.aurora and not options.pico_banana:
-        parser.error("give --aurora, --pico-banana or both")
+        parser.error("give --aurora, --pico_banana or both")
     counts = write(options.out, options.aurora, options.pico_banana, options.strict, options.validation)
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))
 

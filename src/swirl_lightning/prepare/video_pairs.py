@@ -279,7 +279,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("videos", help="folder of videos")
     parser.add_argument("out", help="folder for pairs.jsonl and frames")
     for name, value in asdict(PairConfig()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+        parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--workers", type=int, default=1)
     options = vars(parser.parse_args(args))
     videos, out, workers = (options.pop(name) for name in ("videos", "out", "workers"))

@@ -45,8 +45,8 @@ def upload(folder: Path, name: str, private: bool = False) -> str:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
+    from swirl_lightning.console.secrets import redacted
     from swirl_lightning.exports.card import HERE
-    from swirl_lightning.judge.endpoint import redacted
 
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for path in files_of(folder):
