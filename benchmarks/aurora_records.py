@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from swirl_lightning.data.image_records import ImageRecord
+from swirl_lightning.data.lazy import LazyRecord
 from swirl_lightning.data.reading import SkippedRecords, stays_inside
 
 TRAIN_TASKS = ("magicbrush", "ag", "something", "kubric")
@@ -33,7 +33,7 @@ def train_files(folder: Path) -> dict[str, Path]:
 
 def edits(
     entry: Mapping[str, Any], folder: Path, name: str, meta: dict[str, Any], skipped: SkippedRecords, target: bool
-) -> list[ImageRecord]:
+) -> list[LazyRecord]:
     """Parse ``{instruction, input, output}``; a broken entry gives none, and goes to ``skipped``.
 
     Args:
@@ -54,7 +54,7 @@ def edits(
     elif outside := [image for image in (before, after) if image is not None and not stays_inside(image)]:
         problem = f"{OUTSIDE} ({outside[0]})"
     else:
-        return [ImageRecord(folder / before, None if after is None else folder / after, words, name, meta)]
+        return [LazyRecord(folder / before, None if after is None else folder / after, words, name, meta)]
     skipped.add(name, problem)
     return []
 
@@ -70,7 +70,7 @@ def first_text(value: Any) -> str:
     return first.strip() if isinstance(first, str) else ""
 
 
-def clip_of(record: ImageRecord) -> str:
+def clip_of(record: LazyRecord) -> str:
     """Name what a record's images are of.
 
     In the training sets many pairs are of one video, ``CLIP.mp4_N_...``, or of one photograph, ``img_id``.

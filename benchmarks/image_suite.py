@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torchmetrics import Metric, MetricCollection
 
 from swirl_lightning.benchmarks.suite import Suite
-from swirl_lightning.data.image_records import ImageRecord, ImageTransitions, usable
+from swirl_lightning.data.lazy import LazyRecord, LazyTransitions, usable
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import SkippedRecords, first
 from swirl_lightning.judge import Judge
@@ -56,12 +56,12 @@ class ImageSuite(Suite):
     ) -> None:
         super().__init__(data_dir, **kwargs)
         self.clip, self.judge = clip, judge
-        self._checked: dict[str, list[ImageRecord]] = {}
+        self._checked: dict[str, list[LazyRecord]] = {}
         self._stage: str | None = None
 
     # ---- what a suite says -----------------------------------------------------------------------
     @abstractmethod
-    def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
+    def read_records(self, split: Split, skipped: SkippedRecords) -> list[LazyRecord]:
         """Read the records of a split, without opening images; broken ones go to ``skipped``."""
 
     @property
@@ -105,9 +105,9 @@ class ImageSuite(Suite):
             FileNotFoundError: an index file is not there.
             ValueError: there is no such split; an index file cannot be read; or ``strict`` and something is wrong.
         """
-        return ImageTransitions(self.checked(split))
+        return LazyTransitions(self.checked(split))
 
-    def checked(self, split: Split) -> list[ImageRecord]:
+    def checked(self, split: Split) -> list[LazyRecord]:
         """Return the usable records of a split, which are read and checked at the first call."""
         if split not in self._checked:
             if self.test_only and split != "test":

@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from swirl_lightning.benchmarks.aurora.disc_edit import DiscEdit
 from swirl_lightning.benchmarks.aurora_records import OUTSIDE, clip_of, edits, first_text, train_files, words_of
 from swirl_lightning.benchmarks.image_suite import ImageSuite
-from swirl_lightning.data.image_records import ImageRecord, ImageTransitions
+from swirl_lightning.data.lazy import LazyRecord, LazyTransitions
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import SkippedRecords, records, stays_inside
 from swirl_lightning.data.token_cache import exactly
@@ -79,7 +79,7 @@ class Aurora(ImageSuite):
         check_ranges("data", locals(), validation_size="whole [1, inf)", disc_samples="whole [1, inf)")
         self.tasks = None if tasks is None else list(tasks)
         self.validation_size, self.protocol, self.disc_samples = validation_size, protocol, disc_samples
-        self._labelled: list[ImageRecord] | None = None
+        self._labelled: list[LazyRecord] | None = None
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -100,13 +100,13 @@ class Aurora(ImageSuite):
                 f"{type(backbone).__name__} has none"
             )
 
-    def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
+    def read_records(self, split: Split, skipped: SkippedRecords) -> list[LazyRecord]:
         """Read the records of ``test.json`` or of the training sets."""
         if split == "test":
             return self._disc_records(skipped) if self.protocol == "disc_edit" else self._test_records(skipped)
         if self._labelled is None:  # read once, and its broken records are counted once
             self._labelled = self._train_records(skipped)
-        rows, clips = self._labelled, dict[str, list[ImageRecord]]()
+        rows, clips = self._labelled, dict[str, list[LazyRecord]]()
         for row in reversed(rows):
             clips.setdefault(clip_of(row), []).append(row)
         held_out: set[str] = set()
@@ -116,7 +116,7 @@ class Aurora(ImageSuite):
         return [row for row in rows if (row.id in held_out) == (split == "validation")]
 
     # ---- test ------------------------------------------------------------------------------------
-    def _test_records(self, skipped: SkippedRecords) -> list[ImageRecord]:
+    def _test_records(self, skipped: SkippedRecords) -> list[LazyRecord]:
         path = self.data_dir / "test.json"
         entries = []
         for place, entry in self._entries(path, skipped):
@@ -128,14 +128,14 @@ class Aurora(ImageSuite):
         unknown = sorted(set(self.tasks or ()) - set(there))
         if unknown and entries:
             raise ValueError(f"{path} has no task {', '.join(unknown)}; it has {', '.join(there)}")
-        found: list[ImageRecord] = []
+        found: list[LazyRecord] = []
         for place, entry in entries:
             if self.tasks is None or entry["task"] in self.tasks:
                 found += self._edits(entry, f"test.json{place}", skipped, entry["task"], target=False)
         return found
 
-    def _disc_records(self, skipped: SkippedRecords) -> list[ImageRecord]:
-        found: list[ImageRecord] = []
+    def _disc_records(self, skipped: SkippedRecords) -> list[LazyRecord]:
+        found: list[LazyRecord] = []
         chosen = self.tasks or DISC_TASKS
         paths = {task: path for task in chosen if (path := self._disc_file(task)) is not None}
         if not paths:
@@ -156,7 +156,7 @@ class Aurora(ImageSuite):
                 if not stays_inside(image):
                     skipped.add(name, f"{OUTSIDE} ({image})")
                     continue
-                found.append(ImageRecord(self.data_dir / image, None, None, name, {"task": task, "texts": texts}))
+                found.append(LazyRecord(self.data_dir / image, None, None, name, {"task": task, "texts": texts}))
         if not found and not len(skipped):
             raise FileNotFoundError(f"AURORA: no DiscEdit records in {self.data_dir}. {self.source}")
         return found
@@ -165,11 +165,11 @@ class Aurora(ImageSuite):
         """Return the usable records; for DiscEdit the samples of both texts of each."""
         if split != "test" or self.protocol != "disc_edit":
             return super().load_split(split)
-        return ImageTransitions(
+        return LazyTransitions(
             [row for item, record in enumerate(self.checked(split)) for row in self._samples(item, record)]
         )
 
-    def _samples(self, item: int, record: ImageRecord) -> Iterator[ImageRecord]:
+    def _samples(self, item: int, record: LazyRecord) -> Iterator[LazyRecord]:
         for side, words in zip(("pos", "neg"), record.meta["texts"], strict=True):
             for sample in range(self.disc_samples):
                 meta = {"task": record.meta["task"], "disc": {"item": item, "side": side, "sample": sample}}
@@ -184,8 +184,8 @@ class Aurora(ImageSuite):
         return next((path for path in places if path.is_file()), None)
 
     # ---- training --------------------------------------------------------------------------------
-    def _train_records(self, skipped: SkippedRecords) -> list[ImageRecord]:
-        found: list[ImageRecord] = []
+    def _train_records(self, skipped: SkippedRecords) -> list[LazyRecord]:
+        found: list[LazyRecord] = []
         for task, path in train_files(self.data_dir).items():
             for place, entry in self._entries(path, skipped):
                 found += self._edits(entry, f"{task}/train.json{place}", skipped, task, target=True)
@@ -199,7 +199,7 @@ class Aurora(ImageSuite):
 
     def _edits(
         self, entry: Mapping[str, Any], place: str, skipped: SkippedRecords, task: str, target: bool
-    ) -> list[ImageRecord]:
+    ) -> list[LazyRecord]:
         meta = {"task": task, **{k: entry[k] for k in ("caption", "type", "img_id") if k in entry}}
         return edits(entry, self.data_dir, place, meta, skipped, target)
 

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from swirl_lightning.benchmarks.bytemorph.metrics import EDIT_TYPES, ByteMorphDirections
 from swirl_lightning.benchmarks.image_suite import ImageSuite
 from swirl_lightning.benchmarks.image_tables import image_bytes, rows
-from swirl_lightning.data.image_records import ImageRecord
+from swirl_lightning.data.lazy import LazyRecord
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords
 from swirl_lightning.metrics.clip import CLIPEncoder, CLIPSimilarity
@@ -64,7 +64,7 @@ class ByteMorph(ImageSuite):
         """Names of the edit types."""
         return EDIT_TYPES if self.edit_types is None else tuple(self.edit_types)
 
-    def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
+    def read_records(self, split: Split, skipped: SkippedRecords) -> list[LazyRecord]:
         """Read the rows of the parquet files."""
         paths = sorted(p for folder in (self.data_dir, self.data_dir / "data") for p in folder.glob("*.parquet"))
         if not paths:
@@ -82,7 +82,7 @@ class ByteMorph(ImageSuite):
                     skipped.add(place, f"unknown edit type ({row['edit_type']!r})")
         return records
 
-    def _record(self, row: dict[str, Any], name: str) -> ImageRecord:
+    def _record(self, row: dict[str, Any], name: str) -> LazyRecord:
         """Parse a row; raise BrokenRecord if it cannot be used."""
         prompt = row.get("edit_prompt_rewrite_instruction") if self.rewritten else None
         words = prompt or row["edit_prompt"]
@@ -97,7 +97,7 @@ class ByteMorph(ImageSuite):
         for key, column in (("src_caption", "src_img_caption"), ("tgt_caption", "tgt_img_caption")):
             if row.get(column):
                 meta[key] = row[column]
-        return ImageRecord(before, after, words.strip(), name, meta)
+        return LazyRecord(before, after, words.strip(), name, meta)
 
     def clip_metrics(self, encoder: CLIPEncoder) -> dict[str, Metric]:
         """Make the four official scores, and the similarities of AURORA."""

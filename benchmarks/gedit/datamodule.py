@@ -10,7 +10,7 @@ from torchmetrics import Metric, MetricCollection
 from swirl_lightning.benchmarks.gedit.metrics import TASK_TYPES, GEditScore
 from swirl_lightning.benchmarks.image_suite import ImageSuite
 from swirl_lightning.benchmarks.image_tables import image_bytes, rows
-from swirl_lightning.data.image_records import ImageRecord
+from swirl_lightning.data.lazy import LazyRecord
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, text_field
 from swirl_lightning.judge import Judge
@@ -87,7 +87,7 @@ class GEdit(ImageSuite):
         return TASK_TYPES if self.task_types is None else tuple(self.task_types)
 
     # ---- records ---------------------------------------------------------------------------------
-    def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
+    def read_records(self, split: Split, skipped: SkippedRecords) -> list[LazyRecord]:
         """Read the rows of the chosen language and types."""
         folders = (self.data_dir, self.data_dir / "data", self.data_dir / "train")
         paths = sorted(p for folder in folders for p in (*folder.glob("*.arrow"), *folder.glob("*.parquet")))
@@ -105,7 +105,7 @@ class GEdit(ImageSuite):
                     found += [] if record is None else [record]
         return found
 
-    def _record(self, row: dict[str, Any]) -> ImageRecord | None:
+    def _record(self, row: dict[str, Any]) -> LazyRecord | None:
         """Parse a row; None for one of another language or type.
 
         Raises:
@@ -125,7 +125,7 @@ class GEdit(ImageSuite):
             raise BrokenRecord(f"Intersection_exist is {row['Intersection_exist']!r}, and not true or false")
         groups = [kind, f"intersection/{kind}"] if row["Intersection_exist"] else [kind]
         name = f"{kind}/{language}/{text_field(row, 'key')}"
-        return ImageRecord(image, None, text_field(row, "instruction").strip(), name, {"task": kind, "groups": groups})
+        return LazyRecord(image, None, text_field(row, "instruction").strip(), name, {"task": kind, "groups": groups})
 
     # ---- metrics ---------------------------------------------------------------------------------
     def _look_for_missing(self) -> dict[str, str]:

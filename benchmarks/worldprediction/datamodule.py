@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from swirl_lightning.benchmarks.image_suite import ImageSuite
 from swirl_lightning.benchmarks.worldprediction.records import Plan, answer_base, read_plan, read_samples
-from swirl_lightning.data.image_records import ImageRecord
 from swirl_lightning.data.images import open_rgb
+from swirl_lightning.data.lazy import LazyRecord
 from swirl_lightning.data.module import Split
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords
 from swirl_lightning.data.video import Video, VideoError, require_av
@@ -115,7 +115,7 @@ class WorldPrediction(ImageSuite):
         if self.data_dir.is_dir():
             self.read_records("test", SkippedRecords(self.suite))
 
-    def read_records(self, split: Split, skipped: SkippedRecords) -> list[ImageRecord]:
+    def read_records(self, split: Split, skipped: SkippedRecords) -> list[LazyRecord]:
         """Read the samples, and cut out their frames."""
         require_av()
         plans = self._plans(skipped)[: self.limit]
@@ -135,7 +135,7 @@ class WorldPrediction(ImageSuite):
                 "answer": plan.answer,
             }
             start, first, *further = frames
-            records.append(ImageRecord(start, first, plan.segments[0].label, plan.id, meta, further))
+            records.append(LazyRecord(start, first, plan.segments[0].label, plan.id, meta, further))
         return records
 
     def load_split(self, split: Split) -> Sequence[Transition]:
@@ -223,7 +223,7 @@ def _hashed(video: Path, size: int, time: int) -> bytes:
 class _Rollouts(Sequence[Transition]):
     """Sequence of rollouts that opens the frames of a sample when it is accessed."""
 
-    def __init__(self, records: list[ImageRecord], max_turns: int, groups: Any) -> None:
+    def __init__(self, records: list[LazyRecord], max_turns: int, groups: Any) -> None:
         self._records, self._max_turns, self._groups = records, max_turns, groups
 
     def __len__(self) -> int:

@@ -18,8 +18,8 @@ from PIL import EpsImagePlugin, Image
 from support.image_world import block_image, write_aurora
 from swirl_lightning.benchmarks.aurora import Aurora
 from swirl_lightning.data import JSONLTransitions
-from swirl_lightning.data.image_records import ImageRecord, usable
 from swirl_lightning.data.images import FORMATS, image_problem, image_problems, open_rgb
+from swirl_lightning.data.lazy import LazyRecord, usable
 from swirl_lightning.data.reading import SkippedRecords
 
 
@@ -216,6 +216,6 @@ def test_a_link_within_the_folder_is_the_users_own(tmp_path):
 
 def test_an_id_is_used_once():
     skipped, image = SkippedRecords("frames"), noise("PNG")
-    rows = [ImageRecord(image, None, "go", name) for name in ("a", "b", "a")]
+    rows = [LazyRecord(image, None, "go", name) for name in ("a", "b", "a")]
     assert [row.id for row in usable(rows, skipped)] == ["a", "b"]
     assert skipped.messages == ["a: its id comes twice"]

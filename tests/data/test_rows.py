@@ -113,7 +113,7 @@ def test_actions_are_read_without_their_images(tmp_path, monkeypatch):
         balanced_labels=True,
     )
     opened = []
-    monkeypatch.setattr("swirl_lightning.data.records.open_rgb", lambda path: opened.append(path) or open_rgb(path))
+    monkeypatch.setattr("swirl_lightning.data.lazy.open_rgb", lambda path: opened.append(path) or open_rgb(path))
     pairs = datamodule.with_counterfactuals(0)
     assert datamodule.with_counterfactuals(0) is pairs
     assert len(datamodule.labelled()) == 9

@@ -8,10 +8,11 @@ from typing import Any, get_args
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from swirl_lightning.data.images import ImageSource, image_problems, open_rgb
+from swirl_lightning.data.images import image_problems
+from swirl_lightning.data.lazy import LazyRecord, LazyTransitions, Source
 from swirl_lightning.data.module import Split, TransitionDataModule
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, first, lines, parse_object, python_row
-from swirl_lightning.transition import State, Transition
+from swirl_lightning.transition import Transition
 
 
 class JSONLTransitions(TransitionDataModule):
@@ -108,7 +109,7 @@ class JSONLTransitions(TransitionDataModule):
             )
         self._require([split])
         skipped = SkippedRecords(self.paths[split])
-        parsed: list[tuple[str, FileRecord]] = []
+        parsed: list[tuple[str, LazyRecord]] = []
         nameless = 0
         for place, fields in _rows(self.paths[split], skipped):
             nameless += fields.get("id", "") is None
@@ -135,7 +136,7 @@ class JSONLTransitions(TransitionDataModule):
             raise ValueError(
                 f"{told}: give each one of the two, so that there is something to predict from:{first(bare)}"
             )
-        return FileTransitions(found)
+        return LazyTransitions(found)
 
 
 _WITHOUT = {
@@ -143,37 +144,6 @@ _WITHOUT = {
     "validation": ", or trainer.limit_val_batches to 0",
 }
 """Advice for a command that lacks a split."""
-
-_Source = str | ImageSource
-"""State that is a text, or an image that is not open yet."""
-
-
-class FileRecord:
-    """Parsed line whose images are not open yet: ``before`` and ``after`` are texts, image files or their bytes."""
-
-    __slots__ = ("action", "after", "before", "id", "meta")
-
-    def __init__(self, before: _Source, after: _Source | None, action: str | None, name: str, meta: dict) -> None:
-        self.before, self.after, self.action, self.id, self.meta = before, after, action, name, meta
-
-
-class FileTransitions(Sequence[Transition]):
-    """Sequence of transitions that opens a record's images when it is accessed.
-
-    Attributes:
-        records: what is in the file, in its order.
-    """
-
-    def __init__(self, records: list[FileRecord]) -> None:
-        self.records = records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
-        record = self.records[index]
-        after = None if record.after is None else _open(record.after)
-        return Transition(_open(record.before), after, record.action, record.id, record.meta)
 
 
 def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -213,15 +183,15 @@ def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, 
                     skipped.add(f"{path}[{number}] to [{end - 1}]", f"cannot be read ({error})", end - number)
 
 
-def _whole(parsed: list[tuple[str, FileRecord]], skipped: SkippedRecords) -> list[FileRecord]:
+def _whole(parsed: list[tuple[str, LazyRecord]], skipped: SkippedRecords) -> list[LazyRecord]:
     """The records whose images can be read, each id once; the others go to ``skipped``."""
-    problems = image_problems(s for _, r in parsed for s in (r.before, r.after) if s and not isinstance(s, str))
-    found: dict[str, FileRecord] = {}
+    problems = image_problems(image for _, record in parsed for image in record.images.values())
+    found: dict[str, LazyRecord] = {}
     for place, record in parsed:
         wrong = [
             f"cannot read {name}_image{f' {source}' if isinstance(source, Path) else ''}: {problem}"
-            for name, source in (("before", record.before), ("after", record.after))
-            if source and not isinstance(source, str) and (problem := problems[source])
+            for name, source in record.images.items()
+            if (problem := problems[source])
         ]
         if wrong:
             skipped.add(place, wrong[0])
@@ -232,7 +202,7 @@ def _whole(parsed: list[tuple[str, FileRecord]], skipped: SkippedRecords) -> lis
     return list(found.values())
 
 
-def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, ends: bool) -> FileRecord:
+def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, ends: bool) -> LazyRecord:
     """A record; ``labelled``: it needs an action, ``ends``: it needs a state after."""
     before = _state(fields, "before", folder)
     known = ends or any(fields.get(name) is not None for name in ("after", "after_image"))
@@ -248,10 +218,10 @@ def _parse(fields: dict[str, Any], place: str, folder: Path, labelled: bool, end
     if isinstance(name, list | dict | bool) or name == "":
         raise BrokenRecord(f"id must be a text that is not empty or a number, got {str(name)[:60]!r}")
     # the folder is no part of it: ids seed the rollouts, and the same file may lie elsewhere when a run goes on
-    return FileRecord(before, after, action, Path(place).name if name is None else str(name), fields)
+    return LazyRecord(before, after, action, Path(place).name if name is None else str(name), fields)
 
 
-def _state(fields: dict[str, Any], name: str, folder: Path) -> _Source:
+def _state(fields: dict[str, Any], name: str, folder: Path) -> Source:
     there = sorted(field for field, value in fields.items() if value is not None)
     text, image = fields.pop(name, None), fields.pop(f"{name}_image", None)
     if (text is None) == (image is None):
@@ -265,7 +235,3 @@ def _state(fields: dict[str, Any], name: str, folder: Path) -> _Source:
     if not isinstance(image, str | bytes) or not image.strip():
         raise BrokenRecord(f"{name}_image must be the name of a file or its bytes, got {repr(image)[:60]}")
     return image if isinstance(image, bytes) else folder / image
-
-
-def _open(state: _Source) -> State:
-    return state if isinstance(state, str) else open_rgb(state)

@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 
 from swirl_lightning.benchmarks.aurora_records import TRAIN_TASKS, clip_of, edits, train_files
 from swirl_lightning.console.run import run_command
-from swirl_lightning.data.image_records import ImageRecord, usable
+from swirl_lightning.data.lazy import LazyRecord, usable
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, lines, parse_object
 from swirl_lightning.data.reading import records as read_records
 from swirl_lightning.data.splitting import rank_of
@@ -29,7 +29,7 @@ from swirl_lightning.files.writing import whole_file
 from swirl_lightning.prepare import command_parser
 
 
-def aurora_train(folder: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]:
+def aurora_train(folder: Path, skipped: SkippedRecords) -> Iterator[LazyRecord]:
     """Read AURORA's training sets, ``data/<task>/train.json``: ``{instruction, input, output}``.
 
     Raises:
@@ -42,7 +42,7 @@ def aurora_train(folder: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]
             yield from edits(entry, folder, f"aurora/{task}/{number}", meta, skipped, target=True)
 
 
-def pico_banana(path: Path, skipped: SkippedRecords) -> Iterator[ImageRecord]:
+def pico_banana(path: Path, skipped: SkippedRecords) -> Iterator[LazyRecord]:
     """Read Pico-Banana-400K, single-turn or multi-turn, which is decided line by line.
 
     Single-turn: ``summarized_text`` (or ``text``), ``output_image`` and ``local_input_image`` (which the corpus's own
@@ -107,7 +107,7 @@ def write(
     inputs |= {Path(folder, "data", task, "train.json").resolve() for folder in aurora for task in TRAIN_TASKS}
     if over := [path for path in (out, beside) if path.resolve() in inputs]:
         raise ValueError(f"{over[0]} is one of the corpora, and would be written over: name another file")
-    records: list[ImageRecord] = []
+    records: list[LazyRecord] = []
     for folder in aurora:
         records += aurora_train(Path(folder), skipped)
     for path in pico_banana_files:
@@ -135,11 +135,11 @@ def write(
     return skipped.counts(len(kept))
 
 
-def _origin(record: ImageRecord) -> str:
+def _origin(record: LazyRecord) -> str:
     return record.id.split("/turn ")[0] if record.meta["corpus"] == "pico-banana" else clip_of(record)
 
 
-def _write_lines(out: Path, records: list[ImageRecord]) -> None:
+def _write_lines(out: Path, records: list[LazyRecord]) -> None:
     with whole_file(out) as file:
         for record in records:
             line = {
@@ -156,7 +156,7 @@ def _ids(path: Path) -> set[str]:
     return {str(entry.get("id")) for _, entry in read_records(path, SkippedRecords("edits"))}
 
 
-def _turns(entry: dict[str, Any], folder: Path, place: str) -> Iterator[ImageRecord]:
+def _turns(entry: dict[str, Any], folder: Path, place: str) -> Iterator[LazyRecord]:
     files, prompts = entry["files"], entry["metadata_edit_turn_prompts"]
     if len(files) != len(prompts) + 1:
         raise ValueError(f"{len(files)} images for {len(prompts)} edits")
@@ -166,10 +166,10 @@ def _turns(entry: dict[str, Any], folder: Path, place: str) -> Iterator[ImageRec
         yield _record(images[turn], images[turn + 1], words, f"{place}/turn {turn + 1}", meta)
 
 
-def _record(before: Path, after: Path, words: Any, place: str, meta: dict[str, Any]) -> ImageRecord:
+def _record(before: Path, after: Path, words: Any, place: str, meta: dict[str, Any]) -> LazyRecord:
     if not isinstance(words, str) or not words.strip():
         raise ValueError("no instruction")
-    return ImageRecord(before, after, words.strip(), place, meta)
+    return LazyRecord(before, after, words.strip(), place, meta)
 
 
 def _local(name: str, folder: Path) -> Path:

@@ -11,9 +11,9 @@ from PIL import Image
 
 from swirl_lightning.callbacks.predictions import file_name
 from swirl_lightning.console.run import nearest
-from swirl_lightning.data.image_records import ImageRecord, ImageTransitions
+from swirl_lightning.data.lazy import LazyRecord, LazyTransitions
 from swirl_lightning.data.module import Split
-from swirl_lightning.data.records import FileRecord, FileTransitions, JSONLTransitions
+from swirl_lightning.data.records import JSONLTransitions
 from swirl_lightning.files.hashes import content_key
 from swirl_lightning.files.paths import relative_to
 from swirl_lightning.prepare import frame_pairs, video_pairs
@@ -128,10 +128,9 @@ class Pairs(Sequence[Transition]):
                 state.save(self.folder / image)
         return fields
 
-    def _record(self, index: int) -> FileRecord | ImageRecord | Transition:
+    def _record(self, index: int) -> LazyRecord | Transition:
         """A pair whose images are not open, where the source has such."""
-        lazy = isinstance(self._rows, FileTransitions | ImageTransitions)
-        return self._rows.records[index] if lazy else self._rows[index]  # type: ignore[attr-defined]
+        return self._rows.records[index] if isinstance(self._rows, LazyTransitions) else self._rows[index]
 
 
 def _content(source: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Transitions between images on disk, checked once and opened when they are accessed."""
+"""Transitions whose images are checked once, and opened when they are accessed."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from typing import Any
 
 from swirl_lightning.data.images import MISSING, ImageSource, image_problems, open_rgb
 from swirl_lightning.data.reading import SkippedRecords
-from swirl_lightning.transition import Transition
+from swirl_lightning.transition import State, Transition
+
+Source = str | ImageSource
+"""State that is a text, or an image that is not open yet: its file or its bytes."""
 
 
-@dataclass(frozen=True)
-class ImageRecord:
+@dataclass(frozen=True, slots=True)
+class LazyRecord:
     """Transition whose images are not open yet.
 
     Attributes:
         before: x.
-        after: y, or None where a benchmark has an instruction but no image of its result.
+        after: y, or None where there is an instruction but no result of it.
         action: z in words.
         id: unique within its split.
         meta: as in `Transition`.
         further: images of later turns.
     """
 
-    before: ImageSource
-    after: ImageSource | None
+    before: Source
+    after: Source | None
     action: str | None
     id: str
     meta: dict[str, Any] = field(default_factory=dict)
@@ -33,16 +36,20 @@ class ImageRecord:
 
     @property
     def images(self) -> dict[str, ImageSource]:
-        """All that it needs, by name."""
+        """All images that it needs, by name."""
         named = {"before": self.before, "after": self.after}
         named |= {f"turn {turn}": image for turn, image in enumerate(self.further, start=2)}
-        return {name: image for name, image in named.items() if image is not None}
+        return {name: image for name, image in named.items() if image is not None and not isinstance(image, str)}
 
 
-class ImageTransitions(Sequence[Transition]):
-    """Sequence of transitions that opens a record's images when it is accessed."""
+class LazyTransitions(Sequence[Transition]):
+    """Sequence of transitions that opens a record's images when it is accessed.
 
-    def __init__(self, records: Sequence[ImageRecord]) -> None:
+    Attributes:
+        records: what it is made of, in its order.
+    """
+
+    def __init__(self, records: Sequence[LazyRecord]) -> None:
         self.records = list(records)
 
     def __len__(self) -> int:
@@ -50,11 +57,15 @@ class ImageTransitions(Sequence[Transition]):
 
     def __getitem__(self, index: int) -> Transition:  # type: ignore[override]
         record = self.records[index]
-        after = None if record.after is None else open_rgb(record.after)
-        return Transition(open_rgb(record.before), after, record.action, record.id, record.meta)
+        after = None if record.after is None else _open(record.after)
+        return Transition(_open(record.before), after, record.action, record.id, record.meta)
 
 
-def usable(records: Sequence[ImageRecord], skipped: SkippedRecords, without_after: bool = False) -> list[ImageRecord]:
+def _open(state: Source) -> State:
+    return state if isinstance(state, str) else open_rgb(state)
+
+
+def usable(records: Sequence[LazyRecord], skipped: SkippedRecords, without_after: bool = False) -> list[LazyRecord]:
     """The records whose images are all there and whole, each id once; the others go to ``skipped``.
 
     Args:
@@ -63,9 +74,9 @@ def usable(records: Sequence[ImageRecord], skipped: SkippedRecords, without_afte
         without_after: keep those of which y alone is missing, without it.
     """
     problems = image_problems(image for record in records for image in record.images.values())
-    kept: dict[str, ImageRecord] = {}
+    kept: dict[str, LazyRecord] = {}
     for record in records:
-        if without_after and record.after is not None and problems[record.after] == MISSING:
+        if without_after and "after" in record.images and problems[record.images["after"]] == MISSING:
             record = replace(record, after=None)
         wrong = [(name, image, problems[image]) for name, image in record.images.items() if problems[image]]
         if wrong:
