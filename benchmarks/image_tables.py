@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from swirl_lightning.data.parquet import import_pyarrow, parquet_rows
 from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, python_row
-
-PACKAGE = "pip install 'swirl-lightning[parquet]'"
 
 
 def rows(
@@ -16,7 +15,7 @@ def rows(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (``file[number]``, row) of a ``.parquet`` file, or of an ``.arrow`` file in the format of ``datasets``.
 
-    A row whose text is no UTF-8 goes to ``skipped``, and so does a file that cannot be read.
+    Rows that cannot be read go to ``skipped``, and so does a file that cannot be.
 
     Args:
         path: of the file.
@@ -28,17 +27,19 @@ def rows(
         ImportError: pyarrow is not installed.
         ValueError: a column is missing.
     """
+    pyarrow = import_pyarrow(path)
     try:
-        import pyarrow
-    except ImportError as error:
-        raise ImportError(f"{path} is read with pyarrow: {PACKAGE}") from error
-    try:
-        names, table = _read(path, [*columns, *optional])
+        if path.suffix == ".parquet":
+            with pyarrow.parquet.ParquetFile(path) as file:
+                asked = _there(path, file.schema_arrow.names, columns, optional)
+                yield from parquet_rows(file, path.stem, skipped, asked)
+            return
+        with pyarrow.memory_map(str(path)) as source:
+            table = pyarrow.ipc.open_stream(source).read_all()
     except (pyarrow.ArrowException, OSError) as error:
         skipped.add(str(path), f"cannot be read ({error}). Download it again")
         return
-    if lacking := [name for name in columns if name not in names]:
-        raise ValueError(f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(names)}")
+    table = table.select(_there(path, table.column_names, columns, optional))
     for number in range(table.num_rows):
         place = f"{path.stem}[{number}]"
         try:
@@ -49,17 +50,11 @@ def rows(
             yield place, row
 
 
-def _read(path: Path, names: Sequence[str]) -> tuple[list[str], Any]:
-    """The names of all columns, and a table of those that are asked for."""
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    if path.suffix == ".parquet":
-        there = parquet.read_schema(path).names
-        return there, parquet.read_table(path, columns=[name for name in names if name in there])
-    with pyarrow.memory_map(str(path)) as source:
-        table = pyarrow.ipc.open_stream(source).read_all()
-    return table.column_names, table.select([name for name in names if name in table.column_names])
+def _there(path: Path, names: Sequence[str], columns: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """Return the columns that are asked for and there."""
+    if lacking := [name for name in columns if name not in names]:
+        raise ValueError(f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(names)}")
+    return [name for name in (*columns, *optional) if name in names]
 
 
 def image_bytes(value: Any) -> bytes | None:

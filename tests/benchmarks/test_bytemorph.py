@@ -8,7 +8,7 @@ from support.image_world import block_image, clip_folder, liquid_folder, model, 
 from support.suites.bytemorph import png, write
 from swirl_lightning.benchmarks.bytemorph import ByteMorph
 
-pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 
 def test_records(tmp_path):
@@ -74,6 +74,25 @@ def test_broken_data_is_named_counted_and_the_rest_is_scored(tmp_path):
     with pytest.raises(ValueError, match="5 of 9 records cannot be used"):
         trainer(tmp_path).test(module, ByteMorph(data_dir=folder, strict=True), verbose=False)
     assert module.model is None
+
+
+def test_a_damaged_part_of_a_file_leaves_the_others(tmp_path):
+    """The file was lost as a whole."""
+    folder = write(tmp_path)
+    path = tmp_path / "data" / "test-00000.parquet"
+    table = parquet.read_table(path)
+    parquet.write_table(table, path, row_group_size=2, compression="none")
+    with parquet.ParquetFile(path) as file:
+        start = file.metadata.row_group(0).column(0).dictionary_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    data = ByteMorph(data_dir=folder)
+    with pytest.warns(
+        UserWarning, match=r"2 of 4 records cannot be used(.|\n)*test-00000\[0\] to \[1\]: cannot be read"
+    ):
+        data.setup("test")
+    assert [row.action for row in data.split("test")] == ["move 2", "move 3"]
 
 
 def test_it_has_no_training_data(tmp_path):

@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from swirl_lightning.data.images import image_problems
 from swirl_lightning.data.lazy import LazyRecord, LazyTransitions, Source
 from swirl_lightning.data.module import Split, TransitionDataModule
-from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, first, lines, parse_object, python_row
+from swirl_lightning.data.parquet import import_pyarrow, parquet_rows
+from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, first, lines, parse_object
 from swirl_lightning.transition import Transition
 
 
@@ -155,32 +156,14 @@ def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, 
             except BrokenRecord as error:
                 skipped.add(place, error)
         return
+    pyarrow = import_pyarrow(path)
     try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError(f"{path} is read with pyarrow: pip install 'swirl-lightning[parquet]'") from error
-    try:
-        file = parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no parquet file, or is damaged ({error})") from None
     with file:
-        end = 0
-        for group in range(file.num_row_groups):  # one that is damaged leaves the others
-            number, end = end, end + file.metadata.row_group(group).num_rows
-            try:
-                for batch in file.iter_batches(batch_size=64, row_groups=[group]):
-                    for row in range(batch.num_rows):
-                        place, number = f"{path}[{number}]", number + 1
-                        try:
-                            fields = python_row(batch, row)
-                        except BrokenRecord as error:
-                            skipped.add(place, error)
-                        else:
-                            yield place, {name: value for name, value in fields.items() if value is not None}
-            except (pyarrow.ArrowException, OSError) as error:
-                if number < end:
-                    skipped.add(f"{path}[{number}] to [{end - 1}]", f"cannot be read ({error})", end - number)
+        for place, fields in parquet_rows(file, str(path), skipped):
+            yield place, {name: value for name, value in fields.items() if value is not None}
 
 
 def _whole(parsed: list[tuple[str, LazyRecord]], skipped: SkippedRecords) -> list[LazyRecord]:
