@@ -6,6 +6,9 @@ from argparse import ArgumentParser
 
 from swirl_lightning.console.options import subcommand_parser
 
+PAIRS = "pairs.jsonl"
+"""File of pairs in the folder that a command writes."""
+
 
 def command_parser(name: str, arguments: str, about: str, example: str) -> ArgumentParser:
     """Make the parser of a command; ``example`` is what may be typed behind its name."""

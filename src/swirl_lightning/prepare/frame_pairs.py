@@ -17,10 +17,9 @@ from swirl_lightning.console.run import run_command
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files.paths import relative_to
 from swirl_lightning.files.writing import whole_file
-from swirl_lightning.prepare import command_parser
+from swirl_lightning.prepare import PAIRS, command_parser
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-PAIRS = "pairs.jsonl"
 
 
 def make_pairs(frames: str | Path, out: str | Path, step: int = 1) -> int:

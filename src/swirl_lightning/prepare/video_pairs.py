@@ -29,11 +29,10 @@ from swirl_lightning.data.video import Video, VideoError, require_av
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files.hashes import digest
 from swirl_lightning.files.writing import append_lines, whole_file, written_to
-from swirl_lightning.prepare import command_parser
+from swirl_lightning.prepare import PAIRS, command_parser
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 _LOG = "videos.jsonl"
-PAIRS = "pairs.jsonl"
 _BEGINNING = 4096  # bytes of a video that tell it from others of the same name
 _COMPARED = 256  # pixels on the shorter side at which frames are compared
 

@@ -16,7 +16,7 @@ from swirl_lightning.data.module import Split
 from swirl_lightning.data.records import JSONLTransitions
 from swirl_lightning.files.hashes import content_key
 from swirl_lightning.files.paths import relative_to
-from swirl_lightning.prepare import frame_pairs, video_pairs
+from swirl_lightning.prepare import PAIRS, frame_pairs, video_pairs
 from swirl_lightning.transition import Transition
 from swirl_lightning.use.runs import Run
 
@@ -89,7 +89,7 @@ class Pairs(Sequence[Transition]):
             data.check()
             self._rows = data.split(cast(Split, self.source))
             return
-        path = Path(self.source) if self.kind == "file" else self.folder / "pairs" / video_pairs.PAIRS
+        path = Path(self.source) if self.kind == "file" else self.folder / "pairs" / PAIRS
         data = JSONLTransitions(state_only=str(path))
         self._rows = data.split("state_only")
         self.skipped = data.skipped["state_only"]
