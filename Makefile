@@ -5,6 +5,8 @@ STAMP := $(VENV)/.installed
 LAYOUT := build/layout
 # modules are compiled where they are first imported: most never are, and all take as long as the rest of the installation
 PIP_OPTIONS := --quiet --no-compile --constraint constraints.txt
+# and kept, though an image may be set up otherwise: without that each process takes two to three times as long to start
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test coverage install lint types contracts layout docs clean
 

@@ -47,9 +47,9 @@ def edits(
     before, after, words = entry.get("input"), entry.get("output"), words_of(entry)
     if not words:
         problem = "no instruction"
-    elif not isinstance(before, str) or not (after is None or isinstance(after, str)):
+    elif not isinstance(before, str) or not before:
         problem = "no input image"
-    elif target and after is None:
+    elif not isinstance(after, str) and (target or after is not None):
         problem = "no output image"
     elif outside := [image for image in (before, after) if image is not None and not stays_inside(image)]:
         problem = f"{OUTSIDE} ({outside[0]})"

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from swirl_lightning.callbacks.run_folder import EXPORTS, run_folder
 from swirl_lightning.files.writing import whole_folder
-from swirl_lightning.results.about import data_name
 from swirl_lightning.results.table import FILE, read, tested
 
 
@@ -63,7 +62,7 @@ class AdapterExport(Callback):
             return  # what stands there tells the settings that the weights have seen
         with whole_folder(folder) as new:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            pl_module.export(new, data_name(data), tested(read(root / FILE)))
+            pl_module.export(new, type(data).__name__, tested(read(root / FILE)))
         rank_zero_info(f"adapters saved in {folder}")
 
 

@@ -61,7 +61,7 @@ class SaveConfig(SaveConfigCallback):
                 file.write(self._content())
 
     def _content(self) -> bytes:
-        return self.parser.dump(self.config, skip_none=False).encode()
+        return self.parser.dump(self.config, skip_none=False, skip_validation=True).encode()  # it was, when parsed
 
 
 def _free(path: Path) -> Path:

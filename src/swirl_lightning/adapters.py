@@ -49,6 +49,9 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         check_ranges("model.lora", vars(self), r="whole [1, 65536]", alpha="whole [1, inf)", dropout="[0, 1)")
+        for name in ("r", "alpha"):
+            if type(getattr(self, name)) is not int:  # checkpoints and exported folders hold Python's own numbers alone
+                raise ValueError(f"model.lora.{name} must be an int, got {getattr(self, name)!r}")
         targets = self.target_modules
         if targets is None:
             return

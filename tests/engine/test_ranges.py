@@ -107,10 +107,10 @@ def test_intervals_are_read_as_in_mathematics(interval, inside, outside):
 @pytest.mark.parametrize(
     ("interval", "value", "told"),
     [
-        ("whole [1, inf)", 2.5, "a whole number in [1, inf), got 2.5"),
-        ("whole [1, inf)", "8", "a whole number in [1, inf), got '8'"),
-        ("whole [1, inf) or null", INF, "a whole number in [1, inf) or null, got inf"),
-        ("whole [1, inf)", None, "a whole number in [1, inf), got None"),
+        ("whole [1, inf)", 2.5, "an integer in [1, inf), got 2.5"),
+        ("whole [1, inf)", "8", "an integer in [1, inf), got '8'"),
+        ("whole [1, inf) or null", INF, "an integer in [1, inf) or null, got inf"),
+        ("whole [1, inf)", None, "an integer in [1, inf), got None"),
         ("[0, 1]", "0.5", "a number in [0, 1], got '0.5'"),
         ("[0, 1]", None, "a number in [0, 1], got None"),
     ],
@@ -120,9 +120,17 @@ def test_what_is_no_number_or_no_whole_one_is_told(interval, value, told):
         check_ranges("here", {"x": value}, x=interval)
 
 
-@pytest.mark.parametrize("value", [3, np.int64(3), True])
-def test_whole_numbers_of_other_kinds_are_some(value):
-    check_ranges("here", {"x": value}, x="whole [1, inf)")
+def test_integers_of_numpy_are_some_and_truth_values_are_none():
+    check_ranges("here", {"x": np.int64(3)}, x="whole [1, inf)")
+    with pytest.raises(ValueError, match=r"must be an integer in .*, got True"):
+        check_ranges("here", {"x": True}, x="whole [1, inf)")
+
+
+@pytest.mark.parametrize("name", ["r", "alpha"])
+def test_what_a_checkpoint_keeps_is_an_int_of_python(name):
+    """A run with one of NumPy was trained, and its checkpoint could not be read."""
+    with pytest.raises(ValueError, match=rf"model\.lora\.{name} must be an int, got"):
+        AdapterConfig(**{name: np.int64(4)})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +138,7 @@ def test_whole_numbers_of_other_kinds_are_some(value):
     [(MiniGrid, "batch_size"), (GRPOConfig, "group_size"), (AdapterConfig, "r"), (PhaseSchedule, "warmup_epochs")],
 )
 def test_no_option_takes_half_of_one(kind, name):
-    with pytest.raises(ValueError, match=rf"{name} must be a whole number in .*, got 2\.5$"):
+    with pytest.raises(ValueError, match=rf"{name} must be an integer in .*, got 2\.5$"):
         make(kind, **{name: 2.5})
 
 

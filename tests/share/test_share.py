@@ -43,7 +43,9 @@ def code_of(folder, language="python"):
     return [block.replace("PATH_OR_NAME", str(folder)) for block in re.findall(rf"```{language}\n(.*?)```", card, re.S)]
 
 
-@pytest.mark.parametrize(("data", "told"), [("MiniGrid", "MiniGrid"), (None, "not told")])
+@pytest.mark.parametrize(
+    ("data", "told"), [("MiniGrid", "MiniGrid"), ({"class_path": "gone.Data"}, "Data"), (None, "not told")]
+)
 def test_the_card_names_the_data_of_any_configuration(minigrid, tmp_path, data, told):
     """It took that of a full class path alone, and a short name ended in a traceback."""
     config = yaml.safe_load((minigrid / "config.yaml").read_text()) | {"data": data}

@@ -27,7 +27,7 @@ SECONDS = 400
 # forked from a process that has imported what the commands do, which takes seconds; other systems cannot fork safely
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 STARTING = threading.Lock()
-CONTEXT.set_forkserver_preload(["support.swirl", "support.suites", "swirl_lightning.cli"])
+CONTEXT.set_forkserver_preload(["support.swirl", "support.suites", "swirl_lightning.cli", "support.preloaded"])
 
 
 def run_module(name: str, *args: Any, ranks: int = 1, slurm: bool = False) -> subprocess.CompletedProcess[str]:
@@ -94,6 +94,7 @@ def become(name: str, arguments: Sequence[str], environment: Mapping[str, str], 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    multiprocessing.set_start_method(None, force=True)  # Python's own, and not that by which this process was started
     sys.argv = [name, *arguments]
     if not hasattr(sys.modules.get(name), "__path__"):
         sys.modules.pop(name, None)  # runpy warns of a module that has been imported before

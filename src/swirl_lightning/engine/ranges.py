@@ -9,7 +9,7 @@ from typing import Any
 SHORTEST, LONGEST = 2, 2**20
 """Tokens of a state or an action: one and the EOS, and more than any model reads."""
 TOKEN_COUNTS = f"whole [{SHORTEST}, {LONGEST}]"
-_KINDS: dict[str, Any] = {"number": Real, "whole number": Integral}
+_KINDS: dict[str, Any] = {"a number": Real, "an integer": Integral}
 
 
 def check_ranges(where: str, values: Mapping[str, Any], /, **ranges: str) -> None:
@@ -32,9 +32,9 @@ def check_ranges(where: str, values: Mapping[str, Any], /, **ranges: str) -> Non
         interval, _, null = allowed.partition(" or ")
         if null and value is None:
             continue
-        told = "number" if given == allowed else "whole number"
-        if not isinstance(value, _KINDS[told]):
-            raise ValueError(f"{where}.{name} must be a {told} in {allowed}, got {value!r}")
+        told = "a number" if given == allowed else "an integer"
+        if not isinstance(value, _KINDS[told]) or isinstance(value, bool):
+            raise ValueError(f"{where}.{name} must be {told} in {allowed}, got {value!r}")
         low, high = map(float, interval[1:-1].split(","))
         above = value >= low if interval[0] == "[" else value > low
         inside = above and (value <= high if interval[-1] == "]" else value < high)

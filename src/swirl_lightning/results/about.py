@@ -20,18 +20,13 @@ _NOT_OPTIONS = frozenset(
 )
 
 
-def data_name(data: Any) -> str:
-    """Name a DataModule in tables and cards: its suite, or else its class."""
-    return getattr(data, "suite", "") or type(data).__name__
-
-
 def about(trainer: Trainer, pl_module: Any) -> dict[str, Any]:
     """Collect the facts for ``results.json``: JSON values alone, and no secrets, since configs hold none."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     backbone = getattr(pl_module, "backbone", None)
     judge = getattr(data, "judge", None)
     return {
-        "suite": data_name(data),
+        "suite": getattr(data, "suite", "") or type(data).__name__,
         "counts": getattr(data, "counts", {}),
         "missing": dict(getattr(data, "missing_metrics", {})),
         "settings": {

@@ -23,7 +23,7 @@ from swirl_lightning.use.game import Game
 _HTML = Path(__file__).parents[1] / "assets" / "play" / "index.html"
 _MOST_BYTES = 32 * 2**20
 _RECORD = re.compile(r"test:\d+", re.ASCII)
-_LOOPBACK = ("127.0.0.1", "localhost")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")  # the last one behind a forwarded port
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data:; connect-src 'self'; frame-ancestors 'none'",
