@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=GRID, help="cells along a side of a frame")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args()
-    check_ranges("tiny_liquid", vars(options), grid=f"whole [{SMALLEST}, {LARGEST}]")
+    check_ranges("tiny_liquid", vars(options), grid=f"[{SMALLEST}, {LARGEST}]")
     torch.set_num_threads(options.threads)
     start = time.monotonic()
     build(options.out, lambda text: print(f"{time.monotonic() - start:6.0f} s  {text}", flush=True), options.grid)
