@@ -56,6 +56,7 @@ def test_the_parser_takes_the_rows(path, name, tmp_path, monkeypatch):
         "minigrid_single": 8003,
         "textworld": 0,  # the same games for all seeds
         "textworld_rare": 103,
+        "textworld_converged": 103,
         "scienceworld": None,  # a file of transitions
     }
     assert getattr(cli.datamodule, "world_seed", None) == worlds[path.stem]
