@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from swirl_lightning.data.parquet import import_pyarrow, parquet_rows
-from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, python_row
+from swirl_lightning.data.reading import SkippedRecords, row_or_skipped
 
 
 def rows(
@@ -42,11 +42,7 @@ def rows(
     table = table.select(_there(path, table.column_names, columns, optional))
     for number in range(table.num_rows):
         place = f"{path.stem}[{number}]"
-        try:
-            row = python_row(table, number)
-        except BrokenRecord as error:
-            skipped.add(place, error)
-        else:
+        if (row := row_or_skipped(table, number, place, skipped)) is not None:
             yield place, row
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from swirl_lightning.data.reading import BrokenRecord, SkippedRecords, python_row
+from swirl_lightning.data.reading import SkippedRecords, row_or_skipped
 
 _ROWS = 64  # at a time
 
@@ -45,11 +45,7 @@ def parquet_rows(
             for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=columns):
                 for row in range(batch.num_rows):
                     place, number = f"{name}[{number}]", number + 1
-                    try:
-                        fields = python_row(batch, row)
-                    except BrokenRecord as error:
-                        skipped.add(place, error)
-                    else:
+                    if (fields := row_or_skipped(batch, row, place, skipped)) is not None:
                         yield place, fields
         except (pyarrow.ArrowException, OSError) as error:
             if number < end:

@@ -29,7 +29,16 @@ class BrokenRecord(Exception):
     """Error of a record that is no transition; its text gives the reason."""
 
 
-def python_row(part: Any, number: int) -> dict[str, Any]:
+def row_or_skipped(part: Any, number: int, place: str, skipped: SkippedRecords) -> dict[str, Any] | None:
+    """Return a row of a pyarrow table or batch as Python's values; None if it cannot be, and goes to ``skipped``."""
+    try:
+        return _python_row(part, number)
+    except BrokenRecord as error:
+        skipped.add(place, error)
+        return None
+
+
+def _python_row(part: Any, number: int) -> dict[str, Any]:
     """Return a row of a pyarrow table or batch as Python's values.
 
     Raises:
