@@ -80,13 +80,13 @@ def _own(arguments: Sequence[str]) -> list[str]:
 
 
 def swirl(folder: Path, command: str, arguments: Sequence[str]) -> None:
-    """One run of the command line, on one thread; its output goes to a log file beside the run.
+    """One run of the command line, on ``OMP_NUM_THREADS`` threads, 1 if unset; its output goes to a log file beside it.
 
     Raises:
         ChildProcessError: it failed.
     """
     line = [sys.executable, "-m", "swirl_lightning", command, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
     with (folder / f"{command}.log").open("a") as log:
         with _STARTING:
             if _ENDED.is_set():
@@ -272,7 +272,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="*", help="these alone; those they start from must be done or among them")
     parser.add_argument("--out", type=Path, help="default: runs/<name of the study>")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each of one thread or OMP_NUM_THREADS")
     parser.add_argument("--against", default="recipe", help="the row that the others are compared with")
     parser.add_argument("--metrics", nargs="+", help=f"default: what there is of {', '.join(METRICS)}")
     parser.add_argument("--pack", type=Path, help="write the scores of the table to this .csv.gz file")

@@ -136,12 +136,12 @@ def test_masks_count_as_often_as_attention_copies_them(narrow, dtype, attention,
     """Rows that are padded and share nothing: what grows with the square of a row outweighs all else."""
     skip_if_torch_cannot_attend(getattr(torch, dtype))
     options = {"dtype": dtype, "attn_implementation": attention, "gradient_checkpointing": checkpointed}
-    backbone = text_backbone(narrow, quantization=None, max_state_tokens=256, max_action_tokens=12, **options)
+    backbone = text_backbone(narrow, quantization=None, max_state_tokens=160, max_action_tokens=12, **options)
     module = SWIRL(backbone, lora=AdapterConfig(r=2))
     module.configure_model()
     models = module.models
     models.engine.config = replace(models.engine.config, shared_attention=False)
-    letter, end = models.grammars["fwm"].allowed[0], 256
+    letter, end = models.grammars["fwm"].allowed[0], 160
     states = [[letter] * (end - n) for n in range(2, 6)]
     estimator = _Estimator(module, LongestPair(states[0], states[0]))
     actions = [[letter] * 8] * len(states)

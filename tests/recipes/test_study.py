@@ -188,6 +188,19 @@ def test_a_run_that_fails_ends_a_study_in_one_line(tmp_path):
         run_command(lambda: study.swirl(tmp_path, "fit", ["--nosuch"]))
 
 
+@pytest.mark.parametrize(("given", "told"), [(None, "1"), ("3", "3")])
+def test_runs_have_one_thread_or_as_many_as_the_environment_says(tmp_path, monkeypatch, given, told):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho $OMP_NUM_THREADS\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    study.swirl(tmp_path, "fit", [])
+    assert (tmp_path / "fit.log").read_text() == f"{told}\n"
+
+
 def test_a_study_that_is_ended_ends_its_runs(tmp_path):
     """They went on, and the study begun again found their folders in use."""
     (tmp_path / "c.yaml").touch()
