@@ -193,6 +193,7 @@ def test_a_reward_and_a_learner_from_outside_train_both_phases_and_are_resumed(g
     module = fit(tmp_path / "a")
     assert set(module.learner.baselines) == {"fwm", "idm"}
     assert {"lengths", "fwm/baseline", "idm/baseline", "fwm/loss"} <= set(seen)
+    assert seen["idm/rewards/log_prob"] > seen["idm/reward"]  # which is less what the tokens cost
     again = fit(tmp_path / "b", tmp_path / "a" / "step=5.ckpt")  # within Phase I
     assert again.learner.baselines == module.learner.baselines
     assert again.reward.drawn == module.reward.drawn == 2 * 24 * 4

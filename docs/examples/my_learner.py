@@ -25,7 +25,9 @@ class ShortStates(MeanLogProb):
 
     def __call__(self, scored: Scored) -> Tensor:
         """Compute rewards of the N rollouts, (N,)."""
-        return super().__call__(scored) - self.weight * scored.samples.completions.mask.sum(1)
+        log_prob, tokens = super().__call__(scored), scored.samples.completions.mask.sum(1)
+        scored.metrics["log_prob"] = log_prob  # a curve of its own
+        return log_prob - self.weight * tokens
 
 
 class Reinforce(Learner):

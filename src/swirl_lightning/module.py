@@ -142,8 +142,7 @@ class SWIRL(PretrainedModule):
         )
         self.schedule, self.scheduled = PhaseSchedule(), False  # PhaseSwitch hands its own over
         self.tokens_seen = 0
-        self._finite = FiniteCheck(self)
-        self._denominator, self._metrics = SharedDenominator(), StepMetrics()
+        self._finite, self._denominator, self._metrics = FiniteCheck(self), SharedDenominator(), StepMetrics()
         self._updates: dict[int, Update] = {}  # by batch index, until their last use
         self._rollouts: dict[int, Rollouts] = {}  # by batch index, until their first use
         self._resumed: dict[str, Any] | None = None  # of a checkpoint, until the training starts
@@ -234,7 +233,9 @@ class SWIRL(PretrainedModule):
         at_once = [window] if self.max_cached_tokens else [[batch] for batch in window]
         rolled_out = chain.from_iterable(phase([batch.transitions for batch in batches]) for batches in at_once)
         for batch, (actions, sampled, judged) in zip(window, rolled_out, strict=True):
-            rewards = rewarded(self.reward, Scored(role, batch.transitions, sampled, judged, self.backbone, actions))
+            scored = Scored(role, batch.transitions, sampled, judged, self.backbone, actions)
+            rewards, metrics = rewarded(self.reward, scored)
+            self._metrics.add(f"{role}/rewards/", metrics, len(batch))
             self.tokens_seen += int(sampled.completions.mask.sum()) + int(judged.mask.sum())
             found.append((batch, actions, sampled, rewards))
         earned = [rewards for *_, rewards in found]
@@ -249,16 +250,10 @@ class SWIRL(PretrainedModule):
                 complete = self.models.fwm.grammar.complete
                 update.anchor = [sampled.prompts[n] for n in rows], [complete(content) for content in y]
             self._updates[batch.index] = update
-            self._rollouts[batch.index] = rollouts = Rollouts(
-                role,
-                batch.transitions,
-                [self.backbone.decode_action(z) for z in actions.contents],
-                sampled.contents,
-                sampled.completions,
-                rewards,
-                advantages,
-                sampled.group_size,
-            )
+            drawn = sampled.contents, sampled.completions
+            words = [self.backbone.decode_action(z) for z in actions.contents]
+            rollouts = Rollouts(role, batch.transitions, words, *drawn, rewards, advantages, sampled.group_size)
+            self._rollouts[batch.index] = rollouts
             self._metrics.add(f"{role}/", rollouts.summary(policy.model.grammar.eos), len(batch))
 
     def _policy(self, role: Role, temperature: float | None = None) -> Policy:

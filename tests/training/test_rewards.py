@@ -53,10 +53,35 @@ def test_a_reward_that_gives_something_else_than_a_number_a_rollout_is_refused(g
         rewarded(lambda given: gives(given.log_probs.mean_per_token()), rollouts)
 
 
+class InParts(MeanLogProb):
+    """The log-probability less a length."""
+
+    def __init__(self, lengths):
+        super().__init__()
+        self.lengths = torch.tensor(lengths)
+
+    def __call__(self, scored):
+        scored.metrics["log_prob"] = log_prob = super().__call__(scored)
+        scored.metrics["length"] = self.lengths
+        return log_prob - self.lengths
+
+
+def test_what_a_reward_is_made_of_has_means_of_its_own():
+    rewards, metrics = rewarded(InParts([0.5, 1.0]), scored([[-1.0], [-2.0]], 2))
+    assert rewards.tolist() == [-1.5, -3.0]
+    assert {name: float(value) for name, value in metrics.items()} == {"log_prob": -1.5, "length": 0.75}
+
+
+@pytest.mark.parametrize(("lengths", "told"), [([1.0], r"gave \(1,\) for 2"), ([1, 2], "gave torch.int64")])
+def test_a_metric_that_is_no_number_a_rollout_is_refused(lengths, told):
+    with pytest.raises(ValueError, match=rf"^model\.reward: metric 'length' {told}"):
+        rewarded(InParts(lengths), scored([[-1.0], [-2.0]], 2))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_rewards_are_float32_whatever_a_reward_computes_in(dtype):
     rollouts = scored([[-1.0], [-2.0]], 2)
-    found = rewarded(lambda given: given.log_probs.mean_per_token().to(dtype), rollouts)
+    found, _ = rewarded(lambda given: given.log_probs.mean_per_token().to(dtype), rollouts)
     assert found.dtype == torch.float32
     assert found.tolist() == [-1.0, -2.0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class Scored:
             log Q(z | x, ŷ_k). Phase II scores the pair's y after (x, ẑ_k): log P(y | x, ẑ_k).
         backbone: the model family that encoded them.
         actions: latent actions: B in Phase I, z of each group, sampled or counterfactual; the N rollouts in Phase II.
+        metrics: what a reward puts here, (N,) each, such as the parts that it sums; their means are logged as
+            ``fwm/rewards/<name>`` and ``idm/rewards/<name>``. Names are the same for each batch of a phase.
     """
 
     role: Role
@@ -40,6 +42,7 @@ class Scored:
     log_probs: LogProbs
     backbone: Backbone
     actions: Samples
+    metrics: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def group_size(self) -> int:
@@ -76,22 +79,26 @@ class Reward(ABC):
         """Raise ValueError if there is none for the rollouts of this backbone; called before the base is loaded."""
 
 
-def rewarded(reward: Reward, scored: Scored) -> Tensor:
-    """Call a reward; returns (N,) float32 on the device of the scores.
+def rewarded(reward: Reward, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
+    """Call a reward; returns (N,) float32 on the device of the scores, and the means of its metrics.
 
     Raises:
-        ValueError: it gives something else than one number of a float type for each rollout.
+        ValueError: it, or one of its metrics, is something else than one number of a float type for each rollout.
     """
-    found, rollouts = reward(scored), len(scored.samples.contents)
-    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    if shape != (rollouts,):
-        raise ValueError(
-            f"model.reward gave {shape} for {rollouts} rollouts ({len(scored.transitions)} pairs, {scored.group_size} "
-            f"each): return a tensor of shape ({rollouts},)"
-        )
-    if not found.is_floating_point():
-        raise ValueError(f"model.reward gave {found.dtype}: rewards are of a float type, so use .float()")
-    return found.detach().to(scored.log_probs.values.device, torch.float32)
+    given = {"model.reward": reward(scored)}
+    given |= {f"model.reward: metric {name!r}": values for name, values in scored.metrics.items()}
+    rollouts = len(scored.samples.contents)
+    for name, found in given.items():
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if shape != (rollouts,):
+            raise ValueError(
+                f"{name} gave {shape} for {rollouts} rollouts ({len(scored.transitions)} pairs, {scored.group_size} "
+                f"each): return a tensor of shape ({rollouts},)"
+            )
+        if not found.is_floating_point():
+            raise ValueError(f"{name} gave {found.dtype}: rewards are of a float type, so use .float()")
+    rewards = given["model.reward"].detach().to(scored.log_probs.values.device, torch.float32)
+    return rewards, {name: values.detach().mean() for name, values in scored.metrics.items()}
 
 
 class MeanLogProb(Reward):
