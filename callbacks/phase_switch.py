@@ -61,7 +61,7 @@ class PhaseSwitch(Callback):
         self.schedule = self._given
         if stage == "fit":
             self._begun, self._after_last_batch = None, False
-            if trainer.fast_dev_run and not trainer.ckpt_path:  # type: ignore[attr-defined]
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._run_each_phase_once(trainer)
         pl_module.schedule = self.schedule  # type: ignore[assignment]
         pl_module.scheduled = True  # type: ignore[assignment]
@@ -79,11 +79,18 @@ class PhaseSwitch(Callback):
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._check_warmups(data, pl_module)
 
-    def _run_each_phase_once(self, trainer: Trainer) -> None:
-        """Let a development run go through all phases; Lightning would end it with the first epoch."""
-        self.schedule = replace(self._given, warmup_epochs=min(1, self._given.warmup_epochs))
+    def _run_each_phase_once(self, trainer: Trainer, done: int = 0) -> None:
+        """Let a development run go through all phases; Lightning would end it with the first epoch.
+
+        Args:
+            trainer: runs it.
+            done: epochs of the run that it goes on from: its warm-up is not cut.
+        """
+        warmup = self._given.warmup_epochs if done else min(1, self._given.warmup_epochs)
+        self.schedule = replace(self._given, warmup_epochs=warmup)
         phases = 0 if self.schedule.iterations == 0 else len(self.schedule.phases)
-        trainer.fit_loop.max_epochs = self.schedule.warmup_epochs + phases
+        ends = [max(done, warmup) + phases, *([self.schedule.epochs] if self.schedule.epochs is not None else [])]
+        trainer.fit_loop.max_epochs = min(ends)
         trainer.fit_loop.epoch_loop.max_steps = -1
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -214,6 +221,9 @@ class PhaseSwitch(Callback):
         saved = checkpoint["callbacks"].get(self.state_key)
         if not saved or trainer.state.fn != TrainerFn.FITTING:
             return
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._run_each_phase_once(trainer, epochs_done(checkpoint))
+            pl_module.schedule = self.schedule  # type: ignore[assignment]
         self.check_resume(checkpoint, trainer.max_epochs)
         self._begun = saved.get("begun", checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"] - 1)
         self._after_last_batch = stop_after_last_batch(checkpoint)

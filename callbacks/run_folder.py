@@ -34,8 +34,11 @@ def keep_checkpoints_in_the_run(trainer: Trainer) -> None:
 
 
 def place_of_last(trainer: Trainer) -> Path | None:
-    """Return where the first ModelCheckpoint keeps ``last.ckpt``; None without one, or before it has a folder."""
+    """Return where the first ModelCheckpoint keeps ``last.ckpt``; None without one, or before it has a folder.
+
+    A ``fast_dev_run`` writes none, but may have the callback of a real run.
+    """
     keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
-    if keeper is None or keeper.dirpath is None:
+    if keeper is None or keeper.dirpath is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     return Path(keeper.dirpath, keeper.CHECKPOINT_NAME_LAST + keeper.FILE_EXTENSION)

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from support.processes import run_module
-from support.swirl import SGD, build, equal, snapshot, trainer
+from support.swirl import SGD, build, equal, randomize, snapshot, trainer
 from support.world import Digits
 from swirl_lightning import AdapterConfig, GRPOConfig
 from swirl_lightning.callbacks import CollapseWatch, PhaseSwitch
@@ -286,6 +286,33 @@ def test_a_fit_after_one_that_stopped_within_a_step_begins_it_anew(gemma_path, t
     expected, found = fit(build(gemma_path, optimizer=SGD))
     assert equal(weights, expected)
     assert metrics == found
+
+
+class Windows(Callback):
+    """The batches that each one brings along, and whose rollouts are then drawn."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append([brought.index for brought in batch.window])
+
+
+def test_a_fit_that_stopped_within_a_step_and_was_saved_rolls_it_out_no_second_time(gemma_path, tmp_path):
+    def run(resume=None, *callbacks):
+        module = build(gemma_path, optimizer=SGD, grpo=GRPOConfig(group_size=4, advantage_scale="batch"))
+        randomize(module)
+        windows, switch = Windows(), PhaseSwitch(0, ["fwm"], iterations=1)
+        fit = trainer(tmp_path, switch, [windows, *callbacks], accumulate_grad_batches=3)
+        fit.fit(module, Digits(size=24, batch_size=8), ckpt_path=resume)
+        return snapshot(module), windows.seen, fit
+
+    weights, seen, _ = run()
+    _, begun, stopped = run(None, StopAfterOneBatch())
+    stopped.save_checkpoint(tmp_path / "after.ckpt")  # when the epoch that was cut short counts as over
+    again, rest, _ = run(tmp_path / "after.ckpt")
+    assert [*begun, *rest] == seen == [[0, 1, 2], [], []]
+    assert equal(again, weights)
 
 
 class StopAt(Callback):

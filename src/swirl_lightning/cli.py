@@ -275,7 +275,8 @@ class SwirlCLI(LightningCLI):
         if self._checkpoint is not None:  # before the base loads, which may take minutes
             check_fits(self._checkpoint, self.model)
             if fitting:
-                options["phase_switch"].check_resume(self._checkpoint, self.trainer.max_epochs)
+                trial = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # of one epoch, until PhaseSwitch sets it up
+                options["phase_switch"].check_resume(self._checkpoint, None if trial else self.trainer.max_epochs)
                 self.datamodule.first_epoch = epochs_done(self._checkpoint)
 
     def before_predict(self) -> None:

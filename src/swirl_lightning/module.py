@@ -189,7 +189,7 @@ class SWIRL(PretrainedModule):
         if phase.policy is not None:
             prefix, count = f"{phase.policy}/", loss.denominator.detach().float()
             self._metrics.add(prefix, loss.metrics, len(batch) if loss.weight is None else loss.weight)
-            self._metrics.add(prefix, {"loss": loss.total / count}, count)
+            self._metrics.add(prefix, {"loss": loss.total / count.where(count != 0, 1)}, count)
         if self.trainer.is_last_batch:  # a short last window is not replayed
             self._updates.clear()
             self._rollouts.clear()
@@ -234,8 +234,8 @@ class SWIRL(PretrainedModule):
         rolled_out = chain.from_iterable(phase([batch.transitions for batch in batches]) for batches in at_once)
         for batch, (actions, sampled, judged) in zip(window, rolled_out, strict=True):
             scored = Scored(role, batch.transitions, sampled, judged, self.backbone, actions)
-            rewards, metrics = rewarded(self.reward, scored)
-            self._metrics.add(f"{role}/rewards/", metrics, len(batch))
+            rewards = rewarded(self.reward, scored)
+            self._metrics.add_values(f"{role}/rewards/", scored.metrics)
             self.tokens_seen += int(sampled.completions.mask.sum()) + int(judged.mask.sum())
             found.append((batch, actions, sampled, rewards))
         earned = [rewards for *_, rewards in found]
@@ -243,6 +243,7 @@ class SWIRL(PretrainedModule):
         step = self.learner.advantages(policy, [drawn for _, _, drawn, _ in found], earned)
         for (batch, actions, sampled, rewards), advantages in zip(found, step, strict=True):
             update = self.learner.update(policy, sampled, advantages)
+            update.check()
             update.temperature = policy.temperature
             rows = [n for n, t in enumerate(batch.transitions) if not t.counterfactual]
             if role == Role.FWM and self.anchor_weight > 0 and rows:

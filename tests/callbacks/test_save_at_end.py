@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import nullcontext
+
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from support.cli import config, here
-from support.swirl import equal
+from support.swirl import build, equal, trainer
+from support.world import Digits
+from swirl_lightning.callbacks import PhaseSwitch, SaveAtEnd, SaveOnTermination
+
+
+def ended_at_once():
+    """As if the signal had come before the first batch ends."""
+    callback = SaveOnTermination()
+    callback._asked = signal.SIGTERM
+    return callback
 
 
 def last(folder):
@@ -38,6 +52,16 @@ def test_the_end_is_saved_and_goes_on_as_if_never_stopped(run, tmp_path):
     alone = run("long", "--phase_switch.iterations", "2")
     assert longer["global_step"] == alone["global_step"] > ended["global_step"]
     assert equal(longer["state_dict"], alone["state_dict"])
+
+
+@pytest.mark.parametrize("callback", [SaveAtEnd(), ended_at_once()], ids=["to its end", "by a signal"])
+def test_a_development_run_leaves_the_last_checkpoint_of_a_real_one_alone(gemma_path, tmp_path, callback):
+    keeper = ModelCheckpoint(tmp_path, save_last=True)
+    (tmp_path / "last.ckpt").write_bytes(b"a real run's")
+    fit = trainer(tmp_path, PhaseSwitch(1, iterations=0), [keeper, callback], fast_dev_run=True)
+    with pytest.raises(SIGTERMException) if isinstance(callback, SaveOnTermination) else nullcontext():
+        fit.fit(build(gemma_path), Digits(size=16, batch_size=8))
+    assert (tmp_path / "last.ckpt").read_bytes() == b"a real run's"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from support.swirl import CONSTANT, SGD, build, randomize, snapshot, trainer
 from support.world import Digits
@@ -19,6 +20,7 @@ from swirl_lightning.checkpoints.learned import restore_states, states_of
 from swirl_lightning.data import TransitionBatch
 from swirl_lightning.roles import Role
 from swirl_lightning.training.learners import GRPO, BestOfN, Policy
+from swirl_lightning.training.losses import SharedDenominator, score_update
 from swirl_lightning.training.rewards import Constant
 from swirl_lightning.training.rollouts import Update, latent_actions
 from swirl_lightning.transition import Transition
@@ -234,6 +236,61 @@ def test_the_anchor_with_the_reward_off_is_bootstrap(gemma_path, tmp_path, label
         torch.testing.assert_close(ends[0][key], ends[1][key], atol=1e-5, rtol=1e-5)
 
 
+class OfSomePairs(BestOfN):
+    """Trains on the chosen rollouts of pairs with these ids; its denominator counts their tokens alone."""
+
+    def __init__(self, *ids):
+        super().__init__(threshold=-1e9)
+        self.ids, self.seen = set(ids), []
+
+    def loss(self, policy, update):
+        loss = super().loss(policy, update)
+        taken = float(len(self.seen) in self.ids)
+        self.seen.append(taken)
+        return replace(loss, total=taken * loss.total, denominator=taken * loss.denominator)
+
+
+def test_a_learner_may_train_on_nothing(gemma_path, tmp_path):
+    """Of the four micro-batches of two steps on the second alone: the first step has one, the other one none."""
+    logged = []
+
+    class Logged(Callback):
+        def on_train_batch_end(self, run, module, *_):
+            if run.global_step > len(logged):
+                logged.append((float(run.callback_metrics["fwm/loss"]), snapshot(module)))
+
+    module = build(gemma_path, learner=(learner := OfSomePairs(1)), optimizer=SGD, optim=CONSTANT)
+    randomize(module)
+    fit = trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1), [Logged()], accumulate_grad_batches=2)
+    fit.fit(module, Digits(size=16, batch_size=4))
+    assert learner.seen == [0, 1, 0, 0]
+    (first, after), (second, end) = logged
+    assert first > 0
+    assert second == first  # a mean over no token is not logged
+    assert all(torch.equal(after[key], end[key]) for key in end)
+
+
+def test_a_denominator_that_a_learner_keeps_is_left_as_it_is():
+    """Ranks sum in place."""
+    kept, denominator = torch.tensor(3.0), SharedDenominator()
+    reduce = SimpleNamespace(reduce=lambda value, reduce_op: value.mul_(2))
+    run = SimpleNamespace(strategy=reduce, accumulate_grad_batches=1, world_size=2)
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.tensor([6.0])
+    denominator.add(kept)
+    denominator.divide(torch.optim.SGD([weight], 1.0), run)
+    assert weight.grad.item() == 6 * 2 / 6
+    assert kept.item() == 3
+
+
+def test_any_rows_of_an_update_may_be_scored(module):
+    samples, rewards = rollouts(module)
+    update, model = Update.from_samples(samples, rewards), module.models.fwm
+    whole = score_update(model, update, range(3 * G), 1.0).mean_per_token()
+    for rows in ([0, G - 1, G, 2 * G + 1, 3], [*range(G, 3 * G)], [*range(2 * G, 3 * G), *range(G)], [5]):
+        torch.testing.assert_close(score_update(model, update, rows, 1.0).mean_per_token(), whole[rows])
+
+
 def test_what_a_loss_needs_besides_is_kept_in_checkpoints():
     extra = {"rewards": torch.tensor([1.0, 2.0]), "words": ["a", "b"], "by_rank": {"n": [torch.tensor(3)]}}
     update = Update([[1], [1]], [[2], [3]], torch.tensor([0.5, -0.5]), 2, 1, temperature=0.7, extra=extra)
@@ -282,3 +339,12 @@ def test_a_state_that_could_not_be_read_again_is_refused(value, gemma_path, tmp_
     update = Update([[1]], [[2]], torch.ones(1), 1, 1, extra={"value": value})
     with pytest.raises(ValueError, match=r"Update\.extra holds a "):
         update.state()
+
+    class Extra(GRPO):
+        def update(self, *args):
+            return replace(super().update(*args), extra={"value": value})
+
+    module, switch = build(gemma_path, learner=Extra()), PhaseSwitch(0, ["fwm"], iterations=1)
+    with pytest.raises(ValueError, match=r"Update\.extra holds a "):  # at the first step, not when it is saved
+        trainer(tmp_path, switch).fit(module, Digits(size=8, batch_size=8))
+    assert module.trainer.global_step == 0

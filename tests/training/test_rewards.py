@@ -66,12 +66,6 @@ class InParts(MeanLogProb):
         return log_prob - self.lengths
 
 
-def test_what_a_reward_is_made_of_has_means_of_its_own():
-    rewards, metrics = rewarded(InParts([0.5, 1.0]), scored([[-1.0], [-2.0]], 2))
-    assert rewards.tolist() == [-1.5, -3.0]
-    assert {name: float(value) for name, value in metrics.items()} == {"log_prob": -1.5, "length": 0.75}
-
-
 @pytest.mark.parametrize(("lengths", "told"), [([1.0], r"gave \(1,\) for 2"), ([1, 2], "gave torch.int64")])
 def test_a_metric_that_is_no_number_a_rollout_is_refused(lengths, told):
     with pytest.raises(ValueError, match=rf"^model\.reward: metric 'length' {told}"):
@@ -81,7 +75,7 @@ def test_a_metric_that_is_no_number_a_rollout_is_refused(lengths, told):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_rewards_are_float32_whatever_a_reward_computes_in(dtype):
     rollouts = scored([[-1.0], [-2.0]], 2)
-    found, _ = rewarded(lambda given: given.log_probs.mean_per_token().to(dtype), rollouts)
+    found = rewarded(lambda given: given.log_probs.mean_per_token().to(dtype), rollouts)
     assert found.dtype == torch.float32
     assert found.tolist() == [-1.0, -2.0]
 

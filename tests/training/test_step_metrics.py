@@ -36,6 +36,15 @@ def test_means_are_over_rows_and_not_over_micro_batches():
     assert module.shown == {"fwm/reward"}
 
 
+def test_values_of_rows_count_where_a_row_has_one():
+    metrics, module = StepMetrics(), Log()
+    for values in ([1.0, torch.nan, 3.0], [8.0], [torch.nan]):
+        metrics.add_values("fwm/rewards/", {"length": torch.tensor(values), "never": torch.tensor([torch.nan])})
+    metrics.add_values("fwm/rewards/", {"narrow": torch.tensor([256.0, 1.0], dtype=torch.bfloat16)})
+    metrics.log(module)
+    assert module.found == {"fwm/rewards/length": 4.0, "fwm/rewards/narrow": 128.5}
+
+
 def test_each_step_begins_anew_and_one_without_metrics_logs_nothing():
     metrics, module = StepMetrics(), Log()
     for value in (1.0, 3.0):

@@ -80,6 +80,7 @@ def stay_in_unfinished_epoch(checkpoint: dict[str, Any]) -> None:
         counts["processed"] = counts["completed"] = counts["ready"] - 1
     for loader in loops["state_dict"].get("combined_loader", ()):
         loader |= {"epoch": ready - 1, "given": batches["current"]["ready"]}
+        loader.pop("brought", None)  # it says what the next epoch has brought; without it, the rest of a window is
 
 
 def forget_foreign_files(states: dict[str, Any], callbacks: Sequence[Any]) -> None:

@@ -355,8 +355,8 @@ class TransitionDataModule(LightningDataModule, ABC):
         schedules = [s for c in callbacks if isinstance(s := getattr(c, "schedule", None), PhaseSchedule)]
         if not schedules:
             return [WARMUP]
-        first = self.first_epoch if begin is None else begin
-        return schedules[0].names(None if trainer.max_epochs == -1 else trainer.max_epochs, first)
+        last = None if trainer.max_epochs == -1 or trainer.fast_dev_run else trainer.max_epochs
+        return schedules[0].names(last, self.first_epoch if begin is None else begin)
 
     # ---- loaders ---------------------------------------------------------------------------------
     def _phase_loader(self, phase: PhaseName, iteration: int = 0) -> TransitionLoader:

@@ -30,8 +30,8 @@ class SharedDenominator:
 
     def add(self, denominator: Tensor) -> None:
         """Count a micro-batch's scalar."""
-        denominator = denominator.detach()
-        self._total = denominator if self._total is None else self._total + denominator
+        # a copy: what a learner keeps for the replays would be summed over the ranks in place
+        self._total = denominator.detach().clone() if self._total is None else self._total + denominator.detach()
 
     def divide(self, optimizer: torch.optim.Optimizer, trainer: Trainer) -> None:
         """Divide summed gradients by the global batch's tokens (or rows). Collective.
@@ -42,7 +42,8 @@ class SharedDenominator:
         if self._total is None:
             return
         total = trainer.strategy.reduce(self._total, reduce_op="sum")
-        scale = trainer.accumulate_grad_batches * trainer.world_size / total
+        # of a learner that trains on no rollout of this step: its gradients are 0
+        scale = trainer.accumulate_grad_batches * trainer.world_size / total.where(total != 0, 1)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -129,10 +130,13 @@ def score_update(
     dropout: bool = True,
 ) -> LogProbs:
     """Compute log-probabilities of rows of an update: see :meth:`swirl_lightning.world_models.WorldModel.score_ids`."""
+    size = update.group_size
+    groups = dict.fromkeys(n // size for n in rows)
+    whole = list(rows) == [group * size + n for group in groups for n in range(size)]
     return model.score_ids(
         [update.prompts[n] for n in rows],
         [update.completions[n] for n in rows],
-        group_size=update.group_size,
+        group_size=size if whole else 1,  # a prompt is found once for its group
         temperature=temperature,
         training=training,
         dropout=dropout,

@@ -33,7 +33,8 @@ class Scored:
         backbone: the model family that encoded them.
         actions: latent actions: B in Phase I, z of each group, sampled or counterfactual; the N rollouts in Phase II.
         metrics: what a reward puts here, (N,) each, such as the parts that it sums; their means are logged as
-            ``fwm/rewards/<name>`` and ``idm/rewards/<name>``. Names are the same for each batch of a phase.
+            ``fwm/rewards/<name>`` and ``idm/rewards/<name>``. NaN stands for a rollout that has none. Names are the
+            same for each batch of a phase, on every rank.
     """
 
     role: Role
@@ -79,8 +80,8 @@ class Reward(ABC):
         """Raise ValueError if there is none for the rollouts of this backbone; called before the base is loaded."""
 
 
-def rewarded(reward: Reward, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
-    """Call a reward; returns (N,) float32 on the device of the scores, and the means of its metrics.
+def rewarded(reward: Reward, scored: Scored) -> Tensor:
+    """Call a reward; returns (N,) float32 on the device of the scores.
 
     Raises:
         ValueError: it, or one of its metrics, is something else than one number of a float type for each rollout.
@@ -97,8 +98,7 @@ def rewarded(reward: Reward, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]
             )
         if not found.is_floating_point():
             raise ValueError(f"{name} gave {found.dtype}: rewards are of a float type, so use .float()")
-    rewards = given["model.reward"].detach().to(scored.log_probs.values.device, torch.float32)
-    return rewards, {name: values.detach().mean() for name, values in scored.metrics.items()}
+    return given["model.reward"].detach().to(scored.log_probs.values.device, torch.float32)
 
 
 class MeanLogProb(Reward):

@@ -133,14 +133,19 @@ class Update:
         groups = self.advantages.view(-1, size).ne(0).any(1).nonzero()[:, 0].tolist() or [0]
         return [row for group in groups for row in range(group * size, group * size + size)]
 
-    def state(self) -> dict[str, Any]:
-        """Return lists and CPU tensors alone, for a checkpoint.
+    def check(self) -> None:
+        """Refuse what no checkpoint could hold: found there, it would be when a run is being stopped.
 
         Raises:
             ValueError: a subclass, or ``extra``, holds what could not be read again.
         """
         if type(self) is not Update:
             raise ValueError(f"{type(self).__name__}: a checkpoint holds the fields of Update alone: use extra")
+        plain(tree_map_only(Tensor, lambda _: None, self.extra), "Update.extra")
+
+    def state(self) -> dict[str, Any]:
+        """Return lists and CPU tensors alone, for a checkpoint; errors as :meth:`check`."""
+        self.check()
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         moved = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in values.items()}
         return moved | {"extra": plain(self.extra, "Update.extra")}

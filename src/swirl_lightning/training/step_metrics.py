@@ -31,6 +31,12 @@ class StepMetrics:
             value = mean.detach().float() if isinstance(mean, Tensor) else float(mean)
             self._sums[prefix + name] = total + value * rows, count + rows
 
+    def add_values(self, prefix: str, values: Mapping[str, Tensor]) -> None:
+        """Count (N,) values of rows of a micro-batch; NaN stands for a row that has none."""
+        for name, given in values.items():
+            count = (~given.isnan()).sum()
+            self.add(prefix, {name: given.float().nansum() / count.clamp(min=1)}, count)
+
     def log(self, module: LightningModule) -> None:
         """Log the means, and begin anew; one of no row on any rank is left out. Collective."""
         if not self._sums:
