@@ -27,6 +27,7 @@ from swirl_lightning.metrics.bert_score import BERTScore
 from swirl_lightning.metrics.clip import CLIPEncoder
 from swirl_lightning.metrics.embedding import EmbeddingSimilarity
 from swirl_lightning.prepare.edit_corpora import main as edit_corpora
+from swirl_lightning.prepare.labelled_clips import main as labelled_clips
 from swirl_lightning.prepare.scienceworld import generate
 from swirl_lightning.prepare.video_pairs import main as video_pairs
 from swirl_lightning.rollout_engines import Generate
@@ -92,6 +93,7 @@ def test_what_is_no_number_is_refused_by_name(kind):
         (play, ["none", "--port", "-1"], "play.port"),
         (video_pairs, ["none", "out", "--workers", "0"], "video_pairs.workers"),
         (edit_corpora, ["out.jsonl", "--aurora", "none", "--validation", "-1"], "edit_corpora.validation"),
+        (labelled_clips, ["none.csv", "out", "--size", "-1"], "labelled_clips.size"),
         (lambda given: generate(".", **given), {"train": -1}, "scienceworld.train"),
         (lambda given: generate(".", **given), {"max_steps": 0}, "scienceworld.max_steps"),
     ],

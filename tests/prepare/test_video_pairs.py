@@ -156,6 +156,35 @@ def test_frames_are_as_far_apart_as_asked_and_one_missing_time_costs_itself(tmp_
     assert not [time for time in times if 1.1 < time < 6.4]  # nothing is shown there
 
 
+def test_each_draw_that_gives_no_pair_is_counted(tmp_path):
+    """Of a video that gives pairs, too: the others went without a word, and near frames came twice under one id."""
+    write_video(tmp_path / "videos" / "a.mp4", pattern=True, frames=20)  # 2 s: before frames are one of sixteen
+    (tmp_path / "videos" / "b.mpg").write_bytes(b"x")
+    (tmp_path / "videos" / "notes.txt").write_text("no video")
+    config = PairConfig(seconds=0.5, per_video=40)
+    counts = make_pairs(tmp_path / "videos", tmp_path / "out", config)
+    assert 5 < counts["pairs"] <= 16
+    assert counts == {"videos": 1, "pairs": counts["pairs"], "drawn twice": 40 - counts["pairs"], ".mpg is not read": 1}
+    pairs = JSONLTransitions(state_only=str(tmp_path / "out" / "pairs.jsonl"), strict=True).split("state_only")
+    assert len(pairs) == counts["pairs"]
+
+
+def test_videos_that_are_removed_are_told_and_their_pairs_kept(tmp_path):
+    """As where a corpus is fetched in parts."""
+    for name in "ab":
+        write_video(tmp_path / "videos" / f"{name}.mp4", pattern=True, frames=20)
+    assert make_pairs(tmp_path / "videos", tmp_path / "out", SETTINGS)["pairs"] == 4
+    (tmp_path / "videos" / "a.mp4").unlink()
+    counts = make_pairs(tmp_path / "videos", tmp_path / "out", SETTINGS)
+    assert counts == {"videos": 2, "pairs": 4, "no longer there": 1}
+
+
+def test_no_pair_at_all_is_an_error_with_its_reasons(tmp_path):
+    write_video(tmp_path / "videos" / "night.mp4", black=True)
+    with pytest.raises(ValueError, match=r"no pair in .*\(videos: 1, too dark: 2\).*raise --max_ssim"):
+        make_pairs(tmp_path / "videos", tmp_path / "out", SETTINGS)
+
+
 def test_videos_of_another_source_are_not_taken_for_those_that_are_done(tmp_path):
     one = write_video(tmp_path / "A" / "1.mp4", pattern=True, frames=20)
     make_pairs(tmp_path / "A", tmp_path / "out", PairConfig(seconds=1))

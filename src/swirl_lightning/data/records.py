@@ -149,6 +149,11 @@ _WITHOUT = {
 
 def _rows(path: Path, skipped: SkippedRecords) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, fields) of every record that can be read."""
+    if path.suffix in (".csv", ".tsv"):
+        raise ValueError(
+            f"{path} is a table, and files are JSON lines or parquet: of clips of videos that it names, "
+            "python -m swirl_lightning.prepare.labelled_clips makes them"
+        )
     if path.suffix != ".parquet":
         for place, line in lines(path):
             try:

@@ -1,4 +1,4 @@
-"""Access to single frames of videos by time (extra ``[video]``: PyAV)."""
+"""Single frames of videos: access by time (extra ``[video]``: PyAV), and writing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from swirl_lightning.files.writing import written_to
 
 _OPENED = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
@@ -132,3 +134,18 @@ class Video:
                 raise VideoError("no such frame", f"{self.path} within {within:.2f} s of {seconds:.2f} s")
             image: Image.Image = found[0].to_image()
             return image.convert("RGB").rotate(found[0].rotation, expand=True), found[1]  # as players show it
+
+
+def shrunk(image: Image.Image, size: int) -> Image.Image:
+    """Shrink an image until its shorter side has ``size`` pixels; 0, and a smaller image, keep it as it is."""
+    factor = size / min(image.size)
+    if not size or factor >= 1:
+        return image
+    wide, high = (max(1, round(side * factor)) for side in image.size)
+    return image.resize((wide, high), Image.Resampling.LANCZOS)
+
+
+def save_frame(frame: Image.Image, path: Path, size: int) -> None:
+    """Write a frame as a JPEG, :func:`shrunk` to ``size``."""
+    with written_to(path):
+        shrunk(frame, size).save(path, quality=95)

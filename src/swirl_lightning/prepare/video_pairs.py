@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mimetypes
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from rich.progress import Progress
 
 from swirl_lightning.console.run import run_command
 from swirl_lightning.data.reading import read_settings
-from swirl_lightning.data.video import Video, VideoError, require_av
+from swirl_lightning.data.video import Video, VideoError, require_av, save_frame, shrunk
 from swirl_lightning.engine.ranges import check_ranges
 from swirl_lightning.files.hashes import digest
 from swirl_lightning.files.writing import append_lines, whole_file, written_to
@@ -73,17 +74,19 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
         workers: number of threads.
 
     Returns:
-        Counts over all videos of ``out``: ``videos``, ``pairs``, and videos without a pair by reason
-        (``damaged video``, ``too short``, ``too dark``, ``too alike``, ...).
+        Counts over all videos of ``out``: ``videos``, ``pairs``, and what has been left out by reason: videos
+        (``damaged video``, ``too short``, ...) and draws of a pair (``too dark``, ``too alike``, ``drawn twice``, ...);
+        videos that are no longer there, whose pairs are kept; and files of videos that are not read, by their ending.
 
     Raises:
         FileNotFoundError: the folder has no videos.
-        ValueError: ``out`` was made with other settings, or of other videos of the same names.
+        ValueError: ``out`` was made with other settings, or of other videos of the same names; or there is no pair.
     """
     check_ranges("video_pairs", {"workers": workers}, workers="whole [1, inf)")
     require_av()
     videos, out, config = Path(videos), Path(out), config or PairConfig()
-    names = sorted(p.relative_to(videos).as_posix() for p in videos.rglob("*") if p.suffix.lower() in ENDINGS)
+    files = [path for path in videos.rglob("*") if path.suffix]
+    names = sorted(p.relative_to(videos).as_posix() for p in files if p.suffix.lower() in ENDINGS)
     if not names:
         raise FileNotFoundError(f"no videos ({', '.join(ENDINGS)}) in {videos}")
     with written_to(out):
@@ -100,13 +103,23 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
             progress.advance(task)
     _write_pairs(out / PAIRS, [done[name] for name in sorted(done)])
     counts = Counter({"videos": len(done), "pairs": sum(len(e["pairs"]) for e in done.values())})
-    counts.update(entry["reason"] for entry in done.values() if not entry["pairs"])
+    for entry in done.values():
+        counts.update(entry["left_out"])
+    counts.update("no longer there" for name in set(done) - set(names))
+    counts.update(f"{ending} is not read" for ending in _unread(files))
+    if not counts["pairs"]:
+        told = ", ".join(f"{name}: {count}" for name, count in counts.items() if name != "pairs")
+        raise ValueError(
+            f"no pair in {videos} ({told}); what a camera that stands still sees may be too alike: raise --max_ssim"
+        )
     return counts
 
 
 def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str, Any]:
-    """Write the frames of a video's pairs; returns ``{video, pairs: [...], reason}``."""
-    entry: dict[str, Any] = {"video": name, "bytes": _size(videos / name), "pairs": [], "reason": ""}
+    """Write the frames of a video's pairs; returns ``{video, pairs: [...], left_out: {reason: count}}``."""
+    left_out: Counter[str] = Counter()
+    entry: dict[str, Any] = {"video": name, "bytes": _size(videos / name), "pairs": [], "left_out": left_out}
+    drawn: set[float] = set()
     shown = os.fsencode(name).decode(errors="backslashreplace")  # names of files need not be text, and records must be
     key = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
     rng = np.random.default_rng([config.seed, int.from_bytes(key, "big")])
@@ -114,30 +127,42 @@ def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str
         with Video(videos / name) as video:
             latest = video.duration - config.seconds
             if latest < 0:
-                return entry | {"reason": "too short"}
+                left_out["too short"] += 1
+                return entry
             for n, time in enumerate(sorted(rng.uniform(0, latest, config.per_video))):
                 try:
                     before, earlier = video.frame(time, within=1.0)
                     after, later = video.frame(time + config.seconds, last=True, within=1.0)
                 except VideoError as error:
-                    entry["reason"] = error.kind
+                    left_out[error.kind] += 1
                     continue
                 near = later - earlier < config.seconds / 2  # a picture that stood still, for example
-                entry["reason"] = reason = "no such frame" if near else rejection(before, after, config)
-                if not reason:
+                again = earlier in drawn  # many draws of a short video begin with the same frame
+                drawn.add(earlier)
+                reason = "no such frame" if near else "drawn twice" if again else rejection(before, after, config)
+                if reason:
+                    left_out[reason] += 1
+                else:
                     stem = f"frames/{key.hex()}-{n}"
                     files = {}
                     for side, frame in (("before", before), ("after", after)):
                         files[f"{side}_image"] = f"{stem}-{side}.jpg"
-                        with written_to(path := out / files[f"{side}_image"]):
-                            _shrunk(frame, config.size).save(path, quality=95)
-                    pair = {"id": f"{shown}@{time:.2f}", "video": shown, "time": round(float(time), 3)}
+                        save_frame(frame, out / files[f"{side}_image"], config.size)
+                    pair = {"id": f"{shown}@{earlier:.3f}", "video": shown, "time": round(earlier, 3)}
                     entry["pairs"].append(files | pair)
             if entry["pairs"]:
                 entry["begins"] = _beginning(videos / name)
     except VideoError as error:
-        entry["reason"] = error.kind
+        left_out[error.kind] += 1
     return entry
+
+
+def _unread(files: Sequence[Path]) -> Iterator[str]:
+    """Yield the endings of files that are videos in a container which is not read."""
+    for path in files:
+        kind, _ = mimetypes.guess_type(path.name)
+        if kind is not None and kind.startswith("video/") and (ending := path.suffix.lower()) not in ENDINGS:
+            yield ending
 
 
 def rejection(before: Image.Image, after: Image.Image, config: PairConfig) -> str:
@@ -176,15 +201,7 @@ def _means(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
 
 
 def _grey(image: Image.Image) -> NDArray[np.float64]:
-    return np.asarray(_shrunk(image, _COMPARED).convert("L"), dtype=np.float64)
-
-
-def _shrunk(image: Image.Image, size: int) -> Image.Image:
-    factor = size / min(image.size)
-    if not size or factor >= 1:
-        return image
-    wide, high = (max(1, round(side * factor)) for side in image.size)
-    return image.resize((wide, high), Image.Resampling.LANCZOS)
+    return np.asarray(shrunk(image, _COMPARED).convert("L"), dtype=np.float64)
 
 
 def _finished(
@@ -246,9 +263,11 @@ def _changed(video: Path, entry: dict[str, Any], out: Path) -> bool:
 
 
 def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in ("video", "reason")):
+    if not isinstance(entry, dict) or not isinstance(entry.get("video"), str):
         return False
-    pairs = entry.get("pairs")
+    left_out, pairs = entry.get("left_out"), entry.get("pairs")
+    if not isinstance(left_out, dict) or not all(type(count) is int for count in left_out.values()):
+        return False
     return isinstance(pairs, list) and all(isinstance(pair, dict) and "id" in pair for pair in pairs)
 
 
@@ -267,6 +286,16 @@ def _write_pairs(path: Path, entries: list[dict[str, Any]]) -> None:
             file.writelines((json.dumps(pair) + "\n").encode() for pair in entry["pairs"])
 
 
+_HELP = {
+    "seconds": "between the two frames",
+    "per_video": "pairs of a video at most",
+    "max_ssim": "pairs more alike than this are left out; 1 keeps all but equal ones",
+    "max_black": "share of black pixels from which a frame is too dark",
+    "size": "shorter side in pixels to which frames are shrunk, 0 for none",
+    "seed": "of the times",
+}
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
     parser = command_parser(
@@ -278,8 +307,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("videos", help="folder of videos")
     parser.add_argument("out", help="folder for pairs.jsonl and frames")
     for name, value in asdict(PairConfig()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
-    parser.add_argument("--workers", type=int, default=1)
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"{_HELP[name]}; default: {value}")
+    parser.add_argument("--workers", type=int, default=1, help="threads that decode; default: 1")
     options = vars(parser.parse_args(args))
     videos, out, workers = (options.pop(name) for name in ("videos", "out", "workers"))
     counts = make_pairs(videos, out, PairConfig(**options), workers)
