@@ -12,6 +12,7 @@ and counted.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -94,7 +95,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str | None, Any]]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{table} is not UTF-8 ({error}): save it as UTF-8") from None
     separator = max(_SEPARATORS, key=text.partition("\n")[0].count)
-    rows = csv.DictReader(text.splitlines(keepends=True), delimiter=separator, skipinitialspace=True)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     try:
         rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
         if lacking := [name for name in _NEEDED if name not in rows.fieldnames]:
@@ -118,7 +119,7 @@ def _transition(row: dict[str | None, Any], line: int, table: Path, out: Path, s
         # a container may tell the length of its sound
         after, later = video.frame(video.duration if end is None else end, last=True, within=end and 1.0)
     if later <= earlier:
-        raise BrokenRecord(f"fewer than two frames ({name} from {start or 0.0} s to {end or 'its end'})")
+        raise BrokenRecord(f"fewer than two frames from start to end ({name})")
     record = {"before_image": f"frames/{line}-before.jpg", "after_image": f"frames/{line}-after.jpg"}
     for path, frame in zip(record.values(), (before, after), strict=True):
         save_frame(frame, out / path, size)
