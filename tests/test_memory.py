@@ -193,7 +193,7 @@ def test_the_longest_states_may_be_in_any_split(folder, tmp_path, long):
 )
 def test_the_phases_that_will_run(switch, epoch, max_epochs, told):
     data = Letters()
-    data.trainer = SimpleNamespace(callbacks=[switch], max_epochs=max_epochs)
+    data.trainer = SimpleNamespace(callbacks=[switch], max_epochs=max_epochs, fast_dev_run=False)
     assert data.phases(epoch) == told
 
 
