@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from swirl_lightning.backbones.base import Backbone
@@ -27,7 +28,7 @@ class PretrainedModule(WorldModelModule):
     _written = 0.0  # time of the last checkpoint, in seconds
 
     # ---- checkpoints -----------------------------------------------------------------------------
-    @classmethod
+    @_restricted_classmethod
     def load_from_checkpoint(  # type: ignore[override]
         cls,
         checkpoint_path: str | Path,
@@ -51,6 +52,7 @@ class PretrainedModule(WorldModelModule):
 
         Raises:
             FileNotFoundError: no such checkpoint, or neither a ``backbone`` nor a configuration.
+            TypeError: called on a module, which would be left as it is.
             ValueError: not a checkpoint of SWIRL, or of another base or other settings of the adapters.
 
         Example::

@@ -58,6 +58,8 @@ def saved(path):
 def test_the_runs_own_configuration_is_found(last):
     module = SWIRL.load_from_checkpoint(last)
     assert equal(module.state_dict(), saved(last)["state_dict"])
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        module.load_from_checkpoint(last)
     assert (module.lora, module.grpo.group_size) == (AdapterConfig(r=4, dropout=0.1), 4)
     assert (module.label, module.training, module.model.training) == ("SWIRL iteration 1", False, False)
     assert module.device == torch.device("cpu")
