@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from recipes import study
 from support import cli, processes
 from support.tiny import gemma_folder
+from swirl_lightning.benchmarks.scienceworld import ScienceWorld
 from swirl_lightning.callbacks.row_scores import read
 from swirl_lightning.cli import swirl_cli
 from swirl_lightning.console.run import run_command
@@ -60,6 +62,22 @@ def test_the_parser_takes_the_rows(path, name, tmp_path, monkeypatch):
         "scienceworld": None,  # a file of transitions
     }
     assert getattr(cli.datamodule, "world_seed", None) == worlds[path.stem]
+
+
+def test_the_transitions_of_the_scienceworld_study_lie_beside_it(tmp_path):
+    path = ROOT / "recipes" / "studies" / "scienceworld.yaml"
+    with gzip.open(path.with_name("scienceworld_transitions.jsonl.gz")) as file:
+        (tmp_path / "gold_transitions.jsonl").write_bytes(file.read())
+    options = study.Study.load(path).options
+    tasks, limit = (options[f"data.init_args.{name}"] for name in ("tasks", "limit"))
+    suites = [ScienceWorld(str(tmp_path), tasks=tasks, limit=limit, split_seed=seed) for seed in range(3)]
+    tests, labelled, pairs = ([suite.load_split(s) for suite in suites] for s in ("test", "warmup", "state_only"))
+    assert {len(rows) for rows in tests} == {limit}
+    assert {row.meta["task"] for row in tests[0]} == set(tasks)
+    for own, rest in zip(labelled, pairs, strict=True):
+        assert min(len(own), len(rest)) >= options["data.init_args.pairs_per_iteration"]
+        assert not {row.id for row in own} & {row.id for row in rest}
+        assert len({row.id for row in own} | {row.id for row in rest}) == 293
 
 
 def test_a_row_starts_from_one_before_it(tmp_path):
