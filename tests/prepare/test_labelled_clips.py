@@ -78,6 +78,35 @@ def test_all_clips_of_a_video_are_on_one_side(folder):
         write(folder / "labels.csv", out)
 
 
+def test_a_call_that_is_stopped_leaves_the_clips_of_the_one_before_as_they_were(folder):
+    table, out = folder / "labels.csv", folder / "out"
+    table.write_text("video,action,start,end\nlong.mp4,push,0.2,0.6\nlong.mp4,pull,0.7,1.1\n")
+    write(table, out)
+    table.write_text("video,action,start,end\nlong.mp4,pull,0.7,1.1\nlong.mp4,push,0.2,0.6\ngone.mp4,push,,\n")
+    with pytest.raises(ValueError, match="1 of 3 records cannot be used"):
+        write(table, out, strict=True)
+    rows = read(out / "warmup.jsonl")
+    assert [(row.action, number(row.before), number(row.after)) for row in rows] == [("push", 2, 6), ("pull", 7, 11)]
+
+
+def test_two_spellings_of_a_video_are_one(folder):
+    (folder / "labels.csv").write_text(
+        "video,action,start,end\nlong.mp4,a,0,0.3\n.//long.mp4,b,0.4,0.8\nclips/../long.mp4,c,0.5,1\nclips/ü.mp4,d,,\n"
+    )
+    write(folder / "labels.csv", folder / "out", validation=1)
+    sides = [{line["video"] for line in lines(folder / "out" / f"{name}.jsonl")} for name in ("warmup", "validation")]
+    assert sorted(map(sorted, sides)) == [["clips/ü.mp4"], ["long.mp4"]]
+
+
+def test_a_video_that_was_cut_short_is_left_out(folder):
+    whole = write_video(folder / "whole.mkv", frames=40, pattern=True).read_bytes()
+    (folder / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    (folder / "labels.csv").write_text("video,action,start,end\ncut.mkv,push,,\ncut.mkv,push,0,0.5\nwhole.mkv,push,,\n")
+    with pytest.warns(UserWarning, match=r"labels\.csv:2: no such frame"):
+        counts = write(folder / "labels.csv", folder / "out")
+    assert counts == {"records": 3, "used": 2, "skipped": 1, "skipped: no such frame": 1}
+
+
 def test_clips_that_cannot_be_used_are_counted(folder, capsys, recwarn):
     (folder / "damaged.mp4").write_bytes(b"x" * 500)
     (folder / "labels.csv").write_text(

@@ -12,9 +12,11 @@ and counted.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -41,7 +43,7 @@ def write(
 
     Args:
         table: the file.
-        out: folder for ``warmup.jsonl``, ``validation.jsonl`` and ``frames/``; files in it are written over.
+        out: folder for ``warmup.jsonl``, ``validation.jsonl`` and ``frames/``; the files in it are written anew.
         validation: clips that are held out, at least: the rest of their videos' clips goes with them.
         size: shorter side in pixels to which frames are shrunk; 0 keeps their size.
         strict: stop if a clip cannot be used.
@@ -116,14 +118,17 @@ def _transition(row: dict[str | None, Any], line: int, table: Path, out: Path, s
     start, end = (_seconds(row, field) for field in ("start", "end"))
     with Video(table.parent / name) as video:
         before, earlier = video.frame(start or 0.0, within=1.0)
-        # a container may tell the length of its sound
-        after, later = video.frame(video.duration if end is None else end, last=True, within=end and 1.0)
+        # a video that was cut short ends before it says: its last frame is not that of the action
+        after, later = video.frame(video.duration if end is None else end, last=True, within=1.0)
     if later <= earlier:
         raise BrokenRecord(f"fewer than two frames from start to end ({name})")
-    record = {"before_image": f"frames/{line}-before.jpg", "after_image": f"frames/{line}-after.jpg"}
+    one = os.path.relpath(video.path, table.parent)  # the same for all spellings
+    # by what they show, and not by the line: what an earlier call has written stays true if this one is stopped
+    key = hashlib.blake2b(repr((one, os.path.getsize(video.path), earlier, later, size)).encode(), digest_size=8)
+    record = {f"{side}_image": f"frames/{key.hexdigest()}-{side}.jpg" for side in ("before", "after")}
     for path, frame in zip(record.values(), (before, after), strict=True):
         save_frame(frame, out / path, size)
-    return record | {"action": action, "id": f"{table.name}:{line}", "video": name, "start": earlier, "end": later}
+    return record | {"action": action, "id": f"{table.name}:{line}", "video": one, "start": earlier, "end": later}
 
 
 def _seconds(row: dict[str | None, Any], field: str) -> float | None:
