@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_pairs_of_a_folder(videos, tmp_path):
     counts = make_pairs(videos, tmp_path / "out", SETTINGS, workers=3)
     assert counts["videos"] == 7
     assert counts["damaged video"] == 1
-    assert counts["too dark"] == 1
+    assert counts["too dark"] == 2  # draws
     assert counts["too short"] == 1
     assert counts["pairs"] >= 6
     data = JSONLTransitions(state_only=str(tmp_path / "out" / "pairs.jsonl"))
@@ -179,10 +180,27 @@ def test_videos_that_are_removed_are_told_and_their_pairs_kept(tmp_path):
     assert counts == {"videos": 2, "pairs": 4, "no longer there": 1}
 
 
-def test_no_pair_at_all_is_an_error_with_its_reasons(tmp_path):
-    write_video(tmp_path / "videos" / "night.mp4", black=True)
-    with pytest.raises(ValueError, match=r"no pair in .*\(videos: 1, too dark: 2\).*raise --max_ssim"):
-        make_pairs(tmp_path / "videos", tmp_path / "out", SETTINGS)
+def test_the_log_of_an_earlier_version_keeps_its_pairs(tmp_path):
+    """It had one reason for a video, and no counts."""
+    write_video(tmp_path / "videos" / "a.mp4", pattern=True, frames=20)
+    write_video(tmp_path / "videos" / "b.mp4", pattern=True, frames=20)
+    write_video(tmp_path / "videos" / "short.mp4", frames=3)
+    make_pairs(tmp_path / "videos", tmp_path / "out", SETTINGS)
+    log = tmp_path / "out" / "videos.jsonl"
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    earlier = [{"reason": next(iter(entry.pop("left_out")), ""), **entry} for entry in entries]
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in earlier))
+    (tmp_path / "videos" / "a.mp4").unlink()
+    counts = make_pairs(tmp_path / "videos", tmp_path / "out", SETTINGS)
+    assert counts == {"videos": 3, "pairs": 4, "too short": 1, "no longer there": 1}
+
+
+@pytest.mark.parametrize(("black", "told"), [(True, r"too dark: 9\)$"), (False, r"too alike: 9\).* higher --max_ssim")])
+def test_no_pair_at_all_is_an_error_with_its_reasons(tmp_path, black, told):
+    """Each draw with its own, though several begin with the same frame."""
+    write_video(tmp_path / "videos" / "still.mp4", black=black)
+    with pytest.raises(ValueError, match=r"no pair in .*\(videos: 1, " + told):
+        make_pairs(tmp_path / "videos", tmp_path / "out", replace(SETTINGS, per_video=9, max_ssim=-1))
 
 
 def test_videos_of_another_source_are_not_taken_for_those_that_are_done(tmp_path):

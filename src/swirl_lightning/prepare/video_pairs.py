@@ -109,9 +109,8 @@ def make_pairs(videos: str | Path, out: str | Path, config: PairConfig | None = 
     counts.update(f"{ending} is not read" for ending in _unread(files))
     if not counts["pairs"]:
         told = ", ".join(f"{name}: {count}" for name, count in counts.items() if name != "pairs")
-        raise ValueError(
-            f"no pair in {videos} ({told}); what a camera that stands still sees may be too alike: raise --max_ssim"
-        )
+        cure = "; what a camera that stands still sees is alike: make them with a higher --max_ssim of video_pairs"
+        raise ValueError(f"no pair in {videos} ({told}){cure if counts['too alike'] else ''}")
     return counts
 
 
@@ -138,11 +137,11 @@ def pairs_of(videos: Path, name: str, out: Path, config: PairConfig) -> dict[str
                     continue
                 near = later - earlier < config.seconds / 2  # a picture that stood still, for example
                 again = earlier in drawn  # many draws of a short video begin with the same frame
-                drawn.add(earlier)
                 reason = "no such frame" if near else "drawn twice" if again else rejection(before, after, config)
                 if reason:
                     left_out[reason] += 1
                 else:
+                    drawn.add(earlier)
                     stem = f"frames/{key.hex()}-{n}"
                     files = {}
                     for side, frame in (("before", before), ("after", after)):
@@ -233,6 +232,8 @@ def _entries(path: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
+        if isinstance(entry, dict) and isinstance(reason := entry.pop("reason", None), str):
+            entry["left_out"] = {reason: 1} if reason else {}  # as earlier versions wrote it, without a count
         if _is_entry(entry):
             entries.append(entry)
     return entries
