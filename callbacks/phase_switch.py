@@ -84,9 +84,9 @@ class PhaseSwitch(Callback):
 
         Args:
             trainer: runs it.
-            done: epochs of the run that it goes on from: its warm-up is not cut.
+            done: epochs of the run that it goes on from.
         """
-        warmup = self._given.warmup_epochs if done else min(1, self._given.warmup_epochs)
+        warmup = min(self._given.warmup_epochs, done + 1)
         self.schedule = replace(self._given, warmup_epochs=warmup)
         phases = 0 if self.schedule.iterations == 0 else len(self.schedule.phases)
         ends = [max(done, warmup) + phases, *([self.schedule.epochs] if self.schedule.epochs is not None else [])]

@@ -165,12 +165,20 @@ def test_a_development_run_has_a_step_of_each_phase(gemma_path, tmp_path):
     assert watch.seen == ["warmup"]
 
 
-@pytest.mark.parametrize(("done", "left"), [(1, ["warmup", "fwm", "idm"]), (2, ["fwm", "idm"]), (3, ["idm", "fwm"])])
-def test_a_development_run_goes_on_from_a_checkpoint(gemma_path, tmp_path, done, left):
-    """Its warm-up is as long as in the checkpoint, and it has a step of each phase from there on."""
+@pytest.mark.parametrize(
+    ("warmups", "done", "left"),
+    [
+        (2, 1, ["warmup", "fwm", "idm"]),
+        (20, 1, ["warmup", "fwm", "idm"]),
+        (2, 2, ["fwm", "idm"]),
+        (2, 3, ["idm", "fwm"]),
+    ],
+)
+def test_a_development_run_goes_on_from_a_checkpoint(gemma_path, tmp_path, warmups, done, left):
+    """It has a step of each phase from there on."""
     data, watch, last = Digits(size=16, batch_size=8), Phases(), tmp_path / "end.ckpt"
-    run = trainer(tmp_path, PhaseSwitch(2), max_epochs=done)
+    run = trainer(tmp_path, PhaseSwitch(warmups), max_epochs=done)
     run.fit(build(gemma_path), data)
     run.save_checkpoint(last)
-    trainer(tmp_path, PhaseSwitch(2), [watch], fast_dev_run=True).fit(build(gemma_path), data, ckpt_path=last)
+    trainer(tmp_path, PhaseSwitch(warmups), [watch], fast_dev_run=True).fit(build(gemma_path), data, ckpt_path=last)
     assert watch.seen == left

@@ -250,7 +250,8 @@ class OfSomePairs(BestOfN):
         return replace(loss, total=taken * loss.total, denominator=taken * loss.denominator)
 
 
-def test_a_learner_may_train_on_nothing(gemma_path, tmp_path):
+@pytest.mark.parametrize(("anchor", "labelled"), [(0, 0), (1, 0), (0, 2)])
+def test_a_learner_may_train_on_nothing(gemma_path, tmp_path, anchor, labelled):
     """Of the four micro-batches of two steps on the second alone: the first step has one, the other one none."""
     logged = []
 
@@ -259,10 +260,11 @@ def test_a_learner_may_train_on_nothing(gemma_path, tmp_path):
             if run.global_step > len(logged):
                 logged.append((float(run.callback_metrics["fwm/loss"]), snapshot(module)))
 
-    module = build(gemma_path, learner=(learner := OfSomePairs(1)), optimizer=SGD, optim=CONSTANT)
+    learner = OfSomePairs(1)
+    module = build(gemma_path, learner=learner, optimizer=SGD, optim=CONSTANT, anchor_weight=float(anchor))
     randomize(module)
     fit = trainer(tmp_path, PhaseSwitch(0, ["fwm"], iterations=1), [Logged()], accumulate_grad_batches=2)
-    fit.fit(module, Digits(size=16, batch_size=4))
+    fit.fit(module, Digits(size=16, batch_size=4, labelled_per_batch=labelled))
     assert learner.seen == [0, 1, 0, 0]
     (first, after), (second, end) = logged
     assert first > 0

@@ -42,8 +42,8 @@ class SharedDenominator:
         if self._total is None:
             return
         total = trainer.strategy.reduce(self._total, reduce_op="sum")
-        # of a learner that trains on no rollout of this step: its gradients are 0
-        scale = trainer.accumulate_grad_batches * trainer.world_size / total.where(total != 0, 1)
+        # 0 of a learner that trains on no rollout of this step: so is supervision, which weighs relative to them
+        scale = (trainer.accumulate_grad_batches * trainer.world_size / total).where(total != 0, 0)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -87,7 +87,7 @@ class Loss:
     Attributes:
         total: scalar with gradient.
         denominator: scalar.
-        sequences: number of sequences in the sum ``total``.
+        sequences: number of sequences that ``denominator`` counts; supervision weighs relative to them.
         normalization: weighting of their tokens; see :func:`token_weights`.
         metrics: scalars for the log, the same names on every rank.
         tokens: number of tokens that were scored.
