@@ -12,7 +12,6 @@ and counted.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -29,6 +28,7 @@ from swirl_lightning.data.reading import BrokenRecord, SkippedRecords
 from swirl_lightning.data.splitting import rank_of
 from swirl_lightning.data.video import Video, VideoError, require_av, save_frame
 from swirl_lightning.engine.ranges import check_ranges
+from swirl_lightning.files.hashes import digest
 from swirl_lightning.files.writing import whole_file, written_to
 from swirl_lightning.prepare import command_parser
 
@@ -43,7 +43,7 @@ def write(
 
     Args:
         table: the file.
-        out: folder for ``warmup.jsonl``, ``validation.jsonl`` and ``frames/``; the files in it are written anew.
+        out: folder for ``warmup.jsonl``, ``validation.jsonl`` and ``frames/``; frames of earlier calls are kept.
         validation: clips that are held out, at least: the rest of their videos' clips goes with them.
         size: shorter side in pixels to which frames are shrunk; 0 keeps their size.
         strict: stop if a clip cannot be used.
@@ -124,8 +124,8 @@ def _transition(row: dict[str | None, Any], line: int, table: Path, out: Path, s
         raise BrokenRecord(f"fewer than two frames from start to end ({name})")
     one = os.path.relpath(video.path, table.parent)  # the same for all spellings
     # by what they show, and not by the line: what an earlier call has written stays true if this one is stopped
-    key = hashlib.blake2b(repr((one, os.path.getsize(video.path), earlier, later, size)).encode(), digest_size=8)
-    record = {f"{side}_image": f"frames/{key.hexdigest()}-{side}.jpg" for side in ("before", "after")}
+    key = digest(repr((one, os.path.getsize(video.path), earlier, later, size)).encode())
+    record = {f"{side}_image": f"frames/{key}-{side}.jpg" for side in ("before", "after")}
     for path, frame in zip(record.values(), (before, after), strict=True):
         save_frame(frame, out / path, size)
     return record | {"action": action, "id": f"{table.name}:{line}", "video": one, "start": earlier, "end": later}
