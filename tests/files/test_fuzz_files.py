@@ -266,10 +266,12 @@ def test_what_was_generated(tmp_path, seed):
 def test_a_log_of_videos(tmp_path, seed):
     damage = Damage(seed)
     pair = {"id": "v@1", "before_image": "a.jpg", "after_image": "b.jpg"}
-    lines = [{"video": f"{n}.mp4", "pairs": [pair], "reason": ""} for n in range(8)]
+    reasons = [{"left_out": {"too dark": 2}}, {"reason": "too dark"}]  # as it is written now, and as it was
+    lines = [{"video": f"{n}.mp4", "pairs": [pair], **reasons[n % 2]} for n in range(8)]
     damage.lists(tmp_path / "videos.jsonl", lines, lines=True)
     for entry in _entries(tmp_path / "videos.jsonl"):
-        assert isinstance(entry["video"] + entry["reason"], str)
+        assert isinstance(entry["video"], str)
+        assert all(type(count) is int for count in entry["left_out"].values())
         assert all("id" in pair for pair in entry["pairs"])
     (tmp_path / "settings.json").write_bytes(damage.content(b'{"seconds": 6.0}', share=1.0))
     calls = [(_check_settings, tmp_path / "settings.json", PairConfig()), (LabelLog, tmp_path, {"a": 1})]
