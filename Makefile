@@ -21,7 +21,7 @@ quickstart: install  ## set up, train the embedded default, test SFT and SWIRL, 
 
 test: install lint contracts  ## set up, then ruff, import-linter, pytest, and mypy beside it, which tells its result at the end
 	@$(MAKE) --silent types > build/mypy.txt 2>&1 & types=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(COVERAGE); tested=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 25 $(COVERAGE); tested=$$?; \
 	wait $$types; typed=$$?; cat build/mypy.txt; exit $$((tested | typed))
 
 coverage: COVERAGE := --cov --cov-report=term:skip-covered --cov-fail-under=85
